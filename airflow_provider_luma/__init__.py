@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Luma video modification as a step of an Airflow pipeline.
+
+Airflow reads :func:`get_provider_info` in every process it starts, so nothing heavier than data is here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "1.0.0"
+
+_INTEGRATION = "Luma"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return what this package brings, in the form of Airflow's ``provider_info.schema.json``."""
+    return {
+        "package-name": "airflow-provider-luma",
+        "name": "Luma",
+        "description": "Modify videos with `Luma <https://docs.kie.ai/luma-api/quickstart>`__ as a step of a pipeline.",
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://docs.kie.ai/luma-api/quickstart",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": [_modules("airflow_provider_luma.hooks.luma")],
+        "operators": [_modules("airflow_provider_luma.operators.luma")],
+        "sensors": [_modules("airflow_provider_luma.sensors.luma")],
+        "triggers": [_modules("airflow_provider_luma.triggers.luma")],
+        "connection-types": [
+            {
+                "connection-type": "luma",
+                "hook-class-name": "airflow_provider_luma.hooks.luma.LumaHook",
+                "hook-name": "Luma",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["login"],
+                    "relabeling": {"password": "API key", "schema": "Scheme"},
+                    "placeholders": {
+                        "host": "https://api.kie.ai (leave empty for the service itself)",
+                        "schema": "https",
+                        "password": "the key of your Luma account",
+                    },
+                },
+                "conn-fields": {
+                    "timeout": {
+                        "label": "Timeout",
+                        "description": "Seconds before a call to Luma is given up (30 if empty).",
+                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                    },
+                },
+            }
+        ],
+    }
+
+
+def _modules(module: str) -> dict[str, Any]:
+    return {"integration-name": _INTEGRATION, "python-modules": [module]}

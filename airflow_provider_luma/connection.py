@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What an Airflow connection of type ``luma`` says, read once and in one place.
+
+The whole connection can be ``luma://:API-KEY@``. Host, schema and port say where the service is (a full URL in
+the host is fine), the password is the API key, and the extra holds transport options as in the HTTP provider.
+Nothing else in the extra is ever sent anywhere, and no secret is part of any ``repr``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow_provider_luma.exceptions import LumaAuthError, LumaValidationError
+from airflow_provider_luma.protocol import DEFAULT_HOST, check_positive, is_private_host
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+#: Seconds before a call is given up, unless the connection's extra says otherwise.
+DEFAULT_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class LumaConnection:
+    """
+    A connection of type ``luma``.
+
+    :param base_url: the service's address, without a slash at its end
+    :param api_key: the key of the Luma account
+    :param timeout: seconds before a call is given up
+    :param proxies: proxy addresses by scheme, or none
+    :param verify: whether the server's certificate is checked, or the CA bundle to check it with
+    :param cert: a client certificate: one file, or certificate and key
+    :param trust_env: whether proxy settings of the environment apply
+    :param allow_redirects: whether API calls follow redirects; the service itself never redirects
+    :param max_redirects: how many of them
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)
+    timeout: float = DEFAULT_TIMEOUT
+    proxies: dict[str, str] = field(default_factory=dict, repr=False)
+    verify: bool | str = True
+    cert: str | tuple[str, str] | None = None
+    trust_env: bool = True
+    allow_redirects: bool = False
+    max_redirects: int = 10
+
+    @classmethod
+    def of(cls, connection: Connection) -> LumaConnection:
+        """
+        Read an Airflow connection.
+
+        :raises LumaAuthError: it holds no usable API key
+        :raises LumaValidationError: it names no usable address, or a transport option makes no sense
+        """
+        name = f"connection {connection.conn_id!r}"
+        extra = _extra(connection, name)
+        cert = extra.get("cert")
+        return cls(
+            base_url=_base_url(connection, name),
+            api_key=_api_key(connection, name),
+            timeout=_timeout(extra.get("timeout", DEFAULT_TIMEOUT), name),
+            proxies=_proxies(extra.get("proxies", extra.get("proxy")), name),
+            verify=_verify(extra.get("verify", extra.get("verify_ssl", True))),
+            cert=(cert[0], cert[1]) if isinstance(cert, (list, tuple)) else cert,
+            trust_env=_is_true(extra.get("trust_env", True)),
+            allow_redirects=_is_true(extra.get("allow_redirects", False)),
+            max_redirects=int(extra.get("max_redirects", 10)),
+        )
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the service is on the public Internet, and so cannot reach private addresses."""
+        return not is_private_host(urlsplit(self.base_url).hostname or "")
+
+
+def missing_connection(conn_id: str) -> str:
+    """Return what to tell a user whose connection does not exist."""
+    return (
+        f"luma_conn_id={conn_id!r}: there is no such connection. Create one of type Luma in Airflow (Admin > "
+        f"Connections) with the API key as its Password, or set AIRFLOW_CONN_{conn_id.upper()}='luma://:API-KEY@'"
+    )
+
+
+def _extra(connection: Connection, name: str) -> dict[str, Any]:
+    # Not Connection.extra_dejson: that calls the supervisor, which an event loop with other calls cannot do.
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        # The text is not quoted: it may hold secrets.
+        raise LumaValidationError(None, f"{name}: its extra is not a JSON object; correct or empty it")
+    return extra
+
+
+def _base_url(connection: Connection, name: str) -> str:
+    host = (connection.host or "").strip() or DEFAULT_HOST
+    url = host if "://" in host else f"{connection.schema or 'https'}://{host}"
+    try:
+        parts = urlsplit(url)
+        hostname, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise LumaValidationError(None, f"{name}: its host {host!r} is no valid address ({error})") from error
+    if parts.scheme not in ("http", "https") or not hostname or parts.username or parts.query or parts.fragment:
+        raise LumaValidationError(
+            None, f"{name}: its host must be a name or an http(s) address such as {DEFAULT_HOST}, not {host!r}"
+        )
+    if connection.port and port is None:
+        parts = parts._replace(netloc=f"{parts.netloc}:{connection.port}")
+    return parts.geturl().rstrip("/")
+
+
+def _api_key(connection: Connection, name: str) -> str:
+    key = (connection.password or "").strip()
+    if not key:
+        raise LumaAuthError(None, f"{name} has no API key")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        # HTTP clients refuse such a header with a message that quotes it, the key included.
+        raise LumaAuthError(None, f"{name}: its Password holds characters that no API key has, such as a line break")
+    return key
+
+
+def _timeout(value: object, name: str) -> float:
+    seconds = float(value) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
+    check_positive(f"{name}: timeout in its extra", seconds)
+    return float(seconds)  # type: ignore[arg-type]
+
+
+def _proxies(value: object, name: str) -> dict[str, str]:
+    if not value:
+        return {}
+    if isinstance(value, str):
+        return {"http": value, "https": value}
+    if isinstance(value, dict) and all(isinstance(proxy, str) for proxy in value.values()):
+        return value
+    raise LumaValidationError(
+        None, f"{name}: proxies in its extra must be an address, or addresses by scheme such as {{'https': ...}}"
+    )
+
+
+def _verify(value: object) -> bool | str:
+    if isinstance(value, str) and value.strip().lower() not in ("true", "false", "1", "0"):
+        return str(Path(value).expanduser())
+    return _is_true(value)
+
+
+def _is_true(value: object) -> bool:
+    return value.strip().lower() in ("true", "1") if isinstance(value, str) else bool(value)
