@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The wire between Airflow and Luma: :class:`LumaHook` for workers, :class:`LumaAsyncHook` for the triggerer.
+
+Both carry the requests of :mod:`airflow_provider_luma.protocol` to the service and its answers back, and
+know nothing else about it. They build on the hooks of the HTTP provider, with one difference that matters: of
+the connection, only what :class:`~airflow_provider_luma.connection.LumaConnection` lists is used, so that
+nothing in its extra leaves as a header.
+
+Two kinds of call are told apart. *Reading* is safe to repeat, and a passing trouble is waited out.
+*Submitting* costs money: it is repeated only where the service surely accepted nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import requests
+import tenacity
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+from airflow.providers.http.hooks.http import HttpAsyncHook, HttpHook, SessionConfig
+from airflow.sdk.exceptions import AirflowRuntimeError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+from airflow_provider_luma import protocol
+from airflow_provider_luma.connection import LumaConnection, missing_connection
+from airflow_provider_luma.exceptions import (
+    LumaAuthError,
+    LumaError,
+    LumaSubmissionUnknownError,
+    LumaUnavailableError,
+)
+from airflow_provider_luma.hooks.download import Download
+from airflow_provider_luma.protocol import LumaTask
+from airflow_provider_luma.waiting import Watch, patience
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+    from airflow.sdk.types import Logger
+
+#: Seconds for which a single read outside of a wait is repeated while the service is unavailable.
+READ_PATIENCE = 60.0
+
+#: Seconds for which a submission is repeated that the service surely did not accept.
+SUBMIT_PATIENCE = 120.0
+
+T = TypeVar("T")
+
+
+class _BearerAuth(requests.auth.AuthBase):
+    """Adds the API key to a request; requests takes it off again when a redirect leaves the host."""
+
+    def __init__(self, api_key: str) -> None:
+        self._api_key = api_key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._api_key}"
+        return request
+
+
+class _LumaHookBase:
+    """What both hooks tell Airflow about themselves, and how they read their connection."""
+
+    conn_name_attr = "luma_conn_id"
+    default_conn_name = "luma_default"
+    conn_type = "luma"
+    hook_name = "Luma"
+
+    def __init__(self, luma_conn_id: str = default_conn_name) -> None:
+        super().__init__(http_conn_id=luma_conn_id)  # type: ignore[call-arg]
+        self.luma_conn_id = luma_conn_id
+
+
+class LumaHook(_LumaHookBase, HttpHook):
+    """
+    Call Luma from a worker.
+
+    :param luma_conn_id: the :ref:`connection <connection:luma>` that holds the API key
+    """
+
+    def get_luma_connection(self) -> LumaConnection:
+        """
+        Read the connection, afresh at every call, so that a new API key is used as soon as it is there.
+
+        :raises AirflowNotFoundException: there is no such connection
+        :raises LumaAuthError: it holds no usable API key
+        :raises LumaValidationError: it names no usable address
+        """
+        try:
+            connection = self.get_connection(self.luma_conn_id)
+        except AirflowNotFoundException as error:
+            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
+        return LumaConnection.of(connection)
+
+    def get_conn(
+        self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
+    ) -> requests.Session:
+        """
+        Return a session that carries the API key, the connection's transport options, and nothing else.
+
+        :param headers: further headers
+        :param extra_options: transport options that take precedence over the connection's
+        """
+        connection = self.get_luma_connection()
+        session = _session(connection)
+        session.auth = _BearerAuth(connection.api_key)
+        session.cert = connection.cert
+        session.headers.update(headers or {})
+        self.base_url, self._base_url_initialized = connection.base_url, True
+        self.merged_extra = {
+            "timeout": connection.timeout,
+            "allow_redirects": connection.allow_redirects,
+            **(extra_options or {}),
+        }
+        return self._configure_session_from_mount_adapters(session)
+
+    def modify_video(
+        self, prompt: str, video_url: str, *, callback_url: str | None = None, watermark: str | None = None
+    ) -> str:
+        """
+        Submit a job. It costs credits, and cannot be cancelled.
+
+        Repeated, for two minutes at most, where the service surely did not accept it: over the rate limit,
+        under maintenance, refused with a passing reason, or never reached.
+
+        :param prompt: how to change the video, in English
+        :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB
+        :param callback_url: public address that the service calls when the job ends
+        :param watermark: text to put into the video
+        :returns: the job's id at Luma
+        :raises LumaValidationError: the prompt or an address is refused, by us before sending or by the service
+        :raises LumaInsufficientCreditsError: the account lacks credits
+        :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
+        :raises LumaError: any other refusal
+        """
+        service_is_public = self.get_luma_connection().is_public
+        protocol.check_prompt(prompt)
+        protocol.check_video_url(video_url, service_is_public=service_is_public)
+        if callback_url:
+            protocol.check_callback_url(callback_url, service_is_public=service_is_public)
+        request = protocol.modify_request(prompt, video_url, callback_url=callback_url, watermark=watermark)
+        # Only errors of a surely refused submission are among the transient ones.
+        retrying = tenacity.Retrying(**patience(SUBMIT_PATIENCE), before_sleep=self._log_refusal)
+        return retrying(self._submit, request)
+
+    def get_task(self, luma_task_id: str) -> LumaTask:
+        """
+        Look at a job. Passing trouble is waited out, for a minute at most.
+
+        :raises LumaNotFoundError: the service does not know the id
+        :raises LumaError: any other refusal
+        """
+        return tenacity.Retrying(**patience(READ_PATIENCE))(self._look, luma_task_id)
+
+    def get_credits(self) -> float:
+        """
+        Return the account's remaining credits. Passing trouble is waited out, for a minute at most.
+
+        :raises LumaError: the service refused
+        """
+        return tenacity.Retrying(**patience(READ_PATIENCE))(self._credits)
+
+    def get_download_url(self, result_url: str) -> str:
+        """
+        Return a temporary download address of a result, valid for 20 minutes.
+
+        :param result_url: one of a job's result_urls
+        :raises LumaError: the service refused, e.g. because the file is not one of its own
+        """
+        request = protocol.download_url_request(result_url)
+        read = partial(self._read, request, protocol.read_download_url)
+        return tenacity.Retrying(**patience(READ_PATIENCE))(read)
+
+    def wait_for_completion(self, luma_task_id: str, *, timeout: float = 1800, poll_interval: float = 30) -> LumaTask:
+        """
+        Wait, in this process, until a job has ended well.
+
+        :param timeout: seconds to wait at most
+        :param poll_interval: seconds between two looks; the service recommends 30
+        :returns: the finished job, with at least one result URL
+        :raises LumaGenerationError: the job failed
+        :raises LumaTimeoutError: the job is still running after the timeout
+        :raises LumaError: the service refused for good
+        """
+        protocol.check_luma_task_id(luma_task_id)
+        protocol.check_positive("timeout", timeout)
+        protocol.check_positive("poll_interval", poll_interval)
+        watch = Watch(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
+        while isinstance(outcome := self.look(watch), float):
+            time.sleep(outcome)
+        return outcome
+
+    def look(self, watch: Watch) -> LumaTask | float:
+        """
+        Look once at a watched job, and log what is worth a line.
+
+        :returns: the job, if it has ended well, or the seconds to wait before the next look
+        :raises LumaError: what the watch decided to end with
+        """
+        task: LumaTask | None = None
+        try:
+            task = self._look(watch.luma_task_id)
+        except LumaError as error:
+            delay: float | None = watch.stumbled(error, time.time())
+        else:
+            delay = watch.saw(task, time.time())
+        return _outcome(self.log, watch, task, delay)
+
+    def download(self, url: str, destination: str | ObjectStoragePath, *, overwrite: bool = False) -> ObjectStoragePath:
+        """
+        Stream a file, such as a result, to any storage that Airflow knows. The API key is not sent along.
+
+        Until it is whole the file bears another name. A broken connection is resumed where it broke.
+
+        :param url: http(s) address
+        :param destination: a file (its name ends in an extension), or a folder, in which the file gets the name
+            it has in the URL
+        :param overwrite: fetch, and replace, a file that is there already; otherwise one of the right length is
+            left alone
+        :returns: where the file is
+        :raises LumaValidationError: the address is no http(s) address, or leads to a private network
+        :raises LumaNotFoundError: there is no such file, e.g. because the result has expired
+        :raises LumaUnavailableError: the file could not be had in one piece
+        :raises FileExistsError: another file has that name, and ``overwrite`` is off
+        """
+        connection = self.get_luma_connection()
+        return Download(
+            session=partial(_session, connection),
+            timeout=connection.timeout,
+            service_is_public=connection.is_public,
+            renew=self.get_download_url,
+            log=self.log,
+        ).run(url, destination, overwrite=overwrite)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Say how many credits are left, or what is wrong and where to mend it."""
+        try:
+            remaining = self._credits()
+        except (LumaError, AirflowNotFoundException) as error:
+            return False, str(error)
+        return True, f"Connected to {self.base_url}: {remaining:g} credits left"
+
+    def _look(self, luma_task_id: str) -> LumaTask:
+        return self._read(protocol.task_request(luma_task_id), partial(protocol.read_task, luma_task_id=luma_task_id))
+
+    def _credits(self) -> float:
+        return self._read(protocol.credits_request(), protocol.read_credits)
+
+    def _read(self, request: protocol.Request, read: Callable[[protocol.Response], T]) -> T:
+        try:
+            response = self._send(request)
+        except requests.RequestException as error:
+            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {error}") from error
+        return read(response)
+
+    def _submit(self, request: protocol.Request) -> str:
+        try:
+            response = self._send(request)
+        except requests.RequestException as error:
+            if _never_connected(error):
+                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {error}") from error
+            raise LumaSubmissionUnknownError(
+                None,
+                f"the submission was sent to {self.base_url}, but no answer came: {error}. It may have been accepted",
+            ) from error
+        return protocol.read_submission(response)
+
+    def _send(self, request: protocol.Request) -> protocol.Response:
+        # A session per call, as in HttpHook: a kept connection that the server has closed meanwhile would make
+        # the outcome of a submission unknown without need.
+        with self.get_conn() as session:
+            response = session.request(
+                request.method,
+                self.base_url + request.path,
+                params=request.query,
+                json=request.json,
+                timeout=self.merged_extra["timeout"],
+                allow_redirects=self.merged_extra["allow_redirects"],
+            )
+            return protocol.Response(response.status_code, response.content, response.headers.get("Retry-After"))
+
+    def _log_refusal(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        seconds = state.next_action.sleep if state.next_action else 0.0
+        self.log.warning("The submission was not accepted: %s. Nothing was billed; again in %.0f s", error, seconds)
+
+
+class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
+    """
+    Call Luma from the triggerer's event loop.
+
+    Used as ``async with LumaAsyncHook(...) as hook``, all calls share one kept connection, opened by the first.
+    Without that, close the hook with :meth:`close` when done.
+
+    :param luma_conn_id: the :ref:`connection <connection:luma>` that holds the API key
+    """
+
+    def __init__(self, luma_conn_id: str = _LumaHookBase.default_conn_name) -> None:
+        super().__init__(luma_conn_id)
+        self._connection: LumaConnection | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> LumaAsyncHook:
+        """Return the hook; its session is opened by the first call."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the session."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the session; a later call opens a new one."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def get_luma_connection(self) -> LumaConnection:
+        """
+        Read the connection.
+
+        :raises AirflowNotFoundException: there is no such connection
+        :raises LumaAuthError: it holds no usable API key
+        :raises LumaValidationError: it names no usable address
+        """
+        try:
+            connection = await get_async_connection(self.luma_conn_id)
+        except AirflowNotFoundException as error:
+            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
+        return LumaConnection.of(connection)
+
+    async def config(self) -> SessionConfig:
+        """Return what the HTTP provider's own ``run`` sends: the API key, and nothing of the connection's extra."""
+        connection = await self.get_luma_connection()
+        return SessionConfig(base_url=connection.base_url, headers={"Authorization": f"Bearer {connection.api_key}"})
+
+    async def get_task(self, luma_task_id: str) -> LumaTask:
+        """
+        Look at a job. Passing trouble is waited out, for a minute at most.
+
+        :raises LumaNotFoundError: the service does not know the id
+        :raises LumaError: any other refusal
+        """
+        return await tenacity.AsyncRetrying(**patience(READ_PATIENCE))(self._look, luma_task_id)
+
+    async def look(self, watch: Watch) -> LumaTask | float:
+        """
+        Look once at a watched job, and log what is worth a line.
+
+        :returns: the job, if it has ended well, or the seconds to wait before the next look
+        :raises LumaError: what the watch decided to end with
+        """
+        task: LumaTask | None = None
+        try:
+            task = await self._look_with_current_key(watch.luma_task_id)
+        except LumaError as error:
+            delay: float | None = watch.stumbled(error, time.time())
+        except (AirflowException, AirflowRuntimeError) as error:
+            # The API server or a secrets backend is down, or the connection is just being replaced: no reason
+            # to give up a job that is paid for.
+            trouble = LumaUnavailableError(None, f"the connection could not be read: {error}")
+            delay = watch.stumbled(trouble, time.time())
+        else:
+            delay = watch.saw(task, time.time())
+        return _outcome(self.log, watch, task, delay)
+
+    async def _look_with_current_key(self, luma_task_id: str) -> LumaTask:
+        try:
+            return await self._look(luma_task_id)
+        except LumaAuthError:
+            # The key may have been replaced while we waited.
+            if await self.get_luma_connection() == self._connection:
+                raise
+            await self.close()
+            return await self._look(luma_task_id)
+
+    async def _look(self, luma_task_id: str) -> LumaTask:
+        response = await self._send(protocol.task_request(luma_task_id))
+        return protocol.read_task(response, luma_task_id)
+
+    async def _send(self, request: protocol.Request) -> protocol.Response:
+        connection, session = await self._opened()
+        try:
+            async with session.request(
+                request.method,
+                connection.base_url + request.path,
+                params=request.query,
+                json=request.json,
+                allow_redirects=connection.allow_redirects,
+                max_redirects=connection.max_redirects,
+                proxy=connection.proxies.get(urlsplit(connection.base_url).scheme),
+            ) as response:
+                return protocol.Response(response.status, await response.read(), response.headers.get("Retry-After"))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from error
+
+    async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
+        if self._connection is None or self._session is None:
+            self._connection = connection = await self.get_luma_connection()
+            self._session = aiohttp.ClientSession(
+                headers={"Authorization": f"Bearer {connection.api_key}"},
+                timeout=aiohttp.ClientTimeout(total=connection.timeout),
+                connector=aiohttp.TCPConnector(ssl=await asyncio.to_thread(_ssl, connection)),
+                trust_env=connection.trust_env,
+            )
+        return self._connection, self._session
+
+
+def _session(connection: LumaConnection) -> requests.Session:
+    """Return a session with the connection's transport options, and without any credentials."""
+    session = requests.Session()
+    session.proxies = dict(connection.proxies)
+    session.verify = connection.verify
+    session.trust_env = connection.trust_env
+    session.max_redirects = connection.max_redirects
+    return session
+
+
+def _ssl(connection: LumaConnection) -> ssl.SSLContext | bool:
+    """Return the connection's certificates as aiohttp wants them. Reads files."""
+    if connection.verify is False and connection.cert is None:
+        return False
+    bundle = Path(connection.verify) if isinstance(connection.verify, str) else None
+    if bundle is None and connection.cert is None:
+        return True
+    context = ssl.create_default_context(
+        cafile=bundle if bundle and bundle.is_file() else None,
+        capath=bundle if bundle and bundle.is_dir() else None,
+    )
+    if connection.verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if connection.cert is not None:
+        files = (connection.cert,) if isinstance(connection.cert, str) else connection.cert
+        context.load_cert_chain(*files)
+    return context
+
+
+def _outcome(log: Logger, watch: Watch, task: LumaTask | None, delay: float | None) -> LumaTask | float:
+    """Log a look's news at a human pace; return the finished job, or the seconds until the next look."""
+    if line := watch.progress(time.time()):
+        log.log(*line)
+    if delay is not None:
+        return delay
+    assert task is not None, "a watch is finished by a job it saw"
+    return task
+
+
+def _never_connected(error: requests.RequestException) -> bool:
+    """Tell whether a request failed before any of it could reach the service."""
+    if isinstance(error, (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError)):
+        return True
+    if not isinstance(error, requests.exceptions.ConnectionError) or not error.args:
+        return False
+    reason = getattr(error.args[0], "reason", None)
+    certificate_refused = isinstance(getattr(reason, "args", (None,))[0], ssl.SSLCertVerificationError)
+    return isinstance(reason, (NewConnectionError, ConnectTimeoutError)) or certificate_refused

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The steps of a pipeline: have Luma modify a video, fetch the result.
+
+A DAG file is parsed every half a minute, so this module imports the hook, and with it the HTTP libraries, only
+when a task runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferralTimeout
+from airflow.sdk import BaseOperator
+
+from airflow_provider_luma import protocol
+from airflow_provider_luma.exceptions import (
+    PERMANENT,
+    LumaError,
+    LumaSubmissionUnknownError,
+    LumaTimeoutError,
+    LumaValidationError,
+)
+from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_luma.hooks.luma import LumaHook
+
+
+class LumaModifyOperator(BaseOperator):
+    """
+    Have Luma modify a video as an English prompt says, and wait for the result.
+
+    Returns, and pushes key by key, ``{"luma_task_id", "status", "result_urls", "origin_urls", "created_at",
+    "completed_at"}``, so that ``modify.output["result_urls"]`` feeds the next task. The id is pushed as soon as
+    Luma has given it.
+
+    A job costs credits, takes minutes, and cannot be cancelled. By default the wait is deferred to the triggerer
+    and holds no worker slot.
+
+    .. seealso::
+        For more information, take a look at the guide: :ref:`howto/operator:LumaModifyOperator`
+
+    :param prompt: how to change the video, in English (templated)
+    :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB (templated)
+    :param watermark: text to put into the video; empty for none (templated)
+    :param callback_url: a webhook of your own that Luma calls when the job ends; empty for none. The task waits
+        by polling all the same (templated)
+    :param luma_conn_id: the :ref:`connection <connection:luma>` that holds the API key (templated)
+    :param wait_for_completion: wait for the video. If False the task ends once Luma has accepted the job, with
+        status ``GENERATING`` and no URLs, and a :class:`LumaTaskSensor` can wait for it
+    :param deferrable: wait in the triggerer. If False the wait holds a worker slot
+    :param poll_interval: seconds between two looks at the job; the service recommends 30
+    :param timeout: seconds to wait for the video at most, from the moment it was submitted. The job itself goes
+        on at Luma
+    :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted, at
+        the risk of paying twice. By default such a task fails without using its retries
+    """
+
+    template_fields: Sequence[str] = ("prompt", "video_url", "watermark", "callback_url", "luma_conn_id")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md"}
+    ui_color = "#e4d7f5"
+
+    def __init__(
+        self,
+        *,
+        prompt: str,
+        video_url: str,
+        watermark: str | None = None,
+        callback_url: str | None = None,
+        luma_conn_id: str = "luma_default",
+        wait_for_completion: bool = True,
+        deferrable: bool = True,
+        poll_interval: float = 30,
+        timeout: float = 1800,
+        resubmit_on_unknown: bool = False,
+        multiple_outputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(multiple_outputs=multiple_outputs, **kwargs)
+        self.prompt = prompt
+        self.video_url = video_url
+        self.watermark = watermark
+        self.callback_url = callback_url
+        self.luma_conn_id = luma_conn_id
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.resubmit_on_unknown = resubmit_on_unknown
+        self._luma_task_id: str | None = None
+
+        protocol.check_positive("poll_interval", poll_interval)
+        protocol.check_positive("timeout", timeout)
+        if _is_literal(prompt):
+            protocol.check_prompt(prompt)
+        if _is_literal(video_url):
+            protocol.check_video_url(video_url)
+        if callback_url and _is_literal(callback_url):
+            protocol.check_callback_url(callback_url)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Submit the job and, unless told otherwise, wait for it."""
+        from airflow_provider_luma.hooks.luma import LumaHook
+
+        hook = LumaHook(self.luma_conn_id)
+        self._luma_task_id = luma_task_id = self._submit(hook)
+        context["ti"].xcom_push(key="luma_task_id", value=luma_task_id)
+        if not self.wait_for_completion:
+            self.log.info("Not waiting for it, as wait_for_completion is off")
+            return LumaTask(luma_task_id, LumaTaskStatus.GENERATING).as_dict()
+        if self.deferrable:
+            self._defer(luma_task_id, end_time=time.time() + self.timeout)
+        task = hook.wait_for_completion(luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval)
+        return self._result(task.as_dict())
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Take up the trigger's event: return the result, or raise what ended the wait."""
+        if "error" in event:
+            raise LumaError.from_dict(event["error"])
+        return self._result(event["task"])
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Name the job when ``execution_timeout`` ended the wait for it."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout as error:
+            ti = context["ti"]
+            luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
+            raise LumaTimeoutError(
+                None,
+                f"not finished within execution_timeout ({self.execution_timeout}). It was not cancelled, since Luma "
+                "cannot cancel: it is still running there under this id, and paid for",
+                luma_task_id=luma_task_id,
+            ) from error
+
+    def on_kill(self) -> None:
+        """Say that the job goes on, and under which id."""
+        if self._luma_task_id is None:
+            self.log.warning("Killed before Luma had given a task id; look at the Luma account for the job")
+        else:
+            self.log.warning(
+                "Luma cannot cancel a job: Luma task %s goes on there under this id, and is billed. "
+                "A LumaTaskSensor with this luma_task_id fetches its result",
+                self._luma_task_id,
+            )
+
+    def _submit(self, hook: LumaHook) -> str:
+        self.log.info("Submitting %s to Luma with the prompt %r", self.video_url, self.prompt)
+        try:
+            luma_task_id = hook.modify_video(
+                self.prompt,
+                self.video_url,
+                callback_url=self.callback_url or None,
+                watermark=self.watermark or None,
+            )
+        except PERMANENT as error:
+            raise AirflowFailException(str(error)) from error
+        except LumaSubmissionUnknownError as error:
+            if self.resubmit_on_unknown:
+                raise
+            raise AirflowFailException(str(error)) from error
+        self.log.info("Luma accepted the job as Luma task %s", luma_task_id)
+        return luma_task_id
+
+    def _defer(self, luma_task_id: str, *, end_time: float) -> NoReturn:
+        from airflow_provider_luma.triggers.luma import LumaTaskTrigger
+
+        self.log.info("Waiting for it in the triggerer, looking every %g s", self.poll_interval)
+        self.defer(
+            trigger=LumaTaskTrigger(luma_task_id, self.luma_conn_id, self.poll_interval, end_time),
+            method_name="execute_complete",
+            timeout=self.execution_timeout,
+        )
+
+    def _result(self, result: dict[str, Any]) -> dict[str, Any]:
+        self.log.info("Luma task %s is done: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
+        return result
+
+
+class LumaDownloadOperator(BaseOperator):
+    """
+    Stream results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
+
+    Results stay at Luma for 14 days. Until a file is whole it has another name; a broken connection is resumed;
+    a file that is there already, and whole, is not fetched again.
+
+    Returns the list of the files written.
+
+    .. seealso::
+        For more information, take a look at the guide: :ref:`howto/operator:LumaDownloadOperator`
+
+    :param urls: one address or several, e.g. ``modify.output["result_urls"]`` (templated)
+    :param destination: where to: a folder, or, for a single address, a file, recognised by its extension. A path
+        or an address such as ``s3://my_conn@bucket/videos`` (templated)
+    :param luma_conn_id: the :ref:`connection <connection:luma>` of the account that made the videos (templated)
+    :param overwrite: fetch, and replace, files that are there already
+    """
+
+    template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id")
+    ui_color = "#d7e9f5"
+
+    def __init__(
+        self,
+        *,
+        urls: str | Sequence[str],
+        destination: str,
+        luma_conn_id: str = "luma_default",
+        overwrite: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.urls = urls
+        self.destination = destination
+        self.luma_conn_id = luma_conn_id
+        self.overwrite = overwrite
+
+    def execute(self, context: Context) -> list[str]:
+        """Fetch one file after the other."""
+        from airflow_provider_luma.hooks.luma import LumaHook
+
+        try:
+            hook = LumaHook(self.luma_conn_id)
+            return [
+                str(hook.download(url, destination, overwrite=self.overwrite))
+                for url, destination in self._plan().items()
+            ]
+        except (*PERMANENT, FileExistsError) as error:
+            raise AirflowFailException(str(error)) from error
+
+    def _plan(self) -> dict[str, str]:
+        """Return where each address goes to: every one to a file of its own, the same one at every try."""
+        from airflow_provider_luma.hooks.download import names_a_file, safe_name
+
+        urls = [self.urls] if isinstance(self.urls, str) else list(self.urls or ())
+        if not urls:
+            raise LumaValidationError(None, "urls is empty: there is nothing to download")
+        destination = str(self.destination or "").strip()
+        if not destination:
+            raise LumaValidationError(None, "destination is empty: give a folder, or a file for a single address")
+        if names_a_file(destination):
+            if len(urls) > 1:
+                raise LumaValidationError(
+                    None, f"destination {destination!r} is one file, but urls holds {len(urls)}: give a folder"
+                )
+            return {urls[0]: destination}
+        plan: dict[str, str] = {}
+        for url in urls:
+            name = safe_name(url)
+            taken = sum(safe_name(other) == name for other in plan)
+            plan[url] = f"{destination.rstrip('/')}/{f'{taken + 1}-{name}' if taken else name}"
+        return plan
+
+
+def _is_literal(value: object) -> bool:
+    """Tell whether a value is final when the DAG is parsed: neither a template nor another task's output."""
+    return value is None or (isinstance(value, str) and "{{" not in value and "{%" not in value)
