@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A local Luma service: rehearse success and failure without an account and without spending credits.
+
+Run it with ``python -m airflow_provider_luma.simulator``, or hold one in a test::
+
+    with Simulator(Settings(processing_seconds=0.2), port=0) as luma:
+        ...  # luma.base_url, luma.sample_url, luma.configure(...), luma.jobs, luma.calls
+
+Names load when they are first used, so that importing the package alone costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .faults import Fault
+    from .journal import Call
+    from .server import Simulator
+    from .service import Job
+    from .settings import Settings
+
+__all__ = ["Call", "Fault", "Job", "Settings", "Simulator"]
+
+_HOMES = {"Call": "journal", "Fault": "faults", "Job": "service", "Settings": "settings", "Simulator": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``python -m airflow_provider_luma.simulator``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from pydantic import ValidationError
+
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .server import Simulator
+
+_DESCRIPTION = """\
+A local Luma service. It answers like the real one, takes its timing and its faults from the options below, spends no
+credits, and makes real videos that visibly differ from their input. Everything it holds is gone when it stops.
+"""
+_FAULTS = """\
+faults:
+  A fault is written ON:KIND[,NAME=VALUE...] and hits each matching call, or as every, skip and times say.
+
+  on     submit, status, credit, download_url, file (result files)
+  kind   refuse           with code=N; style=status or style=body; retry_after=SECONDS
+         html             an HTML page with HTTP status code=N (500 unless told)
+         empty            HTTP 200 without a body
+         truncated        the first half of the answer, as if it were the whole
+         cut              the connection is closed without a byte
+         cut_body         the connection is closed half-way through the answer
+         wrong_length     the length announced is more than what is sent
+         hang             seconds=N before the normal answer
+         null_data, wrong_data            the envelope's data is null, or a text
+         unknown_flag, response_string    status: successFlag is flag=N (9 unless told), response is JSON in a string
+         no_range         file: asked for a part, it sends the whole
+  which  every=N (each N-th call), skip=N (not the first N), times=N (N times at most),
+         after_accept=true (submit: the job is accepted and billed, then the answer is spoilt)
+
+examples:
+  python -m airflow_provider_luma.simulator --processing-seconds 20 --credits 35
+  python -m airflow_provider_luma.simulator --fault submit:refuse,code=429,times=2 --fault status:html,every=5
+  python -m airflow_provider_luma.simulator --outcome generate_failed --error-message "The video is too dark."
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make one option of each setting, so that the two cannot drift apart."""
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_luma.simulator",
+        usage="%(prog)s [options]",
+        description=_DESCRIPTION,
+        epilog=_FAULTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1).")
+    parser.add_argument("--port", type=int, default=8765, help="Port to listen on, 0 for any free one (default: 8765).")
+    for name, field in Settings.model_fields.items():
+        if name == "faults":
+            continue
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field.description, field.default)}
+        if field.annotation is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif choices := [value for value in get_args(field.annotation) if isinstance(value, str)]:
+            options["choices"] = choices
+        else:
+            options["metavar"] = _metavar(field.annotation)
+        parser.add_argument("--" + name.replace("_", "-"), **options)
+    parser.add_argument(
+        "--fault",
+        dest="faults",
+        action="append",
+        metavar="ON:KIND[,NAME=VALUE...]",
+        default=argparse.SUPPRESS,
+        help=_help(f"{Settings.model_fields['faults'].description} Repeatable; see below.", None),
+    )
+    return parser
+
+
+def _help(description: str | None, default: Any) -> str:
+    shown = "" if default is None or isinstance(default, bool) else f" (default: {default})"
+    return f"{description}{shown}".replace("%", "%%")
+
+
+def _metavar(annotation: Any) -> str:
+    kinds = get_args(annotation) if get_origin(annotation) else (annotation,)
+    return "TEXT" if str in kinds else "N"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run until told to stop."""
+    parser = build_parser()
+    values = vars(parser.parse_args(arguments))
+    host, port = values.pop("host"), values.pop("port")
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        parser.error("; ".join(_problem(one) for one in error.errors()))
+    missing = [name for name in ("av", "numpy") if importlib.util.find_spec(name) is None]
+    if missing:
+        needed = " and ".join(missing)
+        hint = "pip install 'airflow-provider-luma[simulator]'"
+        parser.exit(1, f"The simulator makes real videos and needs {needed}: {hint}\n")
+    try:
+        _run(settings, host, port)
+    except (OSError, OverflowError) as error:
+        parser.exit(1, f"The simulator cannot listen on {host} port {port}: {error}\n")
+
+
+def _problem(error: Any) -> str:
+    """Name the option rather than the field."""
+    location = [part for part in error["loc"] if isinstance(part, str)]
+    option = "--fault" if location[0] == "faults" else "--" + location[0].replace("_", "-")
+    return f"{' '.join([option, *location[1:]])}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _run(settings: Settings, host: str, port: int) -> None:
+    from .server import Simulator  # only now: it needs PyAV
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Simulator(settings, host=host, port=port) as simulator:
+        sys.stdout.write(_greeting(simulator))
+        sys.stdout.flush()
+        stop.wait()
+
+
+def _greeting(simulator: Simulator) -> str:
+    key = simulator.settings.api_key
+    shown = key if key == Settings.model_fields["api_key"].default else "YOUR-KEY"
+    host_and_port = simulator.base_url.removeprefix("http://")
+    return (
+        f"Luma simulator ready at {simulator.base_url}\n"
+        f"  sample clip:        {simulator.sample_url}\n"
+        f"  Airflow connection: export AIRFLOW_CONN_LUMA_DEFAULT='luma://:{shown}@{host_and_port}/http'\n"
+        f"  stop:               Ctrl+C\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

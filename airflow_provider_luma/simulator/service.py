@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service's state and rules, with no HTTP and no video in it: what is accepted, billed, refused and remembered."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import random
+import threading
+import time
+import unicodedata
+import uuid
+from collections import deque
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from .faults import Fault, FaultLine
+from .journal import Journal
+from .settings import Settings
+
+MAX_VIDEO_SECONDS = 10.0
+MAX_VIDEO_BYTES = 500 * 1024 * 1024
+
+GENERATING, SUCCESS, CREATE_TASK_FAILED, GENERATE_FAILED, CALLBACK_FAILED = range(5)
+
+
+class Refusal(Exception):
+    """The service says no, with one of its documented codes."""
+
+    def __init__(self, code: int, msg: str, *, style: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(code, msg)
+        self.code = code
+        self.msg = msg
+        self.style = style
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Order:
+    """A submission whose form is right."""
+
+    prompt: str
+    video_url: str
+    callback_url: str | None
+    request: dict[str, Any]
+
+
+@dataclass
+class Job:
+    """An accepted submission and what became of it."""
+
+    task_id: str
+    prompt: str
+    video_url: str
+    callback_url: str | None
+    request: dict[str, Any]
+    create_time: int
+    outcome: str
+    seconds: float
+    input_digest: str
+    flag: int = GENERATING
+    complete_time: int | None = None
+    origin_urls: list[str] = field(default_factory=list)
+    result_urls: list[str] = field(default_factory=list)
+    error_code: int | None = None
+    error_message: str | None = None
+    callback_tries: int = 0
+
+    @property
+    def file_name(self) -> str:
+        """The name of the result file."""
+        return f"modified-{self.task_id[:12]}.mp4"
+
+    @property
+    def param_json(self) -> str:
+        """The request as the record repeats it, where the watermark's key has a capital."""
+        renamed = {("waterMark" if key == "watermark" else key): value for key, value in self.request.items()}
+        return json.dumps(renamed, ensure_ascii=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the job as plain values."""
+        return asdict(self)
+
+
+class Window:
+    """At most so many events in any stretch of so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._times: deque[float] = deque()
+
+    def admits(self, limit: int) -> bool:
+        """Whether one more event fits now."""
+        now = time.monotonic()
+        while self._times and now - self._times[0] >= self._seconds:
+            self._times.popleft()
+        return len(self._times) < limit
+
+    def add(self) -> None:
+        """Count an event."""
+        self._times.append(time.monotonic())
+
+
+class Service:
+    """One account on one simulated service. Every public method may be called from any thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.base_url = ""
+        self.journal = Journal()
+        self.renders = 0
+        self._initial = settings
+        self._lock = threading.RLock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over: the settings it was started with, no jobs, no calls, a full account."""
+        with self._lock:
+            self._settings = self._initial
+            self._random = random.Random(self._initial.seed)
+            self._jobs: dict[str, Job] = {}
+            self._temporary: dict[str, tuple[str, float]] = {}
+            self._faults = FaultLine(self._settings.faults)
+            self._refusals = 0
+            self._submissions = Window(10)
+            self._status_calls = Window(1)
+            self.credits = self._settings.credits
+            self.journal.clear()
+
+    # -- settings and faults
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        with self._lock:
+            return self._settings
+
+    def configure(self, changes: dict[str, Any]) -> Settings:
+        """Change settings. Naming credits sets the balance, naming faults starts their counting anew."""
+        with self._lock:
+            self._settings = self._settings.changed(changes)
+            if "credits" in changes:
+                self.credits = self._settings.credits
+            if "seed" in changes:
+                self._random = random.Random(self._settings.seed)
+            if "faults" in changes:
+                self._faults = FaultLine(self._settings.faults)
+            return self._settings
+
+    def next_fault(self, on: str) -> Fault | None:
+        """Count a call and tell which fault hits it."""
+        with self._lock:
+            return self._faults.next(on)
+
+    def next_refusal_style(self) -> str:
+        """Tell how to refuse this time."""
+        with self._lock:
+            style = self._settings.refusal_style
+            if style != "alternate":
+                return style
+            self._refusals += 1
+            return "status" if self._refusals % 2 else "body"
+
+    @property
+    def url(self) -> str:
+        """The base of every URL that is handed out."""
+        return (self.settings.public_url or self.base_url).rstrip("/")
+
+    # -- what a caller may ask
+
+    def check_key(self, authorization: str | None) -> None:
+        """Refuse whoever does not show the key."""
+        expected = f"Bearer {self.settings.api_key}"
+        if not hmac.compare_digest((authorization or "").encode(), expected.encode()):
+            raise Refusal(401, "You do not have access permissions: the API key is missing or wrong.")
+
+    def check_order(self, body: Any) -> Order:
+        """Judge the form of a submission."""
+        if not isinstance(body, dict):
+            raise Refusal(422, "The body must be a JSON object.")
+        for key in ("prompt", "videoUrl"):
+            if not isinstance(body.get(key), str) or not body[key].strip():
+                raise Refusal(422, f"{key} is required and must be a text that is not blank.")
+        for key in ("callBackUrl", "watermark"):
+            if key in body and not isinstance(body[key], str):
+                raise Refusal(422, f"{key} must be a text; leave it out when there is none.")
+        if foreign := next((letter for letter in body["prompt"] if not _is_english(letter)), None):
+            raise Refusal(422, f"prompt must be English; it holds the letter {foreign!r}.")
+        for key in ("videoUrl", "callBackUrl"):
+            if key in body and not is_web_url(body[key]):
+                raise Refusal(422, f"{key} must be an http or https URL.")
+        return Order(body["prompt"], body["videoUrl"], body.get("callBackUrl"), body)
+
+    def accept(self, order: Order, input_digest: str, *, pretend: bool = False) -> Job:
+        """Accept and bill a submission, or refuse it. Pretending does all of that but leaves no trace."""
+        with self._lock:
+            settings = self._settings
+            if self.credits < settings.cost:
+                raise Refusal(402, f"Credits insufficient: {self.credits:g} left, {settings.cost:g} needed.")
+            if not self._submissions.admits(settings.submissions_per_10_seconds):
+                raise Refusal(429, "Too many submissions in 10 seconds. The request was not queued.")
+            if sum(job.flag == GENERATING for job in self._jobs.values()) >= settings.max_running:
+                raise Refusal(429, "Too many jobs are running. The request was not queued.")
+            job = Job(
+                task_id=self._new_id(),
+                prompt=order.prompt,
+                video_url=order.video_url,
+                callback_url=order.callback_url,
+                request=order.request,
+                create_time=_milliseconds(),
+                outcome=settings.outcome,
+                seconds=settings.processing_seconds + self._random.uniform(0, settings.processing_jitter),
+                input_digest=input_digest,
+            )
+            if not pretend:
+                self.credits -= settings.cost
+                self._submissions.add()
+                self._jobs[job.task_id] = job
+            return job
+
+    def record(self, task_id: str) -> dict[str, Any]:
+        """Return what record-info tells about a task, as of now."""
+        with self._lock:
+            if not self._status_calls.admits(self._settings.status_calls_per_second):
+                raise Refusal(429, "Too many status calls in a second.")
+            self._status_calls.add()
+            if not task_id:
+                raise Refusal(422, "taskId is required.")
+            job = self._jobs.get(task_id)
+            if job is None or time.time() > job.create_time / 1000 + self._settings.record_ttl:
+                raise Refusal(404, "No such task.")
+            has_video = job.flag in (SUCCESS, CALLBACK_FAILED)
+            return {
+                "taskId": job.task_id,
+                "paramJson": job.param_json,
+                "createTime": job.create_time,
+                "completeTime": job.complete_time,
+                "response": self._response(job) if has_video else None,
+                "successFlag": job.flag,
+                "errorCode": job.error_code,
+                "errorMessage": job.error_message,
+            }
+
+    @staticmethod
+    def _response(job: Job) -> dict[str, Any]:
+        return {
+            "taskId": job.task_id,
+            "originUrls": list(job.origin_urls),
+            "resultUrls": list(job.result_urls),
+        }
+
+    # -- the life of a job
+
+    def finish(self, job: Job, failure: str | None = None) -> bool:
+        """Let a job end as it was meant to, or badly for a real reason. False if the job was forgotten meanwhile."""
+        with self._lock:
+            if self._jobs.get(job.task_id) is not job:
+                return False
+            settings = self._settings
+            if failure is None and job.outcome in ("success", "callback_failed", "no_urls"):
+                job.flag = CALLBACK_FAILED if job.outcome == "callback_failed" else SUCCESS
+                if job.outcome != "no_urls":
+                    job.origin_urls = [job.video_url]
+                    job.result_urls = [f"{self.url}/files/results/{job.task_id}/{job.file_name}"]
+            else:
+                job.flag = CREATE_TASK_FAILED if job.outcome == "create_failed" else GENERATE_FAILED
+                usual = 500 if job.flag == CREATE_TASK_FAILED else 501
+                job.error_code = settings.error_code if settings.error_code is not None else usual
+                job.error_message = failure or settings.error_message
+            job.complete_time = _milliseconds()
+            return True
+
+    def note_callback_try(self, job: Job) -> None:
+        """Count a try to deliver a job's callback."""
+        with self._lock:
+            job.callback_tries += 1
+
+    def note_callback_failure(self, job: Job) -> None:
+        """Make a success nobody could be told of flag 4; a failure stays what it is."""
+        with self._lock:
+            if job.flag == SUCCESS:
+                job.flag = CALLBACK_FAILED
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Copies of the accepted jobs, oldest first."""
+        with self._lock:
+            return [replace(job) for job in self._jobs.values()]
+
+    # -- result files
+
+    def result(self, task_id: str, name: str) -> Job | None:
+        """Find the job a result file belongs to, unless there is none or the file has expired."""
+        with self._lock:
+            job = self._jobs.get(task_id)
+            if job is None or job.complete_time is None or not job.result_urls or job.file_name != name:
+                return None
+            expired = time.time() > job.complete_time / 1000 + self._settings.result_ttl
+            return None if expired else job
+
+    def temporary_url(self, url: Any) -> str:
+        """Make a temporary download URL for one of the service's own result files."""
+        with self._lock:
+            job = next((job for job in self._jobs.values() if url in job.result_urls), None)
+            if job is None or self.result(job.task_id, job.file_name) is None:
+                raise Refusal(422, "url must be a result file of this service that has not expired.")
+            token = uuid.uuid4().hex
+            self._temporary[token] = job.task_id, time.time() + self._settings.download_url_ttl
+            return f"{self.url}/files/temporary/{token}/{job.file_name}"
+
+    def temporary(self, token: str, name: str) -> Job | None:
+        """Find the job behind a temporary download URL, unless that has expired or never was."""
+        with self._lock:
+            task_id, until = self._temporary.get(token, ("", 0.0))
+            return self.result(task_id, name) if time.time() <= until else None
+
+    def _new_id(self) -> str:
+        return uuid.UUID(int=self._random.getrandbits(128), version=4).hex
+
+
+def _is_english(letter: str) -> bool:
+    return not letter.isalpha() or letter < "\u0250" or unicodedata.name(letter, "").startswith("LATIN")
+
+
+def is_web_url(url: str) -> bool:
+    """Whether a text is a URL that can be fetched over the web."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
