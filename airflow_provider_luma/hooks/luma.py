@@ -195,7 +195,7 @@ class LumaHook(_LumaHookBase, HttpHook):
         protocol.check_positive("timeout", timeout)
         protocol.check_positive("poll_interval", poll_interval)
         watch = Watch(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
-        while isinstance(outcome := self.look(watch), float):
+        while not isinstance(outcome := self.look(watch), LumaTask):
             time.sleep(outcome)
         return outcome
 

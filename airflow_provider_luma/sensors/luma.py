@@ -18,6 +18,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_luma import protocol
 from airflow_provider_luma.exceptions import LumaError, LumaTimeoutError
+from airflow_provider_luma.protocol import LumaTask
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -81,7 +82,7 @@ class LumaTaskSensor(BaseSensorOperator):
         hook = LumaHook(self.luma_conn_id)
         watch = Watch(self.luma_task_id, poll_interval=self.poke_interval)
         try:
-            while isinstance(outcome := hook.look(watch), float):
+            while not isinstance(outcome := hook.look(watch), LumaTask):
                 if watch.is_settled:
                     return PokeReturnValue(is_done=False)
                 time.sleep(outcome)

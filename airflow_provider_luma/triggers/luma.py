@@ -11,6 +11,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaError
 from airflow_provider_luma.hooks.luma import LumaAsyncHook
+from airflow_provider_luma.protocol import LumaTask
 from airflow_provider_luma.waiting import Watch
 
 
@@ -59,7 +60,7 @@ class LumaTaskTrigger(BaseTrigger):
         try:
             async with LumaAsyncHook(self.luma_conn_id) as hook:
                 outcome = await hook.look(watch)
-                while isinstance(outcome, float):
+                while not isinstance(outcome, LumaTask):
                     await asyncio.sleep(outcome)
                     outcome = await hook.look(watch)
         except LumaError as error:

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+### Modify one clip
+
+A clip and an English prompt go in; the modified video is downloaded to where you say.
+
+`modify` submits the job to Luma and then **waits in the triggerer**: while the video is being made the task is
+*deferred* and holds no worker slot. `download` streams the result to any storage Airflow knows, such as
+`file:///data/videos` or `s3://my_aws@bucket/videos`.
+
+Needs a connection `luma_default` of type Luma, with the API key as its Password.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from airflow.sdk import DAG, Param
+
+from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
+
+with DAG(
+    dag_id="luma_modify",
+    schedule=None,
+    doc_md=__doc__,
+    tags=["luma", "example"],
+    params={
+        "prompt": Param(
+            "Turn the day into a rainy night with neon lights",
+            type="string",
+            minLength=1,
+            description="How to change the video, in English.",
+        ),
+        "video_url": Param(
+            os.environ.get("LUMA_VIDEO_URL", "http://127.0.0.1:8765/files/sample.mp4"),
+            type="string",
+            format="uri",
+            description="Public address of an MP4, MOV or AVI of at most 10 seconds and 500 MB.",
+        ),
+        "destination": Param(
+            os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
+            type="string",
+            minLength=1,
+            description="Folder the video goes to, on a disk or an object store.",
+        ),
+    },
+):
+    modify = LumaModifyOperator(
+        task_id="modify",
+        prompt="{{ params.prompt }}",
+        video_url="{{ params.video_url }}",
+    )
+    LumaDownloadOperator(
+        task_id="download",
+        urls=modify.output["result_urls"],
+        destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/",
+    )

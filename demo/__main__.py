@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What ``make demo`` runs: a clip goes in, a modified video comes out, on a real Airflow.
+
+Without an API key the far end is the simulator. Environment variables:
+
+* ``LUMA_API_KEY``: the key of a Luma account; then the service itself is used, and credits are spent
+* ``LUMA_VIDEO_URL``: the clip, at a public address (needed with a key)
+* ``LUMA_PROMPT``: how to change it, in English
+* ``DEMO_ONCE=1``: end with the DAG run, exit code 0 if it succeeded
+* ``DEMO_HOME``: the folder for everything the demo writes (``.demo`` if unset)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NoReturn
+
+from demo.local_airflow import AirflowProblem, LocalAirflow
+
+DAG_ID = "luma_modify"
+DAGS = Path(__file__).parent.parent / "dags"
+PROMPT = "Turn the day into a rainy night with neon lights"
+SECONDS_AT_SIMULATOR = 25
+READY = "Luma simulator ready at "
+
+HOW_TO_USE_LUMA = """\
+With a Luma account, on a clip of your own (this spends credits):
+    LUMA_API_KEY=... LUMA_VIDEO_URL=https://... make demo"""
+
+
+def main() -> int:
+    """Run the demo; return its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    api_key, video_url = os.environ.get("LUMA_API_KEY", ""), os.environ.get("LUMA_VIDEO_URL", "")
+    if api_key and not video_url:
+        print("LUMA_API_KEY is set, but not LUMA_VIDEO_URL: which clip, at a public address, shall Luma modify?")
+        return 2
+    home = Path(os.environ.get("DEMO_HOME", ".demo")).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        if api_key:
+            return run(home, {"conn_type": "luma", "password": api_key}, video_url)
+        with simulator(home / "simulator.txt") as address:
+            connection = {"conn_type": "luma", "host": address, "password": "simulator-key"}
+            return run(home, connection, video_url or f"{address}/files/sample.mp4")
+    except AirflowProblem as problem:
+        say(f"The demo failed: {problem}")
+        return 1
+    except KeyboardInterrupt:
+        say("Stopped.")
+        return 130
+
+
+def run(home: Path, connection: dict[str, str], video_url: str) -> int:
+    """Start Airflow, run the DAG, and stay until Ctrl-C; return the exit code."""
+    say("Starting Airflow (about half a minute) ...")
+    environment = {
+        "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(connection),
+        "LUMA_VIDEO_URL": video_url,
+        "LUMA_DESTINATION": f"file://{home}/videos",
+    }
+    with LocalAirflow(home / "airflow", DAGS, environment) as airflow:
+        airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
+        say(f"Airflow is up: {airflow.url} (no login needed)")
+        run_id = airflow.trigger(DAG_ID, prompt=os.environ.get("LUMA_PROMPT", PROMPT), video_url=video_url)
+        say(f"Run {run_id} of the DAG {DAG_ID}: {airflow.url}/dags/{DAG_ID}/runs/{run_id}")
+        succeeded = watch(airflow, run_id)
+        report(airflow, run_id, succeeded=succeeded, with_simulator="host" in connection)
+        if os.environ.get("DEMO_ONCE") == "1":
+            return 0 if succeeded else 1
+        say("Airflow stays up for you to look around. Ctrl-C ends it.")
+        threading.Event().wait()
+    return 0
+
+
+def watch(airflow: LocalAirflow, run_id: str) -> bool:
+    """Tell how the run goes on, until it ends; return whether it succeeded."""
+    told: dict[str, str] = {}
+    last_line = time.monotonic()
+    while True:
+        for task in airflow.tasks(DAG_ID, run_id):
+            name, state = task["task_id"], task["state"] or "none"
+            if told.get(name) != state and state != "none":
+                told[name] = state
+                last_line = time.monotonic()
+                say(f"  {name}: {_explained(state)}")
+        state = airflow.run_state(DAG_ID, run_id)
+        if state in ("success", "failed"):
+            return state == "success"
+        if time.monotonic() - last_line > 10:
+            last_line = time.monotonic()
+            say("  ... still waiting for Luma" if "deferred" in told.values() else "  ... still working")
+        time.sleep(1)
+
+
+def report(airflow: LocalAirflow, run_id: str, *, succeeded: bool, with_simulator: bool) -> None:
+    """Say what came out, and how to go on."""
+    if succeeded:
+        for file in airflow.xcom(DAG_ID, run_id, "download"):
+            say(f"Done. The modified video: {file.removeprefix('file://')}")
+    else:
+        failed = [task for task in airflow.tasks(DAG_ID, run_id) if task["state"] == "failed"]
+        for task in failed:
+            say(f"Task {task['task_id']} failed. The end of its log:")
+            log = airflow.task_log(DAG_ID, run_id, task["task_id"], task["try_number"])
+            say("\n".join(log.splitlines()[-12:]))
+    say(f"The Airflow UI: {airflow.url}   (logs: {airflow.logs})")
+    if with_simulator:
+        say(HOW_TO_USE_LUMA)
+
+
+@contextmanager
+def simulator(output: Path) -> Iterator[str]:
+    """Run the simulator on a free port; yield its address."""
+    command = [sys.executable, "-m", "airflow_provider_luma.simulator", "--port", "0"]
+    command += ["--processing-seconds", str(SECONDS_AT_SIMULATOR)]
+    with output.open("wb") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith(READY):
+            raise AirflowProblem(f"the simulator did not start; see {output}")
+        threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
+        address = line.removeprefix(READY).strip()
+        say(f"No LUMA_API_KEY is set, so a simulator stands in for Luma: {address}")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def say(text: str) -> None:
+    """Print at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def _explained(state: str) -> str:
+    return "deferred: Luma is at work, and no worker slot is in use" if state == "deferred" else state
+
+
+def _drain(stream: IO[str]) -> None:
+    for _ in stream:
+        pass
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A complete Airflow in a folder of its own: API server, scheduler, DAG processor and triggerer on SQLite.
+
+Every component is a process of its own, so that each can be killed and started again, and everything they need
+(ports, secrets, database, logs) belongs to this one Airflow. The demo and the end-to-end tests run on it.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import requests
+
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+
+
+class AirflowProblem(RuntimeError):
+    """Airflow did not do what it was asked to."""
+
+
+class LocalAirflow:
+    """
+    An Airflow that runs as long as the ``with`` block.
+
+    :param home: its folder; an Airflow that ran there before goes on where it was
+    :param dags: the folder of the DAG files
+    :param environment: further environment variables, e.g. connections
+    """
+
+    def __init__(self, home: Path, dags: Path, environment: Mapping[str, str]) -> None:
+        self.home = home.absolute()
+        self.logs = self.home / "logs"
+        self.port, log_port, trigger_log_port = free_ports(3)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._token = ""
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "AIRFLOW__"))},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONUNBUFFERED": "1",
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags.absolute()),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__CORE__FERNET_KEY": self._secret("fernet-key"),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API__SECRET_KEY": self._secret("api-secret-key"),
+            "AIRFLOW__API_AUTH__JWT_SECRET": self._secret("jwt-secret"),
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+            "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_port),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_log_port),
+            **environment,
+        }
+
+    def __enter__(self) -> Self:
+        self.run("db", "migrate")
+        try:
+            for component in COMPONENTS:
+                self.start(component)
+            self.wait_until(self.is_healthy, "Airflow to be healthy", seconds=180)
+        except BaseException:
+            self.stop_all()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop_all()
+
+    # -- processes --------------------------------------------------------------------------------------------------
+
+    def run(self, *arguments: str) -> str:
+        """Run one ``airflow`` command to its end; return what it printed."""
+        done = subprocess.run(
+            ["airflow", *arguments], env=self.environment, cwd=self.home, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise AirflowProblem(f"airflow {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+    def start(self, component: str) -> None:
+        """Start a component in a process group of its own; what it prints goes to ``logs/COMPONENT.txt``."""
+        self.logs.mkdir(exist_ok=True)
+        with (self.logs / f"{component}.txt").open("ab") as output:
+            self.processes[component] = subprocess.Popen(
+                ["airflow", component],
+                env=self.environment,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop(self, component: str, how: signal.Signals = signal.SIGTERM, seconds: float = 15) -> None:
+        """End a component and everything it has started; by force if it does not end in time."""
+        process = self.processes.pop(component)
+        family = _family(process.pid)
+        if how is signal.SIGKILL:
+            for member in family:
+                _send(member, how)
+        else:
+            process.send_signal(how)
+        _, alive = psutil.wait_procs(family, timeout=seconds)
+        for member in alive:
+            _send(member, signal.SIGKILL)
+        psutil.wait_procs(alive, timeout=5)
+        process.wait()
+
+    def stop_all(self) -> None:
+        """End everything; the scheduler first, so that it starts nothing new."""
+        for component in sorted(self.processes, key=("scheduler", "triggerer", "dag-processor", "api-server").index):
+            self.stop(component)
+
+    # -- what it knows ----------------------------------------------------------------------------------------------
+
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        """Call Airflow's REST API; return the JSON it answers with."""
+        if not self._token:
+            answer = requests.get(f"{self.url}/auth/token", timeout=30)
+            answer.raise_for_status()
+            self._token = answer.json()["access_token"]
+        headers = {"Authorization": f"Bearer {self._token}"}
+        answer = requests.request(method, f"{self.url}/api/v2{path}", headers=headers, timeout=30, **arguments)
+        if not answer.ok:
+            raise AirflowProblem(f"{method} {path}: HTTP {answer.status_code}: {answer.text[:500]}")
+        return answer.json() if answer.content else None
+
+    def is_healthy(self) -> bool:
+        """Tell whether every component says that it is well."""
+        for component, process in self.processes.items():
+            if process.poll() is not None:
+                raise AirflowProblem(
+                    f"airflow {component} ended with {process.returncode}; see {self.logs}/{component}.txt"
+                )
+        try:
+            health = requests.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
+        except (requests.RequestException, ValueError):
+            return False
+        return all(
+            (health.get(part) or {}).get("status") == "healthy"
+            for part in ("metadatabase", "scheduler", "triggerer", "dag_processor")
+        )
+
+    def has_dag(self, dag_id: str) -> bool:
+        """Tell whether a DAG has been read; raise what went wrong if its file cannot be."""
+        errors = self.call("GET", "/importErrors")["import_errors"]
+        if errors:
+            raise AirflowProblem(f"{errors[0]['filename']} cannot be read:\n{errors[0]['stack_trace']}")
+        return any(dag["dag_id"] == dag_id for dag in self.call("GET", "/dags", params={"limit": 100})["dags"])
+
+    def trigger(self, dag_id: str, **conf: Any) -> str:
+        """Start a run of a DAG with these params; return its run id."""
+        self.wait_until(lambda: self.has_dag(dag_id), f"the DAG {dag_id} to be read", seconds=120)
+        run = self.call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf})
+        return str(run["dag_run_id"])
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """Return the state of a DAG run."""
+        return str(self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the task instances of a DAG run, in the order they were started."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
+        tasks: list[dict[str, Any]] = self.call("GET", path, params={"limit": 1000})["task_instances"]
+        return sorted(tasks, key=lambda task: task["start_date"] or "9")
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """Return what a task has pushed under a key."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
+        return self.call("GET", path, params={"map_index": map_index, "deserialize": "true"})["value"]
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """Return the log of one try of a task, as the UI shows it."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
+        content = self.call("GET", path, params={"map_index": map_index, "full_content": "true"})["content"]
+        return "\n".join(str(line.get("event", line)) + "".join(_details(line)) for line in content)
+
+    @staticmethod
+    def wait_until(condition: Callable[[], bool], what: str, *, seconds: float, every: float = 0.5) -> None:
+        """Wait for a condition; raise if it does not come true in time."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AirflowProblem(f"waited {seconds:g} s in vain for {what}")
+            time.sleep(every)
+
+    def _secret(self, name: str) -> str:
+        """Return a secret that all components share, and that lives as long as the folder."""
+        file = self.home / "secrets" / name
+        if not file.exists():
+            file.parent.mkdir(mode=0o700, exist_ok=True)
+            file.write_text(base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
+        return file.read_text()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, all different."""
+    with_port = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listening.getsockname()[1] for listening in with_port]
+    for listening in with_port:
+        listening.close()
+    return ports
+
+
+def _details(line: Mapping[str, Any]) -> list[str]:
+    """Return the errors that a line of a task's log carries beside its text."""
+    errors = line.get("error_detail") or []
+    return [f"\n{error.get('exc_type')}: {error.get('exc_value')}" for error in errors]
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _send(process: psutil.Process, how: signal.Signals) -> None:
+    try:
+        process.send_signal(how)
+    except psutil.NoSuchProcess:
+        return
