@@ -110,11 +110,7 @@ def report(airflow: LocalAirflow, run_id: str, *, succeeded: bool, with_simulato
         for file in airflow.xcom(DAG_ID, run_id, "download"):
             say(f"Done. The modified video: {file.removeprefix('file://')}")
     else:
-        failed = [task for task in airflow.tasks(DAG_ID, run_id) if task["state"] == "failed"]
-        for task in failed:
-            say(f"Task {task['task_id']} failed. The end of its log:")
-            log = airflow.task_log(DAG_ID, run_id, task["task_id"], task["try_number"])
-            say("\n".join(log.splitlines()[-12:]))
+        say(f"The run failed:\n{airflow.story(DAG_ID, run_id)}")
     say(f"The Airflow UI: {airflow.url}   (logs: {airflow.logs})")
     if with_simulator:
         say(HOW_TO_USE_LUMA)

@@ -198,6 +198,16 @@ class LocalAirflow:
         content = self.call("GET", path, params={"map_index": map_index, "full_content": "true"})["content"]
         return "\n".join(str(line.get("event", line)) + "".join(_details(line)) for line in content)
 
+    def story(self, dag_id: str, run_id: str, lines: int = 15) -> str:
+        """Tell how a DAG run went: every task's state, and the end of the log of each that failed."""
+        told = []
+        for task in self.tasks(dag_id, run_id):
+            told.append(f"{task['task_id']}[{task['map_index']}]: {task['state']}")
+            if task["state"] == "failed":
+                log = self.task_log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
+                told += [f"    {line}" for line in log.splitlines()[-lines:]]
+        return "\n".join(told)
+
     @staticmethod
     def wait_until(condition: Callable[[], bool], what: str, *, seconds: float, every: float = 0.5) -> None:
         """Wait for a condition; raise if it does not come true in time."""

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Airflow for the whole session, and one Luma for each rehearsal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from scenarios import REHEARSALS, Rehearsal
+
+from airflow_provider_luma.simulator import Settings, Simulator
+from demo.local_airflow import LocalAirflow
+
+REPOSITORY = Path(__file__).parent.parent.parent
+API_KEY = "the-key-that-must-not-be-seen-anywhere"
+
+
+@pytest.fixture(scope="session")
+def lumas() -> Iterator[dict[str, Simulator]]:
+    """Return a running Luma for each rehearsal, and ``default`` for the example DAGs."""
+    with ExitStack() as running:
+        lumas = {
+            name: running.enter_context(
+                Simulator(Settings.model_validate({"api_key": API_KEY, "processing_seconds": 3, **rehearsal.luma}))
+            )
+            for name, rehearsal in {**REHEARSALS, "default": Rehearsal()}.items()
+        }
+        yield lumas
+
+
+@pytest.fixture
+def luma(lumas: dict[str, Simulator]) -> Simulator:
+    """Return the Luma of the example DAGs, as new."""
+    lumas["default"].reset()
+    return lumas["default"]
+
+
+@pytest.fixture(scope="session")
+def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("airflow")
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    lumas: dict[str, Simulator], airflow_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
+    """Return a running Airflow that logs at DEBUG."""
+    dags = tmp_path_factory.mktemp("dags")
+    for file in [*(REPOSITORY / "dags").glob("*.py"), *(Path(__file__).parent / "dags").glob("*.py")]:
+        shutil.copy(file, dags)
+    environment = {
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+        "LUMA_VIDEO_URL": lumas["default"].sample_url,
+        "LUMA_DESTINATION": f"file://{tmp_path_factory.mktemp('videos')}",
+        "LUMA_REHEARSALS": json.dumps(
+            {
+                name: {
+                    "retries": rehearsal.retries,
+                    "operator": rehearsal.operator,
+                    "video_url": lumas[name].sample_url,
+                }
+                for name, rehearsal in REHEARSALS.items()
+            }
+        ),
+    }
+    for name, luma in lumas.items():
+        address = luma.base_url.removeprefix("http://")
+        environment[f"AIRFLOW_CONN_LUMA_{name.upper()}"] = f"luma://:{API_KEY}@{address}/http"
+    with LocalAirflow(airflow_home, dags, environment) as running:
+        running.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
+        yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(900))

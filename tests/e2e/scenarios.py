@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What is rehearsed, as one table: what Luma does, how the operator is set, and what a user must then see.
+
+``accepted`` is the number of jobs that Luma accepted (and billed), ``calls`` the number of submissions it saw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_luma.simulator import Fault
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    luma: dict[str, Any] = field(default_factory=dict)
+    operator: dict[str, Any] = field(default_factory=dict)
+    retries: int = 0
+    says: tuple[str, ...] = ()
+    accepted: int = 1
+    calls: int = 1
+
+
+def status(kind: str, **options: Any) -> dict[str, Any]:
+    return {"faults": [Fault(on="status", kind=kind, **options)]}
+
+
+def submit(kind: str, **options: Any) -> dict[str, Any]:
+    return {"faults": [Fault(on="submit", kind=kind, **options)]}
+
+
+SUCCESSES = {
+    "status_html_500": Rehearsal({**status("html", every=5), "processing_seconds": 8}),
+    "status_429_retry_after": Rehearsal(status("refuse", code=429, style="status", retry_after=2, every=2)),
+    "status_429_in_body": Rehearsal(status("refuse", code=429, style="body", every=2)),
+    "status_cut": Rehearsal(status("cut", every=2)),
+    "status_null_data": Rehearsal(status("null_data", every=2)),
+    "unknown_flags": Rehearsal(status("unknown_flag", every=2)),
+    "response_string": Rehearsal(status("response_string")),
+    "callback_failed": Rehearsal({"outcome": "callback_failed"}),
+    "submit_429_twice": Rehearsal(submit("refuse", code=429, times=2), calls=3),
+    "synchronous": Rehearsal(operator={"deferrable": False}),
+}
+
+FAILURES = {
+    "refused_401": Rehearsal(submit("refuse", code=401), retries=2, accepted=0, says=("code 401", "API key")),
+    "refused_402": Rehearsal({"credits": 0}, retries=1, accepted=0, calls=2, says=("code 402", "Top up")),
+    "refused_404": Rehearsal(submit("refuse", code=404), retries=2, accepted=0, says=("code 404",)),
+    "refused_422": Rehearsal(submit("refuse", code=422), retries=2, accepted=0, says=("code 422",)),
+    "refused_505": Rehearsal(submit("refuse", code=505), retries=2, accepted=0, says=("code 505",)),
+    "create_failed": Rehearsal(
+        {"outcome": "create_failed", "error_message": "Too dark to see."},
+        says=("CREATE_TASK_FAILED: Too dark to see.",),
+    ),
+    "generate_failed": Rehearsal(
+        {"outcome": "generate_failed", "error_message": "The model gave up."},
+        says=("GENERATE_FAILED: The model gave up.", "code 501"),
+    ),
+    "no_urls": Rehearsal({"outcome": "no_urls"}, says=("no video is listed",)),
+    "timed_out": Rehearsal(
+        {"processing_seconds": 300}, {"timeout": 4}, says=("it is still running there under this id",)
+    ),
+    "out_of_execution_time": Rehearsal(
+        {"processing_seconds": 300},
+        {"execution_timeout": 5},
+        says=("not finished within execution_timeout", "it is still running there under this id"),
+    ),
+    "lost_answer": Rehearsal(
+        submit("cut", after_accept=True), retries=2, says=("It may have been accepted", "log page of the Luma account")
+    ),
+}
+
+#: Ended by a person while it holds a worker.
+KILLED = {"killed": Rehearsal({"processing_seconds": 300}, {"deferrable": False}, says=("Luma cannot cancel a job",))}
+
+REHEARSALS = {**SUCCESSES, **FAILURES, **KILLED}

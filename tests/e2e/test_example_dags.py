@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The example DAGs, on a real Airflow."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from videos import assert_modified
+
+from airflow_provider_luma.simulator import Simulator
+from demo.local_airflow import LocalAirflow
+
+
+def finish(airflow: LocalAirflow, dag_id: str, run_id: str, seconds: float = 180) -> str:
+    airflow.wait_until(
+        lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), f"{dag_id} to end", seconds=seconds
+    )
+    return airflow.run_state(dag_id, run_id)
+
+
+@pytest.mark.parametrize("dag_id", ["luma_modify", "luma_submit_and_wait"])
+def test_one_clip(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
+    luma.configure(processing_seconds=1)
+
+    run_id = airflow.trigger(dag_id)
+
+    assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
+    [file] = airflow.xcom(dag_id, run_id, "download")
+    assert_modified(file, luma.sample_url)
+    assert luma.accepted == 1
+
+
+def test_several_clips(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.configure(processing_seconds=1)
+
+    run_id = airflow.trigger("luma_batch")
+
+    assert finish(airflow, "luma_batch", run_id) == "success"
+    files = airflow.xcom("luma_batch", run_id, "collect")
+    assert len(set(files)) == 3
+    for file, clip in zip(files, ["sample", "sample-2", "sample-3"], strict=True):
+        assert_modified(file, luma.sample_url.replace("sample", clip))
+    assert luma.accepted == 3
+    tasks = [task for task in airflow.tasks("luma_batch", run_id) if task["task_id"] == "modify"]
+    assert {task["rendered_map_index"] for task in tasks} == {"sample.mp4", "sample-2.mp4", "sample-3.mp4"}
+
+
+def test_a_minute_at_luma_holds_no_worker_and_survives_the_triggerer(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.configure(processing_seconds=60)
+
+    def modify() -> dict[str, object]:
+        return next(task for task in airflow.tasks("luma_modify", run_id) if task["task_id"] == "modify")
+
+    run_id = airflow.trigger("luma_modify")
+    airflow.wait_until(lambda: modify()["state"] == "deferred", "the task to be deferred", seconds=60)
+    luma_task_id = airflow.xcom("luma_modify", run_id, "modify", "luma_task_id")
+    assert luma_task_id == luma.jobs[-1].task_id, "the id is in XCom while the job is running"
+    pool = airflow.call("GET", "/pools/default_pool")
+    assert (pool["running_slots"], pool["queued_slots"], pool["deferred_slots"]) == (0, 0, 1)
+
+    airflow.stop("triggerer", signal.SIGKILL)
+    airflow.start("triggerer")
+    assert modify()["state"] == "deferred"
+
+    assert finish(airflow, "luma_modify", run_id) == "success"
+    assert luma.accepted == 1
+    assert modify()["try_number"] == 1

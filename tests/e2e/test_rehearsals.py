@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong at Luma, one thing at a time, on a real Airflow."""
+
+from __future__ import annotations
+
+import pytest
+from scenarios import FAILURES, KILLED, REHEARSALS, SUCCESSES
+from videos import assert_modified
+
+from airflow_provider_luma.simulator import Simulator
+from demo.local_airflow import LocalAirflow
+
+RESULT = {"luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"}
+
+
+@pytest.fixture(scope="module")
+def runs(airflow: LocalAirflow) -> dict[str, str]:
+    """Return the run of each rehearsal, ended; all are run at once."""
+    runs = {name: airflow.trigger(f"rehearse_{name}") for name in REHEARSALS}
+
+    def state(name: str) -> str:
+        return airflow.run_state(f"rehearse_{name}", runs[name])
+
+    def is_waiting(name: str) -> bool:
+        [modify] = [task for task in airflow.tasks(f"rehearse_{name}", runs[name]) if task["task_id"] == "modify"]
+        return modify["state"] == "running" and "GENERATING" in airflow.task_log(
+            f"rehearse_{name}", runs[name], "modify"
+        )
+
+    for name in KILLED:
+        airflow.wait_until(lambda name=name: is_waiting(name), f"{name} to wait for Luma", seconds=300, every=2)
+        path = f"/dags/rehearse_{name}/dagRuns/{runs[name]}/taskInstances/modify"
+        airflow.call("PATCH", path, json={"new_state": "failed"})
+    airflow.wait_until(
+        lambda: all(state(name) in ("success", "failed") for name in runs),
+        "all rehearsals to end",
+        seconds=600,
+        every=3,
+    )
+    return runs
+
+
+@pytest.mark.parametrize("name", SUCCESSES)
+def test_success(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str], name: str) -> None:
+    dag_id, luma = f"rehearse_{name}", lumas[name]
+
+    assert airflow.run_state(dag_id, runs[name]) == "success", airflow.story(dag_id, runs[name])
+    result = airflow.xcom(dag_id, runs[name], "modify")
+    assert set(result) == RESULT
+    assert result["status"] == "SUCCESS"
+    assert [result["luma_task_id"]] == [job.task_id for job in luma.jobs]
+    assert airflow.xcom(dag_id, runs[name], "modify", "result_urls") == result["result_urls"]
+    [file] = airflow.xcom(dag_id, runs[name], "download")
+    assert_modified(file, luma.sample_url)
+    assert luma.accepted == SUCCESSES[name].accepted
+    assert len([call for call in luma.calls if call.on == "submit"]) == SUCCESSES[name].calls
+    assert not any(call.carried_authorization for call in luma.calls if call.on == "file")
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failure(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str], name: str) -> None:
+    dag_id, luma, rehearsal = f"rehearse_{name}", lumas[name], FAILURES[name]
+
+    assert airflow.run_state(dag_id, runs[name]) == "failed"
+    [modify] = [task for task in airflow.tasks(dag_id, runs[name]) if task["task_id"] == "modify"]
+    log = airflow.task_log(dag_id, runs[name], "modify", modify["try_number"])
+    for words in rehearsal.says:
+        assert words in log
+    assert luma.accepted == rehearsal.accepted
+    assert len([call for call in luma.calls if call.on == "submit"]) == rehearsal.calls
+    if rehearsal.accepted and name != "lost_answer":
+        assert luma.jobs[0].task_id in log
+        assert airflow.xcom(dag_id, runs[name], "modify", "luma_task_id") == luma.jobs[0].task_id
+
+
+def test_killed_by_a_person(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str]) -> None:
+    log = airflow.task_log("rehearse_killed", runs["killed"], "modify")
+
+    [job] = lumas["killed"].jobs
+    assert f"Luma cannot cancel a job: Luma task {job.task_id} goes on" in log
+
+
+def test_every_way_to_wait(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.configure(processing_seconds=20)
+    run_id = airflow.trigger("every_way_to_wait")
+    airflow.wait_until(
+        lambda: airflow.run_state("every_way_to_wait", run_id) in ("success", "failed"), "the run to end", seconds=300
+    )
+
+    tasks = {task["task_id"]: task for task in airflow.tasks("every_way_to_wait", run_id)}
+    states = {task_id: task["state"] for task_id, task in tasks.items()}
+    assert states == {
+        "submit": "success",
+        "deferrable": "success",
+        "poke": "success",
+        "reschedule": "success",
+        "unknown": "failed",
+        "unknown_but_soft": "skipped",
+    }
+    submitted = airflow.xcom("every_way_to_wait", run_id, "submit")
+    assert (submitted["status"], submitted["result_urls"]) == ("GENERATING", [])
+    for way in ("deferrable", "poke", "reschedule"):
+        result = airflow.xcom("every_way_to_wait", run_id, way)
+        assert set(result) == RESULT
+        assert (result["luma_task_id"], result["status"]) == (submitted["luma_task_id"], "SUCCESS")
+        assert airflow.xcom("every_way_to_wait", run_id, way, "result_urls") == result["result_urls"]
+    assert tasks["unknown"]["try_number"] == 1, "a retry cannot help"
+    assert "Luma does not know this task" in airflow.task_log("every_way_to_wait", run_id, "unknown")
+    assert luma.accepted == 1
