@@ -84,7 +84,7 @@ class LumaHook(_LumaHookBase, HttpHook):
     """
     Call Luma from a worker.
 
-    :param luma_conn_id: the :ref:`connection <connection:luma>` that holds the API key
+    :param luma_conn_id: the connection, of type Luma, that holds the API key
     """
 
     def get_luma_connection(self) -> LumaConnection:
@@ -301,7 +301,7 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
     Used as ``async with LumaAsyncHook(...) as hook``, all calls share one kept connection, opened by the first.
     Without that, close the hook with :meth:`close` when done.
 
-    :param luma_conn_id: the :ref:`connection <connection:luma>` that holds the API key
+    :param luma_conn_id: the connection, of type Luma, that holds the API key
     """
 
     def __init__(self, luma_conn_id: str = _LumaHookBase.default_conn_name) -> None:

@@ -47,15 +47,12 @@ class LumaModifyOperator(BaseOperator):
     A job costs credits, takes minutes, and cannot be cancelled. By default the wait is deferred to the triggerer
     and holds no worker slot.
 
-    .. seealso::
-        For more information, take a look at the guide: :ref:`howto/operator:LumaModifyOperator`
-
     :param prompt: how to change the video, in English (templated)
     :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB (templated)
     :param watermark: text to put into the video; empty for none (templated)
     :param callback_url: a webhook of your own that Luma calls when the job ends; empty for none. The task waits
         by polling all the same (templated)
-    :param luma_conn_id: the :ref:`connection <connection:luma>` that holds the API key (templated)
+    :param luma_conn_id: the connection, of type Luma, that holds the API key (templated)
     :param wait_for_completion: wait for the video. If False the task ends once Luma has accepted the job, with
         status ``GENERATING`` and no URLs, and a :class:`LumaTaskSensor` can wait for it
     :param deferrable: wait in the triggerer. If False the wait holds a worker slot
@@ -196,13 +193,10 @@ class LumaDownloadOperator(BaseOperator):
 
     Returns the list of the files written.
 
-    .. seealso::
-        For more information, take a look at the guide: :ref:`howto/operator:LumaDownloadOperator`
-
     :param urls: one address or several, e.g. ``modify.output["result_urls"]`` (templated)
     :param destination: where to: a folder, or, for a single address, a file, recognised by its extension. A path
         or an address such as ``s3://my_conn@bucket/videos`` (templated)
-    :param luma_conn_id: the :ref:`connection <connection:luma>` of the account that made the videos (templated)
+    :param luma_conn_id: the connection, of type Luma, of the account that made the videos (templated)
     :param overwrite: fetch, and replace, files that are there already
     """
 

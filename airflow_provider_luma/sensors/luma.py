@@ -33,11 +33,8 @@ class LumaTaskSensor(BaseSensorOperator):
     By default the wait is deferred to the triggerer. With ``deferrable=False`` the modes ``poke`` and
     ``reschedule`` are those of every sensor; keep ``poke_interval`` at a minute or more in ``reschedule`` mode.
 
-    .. seealso::
-        For more information, take a look at the guide: :ref:`howto/operator:LumaTaskSensor`
-
     :param luma_task_id: the job's id at Luma, e.g. ``submit.output["luma_task_id"]`` (templated)
-    :param luma_conn_id: the :ref:`connection <connection:luma>` of the account it belongs to (templated)
+    :param luma_conn_id: the connection, of type Luma, of the account it belongs to (templated)
     :param deferrable: wait in the triggerer
     :param poke_interval: seconds, or a timedelta, between two looks at the job; the service recommends 30
     """

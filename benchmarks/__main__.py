@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run every benchmark."""
+
+from __future__ import annotations
+
+from benchmarks import import_cost
+
+if __name__ == "__main__":
+    import_cost.main()
