@@ -466,8 +466,8 @@ def _check_url(parameter: str, url: object, *, service_is_public: bool) -> None:
             None,
             f"{parameter} must begin with http:// or https://, since the service fetches it over the web: {url!r}",
         )
-    if not host or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise LumaValidationError(None, f"{parameter} names no host, or holds blanks: {url!r}")
+    if not host or re.search(r"[\s\\\x00-\x1f\x7f]", url):
+        raise LumaValidationError(None, f"{parameter} names no host, or holds blanks or backslashes: {url!r}")
     if service_is_public and is_private_host(host):
         raise LumaValidationError(
             None,

@@ -2,32 +2,43 @@
 """
 Fetching one file from the web into any storage Airflow knows, whole or not at all.
 
-The bytes go, a piece at a time, into a file with a name of its own beside the final one (``.name.….part``),
-and take the final name only once they are all there: on a disk that is a rename, on an object store a copy
-made by the store. Every kind of storage can do that, so nothing here depends on which one it is. A connection
-that breaks is resumed with a range request, or, where the server does not offer that, started over.
+The bytes go, as they arrive, into a file with a name of its own beside the final one (``.name.….part``), and
+take the final name only once they are all there: on a disk that is a rename, on an object store a copy made by
+the store. Every kind of storage can do that, so little here depends on which one it is. A connection that
+breaks is resumed with a range request, or, where the server does not offer that, started over.
 
 The address comes from outside and is not trusted: only http(s) is followed, redirects included; a service on
-the public Internet cannot send us into a private network; and of the name only harmless characters are kept.
+the public Internet cannot name an address in a private network; and of the file's name only harmless
+characters are kept.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 import tenacity
+import urllib3
 from airflow.sdk import ObjectStoragePath
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.protocol import is_private_host
+from airflow_provider_luma.exceptions import (
+    TRANSIENT,
+    LumaError,
+    LumaNotFoundError,
+    LumaUnavailableError,
+    LumaValidationError,
+)
+from airflow_provider_luma.protocol import VIDEO_EXTENSIONS, is_private_host
 from airflow_provider_luma.waiting import patience, pause
 
 if TYPE_CHECKING:
@@ -35,8 +46,14 @@ if TYPE_CHECKING:
 
 CHUNK_SIZE = 1024 * 1024
 
+#: What a storage is handed at a time; object stores want at least 5 MB, and hold several of them in memory.
+BLOCK_SIZE = 8 * 1024 * 1024
+
 #: Broken connections in a row, without a byte between them, after which a download is given up.
 MAX_FRUITLESS_ATTEMPTS = 5
+
+#: Times that a download is started over, where it cannot be resumed.
+MAX_RESTARTS = 5
 
 #: Seconds between two lines about a download's progress.
 PROGRESS_INTERVAL = 10.0
@@ -44,37 +61,39 @@ PROGRESS_INTERVAL = 10.0
 _MAX_REDIRECTS = 5
 
 #: Where folders are only a way of speaking: making one would create, or ask about, the bucket.
-_FLAT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb"})
+_FLAT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
 
 #: Answers that mean there is nothing (any more) behind an address; object stores answer 403 for a missing file.
 _GONE = frozenset({401, 403, 404, 410})
 
 
-class _BrokenOff(Exception):
-    """The connection ended before the file did."""
-
-
-def destination_file(url: str, destination: str | ObjectStoragePath) -> ObjectStoragePath:
-    """
-    Return the file that a download of ``url`` to ``destination`` writes.
-
-    A destination whose last part ends in an extension is the file itself; any other is a folder, in which the
-    file gets the name it has in the URL, as far as it is harmless.
-    """
-    path = destination if isinstance(destination, ObjectStoragePath) else ObjectStoragePath(str(destination))
-    return path if names_a_file(str(destination)) else path / safe_name(url)
-
-
 def names_a_file(destination: str) -> bool:
     """Tell whether a destination is a file: its last part ends in an extension such as ``.mp4``."""
-    return re.search(r"[^/]\.[A-Za-z][A-Za-z0-9]{1,4}$", destination) is not None
+    path = urlsplit(destination).path if "://" in destination else destination
+    return re.search(r"[^/]\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}$", path) is not None
 
 
 def safe_name(url: str) -> str:
     """Return a file name made of the URL's last part, without anything that has a meaning to a file system."""
-    last = PurePosixPath(unquote(urlsplit(url).path).replace("\\", "/")).name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", last).lstrip("._-")[-120:]
-    return name or "video.mp4"
+    last = PurePosixPath(unquote(_path(url)).replace("\\", "/")).name.lstrip(".")
+    name, dot, extension = last.rpartition(".")
+    if not dot or not re.fullmatch(r"[A-Za-z0-9]{1,10}", extension):
+        name, dot, extension = last, "", ""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:100].strip("._-")
+    return f"{stem or 'video'}{dot}{extension}" if stem or dot else "video.mp4"
+
+
+def destination_file(url: str, destination: str | ObjectStoragePath, name: str | None = None) -> ObjectStoragePath:
+    """
+    Return the file that a download of ``url`` to ``destination`` writes.
+
+    A destination whose last part ends in an extension is the file itself; any other is a folder, in which the
+    file gets the name it has in the URL, as far as that is harmless. With a name given, it is always a folder.
+    """
+    path = destination if isinstance(destination, ObjectStoragePath) else ObjectStoragePath(str(destination))
+    if name is None and names_a_file(str(destination)):
+        return path
+    return path / (name or safe_name(url))
 
 
 @dataclass
@@ -95,29 +114,36 @@ class Download:
     renew: Callable[[str], str]
     log: Logger
 
-    def run(self, url: str, destination: str | ObjectStoragePath, *, overwrite: bool) -> ObjectStoragePath:
+    def run(
+        self, url: str, destination: str | ObjectStoragePath, *, name: str | None = None, overwrite: bool = False
+    ) -> ObjectStoragePath:
         """Fetch one file; see :meth:`airflow_provider_luma.hooks.luma.LumaHook.download`."""
-        self._check(url)
-        path = destination_file(url, destination)
-        there = path.exists()
-        if there and not overwrite and self._is_whole(path, url):
-            self.log.info("%s is there already, and whole; not fetched again", path)
-            return path
-        if there and not overwrite:
+        self._checked(url)
+        path = destination_file(url, destination, name)
+        # What the storage remembers of the folder may be older than what others have written there.
+        path.fs.invalidate_cache()
+        if path.fs.isdir(path.path):
+            raise LumaValidationError(None, f"destination {path} is a folder: end it with / to write into it")
+        if path.fs.exists(path.path) and not overwrite:
+            if self._is_whole(path, url):
+                self.log.info("%s is there already, and whole; not fetched again", path)
+                return path
             raise FileExistsError(
-                f"{path} is there already, and is not the file at {_without_query(url)}: "
+                f"{path} is there already, and is not the file at {_without_secrets(url)}: "
                 "choose another destination, or set overwrite=True to replace it"
             )
+        folder = path.path.rpartition("/")[0]
         if path.protocol not in _FLAT_STORES:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+            path.fs.makedirs(folder, exist_ok=True)
+        part = f"{folder}/.{path.name}.{uuid.uuid4().hex[:8]}.part"
         try:
-            size = self._fetch_all(url, part)
-            path.fs.mv(part.path, path.path)
+            size = self._fetch(url, path, part)
+            _rename(path, part)
         except BaseException:
-            # Also for a task that is killed or times out: what is not whole must not stay behind.
-            if part.exists():
-                part.unlink()
+            # Also when the task runs out of time: what is not whole must not stay behind, and what is wrong
+            # with the storage must not hide what went wrong first.
+            with suppress(Exception):
+                path.fs.rm_file(part)
             raise
         self.log.info("Wrote %s (%s)", path, _megabytes(size))
         return path
@@ -133,71 +159,69 @@ class Download:
             expected = tenacity.Retrying(**patience(60))(self._length_at, url)
         except LumaNotFoundError:
             return True
-        return expected is None or path.stat().st_size == expected
+        return expected is None or path.fs.size(path.path) == expected
 
     def _length_at(self, url: str) -> int | None:
         with self.session() as session, self._get(session, url, offset=0) as response:
             return _length(response)
 
-    def _fetch_all(self, url: str, part: ObjectStoragePath) -> int:
+    def _fetch(self, url: str, path: ObjectStoragePath, part: str) -> int:
         """Fetch the whole file into ``part``; return its size in bytes."""
+        transfer = _Transfer(url, url, self.log)
         while True:
-            with part.open("wb") as sink:
-                size = self._fill(sink, url)
-            if size is not None:
-                break
-            self.log.info("The server cannot resume; starting the download over")
-        if part.stat().st_size != size:
-            raise LumaUnavailableError(
-                None, f"{part} holds {part.stat().st_size} bytes after {size} were written: the storage lost some"
-            )
-        return size
-
-    def _fill(self, sink: BinaryIO, url: str) -> int | None:
-        """Write the file, over as many connections as it takes; None if it must be started over."""
-        progress = _Progress(self.log, _without_query(url))
-        failures = 0
-        while True:
-            before = progress.done
+            sink: IO[bytes] = path.fs.open(part, "wb", block_size=BLOCK_SIZE)
             try:
-                with self.session() as session, self._get(session, url, offset=progress.done) as response:
-                    if progress.done and not _continues(response, progress):
-                        return None
-                    progress.begin(response)
-                    for chunk in response.iter_content(CHUNK_SIZE):
-                        sink.write(chunk)
-                        progress.add(len(chunk))
-                if progress.is_complete:
-                    return progress.done
-                error: Exception = _BrokenOff(f"it ended after {progress.done} of {progress.total} bytes")
-            except (requests.RequestException, LumaUnavailableError) as broken:
-                error = broken
-            except LumaNotFoundError as gone:
-                url = self._renewed(url, gone)
-                continue
-            failures = 1 if progress.done > before else failures + 1
-            if failures >= MAX_FRUITLESS_ATTEMPTS:
-                raise LumaUnavailableError(
-                    None, f"{_without_query(url)} could not be downloaded in one piece: {error}"
-                ) from error
-            seconds = pause(failures)
-            self.log.warning("The download broke off (%s); it goes on in %.0f s", error, seconds)
-            time.sleep(seconds)
+                is_complete = self._fill(sink, transfer)
+            except BaseException:
+                with suppress(Exception):
+                    sink.close()
+                raise
+            sink.close()
+            if is_complete:
+                break
+            transfer.start_over()
+        if path.fs.size(part) != transfer.done:
+            raise LumaUnavailableError(
+                None,
+                f"{part} holds {path.fs.size(part)} bytes after {transfer.done} were written: the storage lost some",
+            )
+        return transfer.done
 
-    def _renewed(self, url: str, gone: LumaNotFoundError) -> str:
-        """Return a temporary address for a file that is not found at its own, if Luma still has it."""
+    def _fill(self, sink: IO[bytes], transfer: _Transfer) -> bool:
+        """Write the file, over as many connections as it takes; return False if it must be started over."""
+        while True:
+            try:
+                with self.session() as session, self._get(session, transfer.url, transfer.done) as response:
+                    if not transfer.goes_on_with(response):
+                        return False
+                    for chunk in _chunks(response):
+                        sink.write(chunk)
+                        transfer.add(len(chunk))
+                if transfer.is_complete:
+                    return True
+                transfer.broke_off("the connection ended before the file")
+            except LumaNotFoundError as gone:
+                self._renew(transfer, gone)
+            except TRANSIENT as error:
+                transfer.broke_off(error.msg)
+
+    def _renew(self, transfer: _Transfer, gone: LumaNotFoundError) -> None:
+        """Go on at a temporary address, if Luma still has the file that is not found at its own."""
         try:
-            renewed = self.renew(url)
-            self._check(renewed)
+            if transfer.renewed_at == transfer.done:
+                raise LumaNotFoundError(None, "nor is it at the temporary address that Luma gave")
+            transfer.url = self._checked(self.renew(transfer.original_url))
+        except TRANSIENT as error:
+            transfer.broke_off(error.msg)
         except LumaError as refused:
             raise LumaNotFoundError(
                 gone.code,
-                f"there is no file at {_without_query(url)}. Luma keeps results for 14 days: it has expired, or never "
-                f"was one (asked for a download address, Luma said: {refused.msg})",
+                f"there is no file at {_without_secrets(transfer.original_url)}. Luma keeps results for 14 days: "
+                f"it has expired, or never was one (asked for a download address, Luma said: {refused.msg})",
             ) from refused
-        self.renew = _only_once
-        self.log.info("The file is not at its address; Luma gave a temporary one")
-        return renewed
+        else:
+            transfer.renewed_at = transfer.done
+            self.log.info("The file is not at its address; Luma gave a temporary one")
 
     def _get(self, session: requests.Session, url: str, offset: int) -> requests.Response:
         """Open the file at an offset, following redirects to where we would go ourselves."""
@@ -205,74 +229,148 @@ class Download:
         if offset:
             headers["Range"] = f"bytes={offset}-"
         for _ in range(_MAX_REDIRECTS + 1):
-            self._check(url)
+            url = self._checked(url)
             try:
                 response = session.get(url, headers=headers, timeout=self.timeout, stream=True, allow_redirects=False)
+            except ValueError as error:
+                raise LumaValidationError(
+                    None, f"urls: {_without_secrets(url)} redirects to no valid address"
+                ) from error
             except requests.RequestException as error:
-                raise LumaUnavailableError(None, f"{_without_query(url)} did not answer: {error}") from error
-            if not response.is_redirect:
+                # Its text would quote the whole URL, and the query of a signed one is a credential.
+                reason = f"{_without_secrets(url)} did not answer ({type(error).__name__})"
+                raise LumaUnavailableError(None, reason) from None
+            target = session.get_redirect_target(response)
+            if target is None:
                 return _accepted(response)
             response.close()
-            url = urljoin(url, response.headers["Location"])
-        raise LumaUnavailableError(None, f"{_without_query(url)}: more than {_MAX_REDIRECTS} redirects")
+            url = urljoin(url, target)
+        raise LumaUnavailableError(None, f"{_without_secrets(url)}: more than {_MAX_REDIRECTS} redirects")
 
-    def _check(self, url: str) -> None:
-        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LumaValidationError(None, f"urls: only http(s) addresses can be downloaded, not {url!r}")
-        if self.service_is_public and is_private_host(parts.hostname):
+    def _checked(self, url: str) -> str:
+        """Return the address as it will be sent; what requests makes of it is what counts."""
+        try:
+            prepared = requests.Request("GET", url).prepare().url or ""
+            parts = urlsplit(prepared)
+            host = parts.hostname
+        except ValueError as error:
+            raise LumaValidationError(None, f"urls: {_without_secrets(url)!r} is no valid address") from error
+        if parts.scheme not in ("http", "https") or not host:
             raise LumaValidationError(
-                None, f"urls: {_without_query(url)} leads into a private network, where no result of Luma can be"
+                None, f"urls: only http(s) addresses can be downloaded, not {_without_secrets(url)!r}"
             )
+        if self.service_is_public and is_private_host(host):
+            raise LumaValidationError(
+                None, f"urls: {_without_secrets(url)} leads into a private network, where no result of Luma can be"
+            )
+        return prepared
 
 
-class _Progress:
-    """How far a download is, told every ten seconds."""
+@dataclass
+class _Transfer:
+    """How far a download is, and what it has met on the way."""
 
-    def __init__(self, log: Logger, name: str) -> None:
-        self.done = 0
-        self.total: int | None = None
-        self.validator: str | None = None
-        self._log = log
-        self._name = name
-        self._told = time.monotonic()
-
-    def begin(self, response: requests.Response) -> None:
-        """Note what the first answer says of the whole file."""
-        if self.done == 0:
-            self.total = _length(response)
-            self.validator = _validator(response)
-
-    def add(self, count: int) -> None:
-        self.done += count
-        if time.monotonic() - self._told >= PROGRESS_INTERVAL:
-            self._told = time.monotonic()
-            share = f" of {_megabytes(self.total)}, {self.done / self.total:.0%}" if self.total else ""
-            self._log.info("Downloaded %s%s of %s", _megabytes(self.done), share, self._name)
+    original_url: str
+    url: str
+    log: Logger
+    done: int = 0
+    total: int | None = None
+    validator: str | None = None
+    failures: int = 0
+    restarts: int = 0
+    renewed_at: int | None = None
+    told_at: float = field(default_factory=time.monotonic)
 
     @property
     def is_complete(self) -> bool:
         return self.total is None or self.done == self.total
 
+    def goes_on_with(self, response: requests.Response) -> bool:
+        """Tell whether an answer goes on where the last one broke off, in the same file."""
+        if self.done == 0:
+            self.total, self.validator = _length(response), _validator(response)
+            return True
+        part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        return (
+            response.status_code == 206
+            and part is not None
+            and int(part[1]) == self.done
+            and (self.total is None or part[2] in ("*", str(self.total)))
+            and _validator(response) == self.validator
+        )
+
+    def add(self, count: int) -> None:
+        self.done += count
+        self.failures = 0
+        if time.monotonic() - self.told_at >= PROGRESS_INTERVAL:
+            self.told_at = time.monotonic()
+            share = f" of {_megabytes(self.total)}, {self.done / self.total:.0%}" if self.total else ""
+            self.log.info("Downloaded %s%s of %s", _megabytes(self.done), share, _without_secrets(self.url))
+
+    def broke_off(self, reason: str) -> None:
+        """Pause before the next attempt; raise if there have been too many without a byte."""
+        self.failures += 1
+        self._give_up_if(self.failures >= MAX_FRUITLESS_ATTEMPTS, reason)
+        seconds = pause(self.failures)
+        self.log.warning("The download broke off (%s); it goes on in %.0f s", reason, seconds)
+        time.sleep(seconds)
+
+    def start_over(self) -> None:
+        """Begin again at the first byte; raise if that has been tried too often."""
+        self.restarts += 1
+        self._give_up_if(self.restarts > MAX_RESTARTS, "it breaks off, and the server cannot resume it")
+        self.log.info("The server cannot resume the file as it was; the download starts over")
+        self.done = 0
+
+    def _give_up_if(self, hopeless: bool, reason: str) -> None:
+        if hopeless:
+            raise LumaUnavailableError(
+                None, f"{_without_secrets(self.original_url)} could not be downloaded in one piece: {reason}"
+            )
+
+
+def _rename(path: ObjectStoragePath, part: str) -> None:
+    """Give the whole file its final name. ``fs.mv`` would take brackets in a name for a pattern."""
+    if isinstance(path.fs, LocalFileSystem):
+        os.replace(part, path.path)  # noqa: PTH105  (both are plain strings here)
+    else:
+        path.fs.cp_file(part, path.path)
+        path.fs.rm_file(part)
+
 
 def _accepted(response: requests.Response) -> requests.Response:
+    """Return an answer that is a file; raise what any other stands for."""
     status = response.status_code
     if status in (200, 206):
+        if _is_a_message(response):
+            response.close()
+            raise LumaUnavailableError(None, "the server answered with a message instead of the video")
+        return response
+    if status == 416:
+        # The file has become shorter than what we have of it: let the caller start over.
         return response
     response.close()
     kind = LumaNotFoundError if status in _GONE else LumaUnavailableError
     raise kind(status, f"the server answered HTTP {status}")
 
 
-def _continues(response: requests.Response, progress: _Progress) -> bool:
-    """Tell whether the answer goes on where the last one broke off, in the same file."""
-    start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return (
-        response.status_code == 206
-        and start is not None
-        and int(start[1]) == progress.done
-        and _validator(response) == progress.validator
-    )
+def _is_a_message(response: requests.Response) -> bool:
+    """Tell whether, in place of a video, there came an error page, a refusal as JSON, or nothing."""
+    if not _path(response.url).lower().endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)):
+        return False
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind in ("text/html", "application/json") or _length(response) == 0
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    """Yield bytes as soon as they are there, so that a break loses none that have arrived."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise LumaUnavailableError(None, "the server compressed the file although asked not to")
+    try:
+        while chunk := response.raw.read1(CHUNK_SIZE):
+            yield chunk
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise LumaUnavailableError(None, f"the connection broke: {type(error).__name__}") from None
 
 
 def _validator(response: requests.Response) -> str | None:
@@ -284,13 +382,17 @@ def _length(response: requests.Response) -> int | None:
     return int(length) if length.isdigit() and "Content-Encoding" not in response.headers else None
 
 
-def _only_once(url: str) -> str:
-    raise LumaNotFoundError(None, "the temporary address does not lead to a file either")
+def _path(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
 
 
-def _without_query(url: str) -> str:
-    # The query of a signed URL is a credential.
-    return urlsplit(url)._replace(query="", fragment="").geturl()
+def _without_secrets(url: object) -> str:
+    """Return an address fit for a log: the query of a signed URL, and what stands before an @, are credentials."""
+    text = str(url).partition("?")[0].partition("#")[0]
+    return re.sub(r"//[^/@]*@", "//", text)
 
 
 def _megabytes(size: int | None) -> str:

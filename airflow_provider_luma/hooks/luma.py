@@ -215,7 +215,9 @@ class LumaHook(_LumaHookBase, HttpHook):
             delay = watch.saw(task, time.time())
         return _outcome(self.log, watch, task, delay)
 
-    def download(self, url: str, destination: str | ObjectStoragePath, *, overwrite: bool = False) -> ObjectStoragePath:
+    def download(
+        self, url: str, destination: str | ObjectStoragePath, *, name: str | None = None, overwrite: bool = False
+    ) -> ObjectStoragePath:
         """
         Stream a file, such as a result, to any storage that Airflow knows. The API key is not sent along.
 
@@ -223,7 +225,8 @@ class LumaHook(_LumaHookBase, HttpHook):
 
         :param url: http(s) address
         :param destination: a file (its name ends in an extension), or a folder, in which the file gets the name
-            it has in the URL
+            it has in the URL, as far as that is harmless
+        :param name: the file's name; then the destination is a folder in any case
         :param overwrite: fetch, and replace, a file that is there already; otherwise one of the right length is
             left alone
         :returns: where the file is
@@ -239,7 +242,7 @@ class LumaHook(_LumaHookBase, HttpHook):
             service_is_public=connection.is_public,
             renew=self.get_download_url,
             log=self.log,
-        ).run(url, destination, overwrite=overwrite)
+        ).run(url, destination, name=name, overwrite=overwrite)
 
     def test_connection(self) -> tuple[bool, str]:
         """Say how many credits are left, or what is wrong and where to mend it."""
@@ -259,7 +262,8 @@ class LumaHook(_LumaHookBase, HttpHook):
         try:
             response = self._send(request)
         except requests.RequestException as error:
-            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {error}") from error
+            # Its words tell all; its traceback would only fill a screen of the task's log.
+            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {error}") from None
         return read(response)
 
     def _submit(self, request: protocol.Request) -> str:
@@ -267,11 +271,11 @@ class LumaHook(_LumaHookBase, HttpHook):
             response = self._send(request)
         except requests.RequestException as error:
             if _never_connected(error):
-                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {error}") from error
+                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {error}") from None
             raise LumaSubmissionUnknownError(
                 None,
                 f"the submission was sent to {self.base_url}, but no answer came: {error}. It may have been accepted",
-            ) from error
+            ) from None
         return protocol.read_submission(response)
 
     def _send(self, request: protocol.Request) -> protocol.Response:
@@ -401,7 +405,7 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
                 return protocol.Response(response.status, await response.read(), response.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or type(error).__name__
-            raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from error
+            raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
 
     async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
         if self._connection is None or self._session is None:

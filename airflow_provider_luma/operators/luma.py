@@ -223,22 +223,21 @@ class LumaDownloadOperator(BaseOperator):
         from airflow_provider_luma.hooks.luma import LumaHook
 
         try:
-            hook = LumaHook(self.luma_conn_id)
+            hook, destination = LumaHook(self.luma_conn_id), str(self.destination or "").strip()
             return [
-                str(hook.download(url, destination, overwrite=self.overwrite))
-                for url, destination in self._plan().items()
+                str(hook.download(url, destination, name=name, overwrite=self.overwrite))
+                for url, name in self._plan(destination).items()
             ]
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
 
-    def _plan(self) -> dict[str, str]:
-        """Return where each address goes to: every one to a file of its own, the same one at every try."""
+    def _plan(self, destination: str) -> dict[str, str | None]:
+        """Return each address's file name in the destination, the same one at every try; None if that is the file."""
         from airflow_provider_luma.hooks.download import names_a_file, safe_name
 
-        urls = [self.urls] if isinstance(self.urls, str) else list(self.urls or ())
+        urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(self.urls or ()))
         if not urls:
             raise LumaValidationError(None, "urls is empty: there is nothing to download")
-        destination = str(self.destination or "").strip()
         if not destination:
             raise LumaValidationError(None, "destination is empty: give a folder, or a file for a single address")
         if names_a_file(destination):
@@ -246,12 +245,12 @@ class LumaDownloadOperator(BaseOperator):
                 raise LumaValidationError(
                     None, f"destination {destination!r} is one file, but urls holds {len(urls)}: give a folder"
                 )
-            return {urls[0]: destination}
-        plan: dict[str, str] = {}
+            return {urls[0]: None}
+        plan: dict[str, str | None] = {}
         for url in urls:
             name = safe_name(url)
-            taken = sum(safe_name(other) == name for other in plan)
-            plan[url] = f"{destination.rstrip('/')}/{f'{taken + 1}-{name}' if taken else name}"
+            names = (name, *(f"{number}-{name}" for number in range(2, len(urls) + 1)))
+            plan[url] = next(free for free in names if free not in plan.values())
         return plan
 
 
