@@ -10,6 +10,7 @@ Nothing else in the extra is ever sent anywhere, and no secret is part of any ``
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,17 +62,16 @@ class LumaConnection:
         """
         name = f"connection {connection.conn_id!r}"
         extra = _extra(connection, name)
-        cert = extra.get("cert")
         return cls(
             base_url=_base_url(connection, name),
             api_key=_api_key(connection, name),
             timeout=_timeout(extra.get("timeout", DEFAULT_TIMEOUT), name),
             proxies=_proxies(extra.get("proxies", extra.get("proxy")), name),
-            verify=_verify(extra.get("verify", extra.get("verify_ssl", True))),
-            cert=(cert[0], cert[1]) if isinstance(cert, (list, tuple)) else cert,
+            verify=_verify(extra.get("verify", extra.get("verify_ssl", True)), name),
+            cert=_cert(extra.get("cert"), name),
             trust_env=_is_true(extra.get("trust_env", True)),
             allow_redirects=_is_true(extra.get("allow_redirects", False)),
-            max_redirects=int(extra.get("max_redirects", 10)),
+            max_redirects=_max_redirects(extra.get("max_redirects", 10), name),
         )
 
     @property
@@ -92,26 +92,30 @@ def _extra(connection: Connection, name: str) -> dict[str, Any]:
     # Not Connection.extra_dejson: that calls the supervisor, which an event loop with other calls cannot do.
     try:
         extra = json.loads(connection.extra or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         extra = None
     if not isinstance(extra, dict):
         # The text is not quoted: it may hold secrets.
         raise LumaValidationError(None, f"{name}: its extra is not a JSON object; correct or empty it")
-    return extra
+    # A field left empty in the form is there as null, or as an empty string.
+    return {option: value for option, value in extra.items() if value not in (None, "")}
 
 
 def _base_url(connection: Connection, name: str) -> str:
     host = (connection.host or "").strip() or DEFAULT_HOST
+    if host.count(":") > 1 and "://" not in host and not host.startswith("["):
+        host = f"[{host}]"  # an IPv6 address
     url = host if "://" in host else f"{connection.schema or 'https'}://{host}"
+    # The host is not quoted: somebody may have put the key there.
+    what_it_is = f"{name}: its host must be a name, or an http(s) address such as {DEFAULT_HOST}"
     try:
         parts = urlsplit(url)
         hostname, port = parts.hostname, parts.port
     except ValueError as error:
-        raise LumaValidationError(None, f"{name}: its host {host!r} is no valid address ({error})") from error
-    if parts.scheme not in ("http", "https") or not hostname or parts.username or parts.query or parts.fragment:
-        raise LumaValidationError(
-            None, f"{name}: its host must be a name or an http(s) address such as {DEFAULT_HOST}, not {host!r}"
-        )
+        raise LumaValidationError(None, what_it_is) from error
+    has_more = "@" in parts.netloc or parts.query or parts.fragment or re.search(r"[\s\\]", url)
+    if parts.scheme not in ("http", "https") or not hostname or has_more:
+        raise LumaValidationError(None, f"{what_it_is}, without a user, a query, or blanks")
     if connection.port and port is None:
         parts = parts._replace(netloc=f"{parts.netloc}:{connection.port}")
     return parts.geturl().rstrip("/")
@@ -134,21 +138,54 @@ def _timeout(value: object, name: str) -> float:
 
 
 def _proxies(value: object, name: str) -> dict[str, str]:
-    if not value:
-        return {}
-    if isinstance(value, str):
-        return {"http": value, "https": value}
-    if isinstance(value, dict) and all(isinstance(proxy, str) for proxy in value.values()):
-        return value
-    raise LumaValidationError(
-        None, f"{name}: proxies in its extra must be an address, or addresses by scheme such as {{'https': ...}}"
-    )
+    proxies = {"all": value} if isinstance(value, str) else value or {}
+    if not isinstance(proxies, dict) or not all(isinstance(proxy, str) for proxy in proxies.values()):
+        raise LumaValidationError(
+            None, f"{name}: proxies in its extra must be an address, or addresses by scheme such as {{'https': ...}}"
+        )
+    proxies = {scheme: proxy if "://" in proxy else f"http://{proxy}" for scheme, proxy in proxies.items()}
+    for proxy in proxies.values():
+        if not _is_http_address(proxy):
+            raise LumaValidationError(None, f"{name}: proxies in its extra must be http(s) addresses")
+    return proxies
 
 
-def _verify(value: object) -> bool | str:
+def _is_http_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _verify(value: object, name: str) -> bool | str:
     if isinstance(value, str) and value.strip().lower() not in ("true", "false", "1", "0"):
-        return str(Path(value).expanduser())
+        return _existing(value, f"{name}: verify in its extra")
     return _is_true(value)
+
+
+def _cert(value: object, name: str) -> str | tuple[str, str] | None:
+    parameter = f"{name}: cert in its extra"
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _existing(value, parameter)
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(file, str) for file in value):
+        return _existing(value[0], parameter), _existing(value[1], parameter)
+    raise LumaValidationError(None, f"{parameter} must be one file, or a list of two: certificate and key")
+
+
+def _existing(path: str, parameter: str) -> str:
+    expanded = Path(path).expanduser()
+    if not expanded.exists():
+        raise LumaValidationError(None, f"{parameter}: there is no {path!r} on this machine")
+    return str(expanded)
+
+
+def _max_redirects(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdecimal():
+        raise LumaValidationError(None, f"{name}: max_redirects in its extra must be a whole number, not {value!r}")
+    return int(value)
 
 
 def _is_true(value: object) -> bool:

@@ -18,7 +18,7 @@ class LumaError(Exception):
     """
     The root of everything this package raises about Luma.
 
-    :param code: Luma's code for the error, or None if the service did not give one
+    :param code: Luma's code for the error, or the HTTP status where that is all there was; None if neither came
     :param msg: what happened, in Luma's words or ours
     :param luma_task_id: the Luma task it is about, if there is one
     :param retry_after: seconds the service asked to wait before the next call, if it did
@@ -43,7 +43,7 @@ class LumaError(Exception):
 
     def __str__(self) -> str:
         about = f"Luma task {self.luma_task_id}: " if self.luma_task_id else ""
-        said = f"{self.msg} (Luma's code {self.code})" if self.code is not None else self.msg
+        said = f"{self.msg} (code {self.code})" if self.code is not None else self.msg
         return f"{about}{said}{'. ' + self.remedy if self.remedy else ''}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -164,6 +164,7 @@ class Response:
     http_status: int
     body: bytes
     retry_after: str | None = None
+    location: str | None = None
 
 
 def modify_request(
@@ -195,12 +196,15 @@ def download_url_request(result_url: str) -> Request:
 
 # -- reading answers --------------------------------------------------------------------------------------------
 
+#: The service's codes (https://docs.kie.ai/luma-api/quickstart) and what they are for us.
 _REFUSALS: dict[int, type[LumaError]] = {
     401: LumaAuthError,
     402: LumaInsufficientCreditsError,
     404: LumaNotFoundError,
     422: LumaValidationError,
     429: LumaRateLimitError,
+    455: LumaUnavailableError,
+    500: LumaUnavailableError,
     501: LumaGenerationError,
     505: LumaFeatureDisabledError,
 }
@@ -217,7 +221,7 @@ def _envelope(response: Response) -> _Envelope | None:
     """Take the answer apart; None if it is not an envelope, and so not from the service itself."""
     try:
         document = json.loads(response.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict):
         return None
@@ -234,20 +238,31 @@ def _is_success(response: Response, envelope: _Envelope) -> bool:
 
 def _refusal(response: Response, envelope: _Envelope | None) -> LumaError:
     """Return the error that a refused or unreadable answer stands for."""
+    retry_after = _seconds(response.retry_after)
     if envelope is not None and envelope.code != 200:
-        code, msg = envelope.code, envelope.msg or "the service gave no reason"
-    else:
-        code, msg = response.http_status, f"the answer was not readable: {_excerpt(response)}"
-    kind = _REFUSALS.get(code, LumaUnavailableError)
-    return kind(code, msg, retry_after=_seconds(response.retry_after))
+        kind = _REFUSALS.get(envelope.code, LumaUnavailableError)
+        return kind(envelope.code, envelope.msg or "the service gave no reason", retry_after=retry_after)
+    status = response.http_status
+    if 300 <= status < 400:
+        return LumaUnavailableError(
+            None,
+            f"the address in the connection redirects (HTTP {status}) to {response.location!r}: put the service's own "
+            "address into its Host, or set allow_redirects in its extra",
+        )
+    kind = _REFUSALS.get(status, LumaUnavailableError)
+    return kind(
+        status,
+        f"HTTP {status}, and not readable as an answer of Luma: {_excerpt(response)}",
+        retry_after=retry_after,
+    )
 
 
 def _data(response: Response) -> Any:
     """Return the data of a successful answer; raise the error of any other."""
     envelope = _envelope(response)
-    if envelope is None or not _is_success(response, envelope):
-        raise _refusal(response, envelope)
-    return envelope.data
+    if envelope is not None and _is_success(response, envelope):
+        return envelope.data
+    raise _refusal(response, envelope)
 
 
 def read_submission(response: Response) -> str:
@@ -258,19 +273,22 @@ def read_submission(response: Response) -> str:
     :raises LumaSubmissionUnknownError: the answer does not tell; the job may run, and be billed
     """
     envelope = _envelope(response)
-    if envelope is not None and _is_success(response, envelope):
-        luma_task_id = envelope.data.get("taskId") if isinstance(envelope.data, dict) else None
-        if isinstance(luma_task_id, str) and luma_task_id.strip():
-            return luma_task_id
-    elif envelope is not None and envelope.code != 200:
-        raise _refusal(response, envelope)
-    elif 300 <= response.http_status < 500:
+    luma_task_id = envelope.data.get("taskId") if envelope is not None and isinstance(envelope.data, dict) else None
+    has_id = isinstance(luma_task_id, str) and bool(luma_task_id.strip())
+    if envelope is not None and has_id and _is_success(response, envelope):
+        return str(luma_task_id)
+    if envelope is not None:
+        # A gateway's 504 in an envelope is no refusal: what is behind the gateway may have accepted.
+        is_refused = envelope.code in _REFUSALS or 400 <= envelope.code < 500
+    else:
         # Not the service's own words, yet plain HTTP: whoever answered did not process the request.
+        is_refused = 300 <= response.http_status < 500
+    if is_refused and not has_id:
         raise _refusal(response, envelope)
     raise LumaSubmissionUnknownError(
         None,
-        f"the submission was sent, but the answer (HTTP {response.http_status}) holds no task id: "
-        f"{_excerpt(response)}. The job may have been accepted",
+        f"the submission was sent, but the answer (HTTP {response.http_status}) tells of no accepted job: "
+        f"{_excerpt(response)}. It may have been accepted",
     )
 
 
@@ -310,7 +328,7 @@ def read_credits(response: Response) -> float:
     :raises LumaError: the service refused, or the answer is no number
     """
     remaining = _data(response)
-    if isinstance(remaining, bool) or not isinstance(remaining, (int, float)):
+    if isinstance(remaining, bool) or not isinstance(remaining, (int, float)) or not abs(remaining) < 1e15:
         raise LumaUnavailableError(None, f"the answer names no number of credits: {_excerpt(response)}")
     return float(remaining)
 
@@ -343,7 +361,7 @@ def _object(value: object) -> Mapping[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return value if isinstance(value, dict) else {}
 
@@ -399,6 +417,9 @@ def check_prompt(prompt: object) -> None:
 
 
 def _is_latin(letter: str) -> bool:
+    # A unit such as the micrometre, and an apostrophe typed as a modifier letter, are English too.
+    if letter == "\N{MICRO SIGN}" or unicodedata.category(letter) == "Lm":
+        return True
     # The compatibility form brings styled and full-width letters back to the alphabet they belong to.
     return "LATIN" in unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "")
 

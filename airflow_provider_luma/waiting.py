@@ -8,7 +8,8 @@ given the error to end with. The rules:
 
 * a running job, and one with a flag nobody knows yet, is looked at again after the poll interval;
 * a job reported as a success without a video is looked at a few more times, then it is a failure;
-* an id that the service does not know may be too new: that is believed only after a grace period;
+* an id that the service does not know may be too new: that is believed only after a grace period, and never of a
+  job that it has shown before;
 * an answer that could not be had (429, 455, 5xx, a broken network) says nothing about the job. It is waited out,
   with growing, jittered pauses, or as long as the service asks;
 * at the deadline there is one last look, also for a watch that starts after it: the job may have ended while
@@ -96,7 +97,9 @@ class Watch:
         self.end_time = end_time
         self._news = "has not been looked at yet"
         self._is_bad_news = False
+        self._is_settled = True
         self._failures = 0
+        self._has_been_seen = False
         self._not_found_since: float | None = None
         self._looks_without_urls = 0
         self._started: float | None = None
@@ -106,7 +109,7 @@ class Watch:
     @property
     def is_settled(self) -> bool:
         """Whether the last look left no doubt about the id or the result that the next seconds will resolve."""
-        return self._not_found_since is None and self._looks_without_urls == 0
+        return self._is_settled
 
     def saw(self, task: LumaTask, now: float) -> float | None:
         """
@@ -118,7 +121,9 @@ class Watch:
         :raises LumaTimeoutError: it is still running at the deadline
         """
         self._failures = 0
+        self._has_been_seen = True
         self._not_found_since = None
+        self._is_settled = True
         self._started = task.created_at.timestamp() if task.created_at else self._started or now
         self._news, self._is_bad_news = f"is {task.status.name}", False
         if not task.is_finished:
@@ -132,15 +137,17 @@ class Watch:
         if task.result_urls:
             return None
         self._looks_without_urls += 1
+        self._is_settled = False
         self._news += " but lists no video yet"
-        if self._looks_without_urls > LOOKS_FOR_MISSING_URLS:
+        is_too_late = self.end_time is not None and now >= self.end_time
+        if self._looks_without_urls > LOOKS_FOR_MISSING_URLS or is_too_late:
             raise LumaGenerationError(
                 None,
                 f"reported as {task.status.name}, but no video is listed after {self._looks_without_urls} looks. "
                 "Ask the support of the service for it, naming the task id",
                 luma_task_id=self.luma_task_id,
             )
-        return pause(self._looks_without_urls + 1)
+        return self._until_next(pause(self._looks_without_urls + 1), now)
 
     def stumbled(self, error: LumaError, now: float) -> float:
         """
@@ -156,7 +163,9 @@ class Watch:
         self._failures += 1
         self._started = self._started or now
         self._news, self._is_bad_news = f"could not be looked at: {error.msg}", True
-        if isinstance(error, LumaNotFoundError):
+        is_unknown_id = isinstance(error, LumaNotFoundError) and not self._has_been_seen
+        self._is_settled = not is_unknown_id
+        if is_unknown_id:
             self._not_found_since = self._not_found_since or now
             if now - self._not_found_since >= NOT_FOUND_GRACE:
                 raise LumaNotFoundError(
@@ -165,7 +174,7 @@ class Watch:
                     "luma_conn_id; Luma forgets tasks after two months",
                     luma_task_id=self.luma_task_id,
                 ) from error
-        elif not isinstance(error, TRANSIENT):
+        elif not isinstance(error, (*TRANSIENT, LumaNotFoundError)):
             raise error
         return self._until_next(pause(self._failures, error.retry_after), now)
 

@@ -14,22 +14,22 @@ Two kinds of call are told apart. *Reading* is safe to repeat, and a passing tro
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import requests
 import tenacity
+import urllib3
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpAsyncHook, HttpHook, SessionConfig
 from airflow.sdk.exceptions import AirflowRuntimeError
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from airflow_provider_luma import protocol
 from airflow_provider_luma.connection import LumaConnection, missing_connection
@@ -54,6 +54,15 @@ READ_PATIENCE = 60.0
 SUBMIT_PATIENCE = 120.0
 
 T = TypeVar("T")
+
+
+class _Session(requests.Session):
+    """A session whose own proxies and certificates take precedence over the environment's."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        return super().merge_environment_settings(
+            url, {**self.proxies, **(proxies or {})}, stream, self.verify if verify is None else verify, cert
+        )
 
 
 class _BearerAuth(requests.auth.AuthBase):
@@ -194,6 +203,7 @@ class LumaHook(_LumaHookBase, HttpHook):
         protocol.check_luma_task_id(luma_task_id)
         protocol.check_positive("timeout", timeout)
         protocol.check_positive("poll_interval", poll_interval)
+        self.get_luma_connection()  # what is wrong with it had better be said now than waited out
         watch = Watch(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
         while not isinstance(outcome := self.look(watch), LumaTask):
             time.sleep(outcome)
@@ -211,6 +221,8 @@ class LumaHook(_LumaHookBase, HttpHook):
             task = self._look(watch.luma_task_id)
         except LumaError as error:
             delay: float | None = watch.stumbled(error, time.time())
+        except (AirflowException, AirflowRuntimeError) as error:
+            delay = watch.stumbled(_unreadable_connection(error), time.time())
         else:
             delay = watch.saw(task, time.time())
         return _outcome(self.log, watch, task, delay)
@@ -263,7 +275,7 @@ class LumaHook(_LumaHookBase, HttpHook):
             response = self._send(request)
         except requests.RequestException as error:
             # Its words tell all; its traceback would only fill a screen of the task's log.
-            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {error}") from None
+            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {_reason(error)}") from None
         return read(response)
 
     def _submit(self, request: protocol.Request) -> str:
@@ -271,10 +283,11 @@ class LumaHook(_LumaHookBase, HttpHook):
             response = self._send(request)
         except requests.RequestException as error:
             if _never_connected(error):
-                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {error}") from None
+                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {_reason(error)}") from None
             raise LumaSubmissionUnknownError(
                 None,
-                f"the submission was sent to {self.base_url}, but no answer came: {error}. It may have been accepted",
+                f"the submission was sent to {self.base_url}, but no answer came: {_reason(error)}. "
+                "It may have been accepted",
             ) from None
         return protocol.read_submission(response)
 
@@ -290,7 +303,7 @@ class LumaHook(_LumaHookBase, HttpHook):
                 timeout=self.merged_extra["timeout"],
                 allow_redirects=self.merged_extra["allow_redirects"],
             )
-            return protocol.Response(response.status_code, response.content, response.headers.get("Retry-After"))
+            return _response(response.status_code, response.content, response.headers)
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -312,6 +325,7 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
         super().__init__(luma_conn_id)
         self._connection: LumaConnection | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
 
     async def __aenter__(self) -> LumaAsyncHook:
         """Return the hook; its session is opened by the first call."""
@@ -368,10 +382,7 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
         except LumaError as error:
             delay: float | None = watch.stumbled(error, time.time())
         except (AirflowException, AirflowRuntimeError) as error:
-            # The API server or a secrets backend is down, or the connection is just being replaced: no reason
-            # to give up a job that is paid for.
-            trouble = LumaUnavailableError(None, f"the connection could not be read: {error}")
-            delay = watch.stumbled(trouble, time.time())
+            delay = watch.stumbled(_unreadable_connection(error), time.time())
         else:
             delay = watch.saw(task, time.time())
         return _outcome(self.log, watch, task, delay)
@@ -400,9 +411,9 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
                 json=request.json,
                 allow_redirects=connection.allow_redirects,
                 max_redirects=connection.max_redirects,
-                proxy=connection.proxies.get(urlsplit(connection.base_url).scheme),
+                proxy=self._proxy,
             ) as response:
-                return protocol.Response(response.status, await response.read(), response.headers.get("Retry-After"))
+                return _response(response.status, await response.read(), response.headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
@@ -410,18 +421,19 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
     async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
         if self._connection is None or self._session is None:
             self._connection = connection = await self.get_luma_connection()
+            self._proxy = _proxy(connection)
+            # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
             self._session = aiohttp.ClientSession(
                 headers={"Authorization": f"Bearer {connection.api_key}"},
                 timeout=aiohttp.ClientTimeout(total=connection.timeout),
                 connector=aiohttp.TCPConnector(ssl=await asyncio.to_thread(_ssl, connection)),
-                trust_env=connection.trust_env,
             )
         return self._connection, self._session
 
 
 def _session(connection: LumaConnection) -> requests.Session:
     """Return a session with the connection's transport options, and without any credentials."""
-    session = requests.Session()
+    session = _Session()
     session.proxies = dict(connection.proxies)
     session.verify = connection.verify
     session.trust_env = connection.trust_env
@@ -459,12 +471,53 @@ def _outcome(log: Logger, watch: Watch, task: LumaTask | None, delay: float | No
     return task
 
 
+def _response(status: int, body: bytes, headers: Mapping[str, str]) -> protocol.Response:
+    return protocol.Response(status, body, headers.get("Retry-After"), headers.get("Location"))
+
+
+def _proxy(connection: LumaConnection) -> str | None:
+    """Return the proxy on the way to the service, chosen as requests does."""
+    url = connection.base_url
+    environment = requests.utils.get_environ_proxies(url) if connection.trust_env else {}
+    proxy: str | None = requests.utils.select_proxy(url, {**environment, **connection.proxies})
+    return proxy
+
+
+def _unreadable_connection(error: Exception) -> LumaUnavailableError:
+    # The API server or a secrets backend is down, or the connection is just being replaced: no reason to give up
+    # a job that is paid for.
+    return LumaUnavailableError(None, f"the connection could not be read: {error}")
+
+
+def _reason(error: requests.RequestException) -> str:
+    """Return what happened, without the layers around it and the addresses of objects."""
+    cause = getattr(error.args[0], "reason", error) if error.args else error
+    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
+
+
+#: What OpenSSL calls a handshake that failed before anything was sent.
+_FAILED_HANDSHAKES = frozenset(
+    {
+        "CERTIFICATE_VERIFY_FAILED",
+        "HTTP_REQUEST",
+        "SSLV3_ALERT_HANDSHAKE_FAILURE",
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "UNSUPPORTED_PROTOCOL",
+        "WRONG_VERSION_NUMBER",
+    }
+)
+
+
 def _never_connected(error: requests.RequestException) -> bool:
     """Tell whether a request failed before any of it could reach the service."""
-    if isinstance(error, (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError)):
+    if isinstance(error, (requests.exceptions.ConnectTimeout, ValueError)):  # a ValueError: no such address
         return True
-    if not isinstance(error, requests.exceptions.ConnectionError) or not error.args:
-        return False
-    reason = getattr(error.args[0], "reason", None)
-    certificate_refused = isinstance(getattr(reason, "args", (None,))[0], ssl.SSLCertVerificationError)
-    return isinstance(reason, (NewConnectionError, ConnectTimeoutError)) or certificate_refused
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    if isinstance(reason, urllib3.exceptions.ProxyError):
+        # Also raised for an answer lost on the way back through a proxy: what is behind it decides.
+        reason = reason.original_error
+        if isinstance(reason, OSError) and str(reason).startswith("Tunnel connection failed"):
+            return True
+    if isinstance(reason, urllib3.exceptions.SSLError) and reason.args:
+        return getattr(reason.args[0], "reason", None) in _FAILED_HANDSHAKES
+    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))

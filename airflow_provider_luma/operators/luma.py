@@ -124,6 +124,7 @@ class LumaModifyOperator(BaseOperator):
         """Take up the trigger's event: return the result, or raise what ended the wait."""
         if "error" in event:
             raise LumaError.from_dict(event["error"])
+        self._luma_task_id = event["task"]["luma_task_id"]
         return self._result(event["task"])
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

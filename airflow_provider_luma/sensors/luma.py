@@ -63,8 +63,11 @@ class LumaTaskSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait for the job in the triggerer, or as any other sensor does."""
+        from airflow_provider_luma.hooks.luma import LumaHook
+
         try:
             protocol.check_luma_task_id(self.luma_task_id)
+            LumaHook(self.luma_conn_id).get_luma_connection()  # what is wrong with it had better be said now
             if self.deferrable:
                 self._defer()
             return super().execute(context)
@@ -97,10 +100,8 @@ class LumaTaskSensor(BaseSensorOperator):
         return result
 
     def _defer(self) -> None:
-        from airflow_provider_luma.hooks.luma import LumaHook
         from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
-        LumaHook(self.luma_conn_id).get_luma_connection()  # what is wrong with it had better be said now
         self.log.info("Waiting for Luma task %s in the triggerer", self.luma_task_id)
         self.defer(
             trigger=LumaTaskTrigger(

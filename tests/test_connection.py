@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an Airflow connection of type luma says."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from airflow.sdk import Connection
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_luma.connection import LumaConnection, missing_connection
+from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaValidationError
+
+KEY = "sk-distinctive-0123456789abcdef"
+
+
+def connection(*, extra: Any = None, password: str | None = KEY, **fields: Any) -> Connection:
+    if extra is not None and not isinstance(extra, str):
+        extra = json.dumps(extra)
+    return Connection(conn_id="my_luma", conn_type="luma", password=password, extra=extra, **fields)
+
+
+def read(**fields: Any) -> LumaConnection:
+    return LumaConnection.of(connection(**fields))
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        ("fields", "base_url"),
+        [
+            ({}, "https://api.kie.ai"),
+            ({"host": ""}, "https://api.kie.ai"),
+            ({"host": "  "}, "https://api.kie.ai"),
+            ({"host": "luma.example.com"}, "https://luma.example.com"),
+            ({"host": "luma.example.com", "schema": "http"}, "http://luma.example.com"),
+            ({"host": "luma.example.com", "port": 8443}, "https://luma.example.com:8443"),
+            ({"host": "127.0.0.1", "port": 8080, "schema": "http"}, "http://127.0.0.1:8080"),
+            ({"host": "https://luma.example.com"}, "https://luma.example.com"),
+            ({"host": "https://luma.example.com/"}, "https://luma.example.com"),
+            ({"host": " https://luma.example.com "}, "https://luma.example.com"),
+            ({"host": "http://luma.example.com:8080/base/"}, "http://luma.example.com:8080/base"),
+            ({"host": "http://luma.example.com", "port": 8080}, "http://luma.example.com:8080"),
+            ({"host": "http://luma.example.com:8080", "port": 9090}, "http://luma.example.com:8080"),
+            ({"host": "http://luma.example.com", "schema": "https"}, "http://luma.example.com"),
+            ({"host": "luma.example.com:8080", "schema": "http"}, "http://luma.example.com:8080"),
+            ({"host": "luma.example.com/base", "port": 8080}, "https://luma.example.com:8080/base"),
+            ({"host": "http://[::1]:8080"}, "http://[::1]:8080"),
+            ({"host": "[::1]", "port": 8080, "schema": "http"}, "http://[::1]:8080"),
+            ({"host": "::1", "port": 8080, "schema": "http"}, "http://[::1]:8080"),
+        ],
+        ids=str,
+    )
+    def test_host_schema_and_port(self, fields, base_url):
+        assert read(**fields).base_url == base_url
+
+    @pytest.mark.parametrize(
+        ("uri", "base_url"),
+        [
+            (f"luma://:{KEY}@", "https://api.kie.ai"),
+            (f"luma://:{KEY}@luma.example.com", "https://luma.example.com"),
+            (f"luma://:{KEY}@127.0.0.1:8080/http", "http://127.0.0.1:8080"),
+            (f"luma://:{KEY}@http%3A%2F%2F127.0.0.1%3A8080", "http://127.0.0.1:8080"),
+            (f"luma://:{KEY}@[::1]:8080/http", "http://[::1]:8080"),
+        ],
+    )
+    def test_a_whole_connection_as_a_uri(self, uri, base_url):
+        read = LumaConnection.of(Connection.from_uri(uri, conn_id="my_luma"))
+        assert (read.base_url, read.api_key) == (base_url, KEY)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"host": "ftp://luma.example.com"},
+            {"host": "luma.example.com", "schema": "luma"},
+            {"host": "https://"},
+            {"host": "https://[::1"},
+            {"host": "luma.example.com:port"},
+            {"host": "https://luma.example.com?x=1"},
+            {"host": "https://luma.example.com#x"},
+            {"host": "https://user@luma.example.com"},
+            {"host": "https://:secret@luma.example.com"},
+            {"host": "https://luma example.com"},
+        ],
+        ids=str,
+    )
+    def test_no_address(self, fields):
+        with pytest.raises(LumaValidationError, match="my_luma") as caught:
+            read(**fields)
+        assert "host" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("host", "is_public"),
+        [
+            (None, True),
+            ("luma.example.com", True),
+            ("http://127.0.0.1:8080", False),
+            ("http://localhost:8080", False),
+            ("http://[::1]:8080", False),
+            ("http://simulator:8080", False),
+            ("http://192.168.3.4", False),
+        ],
+    )
+    def test_public(self, host, is_public):
+        assert read(host=host).is_public is is_public
+
+
+class TestKey:
+    @pytest.mark.parametrize("key", ["k", KEY, "a/b+c=", "~!@#$%^&*()"])
+    def test_keys(self, key):
+        assert read(password=key).api_key == key
+
+    def test_blanks_around_it_are_not_part_of_it(self):
+        assert read(password=f" {KEY}\n").api_key == KEY
+
+    @pytest.mark.parametrize("key", [None, "", " ", "\n"])
+    def test_no_key(self, key):
+        with pytest.raises(LumaAuthError, match="my_luma") as caught:
+            read(password=key)
+        assert "Password" in str(caught.value)
+
+    @pytest.mark.parametrize("gap", ["\n", "\r\n", " ", "\t", "\x00", "ä", "\u2028", "😀"], ids=ascii)
+    def test_a_key_that_no_header_can_carry_is_not_quoted(self, gap):
+        with pytest.raises(LumaAuthError, match="my_luma") as caught:
+            read(password=f"sk-distinct{gap}ive-0123")
+        assert "Password" in str(caught.value)
+        assert "sk-distinct" not in str(caught.value)
+        assert "ive-0123" not in str(caught.value)
+
+    def test_it_is_in_no_repr(self):
+        one = read(extra={"proxies": {"https": "http://user:hidden@proxy.example.com"}})
+        assert KEY not in repr(one)
+        assert KEY not in str(one)
+        assert "hidden" not in repr(one)
+
+
+class TestExtra:
+    @pytest.mark.parametrize(
+        ("extra", "expected"),
+        [
+            (None, {"timeout": 30.0, "proxies": {}, "verify": True, "cert": None, "trust_env": True}),
+            ({}, {"timeout": 30.0, "allow_redirects": False}),
+            ("", {"timeout": 30.0}),
+            ({"timeout": 5}, {"timeout": 5.0}),
+            ({"timeout": "2.5"}, {"timeout": 2.5}),
+            ({"timeout": None}, {"timeout": 30.0}),
+            ({"timeout": ""}, {"timeout": 30.0}),
+            ({"proxies": {"https": "http://p:1"}}, {"proxies": {"https": "http://p:1"}}),
+            ({"proxy": "http://p:1"}, {"proxies": {"all": "http://p:1"}}),
+            ({"proxy": "p:1"}, {"proxies": {"all": "http://p:1"}}),
+            ({"proxies": None}, {"proxies": {}}),
+            ({"verify": False}, {"verify": False}),
+            ({"verify": "false"}, {"verify": False}),
+            ({"verify": "True"}, {"verify": True}),
+            ({"verify": None}, {"verify": True}),
+            ({"verify": ""}, {"verify": True}),
+            ({"verify_ssl": False}, {"verify": False}),
+            ({"verify": __file__}, {"verify": __file__}),
+            ({"cert": __file__}, {"cert": __file__}),
+            ({"cert": [__file__, __file__]}, {"cert": (__file__, __file__)}),
+            ({"cert": None}, {"cert": None}),
+            ({"trust_env": False}, {"trust_env": False}),
+            ({"trust_env": "false"}, {"trust_env": False}),
+            ({"trust_env": None}, {"trust_env": True}),
+            ({"allow_redirects": True}, {"allow_redirects": True}),
+            ({"max_redirects": 3}, {"max_redirects": 3}),
+            ({"max_redirects": None}, {"max_redirects": 10}),
+            ({"something": "else", "webhook_secret": "s", "requests_per_second": 3}, {"timeout": 30.0}),
+        ],
+        ids=str,
+    )
+    def test_transport_options(self, extra, expected):
+        one = read(extra=extra)
+        assert {name: getattr(one, name) for name in expected} == expected
+
+    @pytest.mark.parametrize(
+        ("extra", "names"),
+        [
+            ({"timeout": 0}, "timeout"),
+            ({"timeout": -1}, "timeout"),
+            ({"timeout": "soon"}, "timeout"),
+            ({"timeout": True}, "timeout"),
+            ({"timeout": [1, 2]}, "timeout"),
+            ({"proxies": 5}, "proxies"),
+            ({"proxies": ["http://p:1"]}, "proxies"),
+            ({"proxies": {"https": 5}}, "proxies"),
+            ({"max_redirects": "many"}, "max_redirects"),
+            ({"cert": ["/only-one.pem"]}, "cert"),
+            ({"cert": []}, "cert"),
+            ({"cert": 5}, "cert"),
+            ("[]", "extra"),
+            ("5", "extra"),
+            ('"text"', "extra"),
+        ],
+        ids=str,
+    )
+    def test_what_makes_no_sense_is_said(self, extra, names):
+        with pytest.raises(LumaValidationError, match="my_luma") as caught:
+            read(extra=extra)
+        assert names in str(caught.value)
+
+    @given(
+        extra=st.dictionaries(
+            st.sampled_from(
+                "timeout proxies proxy verify verify_ssl cert trust_env allow_redirects max_redirects".split()
+            ),
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.text(), max_size=3),
+        )
+    )
+    def test_no_extra_makes_it_raise_anything_else(self, extra):
+        with suppress(LumaError):
+            read(extra=extra)
+
+
+def test_a_missing_connection_is_explained():
+    said = missing_connection("my_luma")
+    for hint in ("luma_conn_id='my_luma'", "AIRFLOW_CONN_MY_LUMA", "luma://:", "Password"):
+        assert hint in said

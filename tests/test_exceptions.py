@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors: one tree, Luma's code and words on each, and a form in which they travel."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+
+from airflow_provider_luma import exceptions
+from airflow_provider_luma.exceptions import (
+    PERMANENT,
+    TRANSIENT,
+    LumaAuthError,
+    LumaError,
+    LumaFeatureDisabledError,
+    LumaGenerationError,
+    LumaInsufficientCreditsError,
+    LumaNotFoundError,
+    LumaRateLimitError,
+    LumaSubmissionUnknownError,
+    LumaTimeoutError,
+    LumaUnavailableError,
+    LumaValidationError,
+)
+
+KINDS = [
+    LumaError,
+    LumaAuthError,
+    LumaInsufficientCreditsError,
+    LumaNotFoundError,
+    LumaValidationError,
+    LumaRateLimitError,
+    LumaUnavailableError,
+    LumaFeatureDisabledError,
+    LumaGenerationError,
+    LumaTimeoutError,
+    LumaSubmissionUnknownError,
+]
+
+
+def test_every_error_of_the_package_is_a_luma_error():
+    defined = {kind for kind in vars(exceptions).values() if getattr(kind, "__module__", None) == exceptions.__name__}
+    assert {kind for kind in defined if isinstance(kind, type)} == set(KINDS)
+    assert all(issubclass(kind, LumaError) for kind in KINDS)
+
+
+def test_a_wrong_value_is_also_a_value_error():
+    assert issubclass(LumaValidationError, ValueError)
+
+
+def test_what_passes_and_what_stays_do_not_overlap():
+    assert set(TRANSIENT) == {LumaRateLimitError, LumaUnavailableError}
+    assert set(PERMANENT) == {LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureDisabledError}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_carries_what_the_service_said(kind):
+    error = kind(455, "under maintenance", luma_task_id="abc", retry_after=7.0)
+    assert (error.code, error.msg, error.luma_task_id, error.retry_after) == (455, "under maintenance", "abc", 7.0)
+    assert "under maintenance" in str(error)
+    assert "455" in str(error)
+    assert "abc" in str(error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_without_a_code_does_not_speak_of_one(kind):
+    assert "None" not in str(kind(None, "broken"))
+    assert "code" not in str(kind(None, "broken")).lower()
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        (LumaAuthError, "Password"),
+        (LumaAuthError, "luma_conn_id"),
+        (LumaInsufficientCreditsError, "Top up"),
+        (LumaSubmissionUnknownError, "log page"),
+        (LumaSubmissionUnknownError, "billed"),
+    ],
+    ids=str,
+)
+def test_an_error_that_a_person_can_mend_says_how(kind, hint):
+    assert hint in str(kind(None, "it went wrong"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("code", [None, 401])
+@pytest.mark.parametrize("luma_task_id", [None, "abc"])
+def test_an_error_travels_as_json(kind, code, luma_task_id):
+    error = kind(code, "why", luma_task_id=luma_task_id, retry_after=3.0)
+    arrived = LumaError.from_dict(json.loads(json.dumps(error.as_dict())))
+    assert type(arrived) is kind
+    assert str(arrived) == str(error)
+    assert (arrived.code, arrived.msg, arrived.luma_task_id) == (code, "why", luma_task_id)
+
+
+def test_an_error_of_a_later_version_arrives_as_a_luma_error():
+    arrived = LumaError.from_dict({"type": "LumaNewError", "code": 1, "msg": "why", "luma_task_id": "abc"})
+    assert type(arrived) is LumaError
+    assert arrived.msg == "why"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])
+def test_an_error_survives_being_copied(kind, copied):
+    error = copied(kind(500, "why", luma_task_id="abc", retry_after=3.0))
+    assert type(error) is kind
+    assert (error.code, error.msg, error.luma_task_id, error.retry_after) == (500, "why", "abc", 3.0)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Airflow reads about the provider when it starts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import airflow
+import jsonschema
+import pytest
+
+import airflow_provider_luma
+from airflow_provider_luma import get_provider_info
+
+INFO = get_provider_info()
+MODULES = [
+    module
+    for kind in ("hooks", "operators", "sensors", "triggers")
+    for one in INFO[kind]
+    for module in one["python-modules"]
+]
+
+
+@pytest.mark.parametrize("name", ["provider_info.schema.json"])
+def test_it_is_valid(name):
+    schema = json.loads((Path(airflow.__file__).parent / name).read_text())
+    jsonschema.validate(INFO, schema)
+
+
+def test_the_version_is_the_packages():
+    assert INFO["versions"][0] == airflow_provider_luma.__version__
+    assert INFO["package-name"] == "airflow-provider-luma"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_can_be_imported(module):
+    importlib.import_module(module)
+
+
+def test_every_kind_of_module_is_named():
+    assert set(MODULES) >= {
+        f"airflow_provider_luma.{kind}.luma" for kind in ("hooks", "operators", "sensors", "triggers")
+    }
+
+
+def test_the_integration_is_named_the_same_everywhere():
+    names = {one["integration-name"] for one in INFO["integrations"]}
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        assert {one["integration-name"] for one in INFO[kind]} <= names
+
+
+def test_the_connection_type_is_the_hooks():
+    (kind,) = INFO["connection-types"]
+    module, _, name = kind["hook-class-name"].rpartition(".")
+    hook = getattr(importlib.import_module(module), name)
+    assert kind["connection-type"] == hook.conn_type == "luma"
+    assert kind["hook-name"] == hook.hook_name
+
+
+def test_the_entry_point_is_found():
+    (one,) = [one for one in entry_points(group="apache_airflow_provider") if one.dist.name == "airflow-provider-luma"]
+    assert one.name == "provider_info"
+    assert one.load() is get_provider_info
+
+
+@pytest.mark.parametrize("value", [None, 0.5, 30, 600])
+def test_what_the_form_allows_the_connection_accepts(value):
+    from airflow.sdk import Connection
+
+    from airflow_provider_luma.connection import LumaConnection
+
+    field = INFO["connection-types"][0]["conn-fields"]["timeout"]["schema"]
+    jsonschema.validate(value, field)
+    connection = Connection(
+        conn_id="x", conn_type="luma", password="some-long-key", extra=json.dumps({"timeout": value})
+    )
+    assert LumaConnection.of(connection).timeout == (value or 30.0)
+
+
+LIST = """
+import json, logging
+seen = []
+class Handler(logging.Handler):
+    def emit(self, record):
+        if record.levelno >= logging.WARNING:
+            seen.append(record.getMessage())
+logging.getLogger().addHandler(Handler())
+import structlog
+from airflow.providers_manager import ProvidersManager
+with structlog.testing.capture_logs() as entries:
+    manager = ProvidersManager()
+    provider = manager.providers["airflow-provider-luma"]
+    hook = manager.hooks["luma"]
+    widgets = [key for key in manager.connection_form_widgets if "luma" in key]
+seen += [entry["event"] for entry in entries if entry["log_level"] in ("warning", "error", "critical")]
+print("RESULT" + json.dumps([provider.version, hook.hook_class_name, hook.hook_name, widgets,
+    [line for line in seen if "luma" in line.lower()]]))
+"""
+
+
+def test_airflow_lists_it_without_a_warning():
+    done = subprocess.run([sys.executable, "-c", LIST], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    version, hook_class, hook_name, widgets, warnings = json.loads(line.removeprefix("RESULT"))
+    assert version == airflow_provider_luma.__version__
+    assert hook_class == "airflow_provider_luma.hooks.luma.LumaHook"
+    assert hook_name == "Luma"
+    assert any("timeout" in widget for widget in widgets)
+    assert warnings == []
+    said = [one for one in done.stderr.splitlines() if "luma" in one.lower() and "warn" in one.lower()]
+    assert said == []

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trigger: one event for every way a wait can end, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import json
+import time
+import warnings
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma import waiting
+from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.triggers.luma import LumaTaskTrigger
+
+KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
+
+
+@pytest.fixture
+def submit(luma, luma_conn):
+    def _submit(**changes: Any) -> str:
+        luma.configure(**changes)
+        return LumaHook().modify_video("make it snow", luma.sample_url)
+
+    return _submit
+
+
+def trigger(luma_task_id: str, *, seconds: float | None = 20, poll_interval: float = 0.05) -> LumaTaskTrigger:
+    end_time = None if seconds is None else time.time() + seconds
+    return LumaTaskTrigger(luma_task_id, "luma_default", poll_interval, end_time)
+
+
+async def only_event(one: LumaTaskTrigger) -> dict[str, Any]:
+    events = [event.payload async for event in one.run()]
+    assert len(events) == 1
+    assert json.loads(json.dumps(events[0])) == events[0]
+    return events[0]
+
+
+def looks(luma) -> list[Any]:
+    return [call for call in luma.calls if call.on == "status"]
+
+
+class TestSerialize:
+    def test_round_trip(self):
+        one = LumaTaskTrigger("abc", "my_luma", 12.5, 1_800_000_000.0)
+        path, arguments = one.serialize()
+        assert path == "airflow_provider_luma.triggers.luma.LumaTaskTrigger"
+        assert arguments == {
+            "luma_task_id": "abc",
+            "luma_conn_id": "my_luma",
+            "poll_interval": 12.5,
+            "end_time": 1_800_000_000.0,
+        }
+        module, _, name = path.rpartition(".")
+        assert getattr(importlib.import_module(module), name)(**arguments).serialize() == (path, arguments)
+
+    def test_defaults(self):
+        assert LumaTaskTrigger("abc").serialize()[1] == {
+            "luma_task_id": "abc",
+            "luma_conn_id": "luma_default",
+            "poll_interval": 30.0,
+            "end_time": None,
+        }
+
+    def test_the_arguments_are_json(self):
+        _, arguments = trigger("abc").serialize()
+        assert json.loads(json.dumps(arguments)) == arguments
+
+    def test_making_it_reads_no_connection(self, monkeypatch):
+        monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT", raising=False)
+        assert trigger("abc").luma_task_id == "abc"
+
+
+class TestRun:
+    @pytest.mark.parametrize("outcome", ["success", "callback_failed"])
+    async def test_a_success(self, submit, outcome):
+        luma_task_id = submit(outcome=outcome)
+        event = await only_event(trigger(luma_task_id))
+        assert list(event) == ["task"]
+        assert list(event["task"]) == KEYS
+        assert (event["task"]["luma_task_id"], event["task"]["status"]) == (luma_task_id, "SUCCESS")
+        assert len(event["task"]["result_urls"]) == 1
+
+    @pytest.mark.parametrize(
+        ("changes", "kind", "code"),
+        [
+            ({"outcome": "create_failed"}, "LumaGenerationError", 500),
+            ({"outcome": "generate_failed"}, "LumaGenerationError", 501),
+            ({"outcome": "no_urls"}, "LumaGenerationError", None),
+            ({"faults": ["status:refuse,code=401"]}, "LumaAuthError", 401),
+            ({"faults": ["status:refuse,code=404"]}, "LumaNotFoundError", 404),
+            ({"faults": ["status:refuse,code=422"]}, "LumaValidationError", 422),
+            ({"faults": ["status:refuse,code=505"]}, "LumaFeatureDisabledError", 505),
+        ],
+        ids=str,
+    )
+    async def test_each_failure(self, submit, short_pauses, monkeypatch, changes, kind, code):
+        monkeypatch.setattr(waiting, "NOT_FOUND_GRACE", 0.2)
+        luma_task_id = submit(**changes)
+        error = (await only_event(trigger(luma_task_id)))["error"]
+        assert (error["type"], error["code"], error["luma_task_id"]) == (kind, code, luma_task_id)
+        assert error["msg"]
+
+    async def test_a_time_out(self, submit):
+        luma_task_id = submit(processing_seconds=60)
+        error = (await only_event(trigger(luma_task_id, seconds=0.3)))["error"]
+        assert (error["type"], error["luma_task_id"]) == ("LumaTimeoutError", luma_task_id)
+        assert "still running" in error["msg"]
+
+    async def test_a_time_out_while_luma_is_down(self, submit, short_pauses):
+        luma_task_id = submit(faults=["status:html"])
+        error = (await only_event(trigger(luma_task_id, seconds=0.3)))["error"]
+        assert (error["type"], error["luma_task_id"]) == ("LumaTimeoutError", luma_task_id)
+
+    @pytest.mark.parametrize(
+        "extra", [{"cert": "/nowhere/client.pem"}, {"timeout": "soon"}, {"proxies": {"http": "nonsense://x"}}], ids=str
+    )
+    async def test_a_connection_that_makes_no_sense_is_an_event_too(self, submit, luma, set_connection, extra):
+        luma_task_id = submit()
+        set_connection(luma.base_url, **extra)
+        event = await only_event(trigger(luma_task_id, seconds=1))
+        assert event["error"]["luma_task_id"] == luma_task_id
+
+    async def test_a_deadline_long_past_is_one_last_look(self, luma, submit, until):
+        luma_task_id = submit(processing_seconds=0)
+        until(lambda: luma.jobs[0].flag)
+        event = await only_event(trigger(luma_task_id, seconds=-86_400))
+        assert event["task"]["status"] == "SUCCESS"
+        assert len(looks(luma)) == 1
+
+    async def test_a_deadline_long_past_of_a_job_that_runs(self, luma, submit):
+        luma_task_id = submit(processing_seconds=60)
+        event = await only_event(trigger(luma_task_id, seconds=-86_400))
+        assert event["error"]["type"] == "LumaTimeoutError"
+        assert len(looks(luma)) == 1
+
+    async def test_the_deadline_is_a_time_of_day_and_survives_a_restart(self, submit):
+        luma_task_id = submit(processing_seconds=60)
+        one = trigger(luma_task_id, seconds=0.6, poll_interval=10)
+        first = asyncio.create_task(only_event(one))
+        await asyncio.sleep(0.2)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        started = time.monotonic()
+        event = await only_event(LumaTaskTrigger(**one.serialize()[1]))
+        assert event["error"]["type"] == "LumaTimeoutError"
+        assert time.monotonic() - started < 0.6 + 0.3
+
+    async def test_a_restarted_trigger_goes_on(self, luma, submit):
+        luma_task_id = submit(processing_seconds=0.5)
+        one = trigger(luma_task_id)
+        first = asyncio.create_task(only_event(one))
+        while not looks(luma):
+            await asyncio.sleep(0.01)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        event = await only_event(LumaTaskTrigger(**one.serialize()[1]))
+        assert event["task"]["luma_task_id"] == luma_task_id
+
+    async def test_without_a_deadline(self, submit):
+        assert (await only_event(trigger(submit(), seconds=None)))["task"]["status"] == "SUCCESS"
+
+    async def test_looks_share_one_connection(self, luma, submit):
+        luma_task_id = submit(processing_seconds=0.5)
+        before = luma.connections
+        await only_event(trigger(luma_task_id))
+        assert len(looks(luma)) > 3
+        assert luma.connections == before + 1
+
+    async def test_many_at_once(self, luma, submit):
+        ids = [submit(processing_seconds=0.3) for _ in range(10)]
+        events = await asyncio.gather(*(only_event(trigger(one)) for one in ids))
+        assert [event["task"]["luma_task_id"] for event in events] == ids
+
+    async def test_it_does_not_block_the_loop(self, submit):
+        luma_task_id = submit(processing_seconds=0.3)
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0.005)
+                turns += 1
+
+        counting = asyncio.create_task(count())
+        await only_event(trigger(luma_task_id))
+        counting.cancel()
+        assert turns > 20
+
+
+class TestEnding:
+    @pytest.mark.parametrize("moment", ["asleep", "asking"])
+    async def test_cancelling_leaves_nothing_open(self, luma, submit, moment):
+        luma_task_id = submit(processing_seconds=60)
+        if moment == "asking":
+            luma.configure(faults=["status:hang,seconds=10"])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            waits = asyncio.create_task(only_event(trigger(luma_task_id, poll_interval=10)))
+            while not looks(luma):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            waits.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waits
+            del waits
+            gc.collect()
+            await asyncio.sleep(0)
+        assert [str(one.message) for one in caught if issubclass(one.category, ResourceWarning)] == []
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+    async def test_on_kill_says_that_the_job_goes_on(self, task_log):
+        await trigger("abc").on_kill()
+        (entry,) = task_log
+        assert entry["log_level"] == "warning"
+        assert "abc" in entry["event"]
+
+    async def test_on_kill_does_not_end_the_wait(self, luma, submit):
+        one = trigger(submit())
+        waits = asyncio.create_task(only_event(one))
+        while not looks(luma):
+            await asyncio.sleep(0.01)
+        await one.on_kill()
+        assert (await waits)["task"]["status"] == "SUCCESS"
