@@ -110,8 +110,8 @@ class LumaSubmissionUnknownError(LumaError):
     """
 
     remedy = (
-        "Look at the log page of the Luma account for a job with this prompt before running the task again: "
-        "another run is another, separately billed, job"
+        "Look at the log page of the Luma account for a job with this prompt. If there is one, a LumaTaskSensor with "
+        "its id waits for it. Clearing this task submits another, separately billed, job"
     )
 
 

@@ -151,15 +151,31 @@ class LumaHook(_LumaHookBase, HttpHook):
         :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
         :raises LumaError: any other refusal
         """
+        return self.patiently(partial(self.submit, prompt, video_url, callback_url=callback_url, watermark=watermark))
+
+    def submit(
+        self, prompt: str, video_url: str, *, callback_url: str | None = None, watermark: str | None = None
+    ) -> str:
+        """
+        Submit a job as :meth:`modify_video` does, in one single attempt.
+
+        :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
+        :raises LumaError: surely nothing was accepted
+        """
         service_is_public = self.get_luma_connection().is_public
         protocol.check_prompt(prompt)
         protocol.check_video_url(video_url, service_is_public=service_is_public)
         if callback_url:
             protocol.check_callback_url(callback_url, service_is_public=service_is_public)
-        request = protocol.modify_request(prompt, video_url, callback_url=callback_url, watermark=watermark)
-        # Only errors of a surely refused submission are among the transient ones.
-        retrying = tenacity.Retrying(**patience(SUBMIT_PATIENCE), before_sleep=self._log_refusal)
-        return retrying(self._submit, request)
+        return self._submit(protocol.modify_request(prompt, video_url, callback_url=callback_url, watermark=watermark))
+
+    def patiently(self, submit: Callable[[], str]) -> str:
+        """
+        Repeat an attempt to submit, for two minutes at most, while it surely was not accepted for a passing reason.
+
+        :param submit: one attempt; an attempt with an unknown outcome is never repeated
+        """
+        return tenacity.Retrying(**patience(SUBMIT_PATIENCE), before_sleep=self._log_refusal)(submit)
 
     def get_task(self, luma_task_id: str) -> LumaTask:
         """
@@ -206,6 +222,22 @@ class LumaHook(_LumaHookBase, HttpHook):
         self.get_luma_connection()  # what is wrong with it had better be said now than waited out
         watch = Watch(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
         while not isinstance(outcome := self.look(watch), LumaTask):
+            time.sleep(outcome)
+        return outcome
+
+    def check(self, luma_task_id: str) -> LumaTask | None:
+        """
+        Look at a job, and again for some seconds where the first look leaves a doubt about its id or its result.
+
+        :returns: the job, if it has ended well; None if it is running, or cannot be asked for now
+        :raises LumaGenerationError: the job failed
+        :raises LumaNotFoundError: the service does not know the id
+        :raises LumaError: any other refusal that waiting cannot mend
+        """
+        watch = Watch(luma_task_id, poll_interval=READ_PATIENCE)
+        while not isinstance(outcome := self.look(watch), LumaTask):
+            if watch.is_settled:
+                return None
             time.sleep(outcome)
         return outcome
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowRuntimeError
 
-from airflow_provider_luma import protocol
+from airflow_provider_luma import protocol, submission
 from airflow_provider_luma.exceptions import (
     PERMANENT,
     LumaError,
+    LumaGenerationError,
+    LumaNotFoundError,
     LumaSubmissionUnknownError,
     LumaTimeoutError,
     LumaValidationError,
@@ -32,6 +36,7 @@ except ImportError:  # Airflow 3.1
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.execution_time.context import TaskStateStoreAccessor
 
     from airflow_provider_luma.hooks.luma import LumaHook
 
@@ -110,14 +115,17 @@ class LumaModifyOperator(BaseOperator):
         from airflow_provider_luma.hooks.luma import LumaHook
 
         hook = LumaHook(self.luma_conn_id)
-        self._luma_task_id = luma_task_id = self._submit(hook)
+        luma_task_id, finished = self._job(hook, context)
+        self._luma_task_id = luma_task_id
         context["ti"].xcom_push(key="luma_task_id", value=luma_task_id)
         if not self.wait_for_completion:
             self.log.info("Not waiting for it, as wait_for_completion is off")
             return LumaTask(luma_task_id, LumaTaskStatus.GENERATING).as_dict()
-        if self.deferrable:
+        if finished is None and self.deferrable:
             self._defer(luma_task_id, end_time=time.time() + self.timeout)
-        task = hook.wait_for_completion(luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval)
+        task = finished or hook.wait_for_completion(
+            luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval
+        )
         return self._result(task.as_dict())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -152,23 +160,81 @@ class LumaModifyOperator(BaseOperator):
                 self._luma_task_id,
             )
 
-    def _submit(self, hook: LumaHook) -> str:
+    def _job(self, hook: LumaHook, context: Context) -> tuple[str, LumaTask | None]:
+        """Return the id of this task's job, submitted now or by an earlier try; and the job, if it has ended well."""
+        store, ti = context.get("task_state_store"), context["ti"]
+        wanted = submission.fingerprint(
+            prompt=self.prompt, video_url=self.video_url, watermark=self.watermark, luma_conn_id=self.luma_conn_id
+        )
+        record = submission.Record.load(store.get(submission.STORE_KEY)) if store is not None else None
+        says, finished = self._ask(hook, record) if submission.must_ask(record, wanted) else (None, None)
+        decision = submission.decide(
+            record,
+            fingerprint=wanted,
+            max_tries=ti.max_tries,
+            says=says,
+            resubmit_on_unknown=self.resubmit_on_unknown,
+        )
+        if store is None:
+            self.log.info("Airflow keeps no task state below 3.3: every try submits a job of its own")
+        else:
+            self.log.info(decision.why)
+        if decision.step is submission.Step.FAIL:
+            raise AirflowFailException(str(LumaSubmissionUnknownError(None, decision.why)))
+        if decision.step is submission.Step.SUBMIT:
+            intent = submission.Record.intent(wanted, max_tries=ti.max_tries, try_number=ti.try_number)
+            return self._submit(hook, store, intent), None
+        assert record is not None and record.luma_task_id is not None, "only a recorded job can be continued"
+        if store is not None and record.max_tries != ti.max_tries:
+            # From here on a new try is a retry of this one, and no longer the one that a person cleared.
+            store.set(submission.STORE_KEY, replace(record, max_tries=ti.max_tries).as_dict())
+        return record.luma_task_id, finished
+
+    def _ask(self, hook: LumaHook, record: submission.Record | None) -> tuple[submission.LumaSays, LumaTask | None]:
+        assert record is not None and record.luma_task_id is not None, "there is only an id to ask about"
+        try:
+            finished = hook.check(record.luma_task_id)
+        except LumaGenerationError:
+            return submission.LumaSays.FAILED, None
+        except LumaNotFoundError:
+            return submission.LumaSays.UNKNOWN, None
+        return (submission.LumaSays.SUCCEEDED if finished else submission.LumaSays.RUNNING), finished
+
+    def _submit(self, hook: LumaHook, store: TaskStateStoreAccessor | None, intent: submission.Record) -> str:
+        """Submit, with the intent in the store before each attempt, and the id after it."""
+
+        def attempt() -> str:
+            if store is not None:
+                store.set(submission.STORE_KEY, intent.as_dict())
+            try:
+                luma_task_id = hook.submit(
+                    self.prompt,
+                    self.video_url,
+                    callback_url=self.callback_url or None,
+                    watermark=self.watermark or None,
+                )
+            except LumaSubmissionUnknownError:
+                raise  # the intent stays, for the next try to see
+            except (LumaError, AirflowException, AirflowRuntimeError):
+                # Refused, never sent, or the connection could not be read: surely nothing was accepted.
+                if store is not None:
+                    store.delete(submission.STORE_KEY)
+                raise
+            # In the log first: whatever happens to the store, a person can find the job.
+            self.log.info("Luma accepted the job as Luma task %s", luma_task_id)
+            if store is not None:
+                store.set(submission.STORE_KEY, replace(intent, luma_task_id=luma_task_id).as_dict())
+            return luma_task_id
+
         self.log.info("Submitting %s to Luma with the prompt %r", self.video_url, self.prompt)
         try:
-            luma_task_id = hook.modify_video(
-                self.prompt,
-                self.video_url,
-                callback_url=self.callback_url or None,
-                watermark=self.watermark or None,
-            )
+            return hook.patiently(attempt)
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
         except LumaSubmissionUnknownError as error:
             if self.resubmit_on_unknown:
                 raise
             raise AirflowFailException(str(error)) from error
-        self.log.info("Luma accepted the job as Luma task %s", luma_task_id)
-        return luma_task_id
 
     def _defer(self, luma_task_id: str, *, end_time: float) -> NoReturn:
         from airflow_provider_luma.triggers.luma import LumaTaskTrigger

@@ -18,7 +18,6 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_luma import protocol
 from airflow_provider_luma.exceptions import LumaError, LumaTimeoutError
-from airflow_provider_luma.protocol import LumaTask
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -77,18 +76,12 @@ class LumaTaskSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the job; a doubt that the next seconds will resolve is waited out here."""
         from airflow_provider_luma.hooks.luma import LumaHook
-        from airflow_provider_luma.waiting import Watch
 
-        hook = LumaHook(self.luma_conn_id)
-        watch = Watch(self.luma_task_id, poll_interval=self.poke_interval)
         try:
-            while not isinstance(outcome := hook.look(watch), LumaTask):
-                if watch.is_settled:
-                    return PokeReturnValue(is_done=False)
-                time.sleep(outcome)
+            task = LumaHook(self.luma_conn_id).check(self.luma_task_id)
         except LumaError as error:
             raise self._ending(error) from error
-        return PokeReturnValue(is_done=True, xcom_value=outcome.as_dict())
+        return PokeReturnValue(is_done=task is not None, xcom_value=task and task.as_dict())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Take up the trigger's event: return the result, or raise what ended the wait."""
