@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from scenarios import REHEARSALS, Rehearsal
+from scenarios import CRASHES, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import LocalAirflow
@@ -27,7 +27,7 @@ def lumas() -> Iterator[dict[str, Simulator]]:
             name: running.enter_context(
                 Simulator(Settings.model_validate({"api_key": API_KEY, "processing_seconds": 3, **rehearsal.luma}))
             )
-            for name, rehearsal in {**REHEARSALS, "default": Rehearsal()}.items()
+            for name, rehearsal in {**REHEARSALS, **CRASHES, "default": Rehearsal()}.items()
         }
         yield lumas
 
@@ -45,8 +45,14 @@ def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def crash_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which a task says that it stands still."""
+    return tmp_path_factory.mktemp("stage")
+
+
+@pytest.fixture(scope="session")
 def airflow(
-    lumas: dict[str, Simulator], airflow_home: Path, tmp_path_factory: pytest.TempPathFactory
+    lumas: dict[str, Simulator], airflow_home: Path, crash_stage: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalAirflow]:
     """Return a running Airflow that logs at DEBUG."""
     dags = tmp_path_factory.mktemp("dags")
@@ -54,6 +60,10 @@ def airflow(
         shutil.copy(file, dags)
     environment = {
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+        # So that what is killed is missed soon.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+        "CRASH_STAGE": str(crash_stage),
         "LUMA_VIDEO_URL": lumas["default"].sample_url,
         "LUMA_DESTINATION": f"file://{tmp_path_factory.mktemp('videos')}",
         "LUMA_REHEARSALS": json.dumps(

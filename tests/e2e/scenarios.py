@@ -76,3 +76,20 @@ FAILURES = {
 KILLED = {"killed": Rehearsal({"processing_seconds": 300}, {"deferrable": False}, says=("Luma cannot cancel a job",))}
 
 REHEARSALS = {**SUCCESSES, **FAILURES, **KILLED}
+
+#: Runs in which something is killed or cleared; each has a Luma that is set up when it is run.
+CRASHES = {
+    name: Rehearsal()
+    for name in (
+        "answer_lost",
+        "answer_lost_resubmit",
+        "before_deferral",
+        "execute_complete",
+        "triggerer",
+        "api_server",
+        "scheduler",
+        "synchronous",
+        "crash_timed_out",
+        "cleared",
+    )
+}

@@ -65,7 +65,7 @@ def test_failure(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[
     [modify] = [task for task in airflow.tasks(dag_id, runs[name]) if task["task_id"] == "modify"]
     log = airflow.task_log(dag_id, runs[name], "modify", modify["try_number"])
     for words in rehearsal.says:
-        assert words in log
+        assert words in log, airflow.story(dag_id, runs[name])
     assert luma.accepted == rehearsal.accepted
     assert len([call for call in luma.calls if call.on == "submit"]) == rehearsal.calls
     if rehearsal.accepted and name != "lost_answer":

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One DAG for each moment at which something is killed.
+
+``Held`` is our operator with places to stand still: its first try waits there for as long as the test has not
+killed it, having said so by a file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG
+
+from airflow_provider_luma.operators.luma import LumaModifyOperator
+
+STAGE = Path(os.environ["CRASH_STAGE"])
+
+
+class Held(LumaModifyOperator):
+    def __init__(self, *, hold_at: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hold_at = hold_at
+
+    def _hold(self, context: Any, place: str) -> None:
+        if place == self.hold_at and context["ti"].try_number == 1:
+            (STAGE / f"{self.dag_id}-{place}").write_text(str(os.getpid()))
+            time.sleep(600)
+
+    def execute(self, context: Any) -> Any:
+        self.context = context
+        return super().execute(context)
+
+    def defer(self, **kwargs: Any) -> Any:
+        self._hold(self.context, "before_deferral")
+        return super().defer(**kwargs)
+
+    def execute_complete(self, context: Any, event: Any) -> Any:
+        self._hold(context, "execute_complete")
+        return super().execute_complete(context, event)
+
+
+for name, options in {
+    "answer_lost": {},
+    "answer_lost_resubmit": {"resubmit_on_unknown": True},
+    "before_deferral": {"hold_at": "before_deferral"},
+    "execute_complete": {"hold_at": "execute_complete"},
+    "triggerer": {},
+    "api_server": {},
+    "scheduler": {},
+    "synchronous": {"deferrable": False},
+    "crash_timed_out": {"timeout": 5},
+}.items():
+    with DAG(dag_id=f"crash_{name}", schedule=None):
+        Held(
+            task_id="modify",
+            prompt="Make it a snowy morning",
+            video_url=os.environ["LUMA_VIDEO_URL"],
+            luma_conn_id=f"luma_{name}",
+            poll_interval=2,
+            retries=2,
+            retry_delay=timedelta(seconds=1),
+            **options,
+        )
+
+with DAG(dag_id="cleared", schedule=None):
+    LumaModifyOperator(
+        task_id="modify",
+        prompt="{{ var.value.get('prompt', 'Make it a snowy morning') }}",
+        video_url=os.environ["LUMA_VIDEO_URL"],
+        luma_conn_id="luma_cleared",
+        poll_interval=2,
+    )

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+from conftest import REPOSITORY
+from videos import assert_modified
+
+from airflow_provider_luma.simulator import Settings, Simulator
+
+
+def demo(home: Path, **environment: str) -> subprocess.Popen[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "LUMA", "DEMO"))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "demo"],
+        cwd=REPOSITORY,
+        env={**kept, "DEMO_HOME": str(home), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def left_behind(home: Path) -> list[str]:
+    """Return the processes that belong to a demo."""
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("AIRFLOW_HOME", "").startswith(str(home)):
+                left.append(" ".join(process.cmdline()))
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return left
+
+
+def test_once_and_again(tmp_path: Path) -> None:
+    process = demo(tmp_path, DEMO_ONCE="1")
+    said, _ = process.communicate(timeout=400)
+
+    assert process.returncode == 0, said
+    [file] = re.findall(r"The modified video: (.+\.mp4)", said)
+    with Simulator(Settings()) as luma:
+        assert_modified(file, luma.sample_url)
+    for hint in ("The Airflow UI: http://127.0.0.1:", "LUMA_API_KEY=... LUMA_VIDEO_URL=https://... make demo"):
+        assert hint in said
+    assert left_behind(tmp_path) == []
+
+    process = demo(tmp_path)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "deferred" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=120) == 130, rest
+    assert "Stopped." in rest
+    assert left_behind(tmp_path) == []
+
+
+def test_a_key_without_a_clip(tmp_path: Path) -> None:
+    process = demo(tmp_path, LUMA_API_KEY="sk-secret")
+    said, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 2
+    assert "LUMA_VIDEO_URL" in said
+    assert "sk-secret" not in said

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packages: built, and installed into an empty environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PROBE = """
+from airflow.providers_manager import ProvidersManager
+manager = ProvidersManager()
+assert "airflow-provider-luma" in manager.providers
+assert manager.hooks["luma"].hook_name == "Luma"
+import airflow_provider_luma.operators.luma, airflow_provider_luma.sensors.luma, airflow_provider_luma.triggers.luma
+import airflow_provider_luma.simulator
+print(airflow_provider_luma.__file__)
+"""
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))}
+    done = subprocess.run(
+        [str(part) for part in command], env={**kept, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, REPOSITORY)
+    return folder
+
+
+def test_what_is_in_the_wheel(built: Path) -> None:
+    [wheel] = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "airflow_provider_luma/py.typed" in names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"airflow_provider_luma"}
+
+
+def test_installed_into_an_empty_environment(built: Path, tmp_path: Path) -> None:
+    [wheel], [sdist] = built.glob("*.whl"), built.glob("*.tar.gz")
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python, home = tmp_path / "venv" / "bin" / "python", {"AIRFLOW_HOME": str(tmp_path / "home")}
+    run(python, "-m", "pip", "install", "--quiet", "--constraint", REPOSITORY / "constraints.txt", wheel)
+    for package in (wheel, sdist):
+        run(python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", package)
+        run(python, "-m", "pip", "check")
+        said = run(python, "-W", "error::DeprecationWarning:airflow_provider_luma", "-c", PROBE, **home)
+        assert str(tmp_path) in said.splitlines()[-1]
+        assert "luma" not in "\n".join(line for line in said.lower().splitlines() if "warn" in line)
+    listed = run(tmp_path / "venv" / "bin" / "airflow", "providers", "list", "--output", "plain", **home)
+    assert "airflow-provider-luma" in listed

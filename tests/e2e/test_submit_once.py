@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever is killed, and whatever is cleared: no video is paid for twice, and none is lost."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from airflow_provider_luma.simulator import Simulator
+from demo.local_airflow import LocalAirflow
+
+
+def modify(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, Any]:
+    [task] = [task for task in airflow.tasks(dag_id, run_id) if task["task_id"] == "modify"]
+    return task
+
+
+def wait_for_state(airflow: LocalAirflow, dag_id: str, run_id: str, *states: str, seconds: float = 240) -> None:
+    airflow.wait_until(
+        lambda: modify(airflow, dag_id, run_id)["state"] in states, f"{dag_id} to be {states}", seconds=seconds
+    )
+
+
+def kill_whoever_talks_to(luma: Simulator) -> None:
+    """Kill the task process that has a call to this Luma in flight."""
+    port = int(luma.base_url.rpartition(":")[2])
+    for process in psutil.process_iter():
+        try:
+            talks = any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp"))
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+        if talks and process.pid != psutil.Process().pid:
+            process.kill()
+            return
+    raise AssertionError("nobody talks to this Luma")
+
+
+def log(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
+    task = modify(airflow, dag_id, run_id)
+    return airflow.task_log(dag_id, run_id, "modify", task["try_number"])
+
+
+@pytest.fixture
+def held_process(crash_stage: Path, airflow: LocalAirflow) -> Callable[[str, str], psutil.Process]:
+    def wait(dag_id: str, place: str) -> psutil.Process:
+        file = crash_stage / f"{dag_id}-{place}"
+        airflow.wait_until(lambda: file.exists() and file.read_text() != "", f"{dag_id} to stand still", seconds=120)
+        return psutil.Process(int(file.read_text()))
+
+    return wait
+
+
+class TestKilled:
+    """With ``retries=2``."""
+
+    @pytest.fixture
+    def start(self, airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Callable[..., tuple[str, str, Simulator]]:
+        def start(name: str, **settings: Any) -> tuple[str, str, Simulator]:
+            luma = lumas[name]
+            luma.reset()
+            luma.configure(**settings)
+            return f"crash_{name}", airflow.trigger(f"crash_{name}"), luma
+
+        return start
+
+    def succeeded(self, airflow: LocalAirflow, dag_id: str, run_id: str, luma: Simulator, tries: int | None) -> None:
+        wait_for_state(airflow, dag_id, run_id, "success", "failed", "upstream_failed")
+        assert modify(airflow, dag_id, run_id)["state"] == "success", airflow.story(dag_id, run_id, lines=60)
+        assert tries in (None, modify(airflow, dag_id, run_id)["try_number"])
+        assert luma.accepted == 1
+        result = airflow.xcom(dag_id, run_id, "modify")
+        assert (result["luma_task_id"], result["status"]) == (luma.jobs[0].task_id, "SUCCESS")
+
+    def test_the_worker_between_acceptance_and_answer(self, airflow: LocalAirflow, start: Any) -> None:
+        dag_id, run_id, luma = start("answer_lost", faults=["submit:hang,seconds=120,after_accept=true"])
+        airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
+        kill_whoever_talks_to(luma)
+
+        wait_for_state(airflow, dag_id, run_id, "failed")
+        assert luma.accepted == 1
+        assert modify(airflow, dag_id, run_id)["try_number"] == 2, "the third try is not used"
+        said = log(airflow, dag_id, run_id)
+        for words in ("Try 1 was about to submit", "log page of the Luma account", "Clearing this task submits"):
+            assert words in said
+
+    def test_the_same_where_the_user_would_rather_pay_twice(self, airflow: LocalAirflow, start: Any) -> None:
+        dag_id, run_id, luma = start(
+            "answer_lost_resubmit", faults=["submit:hang,seconds=120,after_accept=true,times=1"], processing_seconds=1
+        )
+        airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
+        kill_whoever_talks_to(luma)
+
+        wait_for_state(airflow, dag_id, run_id, "success", "failed")
+        assert modify(airflow, dag_id, run_id)["state"] == "success", airflow.story(dag_id, run_id)
+        assert luma.accepted == 2
+
+    @pytest.mark.parametrize("place", ["before_deferral", "execute_complete"])
+    def test_the_worker_after_the_answer(
+        self, airflow: LocalAirflow, start: Any, held_process: Callable[[str, str], psutil.Process], place: str
+    ) -> None:
+        dag_id, run_id, luma = start(place, processing_seconds=5)
+        held_process(dag_id, place).kill()
+
+        self.succeeded(airflow, dag_id, run_id, luma, tries=2)
+        assert "nothing new is billed" in log(airflow, dag_id, run_id)
+
+    def test_the_worker_while_it_waits_itself(self, airflow: LocalAirflow, start: Any) -> None:
+        dag_id, run_id, luma = start(
+            "synchronous", processing_seconds=8, faults=["status:hang,seconds=60,skip=1,times=1"]
+        )
+        airflow.wait_until(lambda: len([c for c in luma.calls if c.on == "status"]) > 1, "a look", seconds=120)
+        kill_whoever_talks_to(luma)
+
+        self.succeeded(airflow, dag_id, run_id, luma, tries=2)
+
+    @pytest.mark.parametrize("component", ["triggerer", "scheduler", "api-server"])
+    def test_a_component_while_the_task_is_deferred(self, airflow: LocalAirflow, start: Any, component: str) -> None:
+        dag_id, run_id, luma = start(component.replace("-", "_"), processing_seconds=30)
+        wait_for_state(airflow, dag_id, run_id, "deferred")
+        airflow.stop(component, signal.SIGKILL)
+        ended = luma.jobs[0].create_time / 1000 + 35
+        if component == "api-server":
+            airflow.wait_until(lambda: time.time() > ended, "the job to end with nobody there", seconds=60)
+        airflow.start(component)
+        airflow.wait_until(airflow.is_healthy, "Airflow to be healthy again", seconds=120)
+
+        # A worker that is to take up the result while there is no API server needs another try.
+        self.succeeded(airflow, dag_id, run_id, luma, tries=None if component == "api-server" else 1)
+
+    def test_a_task_that_ran_out_of_time_goes_on_with_its_job(self, airflow: LocalAirflow, start: Any) -> None:
+        dag_id, run_id, luma = start("crash_timed_out", processing_seconds=14)
+
+        wait_for_state(airflow, dag_id, run_id, "success", "failed")
+        assert modify(airflow, dag_id, run_id)["state"] == "success", airflow.story(dag_id, run_id)
+        assert modify(airflow, dag_id, run_id)["try_number"] > 1
+        assert luma.accepted == 1
+
+
+class TestCleared:
+    """By a person, through the REST API."""
+
+    @pytest.fixture
+    def luma(self, lumas: dict[str, Simulator], airflow: LocalAirflow) -> Simulator:
+        lumas["cleared"].reset()
+        self.want(airflow, "Make it a snowy morning")
+        return lumas["cleared"]
+
+    def want(self, airflow: LocalAirflow, prompt: str) -> None:
+        """Set the prompt of all coming tries."""
+        variable = {"key": "prompt", "value": prompt}
+        if any(v["key"] == "prompt" for v in airflow.call("GET", "/variables")["variables"]):
+            airflow.call("PATCH", "/variables/prompt", json=variable)
+        else:
+            airflow.call("POST", "/variables", json=variable)
+
+    def clear(self, airflow: LocalAirflow, run_id: str) -> None:
+        tries = modify(airflow, "cleared", run_id)["try_number"]
+        options = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["modify"], "only_failed": False}
+        airflow.call("POST", "/dags/cleared/clearTaskInstances", json=options)
+        airflow.wait_until(lambda: modify(airflow, "cleared", run_id)["try_number"] > tries, "a new try", seconds=60)
+
+    @pytest.mark.parametrize(
+        ("when", "prompt", "accepted", "says"),
+        [
+            ("running", "same", 1, "this try continues it; nothing new is billed"),
+            ("running", "changed", 2, "its request has changed"),
+            ("succeeded", "same", 2, "had ended; this try submits a new job"),
+            ("succeeded", "changed", 2, "its request has changed"),
+            ("failed", "same", 2, "had ended; this try submits a new job"),
+            ("failed", "changed", 2, "its request has changed"),
+        ],
+    )
+    def test_clear(
+        self, airflow: LocalAirflow, luma: Simulator, when: str, prompt: str, accepted: int, says: str
+    ) -> None:
+        luma.configure(
+            processing_seconds=25 if when == "running" else 1,
+            outcome="generate_failed" if when == "failed" else "success",
+        )
+        run_id = airflow.trigger("cleared")
+        state = {"running": "deferred", "succeeded": "success", "failed": "failed"}[when]
+        wait_for_state(airflow, "cleared", run_id, state)
+        luma.configure(outcome="success", processing_seconds=1)
+        if prompt == "changed":
+            self.want(airflow, "Make it a rainy evening")
+
+        self.clear(airflow, run_id)
+
+        wait_for_state(airflow, "cleared", run_id, "success")
+        assert says in log(airflow, "cleared", run_id)
+        assert luma.accepted == accepted
+        assert airflow.xcom("cleared", run_id, "modify", "luma_task_id") == luma.jobs[-1].task_id
+
+
+def test_the_record_is_there_to_see(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.configure(processing_seconds=1)
+    run_id = airflow.trigger("luma_modify")
+    wait_for_state(airflow, "luma_modify", run_id, "success")
+
+    path = f"/dags/luma_modify/dagRuns/{run_id}/taskInstances/modify/state-store/luma_submission"
+    record = airflow.call("GET", path)["value"]
+    assert record["luma_task_id"] == luma.jobs[0].task_id
