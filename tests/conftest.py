@@ -82,6 +82,12 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_luma.waiting._FIRST_PAUSE", 0.02)
 
 
+@pytest.fixture(autouse=True)
+def hurried_trigger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trigger end as soon as its job does: there is no scheduler here that must be given time."""
+    monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_WAIT", 0.0)
+
+
 def until(look: Callable[[], Any], seconds: float = 15) -> Any:
     """Look again and again until there is something, and fail when that takes too long."""
     deadline = time.monotonic() + seconds

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,10 @@ from airflow_provider_luma.exceptions import LumaError
 from airflow_provider_luma.hooks.luma import LumaAsyncHook
 from airflow_provider_luma.protocol import LumaTask
 from airflow_provider_luma.waiting import Watch
+
+#: Seconds for which a task stays deferred at least. A task that is resumed before the scheduler has taken note of its
+#: deferral is failed by Airflow ("executor reported success, but the task instance's state is queued").
+SHORTEST_WAIT = 5.0
 
 
 class LumaTaskTrigger(BaseTrigger):
@@ -56,6 +61,12 @@ class LumaTaskTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at the job until it has ended; yield one event."""
+        started = time.monotonic()
+        event = await self._wait()
+        await asyncio.sleep(max(0.0, SHORTEST_WAIT - (time.monotonic() - started)))
+        yield event
+
+    async def _wait(self) -> TriggerEvent:
         watch = Watch(self.luma_task_id, poll_interval=self.poll_interval, end_time=self.end_time)
         try:
             async with LumaAsyncHook(self.luma_conn_id) as hook:
@@ -64,9 +75,8 @@ class LumaTaskTrigger(BaseTrigger):
                     await asyncio.sleep(outcome)
                     outcome = await hook.look(watch)
         except LumaError as error:
-            yield TriggerEvent({"error": error.as_dict()})
-        else:
-            yield TriggerEvent({"task": outcome.as_dict()})
+            return TriggerEvent({"error": error.as_dict()})
+        return TriggerEvent({"task": outcome.as_dict()})
 
     async def on_kill(self) -> None:
         """

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from postgres import binaries, postgres
 from scenarios import CRASHES, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
@@ -40,26 +42,38 @@ def luma(lumas: dict[str, Simulator]) -> Simulator:
 
 
 @pytest.fixture(scope="session")
-def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("airflow")
-
-
-@pytest.fixture(scope="session")
 def crash_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder in which a task says that it stands still."""
     return tmp_path_factory.mktemp("stage")
 
 
 @pytest.fixture(scope="session")
-def airflow(
-    lumas: dict[str, Simulator], airflow_home: Path, crash_stage: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalAirflow]:
-    """Return a running Airflow that logs at DEBUG."""
-    dags = tmp_path_factory.mktemp("dags")
+def database() -> Iterator[dict[str, str]]:
+    """Return the setting for a PostgreSQL; without one on this machine, Airflow takes SQLite."""
+    programs = binaries()
+    if programs is None:
+        assert not os.environ.get("CI"), "PostgreSQL is needed here; it is not on this machine"
+        yield {}
+        return
+    with postgres(programs) as address:
+        yield {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
+
+
+@pytest.fixture(scope="session")
+def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the example DAGs and with ours."""
+    folder = tmp_path_factory.mktemp("dags")
     for file in [*(REPOSITORY / "dags").glob("*.py"), *(Path(__file__).parent / "dags").glob("*.py")]:
-        shutil.copy(file, dags)
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def environment(
+    lumas: dict[str, Simulator], crash_stage: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Return what the DAGs need: connections, and what to rehearse."""
     environment = {
-        "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
         # So that what is killed is missed soon.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
@@ -80,7 +94,15 @@ def airflow(
     for name, luma in lumas.items():
         address = luma.base_url.removeprefix("http://")
         environment[f"AIRFLOW_CONN_LUMA_{name.upper()}"] = f"luma://:{API_KEY}@{address}/http"
-    with LocalAirflow(airflow_home, dags, environment) as running:
+    return environment
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    dags: Path, environment: dict[str, str], database: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
+    """Return a running Airflow."""
+    with LocalAirflow(tmp_path_factory.mktemp("airflow"), dags, {**environment, **database}) as running:
         running.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
         yield running
 

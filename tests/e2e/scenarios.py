@@ -91,5 +91,6 @@ CRASHES = {
         "synchronous",
         "crash_timed_out",
         "cleared",
+        "killed_at_random",
     )
 }

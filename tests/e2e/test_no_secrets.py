@@ -1,23 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API key is nowhere that Airflow writes to, at DEBUG."""
+"""The API key is nowhere that Airflow writes to, at DEBUG: in no log, no XCom, no rendered field, no trigger row."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from conftest import API_KEY
+from sqlalchemy import MetaData, create_engine, text
 
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
 
+DAGS = (
+    "luma_submit_and_wait",
+    "rehearse_generate_failed",
+    "rehearse_lost_answer",
+    "rehearse_refused_401",
+    "rehearse_status_html_500",
+    "rehearse_synchronous",
+    "rehearse_timed_out",
+)
 
-def test_the_key_is_in_no_file(airflow: LocalAirflow, airflow_home: Path, luma: Simulator) -> None:
-    luma.configure(processing_seconds=3, outcome="generate_failed")
-    failed = airflow.trigger("luma_modify")
-    airflow.wait_until(lambda: airflow.run_state("luma_modify", failed) == "failed", "the run to fail", seconds=120)
 
-    written = [file for file in airflow_home.rglob("*") if file.is_file() and "secrets" not in file.parts]
+def test_the_key_is_in_no_file_and_no_table(
+    dags: Path, environment: dict[str, str], lumas: dict[str, Simulator], tmp_path: Path
+) -> None:
+    lumas["default"].reset()
+    address = f"sqlite:///{tmp_path}/airflow.db?timeout=60"
+    settings = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
+    with LocalAirflow(tmp_path, dags, {**environment, **settings}) as airflow:
+        runs = {dag_id: airflow.trigger(dag_id) for dag_id in DAGS}
+        for dag_id, run_id in runs.items():
+            airflow.wait_until(
+                lambda dag_id=dag_id, run_id=run_id: airflow.run_state(dag_id, run_id) in ("success", "failed"),
+                f"{dag_id} to end",
+                seconds=300,
+            )
 
-    assert any(file.suffix == ".db" for file in written)
+    written = [file for file in tmp_path.rglob("*") if file.is_file() and "secrets" not in file.parts]
     assert any("task_id=modify" in str(file) for file in written)
     assert [str(file) for file in written if API_KEY.encode() in file.read_bytes()] == []
+
+    engine, tables = create_engine(address), MetaData()
+    tables.reflect(engine)
+    assert {"task_instance", "xcom", "rendered_task_instance_fields", "trigger"} <= set(tables.tables)
+    with engine.connect() as connection:
+        for table in tables.tables.values():
+            rows = connection.execute(text(f'select * from "{table.name}"'))
+            assert not any(API_KEY in str(row) for row in rows), table.name

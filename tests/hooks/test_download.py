@@ -971,7 +971,7 @@ def streamed(server: FileServer, destination: str, blocks: int) -> dict[str, flo
         env=dict(os.environ),
     )
     told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{told['growth'] / 1e6:.0f} MB more, {told['size'] / 1e6 / told['seconds']:.0f} MB/s")  # noqa: T201
+    print(f"{told['growth'] / 1e6:.0f} MB more, {told['size'] / 1e6 / told['seconds']:.0f} MB/s")
     return told
 
 

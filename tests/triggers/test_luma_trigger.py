@@ -77,6 +77,13 @@ class TestSerialize:
 
 
 class TestRun:
+    async def test_it_leaves_the_scheduler_time_to_take_note_of_the_deferral(self, luma, submit, monkeypatch):
+        monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_WAIT", 0.5)
+        luma_task_id = submit(processing_seconds=0)
+        started = time.monotonic()
+        assert "task" in await only_event(trigger(luma_task_id))
+        assert time.monotonic() - started >= 0.5
+
     @pytest.mark.parametrize("outcome", ["success", "callback_failed"])
     async def test_a_success(self, submit, outcome):
         luma_task_id = submit(outcome=outcome)

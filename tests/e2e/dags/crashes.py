@@ -75,3 +75,13 @@ with DAG(dag_id="cleared", schedule=None):
         luma_conn_id="luma_cleared",
         poll_interval=2,
     )
+
+with DAG(dag_id="killed_at_random", schedule=None):
+    LumaModifyOperator.partial(
+        task_id="modify",
+        video_url=os.environ["LUMA_VIDEO_URL"],
+        luma_conn_id="luma_killed_at_random",
+        poll_interval=5,
+        retries=5,
+        retry_delay=timedelta(seconds=1),
+    ).expand(prompt=[f"Make it morning number {number}" for number in range(100)])

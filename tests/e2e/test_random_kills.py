@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hundred jobs while workers and the triggerer are killed at random: every accepted job is accounted for."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+
+import psutil
+
+from airflow_provider_luma.simulator import Simulator
+from demo.local_airflow import LocalAirflow
+
+JOBS = 100
+SECONDS_OF_KILLING = 300
+DAG_ID = "killed_at_random"
+
+
+def task_processes(airflow: LocalAirflow) -> list[psutil.Process]:
+    """Return the processes that run tasks: the executor's workers are children of the scheduler, tasks theirs."""
+    workers = psutil.Process(airflow.processes["scheduler"].pid).children()
+    return [task for worker in workers for task in worker.children()]
+
+
+def kill_at_random(airflow: LocalAirflow, dice: random.Random, enough: threading.Event, killed: Counter[str]) -> None:
+    while not enough.wait(dice.uniform(2, 8)):
+        if dice.random() < 0.15:
+            airflow.stop("triggerer", signal.SIGKILL)
+            airflow.start("triggerer")
+            killed["triggerer"] += 1
+            continue
+        try:
+            victims = task_processes(airflow)
+            if victims:
+                dice.choice(victims).kill()
+                killed["worker"] += 1
+        except psutil.NoSuchProcess:
+            continue  # it ended by itself, just now
+
+
+def test_every_accepted_job_is_accounted_for(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
+    seed = int(os.environ.get("RANDOM_KILLS_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"RANDOM_KILLS_SEED={seed}")
+    luma = lumas[DAG_ID]
+    luma.reset()
+    luma.configure(processing_seconds=20, processing_jitter=20, credits=10**6)
+    enough, killed = threading.Event(), Counter[str]()
+    killer = threading.Thread(target=kill_at_random, args=(airflow, random.Random(seed), enough, killed))
+
+    run_id = airflow.trigger(DAG_ID)
+    airflow.wait_until(lambda: luma.accepted > 0, "the first job", seconds=120)
+    killer.start()
+    started = time.monotonic()
+    try:
+        airflow.wait_until(
+            lambda: (
+                airflow.run_state(DAG_ID, run_id) in ("success", "failed")
+                or time.monotonic() - started > SECONDS_OF_KILLING
+            ),
+            "five minutes to pass",
+            seconds=SECONDS_OF_KILLING + 60,
+            every=3,
+        )
+    finally:
+        enough.set()
+        killer.join()
+    airflow.wait_until(
+        lambda: airflow.run_state(DAG_ID, run_id) in ("success", "failed"), "all jobs to end", seconds=900, every=3
+    )
+
+    tasks = airflow.tasks(DAG_ID, run_id)
+    assert len(tasks) == JOBS
+    accepted = {job.task_id for job in luma.jobs}
+    outcomes, accounted = Counter[str](), set[str]()
+    for task in tasks:
+        map_index = task["map_index"]
+        if task["state"] == "success":
+            result = airflow.xcom(DAG_ID, run_id, "modify", map_index=map_index)
+            outcomes["succeeded"] += 1
+            accounted.add(result["luma_task_id"])
+            continue
+        log = airflow.task_log(DAG_ID, run_id, "modify", task["try_number"], map_index)
+        named = {luma_task_id for luma_task_id in accepted if luma_task_id in log}
+        if named:
+            outcomes["failed, naming its job"] += 1
+            accounted |= named
+        else:
+            assert "may have been accepted" in log, log[-2000:]
+            outcomes["failed as unknown"] += 1
+    print(f"seed {seed}: killed {dict(killed)}; outcomes {dict(outcomes)}; accepted {luma.accepted}")
+    unknown = outcomes["failed as unknown"]
+    assert sum(killed.values()) > 10
+    assert len(accepted) == luma.accepted <= JOBS, "no job was submitted twice"
+    assert JOBS - unknown <= luma.accepted, "no success without a job of its own"
+    assert len(accepted - accounted) <= unknown, "what no task names is one of the unknown"
