@@ -302,6 +302,11 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
         data = _data(response)
     except LumaError as error:
         error.luma_task_id = luma_task_id
+        if _envelope(response) is None and not isinstance(error, (LumaAuthError, LumaRateLimitError)):
+            # What an edge says of pages and features ("404", "501") is not the service's word on a job.
+            raise LumaUnavailableError(
+                error.code, error.msg, luma_task_id=luma_task_id, retry_after=error.retry_after
+            ) from None
         raise
     flag = _integer(data.get("successFlag")) if isinstance(data, dict) else None
     if flag is None:
@@ -448,6 +453,16 @@ def check_callback_url(callback_url: object, *, service_is_public: bool = False)
     :raises LumaValidationError: the service could never call there
     """
     _check_url("callback_url", callback_url, service_is_public=service_is_public)
+
+
+def check_watermark(watermark: object) -> None:
+    """
+    Check the text to put into the video.
+
+    :raises LumaValidationError: it is neither a text nor none
+    """
+    if watermark is not None and not isinstance(watermark, str):
+        raise LumaValidationError(None, f"watermark is {watermark!r}: give a text, or none")
 
 
 def check_luma_task_id(luma_task_id: object) -> None:

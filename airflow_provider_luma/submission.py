@@ -12,8 +12,8 @@ What to do then is a table, :data:`TABLE`, and :func:`decide` reads it. Two thin
 
 * whether the request is still the same one, by its fingerprint;
 * whether this try is a retry by Airflow or was cleared by a person. A retry wants what the last try wanted;
-  whoever clears a task that has ended wants a new video. Airflow does not say which it is, but Clear raises the
-  task's ``max_tries``, and a retry leaves it alone.
+  whoever clears a task that has ended wants a new video. Airflow does not say which it is, but Clear sets the
+  task's ``max_tries`` anew (to the tries so far and ``retries`` more), and a retry leaves it alone.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class LumaSays(Enum):
     SUCCEEDED = "has succeeded"
     FAILED = "has failed"
     UNKNOWN = "is no longer known"
+    NOTHING = "cannot be asked"
 
 
 class Step(Enum):
@@ -84,6 +85,7 @@ class Step(Enum):
     WAIT = "wait for the recorded job"
     TAKE = "take the recorded job's result"
     FAIL = "fail, and let a person look"
+    ASK_LATER = "fail, and ask again at the next try"
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,11 @@ class Row:
 #   none                     Nothing was ever sent, or what was sent was surely refused.
 #   id, same, retry          A failed try is no reason to pay again: the job goes on whether somebody waits or not.
 #                            Only a job that brought nothing (failed, or forgotten by Luma) is replaced.
+#                            Where Luma cannot be asked, waiting is what costs nothing.
 #   id, changed              The recorded job makes another video than the one that is wanted now.
 #   id, same, clear          A running job cannot be cancelled and is paid for, so it is the new video; of one that
-#                            has ended the person has seen the outcome, and wants another.
+#                            has ended the person has seen the outcome, and wants another. Which of the two it is
+#                            only Luma can tell.
 #   intent, retry            It may be running, and nobody can ask. A second may be one too many: a person must look.
 #   intent, clear            A person has looked.
 TABLE = (
@@ -135,6 +139,10 @@ TABLE = (
         "Luma no longer knows Luma task {id}, submitted by try {number}; this try submits a new job",
     ),
     Row(
+        "id", "same", "retry", LumaSays.NOTHING, Step.WAIT,
+        "Luma cannot be asked for now; this try continues Luma task {id}, submitted by try {number}",
+    ),
+    Row(
         "id", "changed", "retry", None, Step.SUBMIT,
         "The request has changed since try {number} submitted Luma task {id}; this try submits a new job",
     ),
@@ -142,6 +150,11 @@ TABLE = (
         "id", "same", "clear", LumaSays.RUNNING, Step.WAIT,
         "The task was cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid "
         "for: this try continues it; nothing new is billed",
+    ),
+    Row(
+        "id", "same", "clear", LumaSays.NOTHING, Step.ASK_LATER,
+        "The task was cleared, and Luma cannot be asked whether Luma task {id} of try {number} is still running; "
+        "nothing is submitted before it answers",
     ),
     Row(
         "id", "same", "clear", None, Step.SUBMIT,
@@ -196,7 +209,7 @@ def decide(
     """
     kind = "none" if record is None else "intent" if record.luma_task_id is None else "id"
     request = "same" if record is not None and record.fingerprint == fingerprint else "changed"
-    by = "clear" if record is not None and max_tries > record.max_tries else "retry"
+    by = "clear" if record is not None and max_tries != record.max_tries else "retry"
     row = next(
         row
         for row in TABLE

@@ -95,6 +95,8 @@ class Watch:
         self.luma_task_id = luma_task_id
         self.poll_interval = poll_interval
         self.end_time = end_time
+        #: Why the last look failed for a passing reason, if it did.
+        self.trouble: LumaError | None = None
         self._news = "has not been looked at yet"
         self._is_bad_news = False
         self._is_settled = True
@@ -120,6 +122,7 @@ class Watch:
         :raises LumaGenerationError: the job failed, or succeeded without a video
         :raises LumaTimeoutError: it is still running at the deadline
         """
+        self.trouble = None
         self._failures = 0
         self._has_been_seen = True
         self._not_found_since = None
@@ -176,6 +179,7 @@ class Watch:
                 ) from error
         elif not isinstance(error, (*TRANSIENT, LumaNotFoundError)):
             raise error
+        self.trouble = None if is_unknown_id else error
         return self._until_next(pause(self._failures, error.retry_after), now)
 
     def progress(self, now: float) -> tuple[int, str] | None:

@@ -149,6 +149,8 @@ class TestRefusals:
     @every_look
     @pytest.mark.parametrize(("code", "kind"), [pair for pair in CODES if pair[0] < 500])
     def test_a_status_without_an_envelope_means_its_code_too(self, read, code, kind):
+        if read is read_task and code in (402, 404, 422):
+            kind = LumaUnavailableError  # what an edge says of a page is not the service's word on a job
         with pytest.raises(kind) as caught:
             read(Response(code, b"<h1>no</h1>"))
         assert caught.value.code == code

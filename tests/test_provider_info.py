@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from importlib import metadata
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -111,7 +112,8 @@ def test_airflow_lists_it_without_a_warning():
     assert version == airflow_provider_luma.__version__
     assert hook_class == "airflow_provider_luma.hooks.luma.LumaHook"
     assert hook_name == "Luma"
-    assert any("timeout" in widget for widget in widgets)
+    if metadata.version("apache-airflow") >= "3.2":  # where the form's fields are read from here
+        assert any("timeout" in widget for widget in widgets)
     assert warnings == []
     said = [one for one in done.stderr.splitlines() if "luma" in one.lower() and "warn" in one.lower()]
     assert said == []

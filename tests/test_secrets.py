@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import structlog
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_luma import waiting
 from airflow_provider_luma.hooks import luma as hooks

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -90,7 +90,11 @@ def destination_file(url: str, destination: str | ObjectStoragePath, name: str |
     A destination whose last part ends in an extension is the file itself; any other is a folder, in which the
     file gets the name it has in the URL, as far as that is harmless. With a name given, it is always a folder.
     """
-    path = destination if isinstance(destination, ObjectStoragePath) else ObjectStoragePath(str(destination))
+    if isinstance(destination, ObjectStoragePath):
+        path = destination
+    else:
+        # Made absolute here: some versions of the library below take a relative path to begin at the root.
+        path = ObjectStoragePath(destination if "://" in destination else str(Path(destination).absolute()))
     if name is None and names_a_file(str(destination)):
         return path
     return path / (name or safe_name(url))

@@ -225,18 +225,23 @@ class LumaHook(_LumaHookBase, HttpHook):
             time.sleep(outcome)
         return outcome
 
-    def check(self, luma_task_id: str) -> LumaTask | None:
+    def check(self, luma_task_id: str, *, patiently: bool = False) -> LumaTask | None:
         """
-        Look at a job, and again for some seconds where the first look leaves a doubt about its id or its result.
+        Look at a job, and again for some seconds where a look leaves a doubt about its id or its result.
 
-        :returns: the job, if it has ended well; None if it is running, or cannot be asked for now
+        :param patiently: wait out passing trouble, for a minute at most
+        :returns: the job, if it has ended well; None if it is running
         :raises LumaGenerationError: the job failed
         :raises LumaNotFoundError: the service does not know the id
-        :raises LumaError: any other refusal that waiting cannot mend
+        :raises LumaRateLimitError, LumaUnavailableError: the service could not be asked
+        :raises LumaError: any other refusal
         """
         watch = Watch(luma_task_id, poll_interval=READ_PATIENCE)
+        give_up = time.monotonic() + (READ_PATIENCE if patiently else 0.0)
         while not isinstance(outcome := self.look(watch), LumaTask):
-            if watch.is_settled:
+            if watch.trouble is not None and time.monotonic() >= give_up:
+                raise watch.trouble
+            if watch.trouble is None and watch.is_settled:
                 return None
             time.sleep(outcome)
         return outcome

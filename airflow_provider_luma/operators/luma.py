@@ -9,7 +9,7 @@ when a task runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -20,11 +20,13 @@ from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow_provider_luma import protocol, submission
 from airflow_provider_luma.exceptions import (
     PERMANENT,
+    TRANSIENT,
     LumaError,
     LumaGenerationError,
     LumaNotFoundError,
     LumaSubmissionUnknownError,
     LumaTimeoutError,
+    LumaUnavailableError,
     LumaValidationError,
 )
 from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
@@ -62,8 +64,7 @@ class LumaModifyOperator(BaseOperator):
         status ``GENERATING`` and no URLs, and a :class:`LumaTaskSensor` can wait for it
     :param deferrable: wait in the triggerer. If False the wait holds a worker slot
     :param poll_interval: seconds between two looks at the job; the service recommends 30
-    :param timeout: seconds to wait for the video at most, from the moment it was submitted. The job itself goes
-        on at Luma
+    :param timeout: seconds that a try waits for the video at most. The job itself goes on at Luma
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted, at
         the risk of paying twice. By default such a task fails without using its retries
     """
@@ -115,6 +116,7 @@ class LumaModifyOperator(BaseOperator):
         from airflow_provider_luma.hooks.luma import LumaHook
 
         hook = LumaHook(self.luma_conn_id)
+        self._check(hook)
         luma_task_id, finished = self._job(hook, context)
         self._luma_task_id = luma_task_id
         context["ti"].xcom_push(key="luma_task_id", value=luma_task_id)
@@ -160,6 +162,18 @@ class LumaModifyOperator(BaseOperator):
                 self._luma_task_id,
             )
 
+    def _check(self, hook: LumaHook) -> None:
+        """Refuse, before anything is sent or remembered, what templates have made of the parameters."""
+        try:
+            service_is_public = hook.get_luma_connection().is_public
+            protocol.check_prompt(self.prompt)
+            protocol.check_video_url(self.video_url, service_is_public=service_is_public)
+            protocol.check_watermark(self.watermark)
+            if self.callback_url:
+                protocol.check_callback_url(self.callback_url, service_is_public=service_is_public)
+        except PERMANENT as error:
+            raise AirflowFailException(str(error)) from error
+
     def _job(self, hook: LumaHook, context: Context) -> tuple[str, LumaTask | None]:
         """Return the id of this task's job, submitted now or by an earlier try; and the job, if it has ended well."""
         store, ti = context.get("task_state_store"), context["ti"]
@@ -179,6 +193,8 @@ class LumaModifyOperator(BaseOperator):
             self.log.info("Airflow keeps no task state below 3.3: every try submits a job of its own")
         else:
             self.log.info(decision.why)
+        if decision.step is submission.Step.ASK_LATER:
+            raise LumaUnavailableError(None, decision.why)
         if decision.step is submission.Step.FAIL:
             raise AirflowFailException(str(LumaSubmissionUnknownError(None, decision.why)))
         if decision.step is submission.Step.SUBMIT:
@@ -192,8 +208,11 @@ class LumaModifyOperator(BaseOperator):
 
     def _ask(self, hook: LumaHook, record: submission.Record | None) -> tuple[submission.LumaSays, LumaTask | None]:
         assert record is not None and record.luma_task_id is not None, "there is only an id to ask about"
+        self._luma_task_id = record.luma_task_id
         try:
-            finished = hook.check(record.luma_task_id)
+            finished = hook.check(record.luma_task_id, patiently=True)
+        except TRANSIENT:
+            return submission.LumaSays.NOTHING, None
         except LumaGenerationError:
             return submission.LumaSays.FAILED, None
         except LumaNotFoundError:
@@ -218,12 +237,12 @@ class LumaModifyOperator(BaseOperator):
             except (LumaError, AirflowException, AirflowRuntimeError):
                 # Refused, never sent, or the connection could not be read: surely nothing was accepted.
                 if store is not None:
-                    store.delete(submission.STORE_KEY)
+                    self._in_spite_of_the_store(store.delete, submission.STORE_KEY)
                 raise
-            # In the log first: whatever happens to the store, a person can find the job.
             self.log.info("Luma accepted the job as Luma task %s", luma_task_id)
             if store is not None:
-                store.set(submission.STORE_KEY, replace(intent, luma_task_id=luma_task_id).as_dict())
+                completed = replace(intent, luma_task_id=luma_task_id).as_dict()
+                self._in_spite_of_the_store(store.set, submission.STORE_KEY, completed)
             return luma_task_id
 
         self.log.info("Submitting %s to Luma with the prompt %r", self.video_url, self.prompt)
@@ -235,6 +254,16 @@ class LumaModifyOperator(BaseOperator):
             if self.resubmit_on_unknown:
                 raise
             raise AirflowFailException(str(error)) from error
+
+    def _in_spite_of_the_store(self, change: Callable[..., None], *arguments: Any) -> None:
+        """Change the store; if it fails, go on: what Luma has answered matters more."""
+        try:
+            change(*arguments)
+        except Exception:
+            self.log.exception(
+                "The task state store could not be changed, and holds an intent now: should this try not end well, "
+                "the next one fails, and asks for a person to look at the Luma account"
+            )
 
     def _defer(self, luma_task_id: str, *, end_time: float) -> NoReturn:
         from airflow_provider_luma.triggers.luma import LumaTaskTrigger

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSen
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_luma import protocol
-from airflow_provider_luma.exceptions import LumaError, LumaTimeoutError
+from airflow_provider_luma.exceptions import TRANSIENT, LumaError, LumaTimeoutError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -79,6 +79,8 @@ class LumaTaskSensor(BaseSensorOperator):
 
         try:
             task = LumaHook(self.luma_conn_id).check(self.luma_task_id)
+        except TRANSIENT:
+            task = None  # told in the log already; the next poke asks again
         except LumaError as error:
             raise self._ending(error) from error
         return PokeReturnValue(is_done=task is not None, xcom_value=task and task.as_dict())

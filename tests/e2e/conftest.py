@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import LocalAirflow
 
 REPOSITORY = Path(__file__).parent.parent.parent
+#: For tests of what an Airflow below 3.3 has no memory for.
+needs_task_state = pytest.mark.skipif(
+    tuple(int(part) for part in version("apache-airflow").split(".")[:2]) < (3, 3), reason="needs Airflow 3.3"
+)
+
 API_KEY = "the-key-that-must-not-be-seen-anywhere"
 
 

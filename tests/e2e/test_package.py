@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+PINS = REPOSITORY / "constraints" / f"airflow-{'.'.join(version('apache-airflow').split('.')[:2])}.txt"
 
 PROBE = """
 from airflow.providers_manager import ProvidersManager
@@ -51,7 +54,7 @@ def test_installed_into_an_empty_environment(built: Path, tmp_path: Path) -> Non
     [wheel], [sdist] = built.glob("*.whl"), built.glob("*.tar.gz")
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python, home = tmp_path / "venv" / "bin" / "python", {"AIRFLOW_HOME": str(tmp_path / "home")}
-    run(python, "-m", "pip", "install", "--quiet", "--constraint", REPOSITORY / "constraints.txt", wheel)
+    run(python, "-m", "pip", "install", "--quiet", "--constraint", PINS, wheel)
     for package in (wheel, sdist):
         run(python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", package)
         run(python, "-m", "pip", "check")

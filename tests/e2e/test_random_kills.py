@@ -11,9 +11,13 @@ import time
 from collections import Counter
 
 import psutil
+import pytest
+from conftest import needs_task_state
 
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
+
+pytestmark = [pytest.mark.long, needs_task_state]
 
 JOBS = 100
 SECONDS_OF_KILLING = 300
@@ -27,8 +31,8 @@ def task_processes(airflow: LocalAirflow) -> list[psutil.Process]:
 
 
 def kill_at_random(airflow: LocalAirflow, dice: random.Random, enough: threading.Event, killed: Counter[str]) -> None:
-    while not enough.wait(dice.uniform(2, 8)):
-        if dice.random() < 0.15:
+    while not enough.wait(dice.uniform(1, 6)):
+        if dice.random() < 0.1:
             airflow.stop("triggerer", signal.SIGKILL)
             airflow.start("triggerer")
             killed["triggerer"] += 1
@@ -47,7 +51,13 @@ def test_every_accepted_job_is_accounted_for(airflow: LocalAirflow, lumas: dict[
     print(f"RANDOM_KILLS_SEED={seed}")
     luma = lumas[DAG_ID]
     luma.reset()
-    luma.configure(processing_seconds=20, processing_jitter=20, credits=10**6)
+    # Long enough for five minutes; and now and then an answer so late that a kill may come before it.
+    luma.configure(
+        processing_seconds=60,
+        processing_jitter=120,
+        credits=10**6,
+        faults=["submit:hang,seconds=3,after_accept=true,every=4"],
+    )
     enough, killed = threading.Event(), Counter[str]()
     killer = threading.Thread(target=kill_at_random, args=(airflow, random.Random(seed), enough, killed))
 

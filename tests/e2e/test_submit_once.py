@@ -11,9 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import needs_task_state
 
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
+
+pytestmark = [pytest.mark.long, needs_task_state]
 
 
 def modify(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, Any]:

@@ -408,17 +408,22 @@ FOLDERS = [
 FILES = ["/data/mine.mp4", "/data/mine.MOV", "/data/mine.webm", "mine.avi", "file:///data/mine.m4v", "/data/mine.3gp"]
 
 
+def absolute(destination: str) -> str:
+    return destination if "://" in destination else str(Path(destination).absolute())
+
+
 @pytest.mark.parametrize("destination", FOLDERS)
 def test_a_destination_without_an_extension_is_a_folder(destination: str) -> None:
     assert str(destination_file("https://x.example/a/film.mp4", destination)) == (
-        destination.removesuffix("/") + "/film.mp4"
+        absolute(destination).removesuffix("/") + "/film.mp4"
     )
 
 
 @pytest.mark.parametrize("destination", FILES)
 def test_a_destination_with_an_extension_is_the_file(destination: str) -> None:
-    assert str(destination_file("https://x.example/a/film.mp4", destination)) == destination
-    assert str(destination_file("https://x.example/a/film.mp4", ObjectStoragePath(destination))) == destination
+    assert str(destination_file("https://x.example/a/film.mp4", destination)) == absolute(destination)
+    path = ObjectStoragePath(absolute(destination))
+    assert destination_file("https://x.example/a/film.mp4", path) is path
 
 
 NAMES = {

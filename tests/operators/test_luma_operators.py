@@ -3,17 +3,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import json
+import os
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
 from airflow.sdk import DAG, BaseOperator
 from airflow.sdk.definitions.mappedoperator import MappedOperator
-from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, TaskDeferred
 
-from airflow_provider_luma import protocol
+from airflow_provider_luma import protocol, waiting
 from airflow_provider_luma.exceptions import (
+    LumaAuthError,
     LumaError,
     LumaGenerationError,
     LumaInsufficientCreditsError,
@@ -25,6 +42,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.hooks import luma as hooks
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
+from airflow_provider_luma.submission import STORE_KEY
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
 KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
@@ -37,7 +55,9 @@ class TaskInstance:
     task_id = "modify"
     map_index = -1
 
-    def __init__(self) -> None:
+    def __init__(self, try_number: int = 1, max_tries: int = 2) -> None:
+        self.try_number = try_number
+        self.max_tries = max_tries
         self.pushed: dict[str, Any] = {}
 
     def xcom_push(self, key: str, value: Any) -> None:
@@ -48,9 +68,58 @@ class TaskInstance:
         return self.pushed.get(key)
 
 
+class Killed(BaseException):
+    """The worker's process is gone, from one line to the next."""
+
+
+class Store:
+    """
+    What of Airflow's task state store the operators use: it outlives the tries of one task instance.
+
+    :ivar operations: what was done to it, in order: ``set`` with the record's id, ``delete``
+    :ivar around_set: called with the number of the call, and whether it is done, before and after each ``set``
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[Any] = []
+        self.around_set: Callable[[int, bool], None] = lambda _number, _is_done: None
+        self._kept: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+
+    def restart(self, crash: tuple[int, bool] | None) -> None:
+        """Count the calls of ``set`` anew, and let the process die at one of them."""
+        self._numbers = itertools.count(1)
+
+        def around_set(*at: Any) -> None:
+            if at == crash:
+                raise Killed
+
+        self.around_set = around_set
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return json.loads(self._kept[key]) if key in self._kept else default
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        number = next(self._numbers)
+        self.around_set(number, False)
+        self._kept[key] = json.dumps(value)
+        self.operations.append(("set", value["luma_task_id"]))
+        self.around_set(number, True)
+
+    def delete(self, key: str) -> None:
+        self._kept.pop(key, None)
+        self.operations.append("delete")
+
+    @property
+    def record(self) -> Any:
+        """What is kept of the submission, if anything."""
+        assert set(self._kept) <= {STORE_KEY}
+        return self.get(STORE_KEY)
+
+
 @pytest.fixture
 def context() -> dict[str, Any]:
-    return {"ti": TaskInstance()}
+    return {"ti": TaskInstance(), "task_state_store": Store()}
 
 
 @pytest.fixture
@@ -111,7 +180,8 @@ class TestModify:
 
     def test_optional_keys(self, luma, modify, context):
         modify(wait_for_completion=False, watermark="mine", callback_url="http://127.0.0.1:9/cb").execute(context)
-        modify(wait_for_completion=False, watermark="", callback_url="").execute(context)
+        other = {"ti": TaskInstance(), "task_state_store": Store()}
+        modify(wait_for_completion=False, watermark="", callback_url="").execute(other)
         assert luma.jobs[0].request["watermark"] == "mine"
         assert luma.jobs[0].request["callBackUrl"] == "http://127.0.0.1:9/cb"
         assert sorted(luma.jobs[1].request) == ["prompt", "videoUrl"]
@@ -166,6 +236,7 @@ class TestModify:
         with pytest.raises(LumaSubmissionUnknownError):
             operator.execute(context)
         assert len(submissions(luma)) == 1
+        context["ti"].try_number += 1
         assert operator.execute(context)["luma_task_id"] == luma.jobs[1].task_id
 
     @pytest.mark.parametrize(
@@ -186,6 +257,702 @@ class TestModify:
     def test_a_missing_connection(self, context):
         with pytest.raises(AirflowNotFoundException, match="luma_conn_id='nowhere'"):
             LumaModifyOperator(task_id="modify", luma_conn_id="nowhere", **GOOD).execute(context)
+
+
+# -- submit once ------------------------------------------------------------------------------------------------
+
+MODES = {
+    "deferred": {"deferrable": True},
+    "in the worker": {"deferrable": False},
+    "not waited for": {"wait_for_completion": False},
+}
+
+#: Longer than any test takes.
+LONG = 60
+
+
+class Tries:
+    """
+    One task instance, from try to try, as Airflow runs it: a new operator for each, and only the store stays.
+
+    Each try runs to its end, through the trigger if it defers.
+    """
+
+    def __init__(self, modify: Callable[..., LumaModifyOperator], store: Store | None, *, retries: int = 2) -> None:
+        self.store = store
+        self.retries = retries
+        self.ti = TaskInstance(try_number=0, max_tries=retries)
+        self._modify = modify
+
+    def try_it(self, **changes: Any) -> dict[str, Any]:
+        """Run the first try, or another one because the last has failed."""
+        self.ti = TaskInstance(self.ti.try_number + 1, self.ti.max_tries)
+        context: Any = {"ti": self.ti}
+        if self.store is not None:
+            context["task_state_store"] = self.store
+        operator = self._modify(**changes)
+        operator.render_template_fields({})
+        try:
+            return operator.execute(context)
+        except TaskDeferred as deferred:
+            event = asyncio.run(self._event(deferred.trigger))
+            return self._modify(**changes).resume_execution(deferred.method_name, {"event": event}, context)
+
+    def cleared(self, **changes: Any) -> dict[str, Any]:
+        """Run the try after a person has cleared the task."""
+        self.ti.max_tries = self.ti.try_number + self.retries
+        return self.try_it(**changes)
+
+    @staticmethod
+    async def _event(trigger: Any) -> Any:
+        (event,) = [event.payload async for event in trigger.run()]
+        return event
+
+
+@pytest.fixture(params=MODES.values(), ids=MODES)
+def task(modify, request) -> Tries:
+    """A task in each of the three modes, with two retries."""
+    return Tries(lambda **changes: modify(**request.param, **changes), Store())
+
+
+@pytest.fixture
+def sync_task(modify) -> Tries:
+    """A task that waits in the worker, for what comes before the wait and is the same in all modes."""
+    return Tries(lambda **changes: modify(**{"deferrable": False, **changes}), Store())
+
+
+@pytest.fixture
+def leave_running(luma) -> Callable[[Tries], str]:
+    """Let the first try of a task end while its job runs; return the job's id."""
+
+    def _leave_running(task: Tries) -> str:
+        luma.configure(processing_seconds=LONG)
+        with suppress(LumaTimeoutError):
+            task.try_it(timeout=0.05)
+        luma.configure(processing_seconds=0)
+        assert luma.accepted == 1
+        return luma.jobs[0].task_id
+
+    return _leave_running
+
+
+@pytest.fixture
+def leave_ended(luma, until) -> Callable[..., str]:
+    """Let the first try of a task end after its job; return the job's id."""
+
+    def _leave_ended(task: Tries, **how: Any) -> str:
+        luma.configure(processing_seconds=0, **how)
+        with suppress(LumaGenerationError):
+            task.try_it()
+        until(lambda: luma.jobs[0].complete_time)
+        luma.configure(outcome="success")
+        assert luma.accepted == 1
+        return luma.jobs[0].task_id
+
+    return _leave_ended
+
+
+def said(task_log: list[Any]) -> list[str]:
+    return [entry["event"] % entry.get("positional_args", ()) for entry in task_log]
+
+
+def lines(task_log: list[Any], *words: str) -> list[str]:
+    """The log's lines with all these words."""
+    return [line for line in said(task_log) if all(word in line for word in words)]
+
+
+def result_of(task: Tries, luma_task_id: str, result: dict[str, Any]) -> None:
+    """The result, and what is pushed before it, are of that job."""
+    assert result["luma_task_id"] == luma_task_id
+    assert task.ti.pushed == {"luma_task_id": luma_task_id}
+
+
+class TestSubmitOnce:
+    """Each row of the table, from the task to the service's account."""
+
+    def test_the_first_try_submits(self, luma, task, task_log):
+        result = task.try_it()
+        assert luma.accepted == 1
+        result_of(task, luma.jobs[0].task_id, result)
+        assert task.store.operations == [("set", None), ("set", luma.jobs[0].task_id)]
+        assert len(lines(task_log, "Nothing was submitted before")) == 1
+
+    def test_a_retry_waits_for_a_running_job(self, luma, task, leave_running, task_log):
+        job = leave_running(task)
+        with suppress(LumaTimeoutError):
+            result_of(task, job, task.try_it(timeout=0.05))
+        assert task.ti.pushed == {"luma_task_id": job}
+        assert luma.accepted == 1
+        assert len(lines(task_log, "continues", job, "try 1")) == 1
+
+    def test_and_gets_its_video(self, luma, modify):
+        task = Tries(modify, Store())
+        luma.configure(faults=["status:unknown_flag,flag=0"])
+        with pytest.raises(LumaTimeoutError):
+            task.try_it(timeout=0.05)
+        luma.configure(faults=["status:unknown_flag,flag=0,times=3"])
+        result = task.try_it()
+        result_of(task, luma.jobs[0].task_id, result)
+        assert (result["status"], len(result["result_urls"]), luma.accepted) == ("SUCCESS", 1, 1)
+
+    def test_a_flag_that_nobody_knows_counts_as_running(self, luma, task, leave_running):
+        job = leave_running(task)
+        luma.configure(faults=["status:unknown_flag"])
+        with suppress(LumaTimeoutError):
+            task.try_it(timeout=0.05)
+        assert (task.ti.pushed, luma.accepted) == ({"luma_task_id": job}, 1)
+
+    @pytest.mark.parametrize("outcome", ["success", "callback_failed"])
+    def test_a_retry_takes_the_result_of_a_job_that_succeeded(self, luma, task, leave_ended, outcome, task_log):
+        job = leave_ended(task, outcome=outcome)
+        result = task.try_it()
+        result_of(task, job, result)
+        assert luma.accepted == 1
+        assert result["status"] == ("SUCCESS" if result["result_urls"] else "GENERATING")
+        assert len(lines(task_log, "takes the result", job, "try 1")) == 1
+
+    def test_a_result_that_is_there_is_not_waited_for(self, luma, modify, leave_ended):
+        task = Tries(modify, Store())
+        leave_ended(task)
+        looks = len(luma.calls)
+        assert task.try_it()["status"] == "SUCCESS"
+        assert len(luma.calls) == looks + 1
+
+    @pytest.mark.parametrize("outcome", ["generate_failed", "create_failed"])
+    def test_a_retry_replaces_a_job_that_failed(self, luma, task, leave_ended, outcome, task_log):
+        job = leave_ended(task, outcome=outcome)
+        result = task.try_it()
+        assert luma.accepted == 2
+        result_of(task, luma.jobs[1].task_id, result)
+        assert task.store.record["luma_task_id"] == luma.jobs[1].task_id
+        assert task.store.record["try_number"] == 2
+        assert len(lines(task_log, "has failed", job, "try 1")) == 1
+
+    def test_a_retry_replaces_a_job_that_is_no_longer_known(self, luma, task, leave_ended, monkeypatch, task_log):
+        monkeypatch.setattr(waiting, "NOT_FOUND_GRACE", 0)
+        job = leave_ended(task)
+        luma.reset()
+        result = task.try_it()
+        assert luma.accepted == 1
+        assert result["luma_task_id"] != job
+        result_of(task, luma.jobs[0].task_id, result)
+        assert len(lines(task_log, "no longer knows", job, "try 1")) == 1
+
+    @pytest.mark.parametrize("by", ["try_it", "cleared"])
+    def test_a_changed_request_is_submitted(self, luma, task, leave_running, by, task_log):
+        job = leave_running(task)
+        looks = len(luma.calls)
+        result = getattr(task, by)(prompt="make it a sunny day")
+        assert luma.accepted == 2
+        result_of(task, luma.jobs[1].task_id, result)
+        assert luma.calls[looks].on == "submit", "of a job that is not wanted nothing is asked"
+        assert len(lines(task_log, "changed", job, "try 1")) == 1
+
+    def test_a_cleared_task_waits_for_its_running_job(self, luma, task, leave_running, task_log):
+        job = leave_running(task)
+        with suppress(LumaTimeoutError):
+            task.cleared(timeout=0.05)
+        assert (task.ti.pushed, luma.accepted) == ({"luma_task_id": job}, 1)
+        assert len(lines(task_log, "cleared", "still running", job, "try 1")) == 1
+
+    @pytest.mark.parametrize("outcome", ["success", "callback_failed", "generate_failed"])
+    def test_a_cleared_task_submits_when_its_job_has_ended(self, luma, task, leave_ended, outcome, task_log):
+        job = leave_ended(task, outcome=outcome)
+        result = task.cleared()
+        assert luma.accepted == 2
+        result_of(task, luma.jobs[1].task_id, result)
+        assert len(lines(task_log, "cleared", job, "try 1")) == 1
+
+    def test_a_cleared_task_is_a_new_one_each_time(self, luma, sync_task):
+        for accepted in (1, 2, 3):
+            sync_task.cleared()
+            assert luma.accepted == accepted
+
+    def test_a_retry_of_a_cleared_task_is_a_retry(self, luma, task, leave_ended):
+        leave_ended(task)
+        task.cleared()
+        assert luma.accepted == 2
+        result_of(task, luma.jobs[1].task_id, task.try_it())
+        assert luma.accepted == 2
+
+    def test_also_where_the_cleared_task_had_waited_for_the_job(self, luma, sync_task):
+        luma.configure(processing_seconds=0, faults=["status:unknown_flag,flag=0"])
+        with pytest.raises(LumaTimeoutError):
+            sync_task.try_it(timeout=0.05)
+        with pytest.raises(LumaTimeoutError):
+            sync_task.cleared(timeout=0.05)
+        assert sync_task.store.record["max_tries"] == sync_task.ti.max_tries == 3
+        assert sync_task.store.record["try_number"] == 1, "it is still the first try that submitted"
+        luma.configure(faults=[])
+        result_of(sync_task, luma.jobs[0].task_id, sync_task.try_it())
+        assert luma.accepted == 1
+
+    def test_a_clear_that_was_not_served_stays_one(self, luma, sync_task, leave_ended):
+        """The try after a Clear ends before it has a job: the next one is still what the person wanted."""
+        leave_ended(sync_task)
+        luma.configure(faults=["submit:refuse,code=402,times=1"])
+        with pytest.raises(LumaInsufficientCreditsError):
+            sync_task.cleared()
+        result_of(sync_task, sync_task.try_it()["luma_task_id"], sync_task.ti.pushed)
+        assert luma.accepted == 2
+
+    def test_a_clear_whose_try_died_at_once_stays_one(self, luma, sync_task, leave_ended):
+        leave_ended(sync_task)
+        sync_task.store.restart((1, False))
+        with pytest.raises(Killed):
+            sync_task.cleared()
+        sync_task.store.restart(None)
+        sync_task.try_it()
+        assert luma.accepted == 2
+
+    def test_retries_that_were_lowered_before_a_clear(self, luma, modify, leave_ended):
+        task = Tries(modify, Store(), retries=5)
+        leave_ended(task)
+        task.retries = 1
+        task.cleared()
+        assert luma.accepted == 2
+
+    def test_retries_that_were_raised_before_a_retry(self, luma, sync_task, leave_ended):
+        leave_ended(sync_task)
+        sync_task.retries = 9  # Airflow goes by max_tries, which only Clear sets
+        sync_task.try_it()
+        assert luma.accepted == 1
+
+    def test_without_retries(self, luma, modify, leave_ended):
+        task = Tries(modify, Store(), retries=0)
+        leave_ended(task)
+        task.cleared()
+        assert luma.accepted == 2
+
+    def test_tasks_do_not_share(self, luma, modify):
+        mapped = [Tries(modify, Store()) for _ in range(2)]
+        ids = [one.try_it()["luma_task_id"] for one in mapped]
+        assert ids == [job.task_id for job in luma.jobs]
+        assert [one.try_it()["luma_task_id"] for one in mapped] == ids
+        assert luma.accepted == 2
+
+    def test_the_record_gives_nothing_away(self, luma, task, api_key):
+        task.try_it(watermark="a mark")
+        written = json.dumps(task.store.record)
+        for word in (api_key, GOOD["prompt"], luma.sample_url, "a mark", "luma_default"):
+            assert word not in written
+
+
+class TestWhereLumaCannotBeAsked:
+    """What an edge in front of the service says, or does not say, is no news about the job."""
+
+    @pytest.fixture(autouse=True)
+    def _impatient(self, monkeypatch, short_pauses):
+        monkeypatch.setattr(hooks, "READ_PATIENCE", 0.5)
+
+    @pytest.mark.parametrize("fault", ["refuse,code=429", "refuse,code=500", "refuse,code=455", "html", "cut", "empty"])
+    def test_a_retry_pays_nothing(self, luma, task, leave_running, fault):
+        job = leave_running(task)
+        luma.configure(faults=[f"status:{fault}"])
+        with suppress(LumaTimeoutError):
+            task.try_it(timeout=0.05)
+        assert (task.ti.pushed, luma.accepted) == ({"luma_task_id": job}, 1)
+
+    @pytest.mark.parametrize("code", [403, 404, 501, 502])
+    def test_an_error_page_of_an_edge_is_not_lumas_word(self, luma, sync_task, leave_running, monkeypatch, code):
+        monkeypatch.setattr(waiting, "NOT_FOUND_GRACE", 0)
+        leave_running(sync_task)
+        luma.configure(faults=[f"status:html,code={code}"])
+        with suppress(LumaError, AirflowFailException):
+            sync_task.try_it(timeout=0.05)
+        assert luma.accepted == 1
+
+    def test_a_blip_does_not_give_a_cleared_task_its_old_video(self, luma, sync_task, leave_ended):
+        leave_ended(sync_task)
+        luma.configure(faults=["status:refuse,code=429,times=1"])
+        sync_task.cleared()
+        assert luma.accepted == 2
+
+    def test_a_blip_does_not_cost_a_retry(self, luma, sync_task, leave_ended):
+        leave_ended(sync_task, outcome="generate_failed")
+        luma.configure(faults=["status:refuse,code=429,times=1"])
+        assert sync_task.try_it()["luma_task_id"] == luma.jobs[1].task_id
+
+    def test_a_wrong_key_pays_nothing(self, luma, sync_task, leave_running, set_connection):
+        leave_running(sync_task)
+        set_connection(luma.base_url, key="another")
+        with pytest.raises((LumaAuthError, AirflowFailException)):
+            sync_task.try_it()
+        assert luma.accepted == 1
+        assert sync_task.store.record["luma_task_id"] == luma.jobs[0].task_id
+
+    def test_a_connection_that_is_gone_is_told_before_the_wait(self, modify, leave_running, monkeypatch):
+        task = Tries(modify, Store())
+        leave_running(task)
+        monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
+        with pytest.raises(AirflowNotFoundException, match="luma_conn_id='luma_default'"):
+            task.try_it(timeout=0.05)
+
+
+class Relay:
+    """
+    A way to the simulator on which one can stand and watch submissions pass.
+
+    :ivar arriving: called when a submission arrives, before the service has it
+    :ivar answering: called when the service has answered, before the answer goes back
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self.arriving: Callable[[], None] = lambda: None
+        self.answering: Callable[[], None] = lambda: None
+        relay = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _pass_on(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
+                is_submission = self.command == "POST"
+                if is_submission:
+                    relay.arriving()
+                answer = requests.request(self.command, base_url + self.path, data=body, headers=headers, timeout=20)
+                if is_submission:
+                    relay.answering()
+                self.send_response(answer.status_code)
+                self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_GET = do_POST = _pass_on
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def relay(luma, luma_conn, set_connection) -> Iterator[Relay]:
+    """A way to the simulator on which one can watch."""
+    relay = Relay(luma.base_url)
+    set_connection(relay.base_url)
+    yield relay
+    relay.close()
+
+
+class TestTheOrderOfThings:
+    def test_the_intent_is_kept_before_the_request_is_sent_and_the_id_after_it(self, relay, luma, task):
+        seen = []
+        relay.arriving = relay.answering = lambda: seen.append(task.store.record)
+        task.try_it()
+        assert len(seen) == 2
+        for record in seen:
+            assert (record["luma_task_id"], record["try_number"], record["max_tries"]) == (None, 1, 2)
+        assert task.store.record == {**seen[0], "luma_task_id": luma.jobs[0].task_id}
+
+    def test_also_at_each_repetition(self, relay, luma, task, short_pauses):
+        seen = []
+        relay.arriving = lambda: seen.append(task.store.record)
+        luma.configure(faults=["submit:refuse,code=429,times=2"])
+        task.try_it()
+        assert [record["luma_task_id"] for record in seen] == [None, None, None]
+        job = luma.jobs[0].task_id
+        assert task.store.operations == [("set", None), "delete", ("set", None), "delete", ("set", None), ("set", job)]
+
+    def test_there_is_no_intent_while_a_refused_submission_pauses(self, relay, luma, sync_task, monkeypatch):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        between = []
+        monkeypatch.setattr("tenacity.nap.time.sleep", lambda _seconds: between.append(sync_task.store.record))
+        sync_task.try_it(wait_for_completion=False)
+        assert between == [None]
+
+
+class TestRefusals:
+    """What was surely not accepted leaves nothing that could hinder the next try."""
+
+    @pytest.mark.parametrize("code", [401, 402, 404, 422, 429, 455, 501, 505])
+    @pytest.mark.parametrize("style", ["status", "body"])
+    def test_a_refusal_leaves_no_record(self, luma, task, monkeypatch, code, style):
+        monkeypatch.setattr(hooks, "SUBMIT_PATIENCE", 0.01)
+        luma.configure(faults=[f"submit:refuse,code={code},style={style},times=1"])
+        with pytest.raises((LumaError, AirflowFailException), match=str(code)):
+            task.try_it()
+        assert task.store.operations == [("set", None), "delete"]
+        assert task.store.record is None
+        task.try_it()
+        assert luma.accepted == 1
+
+    def test_a_connection_that_was_never_made_leaves_no_record(
+        self, luma, task, monkeypatch, set_connection, free_port
+    ):
+        monkeypatch.setattr(hooks, "SUBMIT_PATIENCE", 0.01)
+        set_connection(f"http://127.0.0.1:{free_port}")
+        with pytest.raises(LumaUnavailableError, match="could not be reached"):
+            task.try_it()
+        assert task.store.record is None
+        set_connection(luma.base_url)
+        task.try_it()
+        assert luma.accepted == 1
+
+    def test_a_connection_that_is_missing_leaves_no_record(self, luma, task, monkeypatch, set_connection):
+        monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
+        with pytest.raises(AirflowNotFoundException):
+            task.try_it()
+        assert task.store.record is None
+        set_connection(luma.base_url)
+        task.try_it()
+        assert luma.accepted == 1
+
+    def test_what_is_not_even_sent_leaves_no_record(self, luma, task):
+        with pytest.raises(AirflowFailException, match="prompt"):
+            task.try_it(prompt="{{ '雨' }}")
+        assert task.store.record is None
+        assert luma.calls == []
+
+    @pytest.mark.parametrize(("field", "value"), [("prompt", Path("/x")), ("video_url", b"https://e.com/v.mp4")])
+    def test_a_rendered_value_of_another_type_uses_no_retries(self, luma, modify, context, field, value):
+        operator = modify(**{field: "{{ params.x }}"})
+        setattr(operator, field, value)  # as render_template_as_native_obj would
+        with pytest.raises(AirflowFailException, match=field):
+            operator.execute(context)
+        assert luma.calls == []
+        assert context["task_state_store"].record is None
+
+    def test_a_store_that_fails_first_stops_everything(self, luma, task):
+        def fail(_number: int, _is_done: bool) -> None:
+            raise ConnectionError("the API server is away")
+
+        task.store.around_set = fail
+        with pytest.raises(ConnectionError):
+            task.try_it()
+        assert submissions(luma) == []
+
+
+UNKNOWN = {
+    "cut after accepting": ["submit:cut,after_accept,times=1"],
+    "cut before": ["submit:cut,times=1"],
+    "no answer in time": ["submit:hang,seconds=20,after_accept,times=1"],
+    "a bare 500": ["submit:html,after_accept,times=1"],
+    "an acceptance without an id": ["submit:null_data,after_accept,times=1"],
+}
+
+
+@pytest.mark.parametrize("faults", UNKNOWN.values(), ids=UNKNOWN)
+class TestUnknown:
+    """Nobody can say whether it was accepted."""
+
+    @pytest.fixture(autouse=True)
+    def _impatient(self, luma, set_connection, luma_conn, faults):
+        set_connection(luma.base_url, timeout=1)
+        requests.get(luma.sample_url, timeout=20)  # drawn when it is first asked for
+        luma.reset()
+        luma.configure(faults=faults)
+
+    def test_a_person_has_to_look(self, luma, task):
+        with pytest.raises(AirflowFailException, match="log page") as first:
+            task.try_it()
+        assert isinstance(first.value.__cause__, LumaSubmissionUnknownError)
+        assert task.store.operations == [("set", None)]
+        accepted = luma.accepted
+        for _ in range(2):
+            with pytest.raises(AirflowFailException, match="log page.*LumaTaskSensor") as again:
+                task.try_it()
+            assert "Try 1 " in str(again.value)
+        assert luma.accepted == accepted
+        assert len(submissions(luma)) == 1
+
+    def test_a_person_has_looked(self, luma, task):
+        with pytest.raises(AirflowFailException):
+            task.try_it()
+        accepted = luma.accepted
+        result = task.cleared()
+        assert luma.accepted == accepted + 1
+        result_of(task, luma.jobs[-1].task_id, result)
+        assert task.store.record["luma_task_id"] == luma.jobs[-1].task_id
+
+    def test_or_it_is_submitted_again_exactly_once(self, luma, task, task_log):
+        with pytest.raises(LumaSubmissionUnknownError) as first:
+            task.try_it(resubmit_on_unknown=True)
+        assert not isinstance(first.value, AirflowFailException)
+        assert task.store.operations == [("set", None)]
+        accepted = luma.accepted
+        job = task.try_it(resubmit_on_unknown=True)["luma_task_id"]
+        assert luma.accepted == accepted + 1
+        assert len(lines(task_log, "resubmit_on_unknown", "ry 1")) == 1
+        assert task.try_it(resubmit_on_unknown=True)["luma_task_id"] == job
+        assert luma.accepted == accepted + 1
+
+
+#: At which call of set(), whether before or after it took effect; what was accepted, and whether it is known.
+CRASHES = [
+    pytest.param(1, False, 0, "nothing", id="before the intent is kept"),
+    pytest.param(1, True, 0, "intent", id="after the intent is kept"),
+    pytest.param(2, False, 1, "intent", id="before the id is kept"),
+    pytest.param(2, True, 1, "id", id="after the id is kept"),
+]
+
+
+class TestCrashes:
+    """The process dies between any two lines. Whatever the next try does, it pays for no second job unasked."""
+
+    @pytest.fixture
+    def kill(self) -> Iterator[Callable[[type[BaseException]], Callable[[], None]]]:
+        """Makes a function that ends what the main thread does, as Airflow's own timeout does: by a signal."""
+        before = signal.getsignal(signal.SIGUSR1)
+
+        def _kill(kind: type[BaseException]) -> Callable[[], None]:
+            def end(*_: Any) -> None:
+                raise kind
+
+            signal.signal(signal.SIGUSR1, end)
+            return lambda: os.kill(os.getpid(), signal.SIGUSR1)
+
+        yield _kill
+        signal.signal(signal.SIGUSR1, before)
+
+    @pytest.mark.parametrize(("number", "is_done", "accepted", "kept"), CRASHES)
+    @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
+    def test_around_the_store(self, luma, task, number, is_done, accepted, kept, resubmit_on_unknown):
+        task.store.restart((number, is_done))
+        with pytest.raises(Killed):
+            task.try_it(resubmit_on_unknown=resubmit_on_unknown)
+        task.store.restart(None)
+        assert luma.accepted == accepted
+        if kept == "intent" and not resubmit_on_unknown:
+            with pytest.raises(AirflowFailException, match="log page"):
+                task.try_it(resubmit_on_unknown=resubmit_on_unknown)
+            assert luma.accepted == accepted
+            return
+        result = task.try_it(resubmit_on_unknown=resubmit_on_unknown)
+        assert luma.accepted == (1 if kept == "id" else accepted + 1)
+        result_of(task, luma.jobs[-1].task_id, result)
+
+    @pytest.mark.parametrize("kind", [Killed, AirflowTaskTimeout])
+    @pytest.mark.parametrize(("moment", "accepted"), [("arriving", 0), ("answering", 1)])
+    @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
+    def test_on_the_wire(self, relay, luma, task, kill, moment, accepted, kind, resubmit_on_unknown):
+        strike, is_over = kill(kind), threading.Event()
+
+        def die() -> None:
+            if not is_over.is_set():
+                strike()
+                is_over.wait(10)
+                raise ConnectionAbortedError
+
+        setattr(relay, moment, die)
+        with pytest.raises(kind):
+            task.try_it(resubmit_on_unknown=resubmit_on_unknown)
+        is_over.set()
+        assert task.store.operations == [("set", None)]
+        assert luma.accepted == accepted
+        if resubmit_on_unknown:
+            result_of(task, task.try_it(resubmit_on_unknown=True)["luma_task_id"], task.ti.pushed)
+            assert luma.accepted == accepted + 1
+        else:
+            with pytest.raises(AirflowFailException, match="log page"):
+                task.try_it()
+            assert luma.accepted == accepted
+
+    @pytest.mark.parametrize("retries", [1, 2, 3])
+    def test_no_row_of_crashes_pays_twice(self, luma, modify, retries):
+        luma.configure(processing_seconds=0)
+        moments = [None, *((number, is_done) for number in (1, 2) for is_done in (False, True))]
+        for crashes in itertools.product(moments, repeat=retries):
+            task, before = Tries(lambda **changes: modify(deferrable=False, **changes), Store()), luma.accepted
+            for crash in (*crashes, None):
+                task.store.restart(crash)
+                with suppress(Killed, AirflowFailException):
+                    task.try_it()
+            assert luma.accepted - before <= 1, crashes
+            assert task.store.record is not None
+
+    def test_between_a_refusal_and_its_note(self, luma, sync_task, monkeypatch):
+        """A refused submission whose intent could not be taken back is unknown to the next try: a person looks."""
+        luma.configure(faults=["submit:refuse,code=402,times=1"])
+
+        def die(_key: str) -> None:
+            raise Killed
+
+        monkeypatch.setattr(sync_task.store, "delete", die)
+        with pytest.raises(Killed):
+            sync_task.try_it()
+        with pytest.raises(AirflowFailException, match="log page"):
+            sync_task.try_it()
+        assert luma.accepted == 0
+
+    def test_a_replacement_is_as_safe_as_a_first_submission(self, luma, task, leave_ended):
+        leave_ended(task, outcome="generate_failed")
+        task.store.restart((2, False))
+        with pytest.raises(Killed):
+            task.try_it()
+        assert luma.accepted == 2
+        with pytest.raises(AirflowFailException, match="Try 2 "):
+            task.try_it()
+        assert luma.accepted == 2
+
+    @pytest.mark.parametrize("is_done", [False, True])
+    def test_while_a_cleared_task_takes_a_running_job_over(self, luma, task, leave_running, is_done):
+        job = leave_running(task)
+
+        task.store.restart((1, is_done))
+        with pytest.raises(Killed):
+            task.cleared()
+        task.store.restart(None)
+        with suppress(LumaTimeoutError):
+            task.try_it(timeout=0.05)
+        assert (task.ti.pushed, luma.accepted) == ({"luma_task_id": job}, 1)
+
+    def test_a_store_that_fails_after_the_acceptance_leaves_the_id_in_the_log(self, luma, task, task_log):
+        def fail(number: int, is_done: bool) -> None:
+            if (number, is_done) == (2, False):
+                raise ConnectionError("the API server is away")
+
+        task.store.around_set = fail
+        with suppress(ConnectionError):
+            task.try_it()
+        assert luma.accepted == 1
+        assert len(lines(task_log, "accepted", luma.jobs[0].task_id)) == 1
+        with suppress(AirflowFailException):
+            task.try_it()
+        assert luma.accepted == 1
+
+    def test_a_store_that_fails_after_a_refusal_does_not_hide_it(self, luma, sync_task, monkeypatch):
+        luma.configure(faults=["submit:refuse,code=422,times=1"])
+
+        def fail(_key: str) -> None:
+            raise ConnectionError("the API server is away")
+
+        monkeypatch.setattr(sync_task.store, "delete", fail)
+        with pytest.raises(AirflowFailException, match="422"):
+            sync_task.try_it()
+
+
+class TestWithoutAStore:
+    """Airflow below 3.3."""
+
+    @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+    def test_each_try_submits_and_says_so_once(self, luma, modify, mode, task_log):
+        task = Tries(lambda **changes: modify(**mode, **changes), None)
+        for number in (1, 2):
+            task_log.clear()
+            result_of(task, task.try_it()["luma_task_id"], task.ti.pushed)
+            assert luma.accepted == number
+            assert len(lines(task_log, "3.3")) == 1
+            assert lines(task_log, "Nothing was submitted") == []
+
+    def test_an_unknown_outcome_uses_no_retries(self, luma, modify):
+        luma.configure(faults=["submit:cut,after_accept"])
+        with pytest.raises(AirflowFailException, match="log page"):
+            Tries(modify, None).try_it()
+        assert luma.accepted == 1
 
 
 class TestExecuteComplete:
@@ -403,6 +1170,6 @@ class TestDownload:
 
 def test_the_dict_is_the_same_everywhere(luma, modify, context):
     waited = modify(deferrable=False).execute(context)
-    not_waited = modify(wait_for_completion=False).execute(context)
+    not_waited = modify(wait_for_completion=False).execute({**context, "task_state_store": Store()})
     assert list(waited) == list(not_waited) == KEYS
     assert protocol.LumaTaskStatus[waited["status"]].name == "SUCCESS"
