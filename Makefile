@@ -1,21 +1,29 @@
 # Each target is one command, and sets up what it needs: Python >= 3.11 and make are enough.
 
 PYTHON ?= python3
-VENV ?= .venv
+# The Airflow to work with; each has pins and an environment of its own.
+AIRFLOW ?= 3.3
+VENV ?= .venv$(if $(filter-out 3.3,$(AIRFLOW)),-$(AIRFLOW))
 BIN = $(VENV)/bin
-PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PINS = constraints/airflow-$(AIRFLOW).txt
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench build constraints clean
+.PHONY: help demo test test-matrix lint bench build constraints clean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Run a DAG on a real Airflow, with a simulator in place of Luma
 	@exec $(BIN)/python -m demo
 
 test: $(VENV)/.dev  ## Run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-matrix:  ## Run the tests, without the long ones, on every supported Airflow
+	$(MAKE) test AIRFLOW=3.1 PYTEST_ARGS='-m "not long"'
+	$(MAKE) test AIRFLOW=3.2 PYTEST_ARGS='-m "not long"'
+	$(MAKE) test AIRFLOW=3.3 PYTEST_ARGS='-m "not long"'
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
@@ -29,19 +37,22 @@ build: $(VENV)/.dev  ## Build wheel and sdist into dist/
 	rm -rf dist build
 	$(BIN)/python -m build --outdir dist .
 
-constraints: $(VENV)/.dev  ## Pin the newest versions that go together into constraints.txt
+constraints: $(VENV)/.dev  ## Pin the newest versions that go together, for every supported Airflow
 	$(PIP) uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade \
-		--all-extras pyproject.toml --output-file constraints.txt
+	for airflow in 3.1 3.2 3.3; do \
+		echo "apache-airflow~=$$airflow.0" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+			--no-annotate --no-header --upgrade --all-extras pyproject.toml --constraint /dev/stdin \
+			--output-file constraints/airflow-$$airflow.txt || exit 1; \
+	done
 
 clean:  ## Remove all that the other targets made
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(PINS)
 	@echo "Installing Airflow and the provider into $(VENV) (a minute or two, the first time only) ..."
 	@$(PIP) --editable '.[simulator]'
 	@touch $@
