@@ -200,6 +200,17 @@ class LocalAirflow:
         content = self.call("GET", path, params={"map_index": map_index, "full_content": "true"})["content"]
         return "\n".join(str(line.get("event", line)) + "".join(_details(line)) for line in content)
 
+    def wait_for_log(
+        self, words: str, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
+    ) -> str:
+        """Wait for words in a task's log, which may be written a moment after the task has ended; return the log."""
+        self.wait_until(
+            lambda: words in self.task_log(dag_id, run_id, task_id, try_number, map_index),
+            f"{words!r} in the log of {dag_id}.{task_id}",
+            seconds=30,
+        )
+        return self.task_log(dag_id, run_id, task_id, try_number, map_index)
+
     def story(self, dag_id: str, run_id: str, lines: int = 15) -> str:
         """Tell how a DAG run went: every task's state, and the end of the log of each that failed."""
         told = []

@@ -46,9 +46,12 @@ def kill_at_random(airflow: LocalAirflow, dice: random.Random, enough: threading
             continue  # it ended by itself, just now
 
 
-def test_every_accepted_job_is_accounted_for(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
+def test_every_accepted_job_is_accounted_for(
+    airflow: LocalAirflow, lumas: dict[str, Simulator], capsys: pytest.CaptureFixture[str]
+) -> None:
     seed = int(os.environ.get("RANDOM_KILLS_SEED", random.SystemRandom().randrange(10**6)))
-    print(f"RANDOM_KILLS_SEED={seed}")
+    with capsys.disabled():
+        print(f"\nRANDOM_KILLS_SEED={seed}")
     luma = lumas[DAG_ID]
     luma.reset()
     # Long enough for five minutes; and now and then an answer so late that a kill may come before it.
@@ -101,7 +104,8 @@ def test_every_accepted_job_is_accounted_for(airflow: LocalAirflow, lumas: dict[
         else:
             assert "may have been accepted" in log, log[-2000:]
             outcomes["failed as unknown"] += 1
-    print(f"seed {seed}: killed {dict(killed)}; outcomes {dict(outcomes)}; accepted {luma.accepted}")
+    with capsys.disabled():
+        print(f"\nkilled {dict(killed)}; jobs {dict(outcomes)}; accepted submissions {luma.accepted}")
     unknown = outcomes["failed as unknown"]
     assert sum(killed.values()) > 10
     assert len(accepted) == luma.accepted <= JOBS, "no job was submitted twice"

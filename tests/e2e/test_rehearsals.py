@@ -69,9 +69,8 @@ def test_failure(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[
 
     assert airflow.run_state(dag_id, runs[name]) == "failed"
     [modify] = [task for task in airflow.tasks(dag_id, runs[name]) if task["task_id"] == "modify"]
-    log = airflow.task_log(dag_id, runs[name], "modify", modify["try_number"])
     for words in rehearsal.says:
-        assert words in log, airflow.story(dag_id, runs[name])
+        log = airflow.wait_for_log(words, dag_id, runs[name], "modify", modify["try_number"])
     assert luma.accepted == rehearsal.accepted
     assert len([call for call in luma.calls if call.on == "submit"]) == rehearsal.calls
     if rehearsal.accepted and name != "lost_answer":
@@ -80,10 +79,9 @@ def test_failure(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[
 
 
 def test_killed_by_a_person(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str]) -> None:
-    log = airflow.task_log("rehearse_killed", runs["killed"], "modify")
-
     [job] = lumas["killed"].jobs
-    assert f"Luma cannot cancel a job: Luma task {job.task_id} goes on" in log
+    words = f"Luma cannot cancel a job: Luma task {job.task_id} goes on"
+    assert airflow.wait_for_log(words, "rehearse_killed", runs["killed"], "modify")
 
 
 def test_every_way_to_wait(airflow: LocalAirflow, luma: Simulator) -> None:
@@ -111,5 +109,5 @@ def test_every_way_to_wait(airflow: LocalAirflow, luma: Simulator) -> None:
         assert (result["luma_task_id"], result["status"]) == (submitted["luma_task_id"], "SUCCESS")
         assert airflow.xcom("every_way_to_wait", run_id, way, "result_urls") == result["result_urls"]
     assert tasks["unknown"]["try_number"] == 1, "a retry cannot help"
-    assert "Luma does not know this task" in airflow.task_log("every_way_to_wait", run_id, "unknown")
+    assert airflow.wait_for_log("Luma does not know this task", "every_way_to_wait", run_id, "unknown")
     assert luma.accepted == 1

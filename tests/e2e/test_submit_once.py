@@ -44,9 +44,10 @@ def kill_whoever_talks_to(luma: Simulator) -> None:
     raise AssertionError("nobody talks to this Luma")
 
 
-def log(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
+def says(airflow: LocalAirflow, dag_id: str, run_id: str, words: str) -> bool:
+    """Wait for words in the log of the last try."""
     task = modify(airflow, dag_id, run_id)
-    return airflow.task_log(dag_id, run_id, "modify", task["try_number"])
+    return words in airflow.wait_for_log(words, dag_id, run_id, "modify", task["try_number"])
 
 
 @pytest.fixture
@@ -88,9 +89,8 @@ class TestKilled:
         wait_for_state(airflow, dag_id, run_id, "failed")
         assert luma.accepted == 1
         assert modify(airflow, dag_id, run_id)["try_number"] == 2, "the third try is not used"
-        said = log(airflow, dag_id, run_id)
         for words in ("Try 1 was about to submit", "log page of the Luma account", "Clearing this task submits"):
-            assert words in said
+            assert says(airflow, dag_id, run_id, words)
 
     def test_the_same_where_the_user_would_rather_pay_twice(self, airflow: LocalAirflow, start: Any) -> None:
         dag_id, run_id, luma = start(
@@ -111,7 +111,7 @@ class TestKilled:
         held_process(dag_id, place).kill()
 
         self.succeeded(airflow, dag_id, run_id, luma, tries=2)
-        assert "nothing new is billed" in log(airflow, dag_id, run_id)
+        assert says(airflow, dag_id, run_id, "nothing new is billed")
 
     def test_the_worker_while_it_waits_itself(self, airflow: LocalAirflow, start: Any) -> None:
         dag_id, run_id, luma = start(
@@ -169,7 +169,7 @@ class TestCleared:
         airflow.wait_until(lambda: modify(airflow, "cleared", run_id)["try_number"] > tries, "a new try", seconds=60)
 
     @pytest.mark.parametrize(
-        ("when", "prompt", "accepted", "says"),
+        ("when", "prompt", "accepted", "words"),
         [
             ("running", "same", 1, "this try continues it; nothing new is billed"),
             ("running", "changed", 2, "its request has changed"),
@@ -180,7 +180,7 @@ class TestCleared:
         ],
     )
     def test_clear(
-        self, airflow: LocalAirflow, luma: Simulator, when: str, prompt: str, accepted: int, says: str
+        self, airflow: LocalAirflow, luma: Simulator, when: str, prompt: str, accepted: int, words: str
     ) -> None:
         luma.configure(
             processing_seconds=25 if when == "running" else 1,
@@ -196,7 +196,7 @@ class TestCleared:
         self.clear(airflow, run_id)
 
         wait_for_state(airflow, "cleared", run_id, "success")
-        assert says in log(airflow, "cleared", run_id)
+        assert says(airflow, "cleared", run_id, words)
         assert luma.accepted == accepted
         assert airflow.xcom("cleared", run_id, "modify", "luma_task_id") == luma.jobs[-1].task_id
 
