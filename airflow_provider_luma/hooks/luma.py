@@ -528,7 +528,9 @@ def _unreadable_connection(error: Exception) -> LumaUnavailableError:
 
 def _reason(error: requests.RequestException) -> str:
     """Return what happened, without the layers around it and the addresses of objects."""
-    cause = getattr(error.args[0], "reason", error) if error.args else error
+    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
+    if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:
+        cause = cause.args[1]
     return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
 
 
