@@ -79,7 +79,7 @@ REHEARSALS = {**SUCCESSES, **FAILURES, **KILLED}
 
 #: Runs in which something is killed or cleared; each has a Luma that is set up when it is run.
 CRASHES = {
-    name: Rehearsal()
+    f"crash_{name}": Rehearsal()
     for name in (
         "answer_lost",
         "answer_lost_resubmit",
@@ -89,8 +89,8 @@ CRASHES = {
         "api_server",
         "scheduler",
         "synchronous",
-        "crash_timed_out",
+        "timed_out",
+        "at_random",
         "cleared",
-        "killed_at_random",
     )
 }

@@ -25,7 +25,8 @@ DAGS = (
 def test_the_key_is_in_no_file_and_no_table(
     dags: Path, environment: dict[str, str], lumas: dict[str, Simulator], tmp_path: Path
 ) -> None:
-    lumas["default"].reset()
+    for luma in lumas.values():
+        luma.reset()
     address = f"sqlite:///{tmp_path}/airflow.db?timeout=60"
     settings = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
     with LocalAirflow(tmp_path, dags, {**environment, **settings}) as airflow:

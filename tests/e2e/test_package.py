@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -28,9 +29,16 @@ print(airflow_provider_luma.__file__)
 
 def run(*command: str | Path, **environment: str) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON"))}
-    done = subprocess.run(
-        [str(part) for part in command], env={**kept, **environment}, capture_output=True, text=True, check=False
-    )
+    # Not from the repository, whose package Python would find first.
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(
+            [str(part) for part in command],
+            env={**kept, **environment},
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.long, needs_task_state]
 
 JOBS = 100
 SECONDS_OF_KILLING = 300
-DAG_ID = "killed_at_random"
+DAG_ID = "crash_at_random"
 
 
 def task_processes(airflow: LocalAirflow) -> list[psutil.Process]:

@@ -21,9 +21,11 @@ AT_ONCE = 6
 
 
 @pytest.fixture(scope="module")
-def runs(airflow: LocalAirflow) -> dict[str, str]:
+def runs(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
     """Return the run of each rehearsal, ended."""
     runs: dict[str, str] = {}
+    for name in REHEARSALS:
+        lumas[name].reset()
 
     def is_waiting(name: str) -> bool:
         [modify] = [task for task in airflow.tasks(f"rehearse_{name}", runs[name]) if task["task_id"] == "modify"]

@@ -66,7 +66,7 @@ class TestKilled:
     @pytest.fixture
     def start(self, airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Callable[..., tuple[str, str, Simulator]]:
         def start(name: str, **settings: Any) -> tuple[str, str, Simulator]:
-            luma = lumas[name]
+            luma = lumas[f"crash_{name}"]
             luma.reset()
             luma.configure(**settings)
             return f"crash_{name}", airflow.trigger(f"crash_{name}"), luma
@@ -137,7 +137,7 @@ class TestKilled:
         self.succeeded(airflow, dag_id, run_id, luma, tries=None if component == "api-server" else 1)
 
     def test_a_task_that_ran_out_of_time_goes_on_with_its_job(self, airflow: LocalAirflow, start: Any) -> None:
-        dag_id, run_id, luma = start("crash_timed_out", processing_seconds=14)
+        dag_id, run_id, luma = start("timed_out", processing_seconds=14)
 
         wait_for_state(airflow, dag_id, run_id, "success", "failed")
         assert modify(airflow, dag_id, run_id)["state"] == "success", airflow.story(dag_id, run_id)
@@ -150,9 +150,9 @@ class TestCleared:
 
     @pytest.fixture
     def luma(self, lumas: dict[str, Simulator], airflow: LocalAirflow) -> Simulator:
-        lumas["cleared"].reset()
+        lumas["crash_cleared"].reset()
         self.want(airflow, "Make it a snowy morning")
-        return lumas["cleared"]
+        return lumas["crash_cleared"]
 
     def want(self, airflow: LocalAirflow, prompt: str) -> None:
         """Set the prompt of all coming tries."""

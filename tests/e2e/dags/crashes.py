@@ -53,14 +53,14 @@ for name, options in {
     "api_server": {},
     "scheduler": {},
     "synchronous": {"deferrable": False},
-    "crash_timed_out": {"timeout": 5},
+    "timed_out": {"timeout": 5},
 }.items():
     with DAG(dag_id=f"crash_{name}", schedule=None):
         Held(
             task_id="modify",
             prompt="Make it a snowy morning",
             video_url=os.environ["LUMA_VIDEO_URL"],
-            luma_conn_id=f"luma_{name}",
+            luma_conn_id=f"luma_crash_{name}",
             poll_interval=2,
             retries=2,
             retry_delay=timedelta(seconds=1),
@@ -72,15 +72,15 @@ with DAG(dag_id="cleared", schedule=None):
         task_id="modify",
         prompt="{{ var.value.get('prompt', 'Make it a snowy morning') }}",
         video_url=os.environ["LUMA_VIDEO_URL"],
-        luma_conn_id="luma_cleared",
+        luma_conn_id="luma_crash_cleared",
         poll_interval=2,
     )
 
-with DAG(dag_id="killed_at_random", schedule=None):
+with DAG(dag_id="crash_at_random", schedule=None):
     LumaModifyOperator.partial(
         task_id="modify",
         video_url=os.environ["LUMA_VIDEO_URL"],
-        luma_conn_id="luma_killed_at_random",
+        luma_conn_id="luma_crash_at_random",
         poll_interval=5,
         retries=5,
         retry_delay=timedelta(seconds=1),
