@@ -23,11 +23,11 @@ import re
 import socket
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from airflow_provider_luma.exceptions import (
@@ -147,18 +147,16 @@ class LumaTask:
 # -- what goes out and what comes back --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A call to make: path below the service's address, query, and JSON body."""
 
     method: str
     path: str
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] | None = None
     json: Mapping[str, str] | None = None
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(NamedTuple):
     """An answer as it came over the wire."""
 
     http_status: int
@@ -210,8 +208,7 @@ _REFUSALS: dict[int, type[LumaError]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Envelope:
+class _Envelope(NamedTuple):
     code: int
     msg: str
     data: Any

@@ -23,7 +23,7 @@ import json
 import uuid
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Where the record is kept in the task state store.
 STORE_KEY = "luma_submission"
@@ -88,8 +88,7 @@ class Step(Enum):
     ASK_LATER = "fail, and ask again at the next try"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """
     One row of the table; None in a column stands for anything.
 
@@ -177,8 +176,7 @@ TABLE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do, and the line for the task's log that says why."""
 
     step: Step

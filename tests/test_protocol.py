@@ -104,7 +104,7 @@ class TestRequests:
         request = protocol.modify_request(
             "make it snow", "https://e.com/v.mp4", callback_url="https://e.com/cb", watermark="mine"
         )
-        assert (request.method, request.path, dict(request.query)) == ("POST", "/api/v1/modify/generate", {})
+        assert (request.method, request.path, request.query) == ("POST", "/api/v1/modify/generate", None)
         assert request.json == {
             "prompt": "make it snow",
             "videoUrl": "https://e.com/v.mp4",
