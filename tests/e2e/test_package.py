@@ -23,7 +23,7 @@ assert "airflow-provider-luma" in manager.providers
 assert manager.hooks["luma"].hook_name == "Luma"
 import airflow_provider_luma.operators.luma, airflow_provider_luma.sensors.luma, airflow_provider_luma.triggers.luma
 import airflow_provider_luma.simulator
-print(airflow_provider_luma.__file__)
+print('imported from', airflow_provider_luma.__file__)
 """
 
 
@@ -67,7 +67,7 @@ def test_installed_into_an_empty_environment(built: Path, tmp_path: Path) -> Non
         run(python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", package)
         run(python, "-m", "pip", "check")
         said = run(python, "-W", "error::DeprecationWarning:airflow_provider_luma", "-c", PROBE, **home)
-        assert str(tmp_path) in said.splitlines()[-1]
+        assert f"imported from {tmp_path}" in said
         assert "luma" not in "\n".join(line for line in said.lower().splitlines() if "warn" in line)
     listed = run(tmp_path / "venv" / "bin" / "airflow", "providers", "list", "--output", "plain", **home)
     assert "airflow-provider-luma" in listed
