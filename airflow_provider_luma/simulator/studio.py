@@ -65,7 +65,8 @@ class Studio:
         path = self.folder / name
         if not path.exists():
             clip = await asyncio.to_thread(media.sample, name)
-            path.write_bytes(clip)
+            if not path.exists():  # another request may have written it meanwhile, and be serving it
+                path.write_bytes(clip)
         return path
 
     async def _work(self, job: Job, called_back: asyncio.Event) -> None:

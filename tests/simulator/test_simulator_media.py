@@ -258,3 +258,10 @@ def test_stopping_during_a_render_is_quick_and_leaves_no_folder(web, make_clip, 
         until(lambda: luma.renders)
         assert list(tmp_path.glob("luma-simulator-*"))
     assert not list(tmp_path.glob("luma-simulator-*"))
+
+
+def test_many_may_ask_for_a_sample_at_once() -> None:
+    with Simulator(Settings()) as luma, ThreadPoolExecutor(16) as many:
+        clips = list(many.map(lambda _: httpx.get(luma.sample_url, timeout=60), range(64)))
+        assert {clip.status_code for clip in clips} == {200}
+        assert len({clip.content for clip in clips}) == 1
