@@ -780,7 +780,9 @@ class TestWaitForCompletion:
         assert (await wait(luma_task_id, timeout=1, poll_interval=3600)).is_successful
         assert time.monotonic() - started < 5
 
-    async def test_a_connection_that_cannot_be_read_for_a_while(self, luma, submit, wait, monkeypatch, request):
+    async def test_a_connection_that_cannot_be_read_for_a_while(
+        self, luma, submit, wait, monkeypatch, request, task_log
+    ):
         luma_task_id = submit(processing_seconds=0.5)
         waits = asyncio.create_task(wait(luma_task_id))
         while not looks(luma):
@@ -790,7 +792,8 @@ class TestWaitForCompletion:
             luma.configure(faults=["status:refuse,code=401,style=status,times=1"])
         with monkeypatch.context() as away:
             away.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
-            await asyncio.sleep(0.2)
+            while not any("the connection could not be read" in entry["event"] for entry in task_log):
+                await asyncio.sleep(0.01)
         assert LumaHook.get_connection("luma_default").get_uri() == uri
         assert (await waits).is_successful
 

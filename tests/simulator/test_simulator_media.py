@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 
 import av
 import httpx
@@ -16,6 +18,8 @@ import numpy as np
 import pytest
 
 from airflow_provider_luma.simulator import Settings, Simulator, inputs
+from airflow_provider_luma.simulator.service import Service
+from airflow_provider_luma.simulator.studio import Studio
 
 
 def frames(video: bytes) -> np.ndarray:
@@ -260,8 +264,18 @@ def test_stopping_during_a_render_is_quick_and_leaves_no_folder(web, make_clip, 
     assert not list(tmp_path.glob("luma-simulator-*"))
 
 
-def test_many_may_ask_for_a_sample_at_once() -> None:
-    with Simulator(Settings()) as luma, ThreadPoolExecutor(16) as many:
-        clips = list(many.map(lambda _: httpx.get(luma.sample_url, timeout=60), range(64)))
-        assert {clip.status_code for clip in clips} == {200}
-        assert len({clip.content for clip in clips}) == 1
+async def test_a_sample_is_written_once_however_many_ask_for_it(tmp_path, monkeypatch) -> None:
+    written = []
+    write = Path.write_bytes
+
+    def write_and_tell(path: Path, data: bytes) -> int:
+        written.append(path)
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_and_tell)
+    async with httpx.AsyncClient() as client:
+        studio = Studio(Service(Settings()), tmp_path, client)
+        paths = await asyncio.gather(*(studio.sample("sample.mp4") for _ in range(8)))
+        await studio.close()
+    assert written == [tmp_path / "sample.mp4"]
+    assert set(paths) == set(written)
