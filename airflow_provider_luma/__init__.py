@@ -32,6 +32,8 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [_modules("airflow_provider_luma.operators.luma")],
         "sensors": [_modules("airflow_provider_luma.sensors.luma")],
         "triggers": [_modules("airflow_provider_luma.triggers.luma")],
+        "extra-links": ["airflow_provider_luma.links.luma.LumaResultLink"],
+        "plugins": [{"name": "luma", "plugin-class": "airflow_provider_luma.plugins.luma.LumaPlugin"}],
         "connection-types": [
             {
                 "connection-type": "luma",
@@ -44,9 +46,23 @@ def get_provider_info() -> dict[str, Any]:
                         "host": "https://api.kie.ai (leave empty for the service itself)",
                         "schema": "https",
                         "password": "the key of your Luma account",
+                        "callback_base_url": "https://airflow.example.com",
+                        "webhook_secret": "the webhook key of your Luma account",
                     },
                 },
                 "conn-fields": {
+                    "callback_base_url": {
+                        "label": "Callback base URL",
+                        "description": "Public address of Airflow's API server, below which Luma calls /luma/callback "
+                        "when a job has ended. Leave empty to poll Luma instead.",
+                        "schema": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://"},
+                    },
+                    "webhook_secret": {
+                        "label": "Webhook secret",
+                        "description": "The key with which Luma signs its callbacks, if that is turned on in the Luma "
+                        "account; callbacks without a valid signature are then refused.",
+                        "schema": {"type": ["string", "null"], "format": "password"},
+                    },
                     "timeout": {
                         "label": "Timeout",
                         "description": "Seconds before a call to Luma is given up (30 if empty).",

@@ -3,8 +3,8 @@
 What an Airflow connection of type ``luma`` says, read once and in one place.
 
 The whole connection can be ``luma://:API-KEY@``. Host, schema and port say where the service is (a full URL in
-the host is fine), the password is the API key, and the extra holds transport options as in the HTTP provider.
-Nothing else in the extra is ever sent anywhere, and no secret is part of any ``repr``.
+the host is fine), the password is the API key, and the extra holds what callbacks need and transport options as
+in the HTTP provider. Nothing else in the extra is ever sent anywhere, and no secret is part of any ``repr``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class LumaConnection:
     :param trust_env: whether proxy settings of the environment apply
     :param allow_redirects: whether API calls follow redirects; the service itself never redirects
     :param max_redirects: how many of them
+    :param callback_base_url: public address of Airflow's API server, without a slash at its end; None to poll
+    :param webhook_secret: the key with which the service signs callbacks, if the account has that turned on
     """
 
     base_url: str
@@ -51,6 +53,8 @@ class LumaConnection:
     trust_env: bool = True
     allow_redirects: bool = False
     max_redirects: int = 10
+    callback_base_url: str | None = None
+    webhook_secret: str | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, connection: Connection) -> LumaConnection:
@@ -72,6 +76,8 @@ class LumaConnection:
             trust_env=_is_true(extra.get("trust_env", True)),
             allow_redirects=_is_true(extra.get("allow_redirects", False)),
             max_redirects=_max_redirects(extra.get("max_redirects", 10), name),
+            callback_base_url=_callback_base_url(extra.get("callback_base_url"), name),
+            webhook_secret=_webhook_secret(extra.get("webhook_secret"), name),
         )
 
     @property
@@ -119,6 +125,25 @@ def _base_url(connection: Connection, name: str) -> str:
     if connection.port and port is None:
         parts = parts._replace(netloc=f"{parts.netloc}:{connection.port}")
     return parts.geturl().rstrip("/")
+
+
+def _callback_base_url(value: object, name: str) -> str | None:
+    if value is None:
+        return None
+    url = value.strip().rstrip("/") if isinstance(value, str) else ""
+    if not _is_http_address(url) or re.search(r"[?#@\s\\]", url):
+        raise LumaValidationError(
+            None,
+            f"{name}: callback_base_url in its extra must be the public http(s) address of Airflow's API server, "
+            "without a user or a query, e.g. https://airflow.example.com",
+        )
+    return url
+
+
+def _webhook_secret(value: object, name: str) -> str | None:
+    if value is None or (isinstance(value, str) and value.strip()):
+        return value.strip() if isinstance(value, str) else None
+    raise LumaValidationError(None, f"{name}: webhook_secret in its extra must be a text")
 
 
 def _api_key(connection: Connection, name: str) -> str:

@@ -23,7 +23,7 @@ import re
 import socket
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import PurePosixPath
@@ -101,6 +101,9 @@ class LumaTask:
     :param completed_at: when it ended (UTC), or None while it runs
     :param error_code: Luma's code for a failed job
     :param error_message: Luma's words for a failed job
+    :param prompt: what was asked for, as the service remembers it
+    :param video_url: the input, as the service remembers it
+    :param callback_url: the address it was told to call when the job ends
     """
 
     luma_task_id: str
@@ -111,6 +114,9 @@ class LumaTask:
     completed_at: datetime | None = None
     error_code: int | None = None
     error_message: str | None = None
+    prompt: str | None = None
+    video_url: str | None = None
+    callback_url: str | None = field(default=None, repr=False)  # it may hold a token
 
     @property
     def is_finished(self) -> bool:
@@ -137,6 +143,10 @@ class LumaTask:
             "created_at": self.created_at and self.created_at.isoformat(),
             "completed_at": self.completed_at and self.completed_at.isoformat(),
         }
+
+    def request(self) -> dict[str, str | None]:
+        """Return what was asked for, as the service remembers it, for whoever shows the result."""
+        return {"prompt": self.prompt, "video_url": self.video_url}
 
     def failure(self) -> LumaGenerationError:
         """Return the error that a failed job stands for, with Luma's code and words."""
@@ -310,7 +320,7 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
         raise LumaUnavailableError(
             None, f"the answer says nothing about the job: {_excerpt(response)}", luma_task_id=luma_task_id
         )
-    results = _object(data.get("response"))
+    results, asked = _object(data.get("response")), _object(data.get("paramJson"))
     return LumaTask(
         luma_task_id=luma_task_id,
         status=LumaTaskStatus(flag),
@@ -320,6 +330,9 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
         completed_at=_time(data.get("completeTime")),
         error_code=_integer(data.get("errorCode")),
         error_message=str(data["errorMessage"]) if data.get("errorMessage") else None,
+        prompt=_text(asked.get("prompt")),
+        video_url=_text(asked.get("videoUrl")),
+        callback_url=_text(asked.get("callBackUrl")),
     )
 
 
@@ -372,6 +385,10 @@ def _strings(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [value]
     return tuple(item for item in value if isinstance(item, str) and item) if isinstance(value, list) else ()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _time(value: object) -> datetime | None:

@@ -28,6 +28,9 @@ from typing import Any, NamedTuple
 #: Where the record is kept in the task state store.
 STORE_KEY = "luma_submission"
 
+#: Where the receiver of callbacks writes, for an intent whose answer was lost, which job it has become.
+CALLBACK_KEY = "luma_callback"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -39,6 +42,7 @@ class Record:
     :param luma_task_id: the job's id, or None as long as Luma has not given it
     :param max_tries: the task's ``max_tries`` when it was written
     :param try_number: the try that submitted
+    :param calls_back: whether Luma was given an address of ours to call when the job has ended
     """
 
     reference: str
@@ -46,20 +50,26 @@ class Record:
     luma_task_id: str | None
     max_tries: int
     try_number: int
+    calls_back: bool = False
 
     @classmethod
-    def intent(cls, fingerprint: str, *, max_tries: int, try_number: int) -> Record:
+    def intent(cls, reference: str, fingerprint: str, *, max_tries: int, try_number: int, calls_back: bool) -> Record:
         """Return the record of a submission that is about to be sent."""
-        return cls(uuid.uuid4().hex, fingerprint, None, max_tries, try_number)
+        return cls(reference, fingerprint, None, max_tries, try_number, calls_back)
 
     @classmethod
     def load(cls, stored: Any) -> Record | None:
         """Read what :meth:`as_dict` wrote; None if there is nothing."""
-        return cls(**{name: stored[name] for name in cls.__dataclass_fields__}) if stored else None
+        return cls(**{name: stored[name] for name in cls.__dataclass_fields__ if name in stored}) if stored else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
         return asdict(self)
+
+
+def new_reference() -> str:
+    """Return a name for a submission that nobody else has, and nobody can guess."""
+    return uuid.uuid4().hex
 
 
 def fingerprint(*, prompt: str, video_url: str, watermark: str | None, luma_conn_id: str) -> str:
@@ -84,6 +94,7 @@ class Step(Enum):
     SUBMIT = "submit"
     WAIT = "wait for the recorded job"
     TAKE = "take the recorded job's result"
+    AWAIT_CALLBACK = "wait for the callback that tells the job's id"
     FAIL = "fail, and let a person look"
     ASK_LATER = "fail, and ask again at the next try"
 
@@ -92,7 +103,7 @@ class Row(NamedTuple):
     """
     One row of the table; None in a column stands for anything.
 
-    :param record: ``none``, ``id`` or ``intent``
+    :param record: ``none``, ``id``, ``intent``, or ``called``: an intent whose job Luma calls back about
     :param request: ``same`` or ``changed``
     :param by: ``retry``, or ``clear`` by a person
     :param says: what Luma says of the recorded job
@@ -117,6 +128,7 @@ class Row(NamedTuple):
 #   id, same, clear          A running job cannot be cancelled and is paid for, so it is the new video; of one that
 #                            has ended the person has seen the outcome, and wants another. Which of the two it is
 #                            only Luma can tell.
+#   called, retry            If a job was accepted, its callback tells its id; waiting for that costs nothing.
 #   intent, retry            It may be running, and nobody can ask. A second may be one too many: a person must look.
 #   intent, clear            A person has looked.
 TABLE = (
@@ -165,6 +177,11 @@ TABLE = (
         "this try submits a new job",
     ),
     Row(
+        "called", "same", "retry", None, Step.AWAIT_CALLBACK,
+        "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. If a job "
+        "was accepted, Luma calls back when it has ended: this try waits for that; nothing new is billed",
+    ),
+    Row(
         "intent", None, "retry", None, Step.FAIL,
         "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. "
         "A job may have been accepted",
@@ -194,6 +211,7 @@ def decide(
     fingerprint: str,
     max_tries: int,
     says: LumaSays | None = None,
+    can_await_callback: bool = False,
     resubmit_on_unknown: bool = False,
 ) -> Decision:
     """
@@ -203,17 +221,27 @@ def decide(
     :param fingerprint: what this try asks for
     :param max_tries: the task's ``max_tries`` now
     :param says: what Luma says of the recorded job, where :func:`must_ask` is true
+    :param can_await_callback: the task can be deferred until a callback comes
     :param resubmit_on_unknown: the user would rather pay twice than look
     """
-    kind = "none" if record is None else "intent" if record.luma_task_id is None else "id"
+    kinds = _kinds(record, can_await_callback=can_await_callback)
     request = "same" if record is not None and record.fingerprint == fingerprint else "changed"
     by = "clear" if record is not None and max_tries != record.max_tries else "retry"
     row = next(
         row
         for row in TABLE
-        if row.record == kind and row.request in (None, request) and row.by in (None, by) and row.says in (None, says)
+        if row.record in kinds and row.request in (None, request) and row.by in (None, by) and row.says in (None, says)
     )
     why = row.why.format(id=record.luma_task_id, number=record.try_number) if record is not None else row.why
     if row.step is Step.FAIL and resubmit_on_unknown:
         return Decision(Step.SUBMIT, f"{why}. As resubmit_on_unknown is on, this try submits again")
     return Decision(row.step, why)
+
+
+def _kinds(record: Record | None, *, can_await_callback: bool) -> tuple[str, ...]:
+    """Return what a record counts as in the table; an intent that Luma calls back about is an intent all the same."""
+    if record is None:
+        return ("none",)
+    if record.luma_task_id is not None:
+        return ("id",)
+    return ("called", "intent") if record.calls_back and can_await_callback else ("intent",)

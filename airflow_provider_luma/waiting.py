@@ -6,7 +6,8 @@ A :class:`Watch` accompanies one job. Whoever looks (a worker's loop, a trigger,
 came of the look, and is told how many seconds to wait before the next one, or that the job is finished, or is
 given the error to end with. The rules:
 
-* a running job, and one with a flag nobody knows yet, is looked at again after the poll interval;
+* a running job, and one with a flag nobody knows yet, is looked at again after the poll interval; ten times as
+  late if Luma calls back when it has ended, since then a look is only for a callback that was lost;
 * a job reported as a success without a video is looked at a few more times, then it is a failure;
 * an id that the service does not know may be too new: that is believed only after a grace period, and never of a
   job that it has shown before;
@@ -32,13 +33,16 @@ from airflow_provider_luma.exceptions import (
     LumaNotFoundError,
     LumaTimeoutError,
 )
-from airflow_provider_luma.protocol import LumaTask
+from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
 
 #: Seconds for which "no such task" may only mean that the job is too new.
 NOT_FOUND_GRACE = 30.0
 
 #: Further looks at a success that has no video yet.
 LOOKS_FOR_MISSING_URLS = 3
+
+#: Poll intervals between two looks at a job for which a callback is expected.
+INTERVALS_WITH_CALLBACK = 10
 
 #: Seconds between two lines in the log while nothing changes.
 PROGRESS_INTERVAL = 60.0
@@ -95,6 +99,8 @@ class Watch:
         self.luma_task_id = luma_task_id
         self.poll_interval = poll_interval
         self.end_time = end_time
+        #: Whether Luma calls back, and somebody is there to be woken, when the job has ended.
+        self.is_called_back = False
         #: Why the last look failed for a passing reason, if it did.
         self.trouble: LumaError | None = None
         self._news = "has not been looked at yet"
@@ -134,7 +140,12 @@ class Watch:
                 self._news += ", which Luma's pages do not list; it counts as running"
                 self._is_bad_news = task.status.name not in self._undocumented
                 self._undocumented.add(task.status.name)
-            return self._until_next(self.poll_interval, now)
+            if self.is_called_back:
+                self._news += "; Luma calls back when it has ended"
+            return self._until_next(self.poll_interval * (INTERVALS_WITH_CALLBACK if self.is_called_back else 1), now)
+        if self.is_called_back and task.status is LumaTaskStatus.CALLBACK_FAILED:
+            self._news += ": the callback could not be delivered; check callback_base_url in the connection's extra"
+            self._is_bad_news = True
         if not task.is_successful:
             raise task.failure()
         if task.result_urls:

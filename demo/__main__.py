@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
+from urllib.parse import urlencode
 
 from demo.local_airflow import AirflowProblem, LocalAirflow
 
@@ -40,8 +42,8 @@ With a Luma account, on a clip of your own (this spends credits):
 
 def main() -> int:
     """Run the demo; return its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT too: a shell's background job ignores it
+        signal.signal(ending, _interrupt)
     api_key, video_url = os.environ.get("LUMA_API_KEY", ""), os.environ.get("LUMA_VIDEO_URL", "")
     if api_key and not video_url:
         print("LUMA_API_KEY is set, but not LUMA_VIDEO_URL: which clip, at a public address, shall Luma modify?")
@@ -51,8 +53,14 @@ def main() -> int:
     try:
         if api_key:
             return run(home, {"conn_type": "luma", "password": api_key}, video_url)
-        with simulator(home / "simulator.txt") as address:
-            connection = {"conn_type": "luma", "host": address, "password": "simulator-key"}
+        webhook_secret = secrets.token_hex(16)
+        with simulator(home / "simulator.txt", webhook_secret) as address:
+            connection = {
+                "conn_type": "luma",
+                "host": address,
+                "password": "simulator-key",
+                "extra": {"webhook_secret": webhook_secret},
+            }
             return run(home, connection, video_url or f"{address}/files/sample.mp4")
     except AirflowProblem as problem:
         say(f"The demo failed: {problem}")
@@ -62,19 +70,23 @@ def main() -> int:
         return 130
 
 
-def run(home: Path, connection: dict[str, str], video_url: str) -> int:
+def run(home: Path, connection: dict[str, Any], video_url: str) -> int:
     """Start Airflow, run the DAG, and stay until Ctrl-C; return the exit code."""
     say("Starting Airflow (about half a minute) ...")
-    environment = {
-        "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(connection),
-        "LUMA_VIDEO_URL": video_url,
-        "LUMA_DESTINATION": f"file://{home}/videos",
-    }
-    with LocalAirflow(home / "airflow", DAGS, environment) as airflow:
+    local = LocalAirflow(
+        home / "airflow", DAGS, {"LUMA_VIDEO_URL": video_url, "LUMA_DESTINATION": f"file://{home}/videos"}
+    )
+    if "host" in connection:
+        # The simulator is on this machine and can call Airflow; Luma itself could not.
+        connection["extra"]["callback_base_url"] = local.url
+    local.environment["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(connection)
+    with local as airflow:
         airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
         say(f"Airflow is up: {airflow.url} (no login needed)")
         run_id = airflow.trigger(DAG_ID, prompt=os.environ.get("LUMA_PROMPT", PROMPT), video_url=video_url)
         say(f"Run {run_id} of the DAG {DAG_ID}: {airflow.url}/dags/{DAG_ID}/runs/{run_id}")
+        query = urlencode({"dag_id": DAG_ID, "run_id": run_id, "task_id": "modify"})
+        say(f"Before and after, side by side: {airflow.url}/luma/result?{query}")
         succeeded = watch(airflow, run_id)
         report(airflow, run_id, succeeded=succeeded, with_simulator="host" in connection)
         if os.environ.get("DEMO_ONCE") == "1":
@@ -117,10 +129,10 @@ def report(airflow: LocalAirflow, run_id: str, *, succeeded: bool, with_simulato
 
 
 @contextmanager
-def simulator(output: Path) -> Iterator[str]:
+def simulator(output: Path, webhook_secret: str) -> Iterator[str]:
     """Run the simulator on a free port; yield its address."""
     command = [sys.executable, "-m", "airflow_provider_luma.simulator", "--port", "0"]
-    command += ["--processing-seconds", str(SECONDS_AT_SIMULATOR)]
+    command += ["--processing-seconds", str(SECONDS_AT_SIMULATOR), "--webhook-secret", webhook_secret]
     with output.open("wb") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True

@@ -168,7 +168,12 @@ class TestExtra:
             ({"allow_redirects": True}, {"allow_redirects": True}),
             ({"max_redirects": 3}, {"max_redirects": 3}),
             ({"max_redirects": None}, {"max_redirects": 10}),
-            ({"something": "else", "webhook_secret": "s", "requests_per_second": 3}, {"timeout": 30.0}),
+            ({"something": "else", "requests_per_second": 3}, {"timeout": 30.0}),
+            (
+                {"callback_base_url": " https://airflow.example.com/here/ ", "webhook_secret": " s "},
+                {"callback_base_url": "https://airflow.example.com/here", "webhook_secret": "s"},
+            ),
+            ({"callback_base_url": "", "webhook_secret": None}, {"callback_base_url": None, "webhook_secret": None}),
         ],
         ids=str,
     )

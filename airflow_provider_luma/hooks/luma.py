@@ -32,6 +32,7 @@ from airflow.providers.http.hooks.http import HttpAsyncHook, HttpHook, SessionCo
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_provider_luma import protocol
+from airflow_provider_luma.callbacks import is_ours
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
@@ -421,6 +422,7 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
         except (AirflowException, AirflowRuntimeError) as error:
             delay = watch.stumbled(_unreadable_connection(error), time.time())
         else:
+            watch.is_called_back = self._connection is not None and is_ours(task.callback_url, self._connection)
             delay = watch.saw(task, time.time())
         return _outcome(self.log, watch, task, delay)
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.sdk.log import mask_secret
 
-from airflow_provider_luma import protocol, submission
+from airflow_provider_luma import callbacks, protocol, submission
+from airflow_provider_luma.deferral import LumaDeferral
 from airflow_provider_luma.exceptions import (
     PERMANENT,
     TRANSIENT,
@@ -29,7 +31,9 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
+from airflow_provider_luma.waiting import INTERVALS_WITH_CALLBACK
 
 try:
     from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.hooks.luma import LumaHook
 
 
-class LumaModifyOperator(BaseOperator):
+class LumaModifyOperator(LumaDeferral):
     """
     Have Luma modify a video as an English prompt says, and wait for the result.
 
@@ -57,20 +61,24 @@ class LumaModifyOperator(BaseOperator):
     :param prompt: how to change the video, in English (templated)
     :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB (templated)
     :param watermark: text to put into the video; empty for none (templated)
-    :param callback_url: a webhook of your own that Luma calls when the job ends; empty for none. The task waits
-        by polling all the same (templated)
+    :param callback_url: a webhook of your own that Luma calls when the job ends; the task then waits by polling.
+        If empty, and the connection holds a ``callback_base_url``, Luma calls Airflow, and there is next to no
+        polling (templated)
     :param luma_conn_id: the connection, of type Luma, that holds the API key (templated)
     :param wait_for_completion: wait for the video. If False the task ends once Luma has accepted the job, with
         status ``GENERATING`` and no URLs, and a :class:`LumaTaskSensor` can wait for it
     :param deferrable: wait in the triggerer. If False the wait holds a worker slot
-    :param poll_interval: seconds between two looks at the job; the service recommends 30
+    :param poll_interval: seconds between two looks at the job, or a tenth of that time if Luma calls back; the
+        service recommends 30
     :param timeout: seconds that a try waits for the video at most. The job itself goes on at Luma
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted, at
-        the risk of paying twice. By default such a task fails without using its retries
+        the risk of paying twice. By default such a task fails without using its retries. If Luma calls back, and the
+        task is deferrable, it waits for the callback first, which tells
     """
 
     template_fields: Sequence[str] = ("prompt", "video_url", "watermark", "callback_url", "luma_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md"}
+    operator_extra_links = (LumaResultLink(),)
     ui_color = "#e4d7f5"
 
     def __init__(
@@ -115,27 +123,68 @@ class LumaModifyOperator(BaseOperator):
         """Submit the job and, unless told otherwise, wait for it."""
         from airflow_provider_luma.hooks.luma import LumaHook
 
-        hook = LumaHook(self.luma_conn_id)
-        self._check(hook)
-        luma_task_id, finished = self._job(hook, context)
-        self._luma_task_id = luma_task_id
-        context["ti"].xcom_push(key="luma_task_id", value=luma_task_id)
-        if not self.wait_for_completion:
-            self.log.info("Not waiting for it, as wait_for_completion is off")
-            return LumaTask(luma_task_id, LumaTaskStatus.GENERATING).as_dict()
-        if finished is None and self.deferrable:
-            self._defer(luma_task_id, end_time=time.time() + self.timeout)
-        task = finished or hook.wait_for_completion(
-            luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval
-        )
-        return self._result(task.as_dict())
+        with pushed_failure(context):
+            hook = LumaHook(self.luma_conn_id)
+            self._check(hook)
+            LumaResultLink().push(self, context)
+            push_request(context, prompt=self.prompt, video_url=self.video_url)
+            luma_task_id, finished = self._job(hook, context)
+            return self._go_on(hook, context, luma_task_id, finished)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Take up the trigger's event: return the result, or raise what ended the wait."""
-        if "error" in event:
-            raise LumaError.from_dict(event["error"])
-        self._luma_task_id = event["task"]["luma_task_id"]
-        return self._result(event["task"])
+    def execute_complete(
+        self,
+        context: Context,
+        event: dict[str, Any],
+        luma_task_id: str | None = None,
+        end_time: float | None = None,
+        execution_deadline: float | None = None,
+    ) -> dict[str, Any]:
+        """Take up the trigger's event, or a callback: return the result, raise what ended the wait, or wait on."""
+        self._luma_task_id = luma_task_id
+        with pushed_failure(context):
+            ended = self._ended(
+                event,
+                luma_task_id=luma_task_id,
+                poll_interval=self.poll_interval,
+                end_time=end_time,
+                execution_deadline=execution_deadline,
+            )
+        return self._result(ended["task"])
+
+    def execute_called_back(
+        self,
+        context: Context,
+        event: dict[str, Any],
+        reference: str,
+        end_time: float,
+        execution_deadline: float | None = None,
+        called: str | None = None,
+    ) -> dict[str, Any]:
+        """
+        Take up the callback of a submission whose answer was lost: go on with its job, or wait on.
+
+        :param called: the job named by a callback that could not be verified yet
+        """
+        from airflow_provider_luma.hooks.luma import LumaHook
+
+        hook = LumaHook(self.luma_conn_id)
+        store = context.get("task_state_store")
+        called = event.get("callback", {}).get("luma_task_id") or called or _remembered(store, reference)
+        with pushed_failure(context):
+            is_our_job, finished = False, None
+            try:
+                if called is not None and (is_our_job := self._is_our_job(hook, called, reference)):
+                    finished = hook.check(called) if self.wait_for_completion else None
+                else:
+                    called = None
+            except TRANSIENT as error:
+                self.log.warning("Luma task %s called back, but Luma cannot be asked about it: %s", called, error)
+            if called is None or not is_our_job:
+                if time.time() >= end_time:
+                    self._give_up(store, reference)
+                self._await_callback(reference, end_time, execution_deadline, called)
+            self._complete(store, reference, called)
+            return self._go_on(hook, context, called, finished, execution_deadline)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Name the job when ``execution_timeout`` ended the wait for it."""
@@ -144,12 +193,17 @@ class LumaModifyOperator(BaseOperator):
         except TaskDeferralTimeout as error:
             ti = context["ti"]
             luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
-            raise LumaTimeoutError(
-                None,
-                f"not finished within execution_timeout ({self.execution_timeout}). It was not cancelled, since Luma "
-                "cannot cancel: it is still running there under this id, and paid for",
-                luma_task_id=luma_task_id,
-            ) from error
+            what_is_left = (
+                "It was not cancelled, since Luma cannot cancel: it is still running there under this id, and paid for"
+                if luma_task_id
+                else "No answer to the submission is known; a job may have been accepted, and be running"
+            )
+            with pushed_failure(context):
+                raise LumaTimeoutError(
+                    None,
+                    f"not finished within execution_timeout ({self.execution_timeout}). {what_is_left}",
+                    luma_task_id=luma_task_id,
+                ) from error
 
     def on_kill(self) -> None:
         """Say that the job goes on, and under which id."""
@@ -165,14 +219,45 @@ class LumaModifyOperator(BaseOperator):
     def _check(self, hook: LumaHook) -> None:
         """Refuse, before anything is sent or remembered, what templates have made of the parameters."""
         try:
-            service_is_public = hook.get_luma_connection().is_public
+            connection = hook.get_luma_connection()
+            service_is_public = connection.is_public
             protocol.check_prompt(self.prompt)
             protocol.check_video_url(self.video_url, service_is_public=service_is_public)
             protocol.check_watermark(self.watermark)
             if self.callback_url:
                 protocol.check_callback_url(self.callback_url, service_is_public=service_is_public)
+            elif problem := callbacks.unreachable_base(connection):
+                raise LumaValidationError(None, problem)
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
+
+    def _go_on(
+        self,
+        hook: LumaHook,
+        context: Context,
+        luma_task_id: str,
+        finished: LumaTask | None,
+        execution_deadline: float | None = None,
+    ) -> dict[str, Any]:
+        """Tell the job's id, and wait for it as this task is to wait."""
+        self._luma_task_id = luma_task_id
+        context["ti"].xcom_push(key="luma_task_id", value=luma_task_id)
+        if not self.wait_for_completion:
+            self.log.info("Not waiting for it, as wait_for_completion is off")
+            return LumaTask(luma_task_id, LumaTaskStatus.GENERATING).as_dict()
+        end_time = time.time() + self.timeout
+        if finished is None and self.deferrable:
+            self.log.info("Waiting for it in the triggerer, looking every %g s", self.poll_interval)
+            self._defer_for_job(
+                luma_task_id,
+                poll_interval=self.poll_interval,
+                end_time=end_time,
+                execution_deadline=execution_deadline,
+            )
+        task = finished or hook.wait_for_completion(
+            luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval
+        )
+        return self._result(task.as_dict())
 
     def _job(self, hook: LumaHook, context: Context) -> tuple[str, LumaTask | None]:
         """Return the id of this task's job, submitted now or by an earlier try; and the job, if it has ended well."""
@@ -180,13 +265,14 @@ class LumaModifyOperator(BaseOperator):
         wanted = submission.fingerprint(
             prompt=self.prompt, video_url=self.video_url, watermark=self.watermark, luma_conn_id=self.luma_conn_id
         )
-        record = submission.Record.load(store.get(submission.STORE_KEY)) if store is not None else None
+        record = self._recorded(hook, store)
         says, finished = self._ask(hook, record) if submission.must_ask(record, wanted) else (None, None)
         decision = submission.decide(
             record,
             fingerprint=wanted,
             max_tries=ti.max_tries,
             says=says,
+            can_await_callback=self.deferrable,
             resubmit_on_unknown=self.resubmit_on_unknown,
         )
         if store is None:
@@ -196,15 +282,104 @@ class LumaModifyOperator(BaseOperator):
         if decision.step is submission.Step.ASK_LATER:
             raise LumaUnavailableError(None, decision.why)
         if decision.step is submission.Step.FAIL:
-            raise AirflowFailException(str(LumaSubmissionUnknownError(None, decision.why)))
+            self._fail(LumaSubmissionUnknownError(None, decision.why))
+        if decision.step is submission.Step.AWAIT_CALLBACK:
+            assert record is not None, "only a recorded submission can be called back about"
+            self._await_callback(record.reference, time.time() + self.timeout)
         if decision.step is submission.Step.SUBMIT:
-            intent = submission.Record.intent(wanted, max_tries=ti.max_tries, try_number=ti.try_number)
-            return self._submit(hook, store, intent), None
+            reference = submission.new_reference()
+            callback_url = self._callback_url(hook, reference)
+            intent = submission.Record.intent(
+                reference,
+                wanted,
+                max_tries=ti.max_tries,
+                try_number=ti.try_number,
+                calls_back=callback_url is not None and not self.callback_url,
+            )
+            return self._submit(hook, store, intent, callback_url), None
         assert record is not None and record.luma_task_id is not None, "only a recorded job can be continued"
         if store is not None and record.max_tries != ti.max_tries:
             # From here on a new try is a retry of this one, and no longer the one that a person cleared.
             store.set(submission.STORE_KEY, replace(record, max_tries=ti.max_tries).as_dict())
         return record.luma_task_id, finished
+
+    def _recorded(self, hook: LumaHook, store: TaskStateStoreAccessor | None) -> submission.Record | None:
+        """Return what an earlier try has left; with its id, if a callback has told that in the meantime."""
+        record = submission.Record.load(store.get(submission.STORE_KEY)) if store is not None else None
+        if record is None or record.luma_task_id is not None:
+            return record
+        called = _remembered(store, record.reference)
+        if called is None or not self._is_our_job(hook, called, record.reference):
+            return record
+        return self._complete(store, record.reference, called)
+
+    def _is_our_job(self, hook: LumaHook, luma_task_id: str, reference: str) -> bool:
+        """Ask Luma whether a job that a callback has named was made by a submission of this task."""
+        try:
+            task = hook.get_task(luma_task_id)
+        except LumaNotFoundError:
+            task = None
+        if task is not None and callbacks.is_ours(task.callback_url, hook.get_luma_connection(), reference):
+            self.log.info("A callback has told that the lost submission became Luma task %s", luma_task_id)
+            return True
+        self.log.warning("A callback named Luma task %s, which this task did not submit: ignored", luma_task_id)
+        return False
+
+    def _complete(
+        self, store: TaskStateStoreAccessor | None, reference: str, luma_task_id: str
+    ) -> submission.Record | None:
+        """Put a job's id into the record of its submission."""
+        record = submission.Record.load(store.get(submission.STORE_KEY)) if store is not None else None
+        if store is None or record is None or record.reference != reference:
+            return record
+        record = replace(record, luma_task_id=luma_task_id)
+        store.set(submission.STORE_KEY, record.as_dict())
+        return record
+
+    def _await_callback(
+        self, reference: str, end_time: float, execution_deadline: float | None = None, called: str | None = None
+    ) -> NoReturn:
+        """Be deferred until a callback tells what has become of a submission."""
+        from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
+
+        # A callback between the last look into the store and the deferral would be missed without a look now and then.
+        until = min(end_time, time.time() + INTERVALS_WITH_CALLBACK * self.poll_interval)
+        self._defer_with_deadline(
+            LumaCallbackTrigger(reference, until),
+            "execute_called_back",
+            execution_deadline,
+            reference=reference,
+            end_time=end_time,
+            called=called,
+        )
+
+    def _give_up(self, store: TaskStateStoreAccessor | None, reference: str) -> NoReturn:
+        """Fail, as no callback has told what became of a submission."""
+        error = LumaSubmissionUnknownError(
+            None,
+            f"no answer to the submission is known, and Luma has not called back within {self.timeout:g} s. "
+            "It may have been accepted all the same",
+        )
+        if not self.resubmit_on_unknown:
+            self._fail(error)
+        record = submission.Record.load(store.get(submission.STORE_KEY)) if store is not None else None
+        if store is not None and record is not None and record.reference == reference:
+            store.delete(submission.STORE_KEY)  # for the next try to submit again
+        raise error
+
+    @staticmethod
+    def _fail(error: LumaError) -> NoReturn:
+        """Fail without using the task's retries."""
+        raise AirflowFailException(str(error)) from error
+
+    def _callback_url(self, hook: LumaHook, reference: str) -> str | None:
+        """Return the address that Luma is to call: the user's own, or ours, or none."""
+        if self.callback_url:
+            return self.callback_url
+        url = callbacks.callback_url(hook.get_luma_connection(), self.luma_conn_id, reference)
+        if url is not None:
+            mask_secret(callbacks.token_of(url))
+        return url
 
     def _ask(self, hook: LumaHook, record: submission.Record | None) -> tuple[submission.LumaSays, LumaTask | None]:
         assert record is not None and record.luma_task_id is not None, "there is only an id to ask about"
@@ -219,7 +394,13 @@ class LumaModifyOperator(BaseOperator):
             return submission.LumaSays.UNKNOWN, None
         return (submission.LumaSays.SUCCEEDED if finished else submission.LumaSays.RUNNING), finished
 
-    def _submit(self, hook: LumaHook, store: TaskStateStoreAccessor | None, intent: submission.Record) -> str:
+    def _submit(
+        self,
+        hook: LumaHook,
+        store: TaskStateStoreAccessor | None,
+        intent: submission.Record,
+        callback_url: str | None,
+    ) -> str:
         """Submit, with the intent in the store before each attempt, and the id after it."""
 
         def attempt() -> str:
@@ -229,7 +410,7 @@ class LumaModifyOperator(BaseOperator):
                 luma_task_id = hook.submit(
                     self.prompt,
                     self.video_url,
-                    callback_url=self.callback_url or None,
+                    callback_url=callback_url,
                     watermark=self.watermark or None,
                 )
             except LumaSubmissionUnknownError:
@@ -251,6 +432,9 @@ class LumaModifyOperator(BaseOperator):
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
         except LumaSubmissionUnknownError as error:
+            if intent.calls_back and self.deferrable:
+                self.log.warning("%s. If it was, Luma calls back when the job has ended: waiting for that", error.msg)
+                self._await_callback(intent.reference, time.time() + self.timeout)
             if self.resubmit_on_unknown:
                 raise
             raise AirflowFailException(str(error)) from error
@@ -264,16 +448,6 @@ class LumaModifyOperator(BaseOperator):
                 "The task state store could not be changed, and holds an intent now: should this try not end well, "
                 "the next one fails, and asks for a person to look at the Luma account"
             )
-
-    def _defer(self, luma_task_id: str, *, end_time: float) -> NoReturn:
-        from airflow_provider_luma.triggers.luma import LumaTaskTrigger
-
-        self.log.info("Waiting for it in the triggerer, looking every %g s", self.poll_interval)
-        self.defer(
-            trigger=LumaTaskTrigger(luma_task_id, self.luma_conn_id, self.poll_interval, end_time),
-            method_name="execute_complete",
-            timeout=self.execution_timeout,
-        )
 
     def _result(self, result: dict[str, Any]) -> dict[str, Any]:
         self.log.info("Luma task %s is done: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
@@ -348,6 +522,12 @@ class LumaDownloadOperator(BaseOperator):
             names = (name, *(f"{number}-{name}" for number in range(2, len(urls) + 1)))
             plan[url] = next(free for free in names if free not in plan.values())
         return plan
+
+
+def _remembered(store: TaskStateStoreAccessor | None, reference: str) -> str | None:
+    """Return the job that the receiver of callbacks has written down for a submission."""
+    callback: Any = store.get(submission.CALLBACK_KEY) if store is not None else None
+    return callback["luma_task_id"] if callback and callback["reference"] == reference else None
 
 
 def _is_literal(value: object) -> bool:

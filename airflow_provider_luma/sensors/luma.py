@@ -17,13 +17,15 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSen
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_luma import protocol
+from airflow_provider_luma.deferral import LumaDeferral
 from airflow_provider_luma.exceptions import TRANSIENT, LumaError, LumaTimeoutError
+from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
-class LumaTaskSensor(BaseSensorOperator):
+class LumaTaskSensor(LumaDeferral, BaseSensorOperator):
     """
     Wait until a Luma job has ended well; fail if it has failed, or if Luma does not know it.
 
@@ -35,10 +37,12 @@ class LumaTaskSensor(BaseSensorOperator):
     :param luma_task_id: the job's id at Luma, e.g. ``submit.output["luma_task_id"]`` (templated)
     :param luma_conn_id: the connection, of type Luma, of the account it belongs to (templated)
     :param deferrable: wait in the triggerer
-    :param poke_interval: seconds, or a timedelta, between two looks at the job; the service recommends 30
+    :param poke_interval: seconds, or a timedelta, between two looks at the job; the service recommends 30. If
+        deferrable, and Luma calls Airflow back about the job, ten times as long
     """
 
     template_fields: Sequence[str] = ("luma_task_id", "luma_conn_id")
+    operator_extra_links = (LumaResultLink(),)
     ui_color = "#f0e6fa"
 
     def __init__(
@@ -64,14 +68,19 @@ class LumaTaskSensor(BaseSensorOperator):
         """Wait for the job in the triggerer, or as any other sensor does."""
         from airflow_provider_luma.hooks.luma import LumaHook
 
-        try:
-            protocol.check_luma_task_id(self.luma_task_id)
-            LumaHook(self.luma_conn_id).get_luma_connection()  # what is wrong with it had better be said now
+        with pushed_failure(context):
+            try:
+                protocol.check_luma_task_id(self.luma_task_id)
+                LumaHook(self.luma_conn_id).get_luma_connection()  # what is wrong with it had better be said now
+            except LumaError as error:
+                raise self._ending(error) from error
+            self._show(context)
             if self.deferrable:
-                self._defer()
+                self.log.info("Waiting for Luma task %s in the triggerer", self.luma_task_id)
+                self._defer_for_job(
+                    self.luma_task_id, poll_interval=self.poke_interval, end_time=time.time() + self.timeout
+                )
             return super().execute(context)
-        except LumaError as error:
-            raise self._ending(error) from error
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the job; a doubt that the next seconds will resolve is waited out here."""
@@ -83,28 +92,39 @@ class LumaTaskSensor(BaseSensorOperator):
             task = None  # told in the log already; the next poke asks again
         except LumaError as error:
             raise self._ending(error) from error
+        if task is not None:
+            push_request(context, **task.request())
         return PokeReturnValue(is_done=task is not None, xcom_value=task and task.as_dict())
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Take up the trigger's event: return the result, or raise what ended the wait."""
-        if "error" in event:
-            error = LumaError.from_dict(event["error"])
-            raise self._ending(error) from error
-        result: dict[str, Any] = event["task"]
+    def execute_complete(
+        self,
+        context: Context,
+        event: dict[str, Any],
+        luma_task_id: str | None = None,
+        end_time: float | None = None,
+        execution_deadline: float | None = None,
+    ) -> dict[str, Any]:
+        """Take up the trigger's event, or a callback: return the result, raise what ended the wait, or wait on."""
+        with pushed_failure(context):
+            try:
+                ended = self._ended(
+                    event,
+                    luma_task_id=luma_task_id,
+                    poll_interval=self.poke_interval,
+                    end_time=end_time,
+                    execution_deadline=execution_deadline,
+                )
+            except LumaError as error:
+                raise self._ending(error) from error
+        push_request(context, **ended["request"])
+        result: dict[str, Any] = ended["task"]
         self.log.info("Luma task %s is done: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
         return result
 
-    def _defer(self) -> None:
-        from airflow_provider_luma.triggers.luma import LumaTaskTrigger
-
-        self.log.info("Waiting for Luma task %s in the triggerer", self.luma_task_id)
-        self.defer(
-            trigger=LumaTaskTrigger(
-                self.luma_task_id, self.luma_conn_id, self.poke_interval, time.time() + self.timeout
-            ),
-            method_name="execute_complete",
-            timeout=self.execution_timeout,
-        )
+    def _show(self, context: Context) -> None:
+        """Let the result page find the job while it runs."""
+        LumaResultLink().push(self, context)
+        context["ti"].xcom_push(key="luma_task_id", value=self.luma_task_id)
 
     def _ending(self, error: LumaError) -> Exception:
         """Return what a sensor raises: a retry cannot change how a job has ended, and soft_fail means skip."""

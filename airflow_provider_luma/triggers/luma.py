@@ -15,18 +15,20 @@ from airflow_provider_luma.hooks.luma import LumaAsyncHook
 from airflow_provider_luma.protocol import LumaTask
 from airflow_provider_luma.waiting import Watch
 
-#: Seconds for which a task stays deferred at least. A task that is resumed before the scheduler has taken note of its
-#: deferral is failed by Airflow ("executor reported success, but the task instance's state is queued").
-SHORTEST_WAIT = 5.0
+#: Seconds for which a task stays deferred at least. Airflow fails a task that is resumed and queued before the
+#: scheduler has taken note that its worker ended ("executor reported success, but the task instance's state is
+#: queued"); up to 5 seconds pass until the worker's supervisor notices that, and then a turn of the scheduler's loop.
+SHORTEST_WAIT = 8.0
 
 
 class LumaTaskTrigger(BaseTrigger):
     """
     Fire when a Luma job has ended, or when waiting for it makes no more sense.
 
-    The event is ``{"task": ...}`` with the finished job as :meth:`LumaTask.as_dict` gives it, or
-    ``{"error": ...}`` as :meth:`LumaError.as_dict` gives it. The trigger can be stopped and started again, on
-    another triggerer too, at any time: it keeps nothing but what it was given.
+    The event is ``{"task": ...}`` with the finished job as :meth:`LumaTask.as_dict` gives it, and ``"request"`` with
+    what was asked for; or ``{"error": ...}`` as :meth:`LumaError.as_dict` gives it. Where Luma calls back, the
+    receiver may resume the task in the meantime, with ``{"callback": ...}``. The trigger can be stopped and started
+    again, on another triggerer too, at any time: it keeps nothing but what it was given.
 
     :param luma_task_id: the job's id at Luma
     :param luma_conn_id: the connection that holds the API key
@@ -76,17 +78,45 @@ class LumaTaskTrigger(BaseTrigger):
                     outcome = await hook.look(watch)
         except LumaError as error:
             return TriggerEvent({"error": error.as_dict()})
-        return TriggerEvent({"task": outcome.as_dict()})
+        return TriggerEvent({"task": outcome.as_dict(), "request": outcome.request()})
 
     async def on_kill(self) -> None:
         """
         Say that the job goes on.
 
-        Airflow also calls this when something other than the trigger resumes the task, so it must not claim that
-        anything was lost.
+        Airflow also calls this when a callback resumes the task, so it must not claim that anything was lost.
         """
-        self.log.warning(
-            "No longer waiting here for Luma task %s. Luma cannot cancel a job: unless it has ended already, it "
-            "goes on there under this id, and is billed",
+        self.log.info(
+            "No longer waiting here for Luma task %s: its callback came, or a person ended the wait. Luma cannot "
+            "cancel a job: unless it has ended already, it goes on there under this id, and is billed",
             self.luma_task_id,
         )
+
+
+class LumaCallbackTrigger(BaseTrigger):
+    """
+    Keep a task deferred that waits for the callback of a submission whose answer was lost.
+
+    It is the receiver of callbacks that resumes the task. This trigger fires, with an empty event, only to have the
+    task see whether it was missed.
+
+    :param reference: the submission
+    :param until: when to fire, in seconds since the epoch
+    """
+
+    def __init__(self, reference: str, until: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reference = reference
+        self.until = until
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments to make this trigger anew."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {"reference": self.reference, "until": self.until},
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Sleep until then; yield one event."""
+        await asyncio.sleep(max(SHORTEST_WAIT, self.until - time.time()))
+        yield TriggerEvent({})

@@ -192,7 +192,7 @@ class TestTestConnection:
 
 SECRETS = {
     "webhook_secret": "hidden-1",
-    "callback_base_url": "hidden-2",
+    "callback_base_url": "https://hidden-2.example.com",
     "requests_per_second": 3,
     "upload_host": "hidden-3",
     "X-Custom": "hidden-4",

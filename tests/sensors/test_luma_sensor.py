@@ -42,7 +42,17 @@ MODES = {
 class TaskInstance:
     """What of Airflow's task instance a sensor uses."""
 
+    dag_id = "films"
+    run_id = "manual__1"
+    task_id = "wait"
+    map_index = -1
     started: Any = None
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
 
     def get_first_reschedule_date(self, context: Any) -> Any:
         return self.started
@@ -78,7 +88,8 @@ async def ends(one: LumaTaskSensor, context: Any) -> Any:
         except TaskDeferred as deferred:
             events = [event.payload async for event in deferred.trigger.run()]
             assert len(events) == 1
-            return one.resume_execution(deferred.method_name, {"event": events[0]}, context)
+            kwargs = {**(deferred.kwargs or {}), "event": events[0]}
+            return one.resume_execution(deferred.method_name, kwargs, context)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)

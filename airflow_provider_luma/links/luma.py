@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The "Luma result" link on our tasks, and what the page behind it reads of a task.
+
+The page is static and asks Airflow for the task's XComs, with the rights of the user who looks at it. Beside the
+result that the task returns, it needs what was asked for, and what went wrong; both are pushed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+
+from airflow.providers.common.compat.sdk import conf
+from airflow.sdk import BaseOperatorLink
+
+from airflow_provider_luma.exceptions import LumaError
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator, Context
+    from airflow.sdk.types import TaskInstanceKey
+
+#: XCom with the prompt and the input of a job.
+REQUEST_KEY = "luma_request"
+
+#: XCom with what Luma, or this package, said when the task failed.
+ERROR_KEY = "luma_error"
+
+
+class LumaResultLink(BaseOperatorLink):
+    """Leads to the page that shows the original and the modified video side by side."""
+
+    name = "Luma result"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """
+        Return the page's address for a task, from the root of the host under which the user has opened Airflow.
+
+        :param operator: the task
+        :param ti_key: the task instance to show
+        """
+        query = urlencode(
+            {
+                "dag_id": ti_key.dag_id,
+                "run_id": ti_key.run_id,
+                "task_id": ti_key.task_id,
+                "map_index": -1 if ti_key.map_index is None else ti_key.map_index,
+            }
+        )
+        prefix = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
+        return f"{prefix}/luma/result?{query}"
+
+    def push(self, operator: BaseOperator, context: Context) -> None:
+        """Show the link now, and not only, as Airflow would by itself, once the task has given up its worker."""
+        ti: Any = context["ti"]
+        ti.xcom_push(key=self.xcom_key, value=self.get_link(operator, ti_key=ti))
+
+
+def push_request(context: Context, *, prompt: str | None, video_url: str | None) -> None:
+    """Let the page show what was asked for."""
+    context["ti"].xcom_push(key=REQUEST_KEY, value={"prompt": prompt, "video_url": video_url})
+
+
+@contextmanager
+def pushed_failure(context: Context) -> Iterator[None]:
+    """Let the page show what went wrong, in Luma's words, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        said = error if isinstance(error, LumaError) else error.__cause__
+        if isinstance(said, LumaError):
+            context["ti"].xcom_push(key=ERROR_KEY, value={**said.as_dict(), "remedy": said.remedy})
+        raise

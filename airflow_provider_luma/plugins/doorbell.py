@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The one place that touches Airflow's database models: it wakes the tasks that wait for a job.
+
+The models are no public interface of Airflow, so what is used of them is little, and is tested on every supported
+version. If an Airflow to come should change it, callbacks are refused, and the triggers' own looks finish the jobs.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.trigger import Trigger
+from airflow.triggers.base import TriggerEvent
+from airflow.utils.session import create_session
+from airflow.utils.state import TaskInstanceState
+from sqlalchemy import select
+
+from airflow_provider_luma.submission import CALLBACK_KEY, STORE_KEY
+from airflow_provider_luma.triggers.luma import SHORTEST_WAIT, LumaCallbackTrigger, LumaTaskTrigger
+
+try:
+    from airflow.models.task_state_store import TaskStateStoreModel
+except ImportError:  # Airflow below 3.3 keeps no task state
+    TaskStateStoreModel = None  # type: ignore[assignment,misc]
+
+_TRIGGERS = [f"{kind.__module__}.{kind.__qualname__}" for kind in (LumaTaskTrigger, LumaCallbackTrigger)]
+
+
+def remember(luma_task_id: str, reference: str) -> bool:
+    """
+    Write down which job a submission has become, if its task does not know.
+
+    A task that was killed before it could read Luma's answer finds it at its next try.
+
+    :returns: whether there was such a task
+    """
+    if TaskStateStoreModel is None:
+        return False
+    from airflow.state.metastore import MetastoreBackend, TaskScope  # type: ignore[attr-defined]
+
+    model = TaskStateStoreModel
+    with create_session() as session:
+        rows = session.scalars(select(model).where(model.key == STORE_KEY, model.value.contains(reference))).all()
+        lost = [row for row in rows if _is_lost(row.value, reference)]
+        for row in lost:
+            MetastoreBackend().set(
+                TaskScope(row.dag_id, row.run_id, row.task_id, row.map_index),
+                CALLBACK_KEY,
+                json.dumps({"reference": reference, "luma_task_id": luma_task_id}),
+                expires_at=row.expires_at,
+                session=session,
+            )
+    return bool(lost)
+
+
+def ring(luma_task_id: str, reference: str) -> tuple[int, float | None]:
+    """
+    Resume every deferred task that waits for a job, or for a callback of the submission it came from.
+
+    :returns: how many tasks were resumed; and, if others were deferred too lately for that, the seconds until the
+        bell should be rung again
+    """
+    event = TriggerEvent({"callback": {"luma_task_id": luma_task_id}})
+    resumed, soonest = 0, None
+    for task_instance_id, trigger_id, age in _waiting(luma_task_id, reference):
+        if age < SHORTEST_WAIT:
+            # Airflow fails a task that is resumed before the scheduler has taken note of its deferral.
+            soonest = min(soonest or SHORTEST_WAIT, SHORTEST_WAIT - age)
+        else:
+            resumed += _resume(task_instance_id, trigger_id, event)
+    return resumed, soonest
+
+
+def _is_lost(value: str, reference: str) -> bool:
+    try:
+        record = json.loads(value)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and record.get("reference") == reference and not record.get("luma_task_id")
+
+
+def _waiting(luma_task_id: str, reference: str) -> list[tuple[str, int, float]]:
+    """Return task instance, trigger, and seconds since the deferral, of every task to be woken."""
+    with create_session() as session:
+        deferred = session.execute(
+            select(TaskInstance.id, TaskInstance.trigger_id, TaskInstance.next_kwargs, Trigger.created_date)
+            .join(Trigger, Trigger.id == TaskInstance.trigger_id)
+            .where(TaskInstance.state == TaskInstanceState.DEFERRED, Trigger.classpath.in_(_TRIGGERS))
+        ).all()
+    now = datetime.now(UTC)
+    return [
+        (task_instance_id, trigger_id, max(timedelta(0), now - since).total_seconds())
+        for task_instance_id, trigger_id, kwargs, since in deferred
+        if kwargs and (kwargs.get("luma_task_id") == luma_task_id or kwargs.get("reference") == reference)
+    ]
+
+
+def _resume(task_instance_id: str, trigger_id: int, event: TriggerEvent) -> int:
+    with create_session() as session:
+        # Locked, so that the trigger, should it fire right now, does not resume it a second time.
+        waits = session.scalar(
+            select(TaskInstance.id)
+            .where(
+                TaskInstance.id == task_instance_id,
+                TaskInstance.trigger_id == trigger_id,
+                TaskInstance.state == TaskInstanceState.DEFERRED,
+            )
+            .with_for_update()
+        )
+        if waits is None:
+            return 0
+        Trigger.submit_event(trigger_id, event, session=session)
+    return 1

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The web application below ``/luma``: the receiver of callbacks, and the result page.
+
+Airflow's API server mounts it without authentication, so it answers nobody without proof. A callback is taken
+only with its token (and, where the connection holds a ``webhook_secret``, with the service's signature), and is
+then no more than a doorbell. The page and its script are static and hold no data: they ask Airflow's own REST API,
+which knows what the user before the screen may see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from airflow.models.connection import Connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from cachetools import TTLCache
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse
+from starlette.requests import ClientDisconnect
+
+from airflow_provider_luma import callbacks
+from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.exceptions import LumaError
+from airflow_provider_luma.plugins import doorbell
+
+log = logging.getLogger(__name__)
+
+#: Bytes of a callback that are read; the service's own are a few thousand.
+LARGEST_BODY = 256 * 1024
+
+#: Seconds in which a callback must have come in; the service itself gives up after 15.
+SLOWEST_BODY = 10.0
+
+#: Seconds for which a connection is not read again. Also of one that does not exist: asking costs a query.
+CONNECTION_TTL = 10.0
+
+_STATIC = Path(__file__).parent / "static"
+_PAGE_HEADERS = {
+    # Videos come from wherever the input lies and Luma keeps its results; everything else from here, or not at all.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "media-src http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+app = FastAPI(title="Luma", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+_connections: TTLCache[str, LumaConnection | None] = TTLCache(maxsize=256, ttl=CONNECTION_TTL)
+_ringing: set[asyncio.Task[None]] = set()
+# Few and our own: however many call, the API server keeps its threads and its database connections.
+_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="luma-callback")
+
+T = TypeVar("T")
+
+
+class _Refused(Exception):
+    """What to answer, in one status: whoever has no proof learns nothing more."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@app.post("/callback")
+async def callback(request: Request) -> Response:
+    """Take a callback of Luma, and wake the tasks that wait for its job."""
+    query = request.scope["query_string"].decode("latin-1")
+    request.scope["query_string"] = b""  # the server's access log reads it from here afterwards, and the token is in it
+    try:
+        reference, connection = await _proven(query)
+        luma_task_id = callbacks.read_luma_task_id(await _body(request))
+        if luma_task_id is None:
+            raise _Refused(400)
+        secret = connection.webhook_secret
+        if secret and not callbacks.is_signed(request.headers, luma_task_id, secret, time.time()):
+            log.warning("A callback for Luma task %r has the right token, but no valid signature", luma_task_id)
+            raise _Refused(403)
+    except _Refused as refused:
+        return Response(status_code=refused.status)
+    try:
+        if await _in_thread(doorbell.remember, luma_task_id, reference):
+            log.info("Luma calls back for Luma task %s, whose task had lost the answer to its submission", luma_task_id)
+    except Exception:
+        log.exception("A callback for Luma task %s could not be written down; Luma is asked to repeat it", luma_task_id)
+        return Response(status_code=503)
+    ringing = asyncio.create_task(_ring(luma_task_id, reference))
+    _ringing.add(ringing)
+    ringing.add_done_callback(_ringing.discard)
+    return PlainTextResponse("OK")
+
+
+@app.get("/result")
+async def result() -> Response:
+    """Return the page that shows a task's videos."""
+    return FileResponse(_STATIC / "result.html", media_type="text/html", headers=_PAGE_HEADERS)
+
+
+@app.get("/static/result.css")
+async def style() -> Response:
+    """Return the page's style."""
+    return FileResponse(_STATIC / "result.css", media_type="text/css", headers=_PAGE_HEADERS)
+
+
+@app.get("/static/result.js")
+async def script() -> Response:
+    """Return the page's script."""
+    return FileResponse(_STATIC / "result.js", media_type="text/javascript", headers=_PAGE_HEADERS)
+
+
+async def _proven(query: str) -> tuple[str, LumaConnection]:
+    """Return the submission and the connection that a callback's address is for, if its token proves them."""
+    proof = callbacks.Proof.read(query)
+    if proof is None:
+        raise _Refused(403)
+    try:
+        connection = _connections[proof.conn_id]
+    except KeyError:
+        connection = _connections[proof.conn_id] = await _in_thread(_connection, proof.conn_id)
+    if connection is None or not proof.holds_for(connection):
+        raise _Refused(403)
+    return proof.reference, connection
+
+
+def _connection(conn_id: str) -> LumaConnection | None:
+    """Read a connection; None if there is none of that name, or none of ours."""
+    try:
+        connection: Any = Connection.get_connection_from_secrets(conn_id)
+        return LumaConnection.of(connection) if connection.conn_type == "luma" else None
+    except (AirflowNotFoundException, LumaError):
+        return None
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(SLOWEST_BODY):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > LARGEST_BODY:
+                    raise _Refused(413)
+    except TimeoutError:
+        raise _Refused(408) from None
+    except ClientDisconnect:
+        raise _Refused(400) from None
+    return bytes(body)
+
+
+async def _ring(luma_task_id: str, reference: str) -> None:
+    """Wake who waits for a job; those who have only just begun to wait a few seconds later."""
+    again: float | None = 0.0
+    while again is not None:
+        await asyncio.sleep(again)
+        try:
+            resumed, again = await _in_thread(doorbell.ring, luma_task_id, reference)
+        except Exception:
+            log.exception(
+                "The tasks that wait for Luma task %s could not be woken; they will look by themselves", luma_task_id
+            )
+            return
+        log.info("Luma called back for Luma task %s: %d waiting tasks resumed", luma_task_id, resumed)
