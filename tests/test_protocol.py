@@ -394,7 +394,21 @@ class TestTask:
             origin_urls=("https://e.com/origin.mp4",),
             created_at=datetime(2025, 8, 19, 10, 33, 54, tzinfo=UTC),
             completed_at=datetime(2025, 8, 19, 10, 35, 34, tzinfo=UTC),
+            prompt="make it snow",
         )
+
+    def test_what_was_asked_for(self):
+        asked = {"prompt": "make it snow", "videoUrl": "https://e.com/v.mp4", "callBackUrl": "https://e.com/cb?token=t"}
+        task = read_task(record(paramJson=json.dumps(asked)))
+        assert task.request() == {"prompt": "make it snow", "video_url": "https://e.com/v.mp4"}
+        assert task.callback_url == "https://e.com/cb?token=t"
+        assert "token" not in repr(task)
+
+    @pytest.mark.parametrize("broken", [None, "", "{", "[]", "null", '{"prompt": 1, "videoUrl": null, "callBackUrl": []}'])
+    def test_what_was_asked_for_is_not_readable(self, broken):
+        task = read_task(record(paramJson=broken))
+        assert (task.prompt, task.video_url, task.callback_url) == (None, None, None)
+        assert task.is_successful
 
     @pytest.mark.parametrize(
         ("flag", "name", "is_finished", "is_successful"),

@@ -22,13 +22,19 @@ from airflow_provider_luma.submission import (
     decide,
     fingerprint,
     must_ask,
+    new_reference,
 )
 
 REQUEST = {"prompt": "make it snow", "video_url": "https://e.com/v.mp4", "watermark": None, "luma_conn_id": "luma"}
 WANTED = fingerprint(**REQUEST)
 JOB = "0123456789abcdef0123456789abcdef"
 INTENT = Record("a-reference", WANTED, None, max_tries=3, try_number=7)
-RECORDS = {"none": None, "intent": INTENT, "id": replace(INTENT, luma_task_id=JOB)}
+RECORDS = {
+    "none": None,
+    "intent": INTENT,
+    "called": replace(INTENT, calls_back=True),
+    "id": replace(INTENT, luma_task_id=JOB),
+}
 CHANGED = fingerprint(**{**REQUEST, "prompt": "make it rain"})
 ASKED_FOR = {"same": WANTED, "changed": CHANGED}
 MAX_TRIES = {"retry": 3, "clear": 8}
@@ -42,8 +48,13 @@ def decision(
         fingerprint=ASKED_FOR[request],
         max_tries=MAX_TRIES[by],
         says=says,
+        can_await_callback=True,
         resubmit_on_unknown=resubmit_on_unknown,
     )
+
+
+def intent(fingerprint: str = WANTED) -> Record:
+    return Record.intent(new_reference(), fingerprint, max_tries=3, try_number=2, calls_back=False)
 
 
 def situations() -> list[tuple[str, str, str, LumaSays | None]]:
@@ -98,6 +109,18 @@ class TestTable:
     def test_a_cleared_task_submits_as_a_person_has_looked(self, request_):
         assert decision("intent", request_, "clear").step is Step.SUBMIT
 
+    def test_a_retry_waits_for_the_callback_that_tells_what_was_accepted(self):
+        assert decision("called", "same", "retry").step is Step.AWAIT_CALLBACK
+        assert decision("called", "same", "retry", resubmit_on_unknown=True).step is Step.AWAIT_CALLBACK
+
+    def test_unless_it_cannot_wait_for_it(self):
+        chosen = decide(RECORDS["called"], fingerprint=WANTED, max_tries=MAX_TRIES["retry"], can_await_callback=False)
+        assert chosen == decision("intent", "same", "retry")
+
+    @pytest.mark.parametrize(("request_", "by"), [("changed", "retry"), ("same", "clear"), ("changed", "clear")])
+    def test_otherwise_it_is_an_intent_like_any(self, request_, by):
+        assert decision("called", request_, by) == decision("intent", request_, by)
+
     def test_a_retry_that_cannot_ask_waits(self):
         assert decision("id", "same", "retry", LumaSays.NOTHING).step is Step.WAIT
 
@@ -110,7 +133,7 @@ class TestTable:
 
     def test_there_are_no_two_rows_for_one_situation(self):
         rows = [(row.record, row.request, row.by, row.says) for row in TABLE]
-        assert len(set(rows)) == len(rows) == 13
+        assert len(set(rows)) == len(rows) == 14
 
 
 @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
@@ -126,7 +149,8 @@ def test_every_situation_is_decided(record, request_, by, says, resubmit_on_unkn
         return
     assert "try 7" in chosen.why.lower()
     assert (JOB in chosen.why) == (record == "id")
-    assert chosen.step is not Step.FAIL or record == "intent"
+    assert chosen.step is not Step.FAIL or record in ("intent", "called")
+    assert chosen.step is not Step.AWAIT_CALLBACK or record == "called"
     assert chosen.step not in (Step.WAIT, Step.TAKE) or record == "id"
 
 
@@ -136,7 +160,11 @@ def test_resubmit_on_unknown_matters_only_where_it_is_unknown():
         for situation in situations()
         if decision(*situation) != decision(*situation, resubmit_on_unknown=True)
     }
-    assert differing == {("intent", "same", "retry", None), ("intent", "changed", "retry", None)}
+    assert differing == {
+        ("intent", "same", "retry", None),
+        ("intent", "changed", "retry", None),
+        ("called", "changed", "retry", None),
+    }
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
@@ -163,6 +191,7 @@ records = st.builds(
     luma_task_id=st.none() | words,
     max_tries=st.integers(0, 50),
     try_number=st.integers(1, 50),
+    calls_back=st.booleans(),
 )
 
 
@@ -184,6 +213,8 @@ class TestMoney:
         record = replace(record, luma_task_id=None)
         chosen = decide(record, fingerprint=wanted, max_tries=record.max_tries)
         assert chosen.step is Step.FAIL
+        chosen = decide(record, fingerprint=wanted, max_tries=record.max_tries, can_await_callback=True)
+        assert chosen.step in (Step.FAIL, Step.AWAIT_CALLBACK)
 
     @given(records, words, st.integers(0, 50), st.booleans())
     def test_nobody_ever_pays_again_for_a_job_that_runs(self, record, wanted, max_tries, resubmit_on_unknown):
@@ -254,7 +285,14 @@ class TestRecord:
         assert Record.load(json.loads(json.dumps(record.as_dict()))) == record
 
     def test_what_is_kept(self):
-        assert set(INTENT.as_dict()) == {"reference", "fingerprint", "luma_task_id", "max_tries", "try_number"}
+        assert set(INTENT.as_dict()) == {
+            "reference",
+            "fingerprint",
+            "luma_task_id",
+            "max_tries",
+            "try_number",
+            "calls_back",
+        }
         assert isinstance(STORE_KEY, str)
         assert STORE_KEY
 
@@ -265,17 +303,17 @@ class TestRecord:
         assert Record.load(None) is None
 
     def test_an_intent_is_one_of_its_kind(self):
-        one, other = (Record.intent(WANTED, max_tries=3, try_number=2) for _ in range(2))
+        one, other = (intent() for _ in range(2))
         assert (one.fingerprint, one.luma_task_id, one.max_tries, one.try_number) == (WANTED, None, 3, 2)
         assert one.reference != other.reference
 
     @given(requests)
     def test_it_quotes_nothing_of_the_request(self, request_):
-        record = Record.intent(fingerprint(**request_), max_tries=3, try_number=2)
+        record = intent(fingerprint(**request_))
         assert not set(map(str, record.as_dict().values())) & {
             word for word in request_.values() if word and len(word) > 4
         }
 
     def test_it_does_not_even_contain_it(self):
-        written = json.dumps(Record.intent(WANTED, max_tries=3, try_number=2).as_dict())
+        written = json.dumps(intent().as_dict())
         assert [word for word in (REQUEST["prompt"], REQUEST["video_url"], "snow", "e.com") if word in written] == []

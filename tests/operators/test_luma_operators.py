@@ -402,7 +402,7 @@ class TestSubmitOnce:
         luma.configure(faults=["status:unknown_flag"])
         with suppress(LumaTimeoutError):
             task.try_it(timeout=0.05)
-        assert (task.ti.pushed, luma.accepted) == ({"luma_task_id": job}, 1)
+        assert (task.ti.pushed["luma_task_id"], luma.accepted) == (job, 1)
 
     @pytest.mark.parametrize("outcome", ["success", "callback_failed"])
     def test_a_retry_takes_the_result_of_a_job_that_succeeded(self, luma, task, leave_ended, outcome, task_log):
@@ -454,7 +454,7 @@ class TestSubmitOnce:
         job = leave_running(task)
         with suppress(LumaTimeoutError):
             task.cleared(timeout=0.05)
-        assert (task.ti.pushed, luma.accepted) == ({"luma_task_id": job}, 1)
+        assert (task.ti.pushed["luma_task_id"], luma.accepted) == (job, 1)
         assert len(lines(task_log, "cleared", "still running", job, "try 1")) == 1
 
     @pytest.mark.parametrize("outcome", ["success", "callback_failed", "generate_failed"])
@@ -553,7 +553,7 @@ class TestWhereLumaCannotBeAsked:
         luma.configure(faults=[f"status:{fault}"])
         with suppress(LumaTimeoutError):
             task.try_it(timeout=0.05)
-        assert (task.ti.pushed, luma.accepted) == ({"luma_task_id": job}, 1)
+        assert (task.ti.pushed["luma_task_id"], luma.accepted) == (job, 1)
 
     @pytest.mark.parametrize("code", [403, 404, 501, 502])
     def test_an_error_page_of_an_edge_is_not_lumas_word(self, luma, sync_task, leave_running, monkeypatch, code):
@@ -910,7 +910,7 @@ class TestCrashes:
         task.store.restart(None)
         with suppress(LumaTimeoutError):
             task.try_it(timeout=0.05)
-        assert (task.ti.pushed, luma.accepted) == ({"luma_task_id": job}, 1)
+        assert (task.ti.pushed["luma_task_id"], luma.accepted) == (job, 1)
 
     def test_a_store_that_fails_after_the_acceptance_leaves_the_id_in_the_log(self, luma, task, task_log):
         def fail(number: int, is_done: bool) -> None:
