@@ -404,7 +404,9 @@ class TestTask:
         assert task.callback_url == "https://e.com/cb?token=t"
         assert "token" not in repr(task)
 
-    @pytest.mark.parametrize("broken", [None, "", "{", "[]", "null", '{"prompt": 1, "videoUrl": null, "callBackUrl": []}'])
+    @pytest.mark.parametrize(
+        "broken", [None, "", "{", "[]", "null", '{"prompt": 1, "videoUrl": null, "callBackUrl": []}']
+    )
     def test_what_was_asked_for_is_not_readable(self, broken):
         task = read_task(record(paramJson=broken))
         assert (task.prompt, task.video_url, task.callback_url) == (None, None, None)

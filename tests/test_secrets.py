@@ -36,6 +36,8 @@ TROUBLE = {
 
 
 class TaskInstance:
+    dag_id = "films"
+    run_id = "manual__1"
     task_id = "modify"
     map_index = -1
 

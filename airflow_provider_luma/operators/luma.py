@@ -33,7 +33,6 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
-from airflow_provider_luma.waiting import INTERVALS_WITH_CALLBACK
 
 try:
     from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -341,6 +340,7 @@ class LumaModifyOperator(LumaDeferral):
     ) -> NoReturn:
         """Be deferred until a callback tells what has become of a submission."""
         from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
+        from airflow_provider_luma.waiting import INTERVALS_WITH_CALLBACK
 
         # A callback between the last look into the store and the deferral would be missed without a look now and then.
         until = min(end_time, time.time() + INTERVALS_WITH_CALLBACK * self.poll_interval)
