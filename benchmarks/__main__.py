@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from benchmarks import import_cost
+from benchmarks import finish, import_cost
 
 if __name__ == "__main__":
     import_cost.main()
+    finish.main()

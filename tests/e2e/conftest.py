@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from postgres import binaries, postgres
-from scenarios import CRASHES, REHEARSALS, Rehearsal
+from scenarios import CALLED_BACK, CRASHES, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import LocalAirflow
@@ -25,6 +25,7 @@ needs_task_state = pytest.mark.skipif(
 )
 
 API_KEY = "the-key-that-must-not-be-seen-anywhere"
+WEBHOOK_SECRET = "and-neither-must-the-key-that-signs"
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +34,29 @@ def lumas() -> Iterator[dict[str, Simulator]]:
     with ExitStack() as running:
         lumas = {
             name: running.enter_context(
-                Simulator(Settings.model_validate({"api_key": API_KEY, "processing_seconds": 3, **rehearsal.luma}))
+                Simulator(
+                    Settings.model_validate(
+                        {
+                            "api_key": API_KEY,
+                            "webhook_secret": WEBHOOK_SECRET,
+                            "processing_seconds": 3,
+                            **rehearsal.luma,
+                        }
+                    )
+                )
             )
-            for name, rehearsal in {**REHEARSALS, **CRASHES, "default": Rehearsal()}.items()
+            for name, rehearsal in {**REHEARSALS, **CRASHES, **CALLED_BACK, "default": Rehearsal()}.items()
         }
         yield lumas
+
+
+def let_call_back(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
+    """Give connections the address of an Airflow that is not started yet."""
+    for name in (*CALLED_BACK, "default"):
+        extra = {"callback_base_url": airflow.url, "webhook_secret": WEBHOOK_SECRET}
+        airflow.environment[f"AIRFLOW_CONN_LUMA_{name.upper()}"] = json.dumps(
+            {"conn_type": "luma", "host": lumas[name].base_url, "password": API_KEY, "extra": extra}
+        )
 
 
 @pytest.fixture
@@ -105,10 +124,16 @@ def environment(
 
 @pytest.fixture(scope="session")
 def airflow(
-    dags: Path, environment: dict[str, str], database: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    dags: Path,
+    environment: dict[str, str],
+    lumas: dict[str, Simulator],
+    database: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LocalAirflow]:
     """Return a running Airflow."""
-    with LocalAirflow(tmp_path_factory.mktemp("airflow"), dags, {**environment, **database}) as running:
+    local = LocalAirflow(tmp_path_factory.mktemp("airflow"), dags, {**environment, **database})
+    let_call_back(local, lumas)
+    with local as running:
         running.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
         yield running
 

@@ -94,3 +94,19 @@ CRASHES = {
         "cleared",
     )
 }
+
+#: Runs in which Luma calls Airflow back, or ought to.
+CALLED_BACK = {
+    f"called_{name}": Rehearsal()
+    for name in (
+        "once",
+        "never",
+        "five_times",
+        "early",
+        "by_others",
+        "after_a_lost_answer",
+        "before_the_retry",
+        "after_the_retry",
+        "by_a_sensor",
+    )
+}

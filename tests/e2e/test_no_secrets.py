@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API key is nowhere that Airflow writes to, at DEBUG: in no log, no XCom, no rendered field, no trigger row."""
+"""No secret is anywhere that Airflow writes to, at DEBUG: in no log, no XCom, no rendered field, no trigger row."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import API_KEY
+from conftest import API_KEY, WEBHOOK_SECRET, let_call_back
 from sqlalchemy import MetaData, create_engine, text
 
+from airflow_provider_luma.callbacks import token_of
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
 
@@ -22,14 +23,16 @@ DAGS = (
 )
 
 
-def test_the_key_is_in_no_file_and_no_table(
+def test_they_are_in_no_file_and_no_table(
     dags: Path, environment: dict[str, str], lumas: dict[str, Simulator], tmp_path: Path
 ) -> None:
     for luma in lumas.values():
         luma.reset()
     address = f"sqlite:///{tmp_path}/airflow.db?timeout=60"
     settings = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
-    with LocalAirflow(tmp_path, dags, {**environment, **settings}) as airflow:
+    local = LocalAirflow(tmp_path, dags, {**environment, **settings})
+    let_call_back(local, lumas)
+    with local as airflow:
         runs = {dag_id: airflow.trigger(dag_id) for dag_id in DAGS}
         for dag_id, run_id in runs.items():
             airflow.wait_until(
@@ -40,7 +43,12 @@ def test_the_key_is_in_no_file_and_no_table(
 
     written = [file for file in tmp_path.rglob("*") if file.is_file() and "secrets" not in file.parts]
     assert any("task_id=modify" in str(file) for file in written)
-    assert [str(file) for file in written if API_KEY.encode() in file.read_bytes()] == []
+    tokens = [token_of(job.callback_url) for luma in lumas.values() for job in luma.jobs if job.callback_url]
+    assert tokens, "Luma was given addresses to call"
+    secrets = [API_KEY, WEBHOOK_SECRET, *tokens]
+    for file in written:
+        content = file.read_bytes()
+        assert not any(secret.encode() in content for secret in secrets), file
 
     engine, tables = create_engine(address), MetaData()
     tables.reflect(engine)
@@ -48,4 +56,4 @@ def test_the_key_is_in_no_file_and_no_table(
     with engine.connect() as connection:
         for table in tables.tables.values():
             rows = connection.execute(text(f'select * from "{table.name}"'))
-            assert not any(API_KEY in str(row) for row in rows), table.name
+            assert not any(secret in str(row) for row in rows for secret in secrets), table.name

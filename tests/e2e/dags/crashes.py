@@ -39,9 +39,9 @@ class Held(LumaModifyOperator):
         self._hold(self.context, "before_deferral")
         return super().defer(**kwargs)
 
-    def execute_complete(self, context: Any, event: Any) -> Any:
+    def execute_complete(self, context: Any, *args: Any, **kwargs: Any) -> Any:
         self._hold(context, "execute_complete")
-        return super().execute_complete(context, event)
+        return super().execute_complete(context, *args, **kwargs)
 
 
 for name, options in {

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Callbacks that come once, often, early, late, never, or from somebody else: always one job, and the right outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+import requests
+from conftest import API_KEY, WEBHOOK_SECRET, needs_task_state
+from test_submit_once import kill_whoever_talks_to, modify, wait_for_state
+
+from airflow_provider_luma.callbacks import token_of
+from airflow_provider_luma.simulator import Simulator
+from airflow_provider_luma.simulator.callbacks import payload, signature
+from demo.local_airflow import LocalAirflow
+
+#: Lines that tell of more trouble than there is.
+ALARMS = ("Traceback", "ERROR", "error    ]")
+
+
+def looks(luma: Simulator) -> int:
+    return len([call for call in luma.calls if call.on == "status"])
+
+
+@pytest.fixture
+def start(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Callable[..., tuple[str, str, Simulator]]:
+    def start(name: str, **settings: Any) -> tuple[str, str, Simulator]:
+        luma = lumas[f"called_{name}"]
+        luma.reset()
+        luma.configure(**settings)
+        return f"called_{name}", airflow.trigger(f"called_{name}"), luma
+
+    return start
+
+
+@pytest.fixture
+def succeeded(airflow: LocalAirflow) -> Callable[..., str]:
+    def succeeded(dag_id: str, run_id: str, luma: Simulator, tries: int = 1) -> str:
+        """Wait for the task; return the log of its last try."""
+        wait_for_state(airflow, dag_id, run_id, "success", "failed", "upstream_failed")
+        task = modify(airflow, dag_id, run_id)
+        assert task["state"] == "success", airflow.story(dag_id, run_id, lines=60)
+        assert (task["try_number"], luma.accepted) == (tries, 1)
+        assert airflow.xcom(dag_id, run_id, "modify")["luma_task_id"] == luma.jobs[0].task_id
+        log = airflow.wait_for_log(f"Luma task {luma.jobs[0].task_id} is done", dag_id, run_id, "modify", tries)
+        assert not [line for line in log.splitlines() if any(alarm in line for alarm in ALARMS)]
+        for secret in (API_KEY, WEBHOOK_SECRET, token_of(luma.jobs[0].callback_url or "")):
+            written = [file for file in airflow.logs.rglob("*") if file.is_file()]
+            assert [str(file) for file in written if secret.encode() in file.read_bytes()] == []
+        return log
+
+    return succeeded
+
+
+def test_a_minute_costs_two_looks(airflow: LocalAirflow, start: Any, succeeded: Any) -> None:
+    dag_id, run_id, luma = start("once", processing_seconds=60)
+    succeeded(dag_id, run_id, luma)
+    assert looks(luma) <= 2
+    assert luma.jobs[0].callback_tries == 1
+    ended = modify(airflow, dag_id, run_id)["end_date"]
+    assert ended is not None
+
+
+def test_none_comes(start: Any, succeeded: Any) -> None:
+    dag_id, run_id, luma = start("never", callback_copies=0, processing_seconds=12)
+    succeeded(dag_id, run_id, luma)
+    assert luma.jobs[0].callback_tries == 0
+
+
+def test_it_comes_five_times(start: Any, succeeded: Any) -> None:
+    dag_id, run_id, luma = start("five_times", callback_copies=5, processing_seconds=12)
+    succeeded(dag_id, run_id, luma)
+    assert luma.jobs[0].callback_tries == 5
+
+
+def test_it_comes_before_the_submission_is_answered(start: Any, succeeded: Any) -> None:
+    dag_id, run_id, luma = start("early", callback_early=True, processing_seconds=1)
+    succeeded(dag_id, run_id, luma)
+
+
+def test_it_wakes_sensors_too(airflow: LocalAirflow, start: Any) -> None:
+    dag_id, run_id, luma = start("by_a_sensor", processing_seconds=45)
+    airflow.wait_until(
+        lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), "the sensors to end", seconds=150
+    )
+    assert airflow.run_state(dag_id, run_id) == "success", airflow.story(dag_id, run_id)
+    assert luma.accepted == 1
+    assert looks(luma) <= 4, "each sensor looks when it begins to wait, and when it is called"
+
+
+def test_others_cannot_ring(airflow: LocalAirflow, start: Any, succeeded: Any) -> None:
+    dag_id, run_id, luma = start("by_others", processing_seconds=60)
+    wait_for_state(airflow, dag_id, run_id, "deferred")
+    airflow.wait_until(lambda: looks(luma) > 0, "the first look", seconds=60)
+    [job] = luma.jobs
+    url, right_body = job.callback_url or "", payload(job)
+
+    def post(url: str = url, timestamp: float | None = None, secret: str = WEBHOOK_SECRET, **sent: Any) -> int:
+        at = str(int(timestamp or time.time()))
+        headers = {"X-Webhook-Timestamp": at, "X-Webhook-Signature": signature(job.task_id, at, secret)}
+        answer = requests.post(url, headers=headers, timeout=30, **(sent or {"json": right_body}))
+        assert answer.status_code == 200 or answer.content == b"", "whoever has no proof learns nothing"
+        return answer.status_code
+
+    query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    base = url.partition("?")[0]
+    assert post(f"{base}?{urlencode({**query, 'token': 'f' * 64})}") == 403
+    assert post(f"{base}?{urlencode({**query, 'reference': 'f' * 32})}") == 403
+    assert post(f"{base}?{urlencode({**query, 'conn_id': 'luma_called_once'})}") == 403
+    assert post(f"{base}?{urlencode({**query, 'conn_id': 'there_is_none'})}") == 403
+    assert post(base) == 403
+    assert post(secret="another") == 403
+    assert post(timestamp=time.time() - 400) == 403
+    assert post(data=b"x" * 10_000_000) == 413
+    assert post(data=b"no JSON") == 400
+    assert post(json={"code": 200, "data": {}}) == 400
+    assert modify(airflow, dag_id, run_id)["state"] == "deferred"
+    assert looks(luma) == 1
+
+    # A callback of another task, all else right, is signed for that other one.
+    assert post(json={"code": 200, "data": {"taskId": "another-task"}}) == 403
+    assert modify(airflow, dag_id, run_id)["state"] == "deferred"
+
+    # Who has the address and the signing key, and says that a running job has ended, has it looked at once.
+    assert post() == 200
+    airflow.wait_until(lambda: looks(luma) == 2, "the task to look", seconds=60)
+    log = succeeded(dag_id, run_id, luma)
+    assert "it has not ended: waiting on" in log
+    assert luma.jobs[0].callback_tries == 1
+
+
+def test_the_answer_to_the_submission_is_lost(airflow: LocalAirflow, start: Any, succeeded: Any) -> None:
+    dag_id, run_id, luma = start(
+        "after_a_lost_answer", faults=["submit:cut,after_accept=true,times=1"], processing_seconds=15
+    )
+    log = succeeded(dag_id, run_id, luma)
+    assert "Luma calls back when the job has ended: waiting for that" in log
+    assert f"the lost submission became Luma task {luma.jobs[0].task_id}" in log
+
+
+@needs_task_state
+@pytest.mark.parametrize(("name", "seconds"), [("before_the_retry", 3), ("after_the_retry", 75)])
+def test_and_the_worker_is_killed(airflow: LocalAirflow, start: Any, succeeded: Any, name: str, seconds: int) -> None:
+    dag_id, run_id, luma = start(
+        name, faults=["submit:hang,seconds=120,after_accept=true,times=1"], processing_seconds=seconds
+    )
+    airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
+    kill_whoever_talks_to(luma)
+
+    log = succeeded(dag_id, run_id, luma, tries=2)
+    assert f"the lost submission became Luma task {luma.jobs[0].task_id}" in log
+    assert ("this try waits for that" in log) == (name == "after_the_retry")
