@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: Seconds before a call is given up, unless the connection's extra says otherwise.
 DEFAULT_TIMEOUT = 30.0
 
+#: Status checks a second, unless the connection's extra says otherwise: what a sibling of Luma's call allows a key.
+DEFAULT_REQUESTS_PER_SECOND = 10.0
+
 
 @dataclass(frozen=True)
 class LumaConnection:
@@ -41,6 +44,7 @@ class LumaConnection:
     :param allow_redirects: whether API calls follow redirects; the service itself never redirects
     :param max_redirects: how many of them
     :param callback_base_url: public address of Airflow's API server, without a slash at its end; None to poll
+    :param requests_per_second: how many status checks a second the account allows
     :param webhook_secret: the key with which the service signs callbacks, if the account has that turned on
     """
 
@@ -54,6 +58,7 @@ class LumaConnection:
     allow_redirects: bool = False
     max_redirects: int = 10
     callback_base_url: str | None = None
+    requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
     webhook_secret: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -69,7 +74,7 @@ class LumaConnection:
         return cls(
             base_url=_base_url(connection, name),
             api_key=_api_key(connection, name),
-            timeout=_timeout(extra.get("timeout", DEFAULT_TIMEOUT), name),
+            timeout=_number(extra.get("timeout", DEFAULT_TIMEOUT), "timeout", name),
             proxies=_proxies(extra.get("proxies", extra.get("proxy")), name),
             verify=_verify(extra.get("verify", extra.get("verify_ssl", True)), name),
             cert=_cert(extra.get("cert"), name),
@@ -77,6 +82,9 @@ class LumaConnection:
             allow_redirects=_is_true(extra.get("allow_redirects", False)),
             max_redirects=_max_redirects(extra.get("max_redirects", 10), name),
             callback_base_url=_callback_base_url(extra.get("callback_base_url"), name),
+            requests_per_second=_number(
+                extra.get("requests_per_second", DEFAULT_REQUESTS_PER_SECOND), "requests_per_second", name
+            ),
             webhook_secret=_webhook_secret(extra.get("webhook_secret"), name),
         )
 
@@ -156,10 +164,10 @@ def _api_key(connection: Connection, name: str) -> str:
     return key
 
 
-def _timeout(value: object, name: str) -> float:
-    seconds = float(value) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
-    check_positive(f"{name}: timeout in its extra", seconds)
-    return float(seconds)  # type: ignore[arg-type]
+def _number(value: object, option: str, name: str) -> float:
+    number = float(value) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
+    check_positive(f"{name}: {option} in its extra", number)
+    return float(number)  # type: ignore[arg-type]
 
 
 def _proxies(value: object, name: str) -> dict[str, str]:

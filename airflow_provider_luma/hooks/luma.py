@@ -33,7 +33,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_provider_luma import protocol
 from airflow_provider_luma.callbacks import is_ours
-from airflow_provider_luma.connection import LumaConnection, missing_connection
+from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
@@ -363,6 +363,8 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
         super().__init__(luma_conn_id)
         self._connection: LumaConnection | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._retired: list[aiohttp.ClientSession] = []
+        self._opening = asyncio.Lock()
         self._proxy: str | None = None
 
     async def __aenter__(self) -> LumaAsyncHook:
@@ -375,8 +377,9 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
 
     async def close(self) -> None:
         """Close the session; a later call opens a new one."""
-        session, self._session = self._session, None
-        if session is not None:
+        self._retire_session()
+        retired, self._retired = self._retired, []
+        for session in retired:
             await session.close()
 
     async def get_luma_connection(self) -> LumaConnection:
@@ -426,15 +429,31 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
             delay = watch.saw(task, time.time())
         return _outcome(self.log, watch, task, delay)
 
+    async def get_requests_per_second(self) -> float:
+        """Return how many status checks a second the connection allows; the default if it cannot be read now."""
+        try:
+            return (await self.get_luma_connection()).requests_per_second
+        except (LumaError, AirflowException, AirflowRuntimeError):
+            return DEFAULT_REQUESTS_PER_SECOND  # what is wrong is said, and dealt with, at every look
+
     async def _look_with_current_key(self, luma_task_id: str) -> LumaTask:
+        used = self._connection
         try:
             return await self._look(luma_task_id)
         except LumaAuthError:
             # The key may have been replaced while we waited.
-            if await self.get_luma_connection() == self._connection:
+            used = used or self._connection
+            if await self.get_luma_connection() == used:
                 raise
-            await self.close()
+            if self._connection is used:
+                self._retire_session()
             return await self._look(luma_task_id)
+
+    def _retire_session(self) -> None:
+        """Use the session no more; other looks may still be under way on it."""
+        if self._session is not None:
+            self._retired.append(self._session)
+        self._session = None
 
     async def _look(self, luma_task_id: str) -> LumaTask:
         response = await self._send(protocol.task_request(luma_task_id))
@@ -458,16 +477,20 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
             raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
 
     async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
-        if self._connection is None or self._session is None:
-            self._connection = connection = await self.get_luma_connection()
-            self._proxy = _proxy(connection)
-            # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
-            self._session = aiohttp.ClientSession(
-                headers={"Authorization": f"Bearer {connection.api_key}"},
-                timeout=aiohttp.ClientTimeout(total=connection.timeout),
-                connector=aiohttp.TCPConnector(ssl=await asyncio.to_thread(_ssl, connection)),
-            )
-        return self._connection, self._session
+        async with self._opening:
+            if self._connection is None or self._session is None:
+                self._connection = connection = await self.get_luma_connection()
+                self._proxy = _proxy(connection)
+                # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
+                self._session = aiohttp.ClientSession(
+                    headers={"Authorization": f"Bearer {connection.api_key}"},
+                    timeout=aiohttp.ClientTimeout(total=connection.timeout),
+                    connector=aiohttp.TCPConnector(
+                        ssl=await asyncio.to_thread(_ssl, connection),
+                        limit=max(1, int(connection.requests_per_second)),
+                    ),
+                )
+            return self._connection, self._session
 
 
 def _session(connection: LumaConnection) -> requests.Session:

@@ -11,8 +11,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaError
-from airflow_provider_luma.hooks.luma import LumaAsyncHook
-from airflow_provider_luma.protocol import LumaTask
+from airflow_provider_luma.poller import shared_poller
 from airflow_provider_luma.waiting import Watch
 
 #: Seconds for which a task stays deferred at least. Airflow fails a task that is resumed and queued before the
@@ -71,14 +70,11 @@ class LumaTaskTrigger(BaseTrigger):
     async def _wait(self) -> TriggerEvent:
         watch = Watch(self.luma_task_id, poll_interval=self.poll_interval, end_time=self.end_time)
         try:
-            async with LumaAsyncHook(self.luma_conn_id) as hook:
-                outcome = await hook.look(watch)
-                while not isinstance(outcome, LumaTask):
-                    await asyncio.sleep(outcome)
-                    outcome = await hook.look(watch)
+            async with shared_poller(self.luma_conn_id) as poller:
+                task = await poller.wait_for(watch)
         except LumaError as error:
             return TriggerEvent({"error": error.as_dict()})
-        return TriggerEvent({"task": outcome.as_dict(), "request": outcome.request()})
+        return TriggerEvent({"task": task.as_dict(), "request": task.request()})
 
     async def on_kill(self) -> None:
         """

@@ -143,12 +143,14 @@ def test_the_answer_to_the_submission_is_lost(airflow: LocalAirflow, start: Any,
 
 
 @needs_task_state
-@pytest.mark.parametrize(("name", "seconds"), [("before_the_retry", 3), ("after_the_retry", 75)])
+@pytest.mark.parametrize(("name", "seconds"), [("before_the_retry", 1), ("after_the_retry", 30)])
 def test_and_the_worker_is_killed(airflow: LocalAirflow, start: Any, succeeded: Any, name: str, seconds: int) -> None:
     dag_id, run_id, luma = start(
         name, faults=["submit:hang,seconds=120,after_accept=true,times=1"], processing_seconds=seconds
     )
     airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
+    if name == "before_the_retry":
+        airflow.wait_until(lambda: luma.jobs[0].callback_tries == 1, "a callback that nobody waits for", seconds=60)
     kill_whoever_talks_to(luma)
 
     log = succeeded(dag_id, run_id, luma, tries=2)
