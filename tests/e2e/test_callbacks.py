@@ -26,7 +26,18 @@ def looks(luma: Simulator) -> int:
     return len([call for call in luma.calls if call.on == "status"])
 
 
-@pytest.fixture
+#: What Luma does in the runs that need nobody to interfere, which therefore all go on at once.
+AT_ONCE: dict[str, dict[str, Any]] = {
+    "once": {"processing_seconds": 60},
+    "never": {"processing_seconds": 12, "callback_copies": 0},
+    "five_times": {"processing_seconds": 15, "callback_copies": 5},
+    "early": {"processing_seconds": 1, "callback_early": True},
+    "by_a_sensor": {"processing_seconds": 50},
+    "after_a_lost_answer": {"processing_seconds": 20, "faults": ["submit:cut,after_accept=true,times=1"]},
+}
+
+
+@pytest.fixture(scope="module")
 def start(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Callable[..., tuple[str, str, Simulator]]:
     def start(name: str, **settings: Any) -> tuple[str, str, Simulator]:
         luma = lumas[f"called_{name}"]
@@ -35,6 +46,12 @@ def start(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Callable[..., t
         return f"called_{name}", airflow.trigger(f"called_{name}"), luma
 
     return start
+
+
+@pytest.fixture(scope="module")
+def runs(start: Any) -> dict[str, tuple[str, str, Simulator]]:
+    """Return DAG, run and Luma of each of these."""
+    return {name: start(name, **settings) for name, settings in AT_ONCE.items()}
 
 
 @pytest.fixture
@@ -56,34 +73,24 @@ def succeeded(airflow: LocalAirflow) -> Callable[..., str]:
     return succeeded
 
 
-def test_a_minute_costs_two_looks(airflow: LocalAirflow, start: Any, succeeded: Any) -> None:
-    dag_id, run_id, luma = start("once", processing_seconds=60)
+def test_a_minute_costs_two_looks(runs: Any, succeeded: Any) -> None:
+    dag_id, run_id, luma = runs["once"]
     succeeded(dag_id, run_id, luma)
     assert looks(luma) <= 2
     assert luma.jobs[0].callback_tries == 1
-    ended = modify(airflow, dag_id, run_id)["end_date"]
-    assert ended is not None
 
 
-def test_none_comes(start: Any, succeeded: Any) -> None:
-    dag_id, run_id, luma = start("never", callback_copies=0, processing_seconds=12)
+@pytest.mark.parametrize(("name", "callbacks"), [("never", 0), ("five_times", 5), ("early", 1)])
+def test_it_may_come_never_often_or_before_the_submission_is_answered(
+    runs: Any, succeeded: Any, name: str, callbacks: int
+) -> None:
+    dag_id, run_id, luma = runs[name]
     succeeded(dag_id, run_id, luma)
-    assert luma.jobs[0].callback_tries == 0
+    assert luma.jobs[0].callback_tries == callbacks
 
 
-def test_it_comes_five_times(start: Any, succeeded: Any) -> None:
-    dag_id, run_id, luma = start("five_times", callback_copies=5, processing_seconds=12)
-    succeeded(dag_id, run_id, luma)
-    assert luma.jobs[0].callback_tries == 5
-
-
-def test_it_comes_before_the_submission_is_answered(start: Any, succeeded: Any) -> None:
-    dag_id, run_id, luma = start("early", callback_early=True, processing_seconds=1)
-    succeeded(dag_id, run_id, luma)
-
-
-def test_it_wakes_sensors_too(airflow: LocalAirflow, start: Any) -> None:
-    dag_id, run_id, luma = start("by_a_sensor", processing_seconds=45)
+def test_it_wakes_sensors_too(airflow: LocalAirflow, runs: Any) -> None:
+    dag_id, run_id, luma = runs["by_a_sensor"]
     airflow.wait_until(
         lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), "the sensors to end", seconds=150
     )
@@ -133,10 +140,8 @@ def test_others_cannot_ring(airflow: LocalAirflow, start: Any, succeeded: Any) -
     assert luma.jobs[0].callback_tries == 1
 
 
-def test_the_answer_to_the_submission_is_lost(airflow: LocalAirflow, start: Any, succeeded: Any) -> None:
-    dag_id, run_id, luma = start(
-        "after_a_lost_answer", faults=["submit:cut,after_accept=true,times=1"], processing_seconds=15
-    )
+def test_the_answer_to_the_submission_is_lost(runs: Any, succeeded: Any) -> None:
+    dag_id, run_id, luma = runs["after_a_lost_answer"]
     log = succeeded(dag_id, run_id, luma)
     assert "Luma calls back when the job has ended: waiting for that" in log
     assert f"the lost submission became Luma task {luma.jobs[0].task_id}" in log
