@@ -37,10 +37,11 @@ build: $(VENV)/.dev  ## Build wheel and sdist into dist/
 	rm -rf dist build
 	$(BIN)/python -m build --outdir dist .
 
+# Airflow 3.2 does not work with FastAPI 0.137 or newer, though only 3.3 says so.
 constraints: $(VENV)/.dev  ## Pin the newest versions that go together, for every supported Airflow
 	$(PIP) uv
 	for airflow in 3.1 3.2 3.3; do \
-		echo "apache-airflow~=$$airflow.0" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		printf "apache-airflow~=$$airflow.0\nfastapi<0.137\n" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 			--no-annotate --no-header --upgrade --all-extras pyproject.toml --constraint /dev/stdin \
 			--output-file constraints/airflow-$$airflow.txt || exit 1; \
 	done

@@ -54,6 +54,7 @@ class Proof(NamedTuple):
         proof = cls(*(values[name][0] for name in cls._fields))
         has_form = (
             len(proof.conn_id) <= _LONGEST_ID
+            and proof.conn_id.isprintable()  # a lone surrogate, which JSON may hold, has no bytes to sign
             and re.fullmatch(r"[0-9a-f]{32}", proof.reference)
             and re.fullmatch(r"[0-9a-f]{64}", proof.token)
         )
@@ -117,7 +118,7 @@ def read_luma_task_id(body: bytes) -> str | None:
     data = document.get("data") if isinstance(document, dict) else None
     if not isinstance(data, dict):
         return None
-    # Other products of the service spell it task_id (https://docs.kie.ai/luma-api/luma-modify-callbacks).
+    # Other products of the service spell it task_id (https://docs.kie.ai/luma-api/generate-luma-modify-video-callbacks).
     luma_task_id = data.get("taskId") or data.get("task_id")
     if not isinstance(luma_task_id, str) or not luma_task_id.strip() or len(luma_task_id) > _LONGEST_ID:
         return None

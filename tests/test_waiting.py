@@ -128,6 +128,70 @@ class TestSaw:
         assert one.saw(task(1), NOW + 1) is None
 
 
+class TestCalledBack:
+    """Where Luma calls back, a look is only for a callback that was lost."""
+
+    @staticmethod
+    def called(**options: float | None) -> Watch:
+        one = watch(**options)
+        one.is_called_back = True
+        return one
+
+    def test_nobody_calls_unless_told_so(self):
+        assert watch().is_called_back is False
+
+    @pytest.mark.parametrize("flag", [0, 9])
+    def test_a_running_job_is_looked_at_ten_times_as_rarely(self, flag):
+        assert self.called(poll_interval=12.0).saw(task(flag), NOW) == 120.0
+
+    def test_as_soon_as_that_is_known_and_as_long(self):
+        one = watch(poll_interval=12.0)
+        assert one.saw(task(), NOW) == 12.0
+        one.is_called_back = True
+        assert one.saw(task(), NOW) == 120.0
+        one.is_called_back = False
+        assert one.saw(task(), NOW) == 12.0
+
+    def test_but_not_later_than_at_the_deadline(self):
+        assert self.called(end_time=NOW + 45).saw(task(), NOW) == 45.0
+
+    def test_what_ends_the_wait_is_the_same(self):
+        assert self.called().saw(task(1), NOW) is None
+        with pytest.raises(LumaGenerationError, match="no people, please"):
+            self.called().saw(task(3), NOW)
+        with pytest.raises(LumaTimeoutError, match="still running"):
+            self.called(end_time=NOW).saw(task(), NOW)
+
+    def test_trouble_is_waited_out_as_ever(self):
+        one = self.called()
+        one.saw(task(), NOW)
+        assert one.stumbled(LumaUnavailableError(500, "down"), NOW) <= 1.0
+        assert 0 < one.saw(task(1, urls=()), NOW) <= 2.0
+
+    def test_it_is_told(self):
+        one = self.called()
+        one.saw(task(), NOW)
+        level, line = one.progress(NOW)
+        assert level == logging.INFO
+        assert "Luma calls back" in line
+
+    def test_a_callback_that_could_not_be_delivered_is_warned_about(self):
+        one = self.called()
+        assert one.saw(task(4), NOW) is None
+        level, line = one.progress(NOW)
+        assert level == logging.WARNING
+        assert "callback_base_url" in line
+
+    @pytest.mark.parametrize(("flag", "calls"), [(1, True), (4, False)], ids=["delivered", "somebody else's"])
+    def test_others_are_not(self, flag, calls):
+        one = watch()
+        one.is_called_back = calls
+        one.saw(task(flag), NOW)
+        level, line = one.progress(NOW)
+        assert level == logging.INFO
+        assert "callback_base_url" not in line
+
+
 class TestStumbled:
     @pytest.mark.parametrize(
         "error",

@@ -171,6 +171,7 @@ class LumaModifyOperator(LumaDeferral):
         called = event.get("callback", {}).get("luma_task_id") or called or _remembered(store, reference)
         with pushed_failure(context):
             is_our_job, finished = False, None
+            trouble: LumaError | None = None
             try:
                 if called is not None and (is_our_job := self._is_our_job(hook, called, reference)):
                     finished = hook.check(called) if self.wait_for_completion else None
@@ -178,10 +179,13 @@ class LumaModifyOperator(LumaDeferral):
                     called = None
             except TRANSIENT as error:
                 self.log.warning("Luma task %s called back, but Luma cannot be asked about it: %s", called, error)
+                trouble = error
             if called is None or not is_our_job:
-                if time.time() >= end_time:
-                    self._give_up(store, reference)
-                self._await_callback(reference, end_time, execution_deadline, called)
+                if time.time() < end_time:
+                    self._await_callback(reference, end_time, execution_deadline, called)
+                if trouble is not None:
+                    raise trouble  # the next try finds the id beside the intent, and asks again
+                self._give_up(store, reference)
             self._complete(store, reference, called)
             return self._go_on(hook, context, called, finished, execution_deadline)
 

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from airflow.models.connection import Connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
-from cachetools import TTLCache
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
@@ -41,6 +40,9 @@ SLOWEST_BODY = 10.0
 #: Seconds for which a connection is not read again. Also of one that does not exist: asking costs a query.
 CONNECTION_TTL = 10.0
 
+#: How many connections are kept in mind: whoever calls may name any.
+MOST_CONNECTIONS = 256
+
 _STATIC = Path(__file__).parent / "static"
 _PAGE_HEADERS = {
     # Videos come from wherever the input lies and Luma keeps its results; everything else from here, or not at all.
@@ -55,7 +57,8 @@ _PAGE_HEADERS = {
 }
 
 app = FastAPI(title="Luma", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-_connections: TTLCache[str, LumaConnection | None] = TTLCache(maxsize=256, ttl=CONNECTION_TTL)
+# With the time from which on each is read again.
+_connections: dict[str, tuple[float, LumaConnection | None]] = {}
 _ringing: set[asyncio.Task[None]] = set()
 # Few and our own: however many call, the API server keeps its threads and its database connections.
 _threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="luma-callback")
@@ -71,11 +74,13 @@ class _Refused(Exception):
         self.status = status
 
 
-@app.post("/callback")
+@app.api_route("/callback", methods=["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"])
 async def callback(request: Request) -> Response:
     """Take a callback of Luma, and wake the tasks that wait for its job."""
     query = request.scope["query_string"].decode("latin-1")
     request.scope["query_string"] = b""  # the server's access log reads it from here afterwards, and the token is in it
+    if request.method != "POST":  # somebody has opened the address in a browser, for example
+        return Response(status_code=405, headers={"Allow": "POST"})
     try:
         reference, connection = await _proven(query)
         luma_task_id = callbacks.read_luma_task_id(await _body(request))
@@ -122,10 +127,12 @@ async def _proven(query: str) -> tuple[str, LumaConnection]:
     proof = callbacks.Proof.read(query)
     if proof is None:
         raise _Refused(403)
-    try:
-        connection = _connections[proof.conn_id]
-    except KeyError:
-        connection = _connections[proof.conn_id] = await _in_thread(_connection, proof.conn_id)
+    until, connection = _connections.get(proof.conn_id, (0.0, None))
+    if time.monotonic() >= until:
+        connection = await _in_thread(_connection, proof.conn_id)
+        if len(_connections) >= MOST_CONNECTIONS:
+            _connections.clear()
+        _connections[proof.conn_id] = (time.monotonic() + CONNECTION_TTL, connection)
     if connection is None or not proof.holds_for(connection):
         raise _Refused(403)
     return proof.reference, connection

@@ -28,7 +28,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.sdk import DAG, BaseOperator
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
-from airflow_provider_luma import protocol, waiting
+from airflow_provider_luma import callbacks, protocol, waiting
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
@@ -42,8 +42,8 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.hooks import luma as hooks
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
-from airflow_provider_luma.submission import STORE_KEY
-from airflow_provider_luma.triggers.luma import LumaTaskTrigger
+from airflow_provider_luma.submission import CALLBACK_KEY, STORE_KEY, new_reference
+from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaTaskTrigger
 
 KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
 GOOD = {"prompt": "make it a rainy night", "video_url": "https://example.com/v.mp4"}
@@ -115,8 +115,13 @@ class Store:
     @property
     def record(self) -> Any:
         """What is kept of the submission, if anything."""
-        assert set(self._kept) <= {STORE_KEY}
+        assert set(self._kept) <= {STORE_KEY, CALLBACK_KEY}
         return self.get(STORE_KEY)
+
+    def note(self, luma_task_id: str, reference: str | None = None) -> None:
+        """Write down which job a submission has become, as the receiver of callbacks does."""
+        callback = {"reference": reference or self.record["reference"], "luma_task_id": luma_task_id}
+        self._kept[CALLBACK_KEY] = json.dumps(callback)
 
 
 @pytest.fixture
@@ -984,6 +989,514 @@ class TestExecuteComplete:
     def test_resuming_goes_to_execute_complete(self, modify, context):
         result = {**dict.fromkeys(KEYS), "luma_task_id": "abc", "result_urls": []}
         assert modify().resume_execution("execute_complete", {"event": {"task": result}}, context) == result
+
+
+def deferral(work: Callable[..., Any], *arguments: Any, **options: Any) -> TaskDeferred:
+    """Let a task work until it is deferred; what it passes on survives a database."""
+    with pytest.raises(TaskDeferred) as deferred:
+        work(*arguments, **options)
+    assert json.loads(json.dumps(deferred.value.kwargs)) == deferred.value.kwargs
+    return deferred.value
+
+
+def resume(operator: LumaModifyOperator, deferred: TaskDeferred, context: Any, event: dict[str, Any]) -> Any:
+    """Go on with a deferred task in another process, as the one that was woken by this event."""
+    return operator.resume_execution(deferred.method_name, {**(deferred.kwargs or {}), "event": event}, context)
+
+
+def called(luma_task_id: str) -> dict[str, Any]:
+    """The event of a callback."""
+    return {"callback": {"luma_task_id": luma_task_id}}
+
+
+def waits_for(deferred: TaskDeferred) -> Any:
+    """The job that a task is deferred for, or None if it waits for a callback to name one."""
+    kind, arguments = deferred.trigger.serialize()
+    assert kind.endswith((".LumaTaskTrigger", ".LumaCallbackTrigger"))
+    return arguments.get("luma_task_id")
+
+
+class Callbacks:
+    """What tests of callbacks share: the connection has Luma call back, though nothing ever arrives by itself."""
+
+    @pytest.fixture(autouse=True)
+    def _callbacks_on(self, luma, luma_conn, set_connection, monkeypatch):
+        set_connection(luma.base_url, callback_base_url="http://127.0.0.1:9")
+        luma.configure(callback_copies=0, processing_seconds=LONG)
+        monkeypatch.setattr(hooks, "READ_PATIENCE", 0.05)
+
+    @pytest.fixture
+    def end(self, luma, until) -> Callable[..., None]:
+        """Let the jobs end that are accepted from now on; wait for those that are there."""
+
+        def _end(**how: Any) -> None:
+            luma.configure(processing_seconds=0, **how)
+            until(lambda: all(job.complete_time for job in luma.jobs))
+
+        return _end
+
+
+class TestCallbackAddress(Callbacks):
+    def test_luma_is_given_ours(self, luma, modify, context):
+        deferral(modify().execute, context)
+        (job,), record = luma.jobs, context["task_state_store"].record
+        connection = hooks.LumaHook().get_luma_connection()
+        assert job.request["callBackUrl"].startswith("http://127.0.0.1:9/luma/callback?")
+        assert callbacks.is_ours(job.request["callBackUrl"], connection, record["reference"])
+        assert not callbacks.is_ours(job.request["callBackUrl"], connection, new_reference())
+        assert record["calls_back"] is True
+        assert luma.accepted == 1
+
+    def test_its_token_is_masked_in_logs(self, luma, modify, context, monkeypatch):
+        masked: list[str] = []
+        monkeypatch.setattr("airflow_provider_luma.operators.luma.mask_secret", masked.append)
+        deferral(modify().execute, context)
+        assert masked == [callbacks.token_of(luma.jobs[0].request["callBackUrl"])]
+        assert masked[0] not in json.dumps(context["task_state_store"].record)
+        assert masked[0] not in json.dumps(context["ti"].pushed)
+
+    def test_each_submission_has_its_own(self, luma, modify):
+        for _ in range(2):
+            deferral(modify().execute, {"ti": TaskInstance(), "task_state_store": Store()})
+        one, other = (job.request["callBackUrl"] for job in luma.jobs)
+        assert one != other
+
+    def test_also_at_a_repetition_that_follows_a_refusal(self, luma, modify, context, short_pauses):
+        luma.configure(faults=["submit:refuse,code=429,times=2"])
+        deferral(modify().execute, context)
+        assert callbacks.is_ours(
+            luma.jobs[0].request["callBackUrl"],
+            hooks.LumaHook().get_luma_connection(),
+            context["task_state_store"].record["reference"],
+        )
+        assert luma.accepted == 1
+
+    def test_also_without_a_store(self, luma, modify):
+        deferral(modify().execute, {"ti": TaskInstance()})
+        assert callbacks.is_ours(luma.jobs[0].request["callBackUrl"], hooks.LumaHook().get_luma_connection())
+        assert luma.accepted == 1
+
+    def test_a_webhook_of_the_users_own_goes_first(self, luma, modify, context):
+        deferral(modify(callback_url="http://127.0.0.1:9/hook?x=1").execute, context)
+        assert luma.jobs[0].request["callBackUrl"] == "http://127.0.0.1:9/hook?x=1"
+        assert context["task_state_store"].record["calls_back"] is False
+        assert luma.accepted == 1
+
+    def test_without_a_base_there_is_none(self, luma, modify, context, set_connection):
+        set_connection(luma.base_url)
+        deferral(modify().execute, context)
+        assert "callBackUrl" not in luma.jobs[0].request
+        assert context["task_state_store"].record["calls_back"] is False
+
+    @pytest.mark.parametrize("base", ["http://10.0.0.1:8080", "http://localhost:8080", "http://airflow-apiserver"])
+    def test_one_that_luma_cannot_reach_is_refused_before_anything_is_sent(self, context, set_connection, base):
+        set_connection("https://api.example.com:443", callback_base_url=base)
+        with pytest.raises(AirflowFailException, match="callback_base_url") as caught:
+            LumaModifyOperator(task_id="modify", **GOOD).execute(context)
+        assert isinstance(caught.value.__cause__, LumaValidationError)
+        assert context["task_state_store"].operations == []
+        assert context["ti"].pushed["luma_error"]["type"] == "LumaValidationError"
+
+
+class TestCallback(Callbacks):
+    """A task waits for its job, and Luma calls back."""
+
+    def test_the_job_has_ended(self, luma, modify, context, end):
+        luma.configure(processing_seconds=0)
+        deferred = deferral(modify().execute, context)
+        end()
+        job = luma.jobs[0].task_id
+        result = resume(modify(), deferred, context, called(job))
+        assert list(result) == KEYS
+        assert (result["luma_task_id"], result["status"], len(result["result_urls"])) == (job, "SUCCESS", 1)
+        assert luma.accepted == 1
+
+    def test_it_is_still_running(self, luma, modify, context, task_log):
+        deferred = deferral(modify(timeout=600, poll_interval=12).execute, context)
+        job = luma.jobs[0].task_id
+        again = deferral(resume, modify(timeout=600, poll_interval=12), deferred, context, called(job))
+        assert again.trigger.serialize() == deferred.trigger.serialize(), "with the same end_time too"
+        assert (again.method_name, again.kwargs) == (deferred.method_name, deferred.kwargs)
+        assert again.timeout is None
+        assert len(lines(task_log, "not ended", job)) == 1
+        assert luma.accepted == 1
+
+    def test_execution_timeout_does_not_begin_anew(self, luma, modify, context):
+        options = {"execution_timeout": timedelta(minutes=5)}
+        first = deferral(modify(**options).execute, context)
+        assert first.timeout == timedelta(minutes=5)
+        deadline = first.kwargs["execution_deadline"]
+        assert 290 < deadline - time.time() <= 300
+        first.kwargs["execution_deadline"] -= 200  # as if it had waited that long
+        again = deferral(resume, modify(**options), first, context, called(luma.jobs[0].task_id))
+        assert timedelta(seconds=90) < again.timeout <= timedelta(seconds=100)
+        assert again.kwargs == first.kwargs
+        first.kwargs["execution_deadline"] -= 200
+        over = deferral(resume, modify(**options), first, context, called(luma.jobs[0].task_id))
+        assert over.timeout == timedelta(0)
+
+    @pytest.mark.parametrize("outcome", ["generate_failed", "create_failed"])
+    def test_the_job_failed(self, luma, modify, context, end, outcome):
+        luma.configure(processing_seconds=0, outcome=outcome, error_message="no people, please")
+        deferred = deferral(modify().execute, context)
+        end()
+        with pytest.raises(LumaGenerationError, match="no people, please") as caught:
+            resume(modify(), deferred, context, called(luma.jobs[0].task_id))
+        assert caught.value.luma_task_id == luma.jobs[0].task_id
+        assert "no people, please" in context["ti"].pushed["luma_error"]["msg"]
+
+    @pytest.mark.parametrize("fault", ["refuse,code=500", "refuse,code=429", "html", "cut"])
+    def test_luma_cannot_be_asked(self, luma, modify, context, task_log, fault):
+        deferred = deferral(modify().execute, context)
+        luma.configure(faults=[f"status:{fault}"])
+        again = deferral(resume, modify(), deferred, context, called(luma.jobs[0].task_id))
+        assert (again.trigger.serialize(), again.kwargs) == (deferred.trigger.serialize(), deferred.kwargs)
+        assert len(lines(task_log, "called back", "cannot be asked")) == 1
+        assert luma.accepted == 1
+
+    def test_what_the_callback_names_is_not_believed(self, luma, modify, context, end):
+        """It is a doorbell: the task asks for the job that it waits for."""
+        luma.configure(processing_seconds=0)
+        deferred = deferral(modify().execute, context)
+        end()
+        assert resume(modify(), deferred, context, called("another-job"))["luma_task_id"] == luma.jobs[0].task_id
+
+    def test_a_killed_task_that_was_woken_names_its_job(self, luma, modify, context, task_log):
+        deferred = deferral(modify().execute, context)
+        operator = modify()
+        deferral(resume, operator, deferred, context, called(luma.jobs[0].task_id))
+        operator.on_kill()
+        assert lines(task_log, luma.jobs[0].task_id, "billed")
+
+
+LOST = "submit:cut,after_accept,times=1"
+
+
+class TestLostAnswer(Callbacks):
+    """The answer to a submission is lost; if a job was accepted, its callback will tell."""
+
+    @pytest.fixture(autouse=True)
+    def _lost(self, luma, _callbacks_on):
+        luma.configure(faults=[LOST])
+
+    @pytest.fixture
+    def lost(self, luma, modify, context) -> TaskDeferred:
+        """A task that waits for the callback."""
+        deferred = deferral(modify().execute, context)
+        assert luma.accepted == 1
+        return deferred
+
+    def test_it_waits_for_the_callback(self, luma, modify, context, task_log):
+        before = time.time()
+        deferred = deferral(modify(poll_interval=3, timeout=600).execute, context)
+        record = context["task_state_store"].record
+        assert isinstance(deferred.trigger, LumaCallbackTrigger)
+        _, arguments = deferred.trigger.serialize()
+        assert arguments["reference"] == deferred.kwargs["reference"] == record["reference"]
+        assert before + 30 <= arguments["until"] <= time.time() + 30, "a look into the store now and then"
+        assert before + 600 <= deferred.kwargs["end_time"] <= time.time() + 600
+        assert deferred.method_name == "execute_called_back"
+        assert (record["luma_task_id"], record["calls_back"]) == (None, True)
+        assert len(lines(task_log, "may have been accepted", "calls back")) == 1
+        assert luma.accepted == len(submissions(luma)) == 1
+
+    def test_no_longer_than_it_may(self, modify, context):
+        deferred = deferral(modify(poll_interval=30, timeout=10).execute, context)
+        assert deferred.trigger.serialize()[1]["until"] == deferred.kwargs["end_time"]
+
+    def test_within_execution_timeout(self, modify, context):
+        options = {"execution_timeout": timedelta(minutes=5)}
+        deferred = deferral(modify(**options).execute, context)
+        assert deferred.timeout == timedelta(minutes=5)
+        deferred.kwargs["execution_deadline"] -= 200
+        again = deferral(resume, modify(**options), deferred, context, {})
+        assert timedelta(seconds=90) < again.timeout <= timedelta(seconds=100)
+        assert again.kwargs == deferred.kwargs
+
+    def test_the_callback_names_a_job_that_has_ended(self, luma, modify, context, end, task_log):
+        luma.configure(processing_seconds=0)
+        deferred = deferral(modify().execute, context)
+        end()
+        job = luma.jobs[0].task_id
+        result = resume(modify(), deferred, context, called(job))
+        assert (result["luma_task_id"], result["status"], len(result["result_urls"])) == (job, "SUCCESS", 1)
+        assert context["task_state_store"].record["luma_task_id"] == context["ti"].pushed["luma_task_id"] == job
+        assert len(lines(task_log, "lost submission", job)) == 1
+        assert luma.accepted == len(submissions(luma)) == 1
+
+    def test_the_callback_names_a_job_that_runs(self, luma, modify, context, lost):
+        job = luma.jobs[0].task_id
+        lost.kwargs["execution_deadline"] = deadline = time.time() + 100
+        options = {"execution_timeout": timedelta(minutes=5)}
+        again = deferral(resume, modify(**options), lost, context, called(job))
+        assert waits_for(again) == job
+        assert again.method_name == "execute_complete"
+        assert again.kwargs["execution_deadline"] == deadline
+        assert timedelta(seconds=90) < again.timeout <= timedelta(seconds=100)
+        assert context["task_state_store"].record["luma_task_id"] == context["ti"].pushed["luma_task_id"] == job
+        assert luma.accepted == 1
+
+    def test_the_callback_names_a_job_that_failed(self, luma, modify, context, end):
+        luma.configure(processing_seconds=0, outcome="generate_failed", error_message="no people, please")
+        deferred = deferral(modify().execute, context)
+        end()
+        with pytest.raises(LumaGenerationError, match="no people, please"):
+            resume(modify(), deferred, context, called(luma.jobs[0].task_id))
+        assert luma.accepted == 1
+
+    def test_which_a_retry_replaces(self, luma, modify, context, end):
+        luma.configure(processing_seconds=0, outcome="generate_failed")
+        deferred = deferral(modify().execute, context)
+        end()
+        job = luma.jobs[0].task_id
+        context["task_state_store"].note(job)
+        with pytest.raises(LumaGenerationError):
+            resume(modify(), deferred, context, called(job))
+        luma.configure(outcome="success")
+        context["ti"] = TaskInstance(2)
+        again = deferral(modify().execute, context)
+        assert waits_for(again) == luma.jobs[1].task_id
+        assert luma.accepted == 2
+
+    def test_a_callback_that_names_a_strangers_job_is_ignored(self, luma, modify, context, lost, task_log):
+        stranger = hooks.LumaHook().modify_video("make it rain", luma.sample_url)
+        again = deferral(resume, modify(), lost, context, called(stranger))
+        assert isinstance(again.trigger, LumaCallbackTrigger)
+        assert again.kwargs == lost.kwargs
+        assert len(lines(task_log, stranger, "ignored")) == 1
+        assert context["task_state_store"].record["luma_task_id"] is None
+        assert "luma_task_id" not in context["ti"].pushed
+        assert waits_for(deferral(resume, modify(), again, context, called(luma.jobs[0].task_id))) is not None
+        assert luma.accepted == 2, "its own, and the stranger's"
+
+    def test_so_is_one_of_another_submission_of_ours(self, luma, modify, context, lost):
+        deferral(modify().execute, {"ti": TaskInstance(), "task_state_store": Store()})
+        own, other = (job.task_id for job in luma.jobs)
+        again = deferral(resume, modify(), lost, context, called(other))
+        assert waits_for(again) is None
+        assert waits_for(deferral(resume, modify(), again, context, called(own))) == own
+
+    def test_so_is_one_that_names_a_job_nobody_knows(self, luma, modify, context, lost, task_log):
+        again = deferral(resume, modify(), lost, context, called("nobody-knows"))
+        assert (waits_for(again), again.kwargs) == (None, lost.kwargs)
+        assert len(lines(task_log, "nobody-knows", "ignored")) == 1
+        assert luma.accepted == 1
+
+    def test_a_note_in_the_store_is_as_good_as_a_callback(self, luma, modify, context, lost):
+        """The trigger fires now and then, for the case that the callback came in the wrong moment."""
+        job = luma.jobs[0].task_id
+        context["task_state_store"].note(job)
+        assert waits_for(deferral(resume, modify(), lost, context, {})) == job
+        assert context["task_state_store"].record["luma_task_id"] == job
+        assert luma.accepted == 1
+
+    def test_a_note_about_another_submission_is_none(self, luma, modify, context, lost):
+        context["task_state_store"].note(luma.jobs[0].task_id, new_reference())
+        assert waits_for(deferral(resume, modify(), lost, context, {})) is None
+
+    def test_without_a_callback_it_waits_on(self, modify, context, lost):
+        again = deferral(resume, modify(), lost, context, {})
+        assert isinstance(again.trigger, LumaCallbackTrigger)
+        assert again.kwargs == lost.kwargs
+        assert again.trigger.until >= lost.trigger.until
+
+    @pytest.mark.parametrize("fault", ["refuse,code=500", "refuse,code=429", "html", "cut"])
+    def test_where_luma_cannot_be_asked_the_callback_is_not_forgotten(self, luma, modify, context, lost, fault):
+        job = luma.jobs[0].task_id
+        luma.configure(faults=[f"status:{fault}"])
+        again = deferral(resume, modify(), lost, context, called(job))
+        assert isinstance(again.trigger, LumaCallbackTrigger)
+        assert again.kwargs == {**lost.kwargs, "called": job}
+        luma.configure(faults=[])
+        assert waits_for(deferral(resume, modify(), again, context, {})) == job
+        assert luma.accepted == 1
+
+    def test_nor_where_it_answers_only_the_first_question(self, luma, modify, context, lost):
+        """That is enough to know whose job it is."""
+        job = luma.jobs[0].task_id
+        luma.configure(faults=["status:refuse,code=500,every=2"])
+        assert waits_for(deferral(resume, modify(), lost, context, called(job))) == job
+        assert luma.accepted == 1
+
+    def test_no_callback_comes_in_time(self, luma, modify, context, lost):
+        lost.kwargs["end_time"] = time.time() - 1
+        with pytest.raises(AirflowFailException, match="not called back.*log page") as caught:
+            resume(modify(), lost, context, {})
+        assert isinstance(caught.value.__cause__, LumaSubmissionUnknownError)
+        assert context["ti"].pushed["luma_error"]["type"] == "LumaSubmissionUnknownError"
+        assert context["task_state_store"].record["luma_task_id"] is None, "the intent stays, for a person to see"
+        assert luma.accepted == 1
+
+    def test_a_callback_that_comes_last_counts(self, luma, modify, context, lost):
+        lost.kwargs["end_time"] = time.time() - 1
+        job = luma.jobs[0].task_id
+        assert waits_for(deferral(resume, modify(), lost, context, called(job))) == job
+
+    @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
+    def test_a_job_that_is_known_by_name_is_not_given_up(self, luma, modify, context, lost, resubmit_on_unknown):
+        lost.kwargs["end_time"] = time.time() - 1
+        job = luma.jobs[0].task_id
+        luma.configure(faults=["status:refuse,code=500"])
+        with pytest.raises(LumaUnavailableError):
+            resume(modify(resubmit_on_unknown=resubmit_on_unknown), lost, context, called(job))
+        assert context["task_state_store"].record is not None
+        assert luma.accepted == 1
+
+    def test_or_it_is_submitted_again(self, luma, modify, context):
+        options = {"resubmit_on_unknown": True}
+        lost = deferral(modify(**options).execute, context)
+        assert isinstance(lost.trigger, LumaCallbackTrigger), "the callback is waited for all the same"
+        lost.kwargs["end_time"] = time.time() - 1
+        with pytest.raises(LumaSubmissionUnknownError):
+            resume(modify(**options), lost, context, {})
+        assert luma.accepted == 1
+        context["ti"] = TaskInstance(2)
+        again = deferral(modify(**options).execute, context)
+        assert waits_for(again) == luma.jobs[1].task_id
+        assert luma.accepted == 2
+
+    def test_a_task_that_does_not_wait_for_its_job_waits_for_the_callback(self, luma, modify, context):
+        options = {"wait_for_completion": False}
+        deferred = deferral(modify(**options).execute, context)
+        assert isinstance(deferred.trigger, LumaCallbackTrigger)
+        job = luma.jobs[0].task_id
+        result = resume(modify(**options), deferred, context, called(job))
+        assert (list(result), result["luma_task_id"], result["status"]) == (KEYS, job, "GENERATING")
+        assert context["task_state_store"].record["luma_task_id"] == context["ti"].pushed["luma_task_id"] == job
+        assert luma.accepted == 1
+
+    def test_nor_does_it_matter_to_it_how_the_job_ended(self, luma, modify, context, end):
+        options = {"wait_for_completion": False}
+        luma.configure(processing_seconds=0, outcome="generate_failed")
+        deferred = deferral(modify(**options).execute, context)
+        end()
+        assert resume(modify(**options), deferred, context, called(luma.jobs[0].task_id))["status"] == "GENERATING"
+
+    @pytest.mark.parametrize("wait_for_completion", [True, False])
+    def test_a_task_that_may_not_be_deferred_fails(self, luma, modify, context, wait_for_completion):
+        options = {"deferrable": False, "wait_for_completion": wait_for_completion}
+        for number in (1, 2):
+            context["ti"] = TaskInstance(number)
+            with pytest.raises(AirflowFailException, match="log page"):
+                modify(**options).execute(context)
+        assert luma.accepted == len(submissions(luma)) == 1
+
+    def test_so_does_one_with_a_webhook_of_its_own(self, luma, modify, context):
+        with pytest.raises(AirflowFailException, match="log page"):
+            modify(callback_url="http://127.0.0.1:9/hook").execute(context)
+        assert luma.accepted == 1
+
+    def test_without_a_store_too(self, luma, modify):
+        """Airflow below 3.3."""
+        context = {"ti": TaskInstance()}
+        deferred = deferral(modify().execute, context)
+        assert isinstance(deferred.trigger, LumaCallbackTrigger)
+        again = deferral(resume, modify(), deferred, context, {})
+        assert (waits_for(again), again.kwargs) == (None, deferred.kwargs)
+        job = luma.jobs[0].task_id
+        assert waits_for(deferral(resume, modify(), again, context, called(job))) == job
+        assert context["ti"].pushed["luma_task_id"] == job
+        again.kwargs["end_time"] = time.time() - 1
+        with pytest.raises(AirflowFailException, match="not called back"):
+            resume(modify(), again, context, {})
+        assert luma.accepted == 1
+
+    def test_a_task_that_was_cleared_meanwhile_keeps_its_own_record(self, luma, modify, context, lost):
+        """The woken try is of the past: what a later one has written stays."""
+        store, job = context["task_state_store"], luma.jobs[0].task_id
+        other = {**store.record, "reference": new_reference()}
+        store.set(STORE_KEY, other)
+        assert waits_for(deferral(resume, modify(), lost, context, called(job))) == job
+        assert store.record == other
+
+
+class TestKilledBeforeTheAnswer(Callbacks):
+    """A retry finds an intent; that its job calls back is known."""
+
+    @pytest.fixture
+    def killed(self, luma, modify, context) -> dict[str, Any]:
+        """The context of a retry, after the worker was killed before it could write down the id."""
+        store = context["task_state_store"]
+        store.restart((2, False))
+        with pytest.raises(Killed):
+            modify().execute(context)
+        store.restart(None)
+        assert (luma.accepted, store.record["luma_task_id"]) == (1, None)
+        context["ti"] = TaskInstance(2)
+        return context
+
+    def test_it_waits_for_the_callback(self, luma, modify, killed, task_log):
+        deferred = deferral(modify().execute, killed)
+        assert isinstance(deferred.trigger, LumaCallbackTrigger)
+        assert deferred.kwargs["reference"] == killed["task_state_store"].record["reference"]
+        assert len(lines(task_log, "Try 1 ", "calls back", "nothing new is billed")) == 1
+        job = luma.jobs[0].task_id
+        assert waits_for(deferral(resume, modify(), deferred, killed, called(job))) == job
+        assert killed["task_state_store"].record["luma_task_id"] == job
+        assert luma.accepted == len(submissions(luma)) == 1
+
+    def test_it_goes_on_where_the_callback_has_come_already(self, luma, modify, killed, task_log):
+        job = luma.jobs[0].task_id
+        killed["task_state_store"].note(job)
+        assert waits_for(deferral(modify().execute, killed)) == job
+        assert killed["task_state_store"].record["luma_task_id"] == killed["ti"].pushed["luma_task_id"] == job
+        assert len(lines(task_log, "continues", job, "nothing new is billed")) == 1
+        assert luma.accepted == len(submissions(luma)) == 1
+
+    @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+    def test_in_every_mode(self, luma, modify, killed, mode):
+        killed["task_state_store"].note(luma.jobs[0].task_id)
+        with suppress(LumaTimeoutError, TaskDeferred):
+            modify(timeout=0.05, **mode).execute(killed)
+        assert killed["ti"].pushed["luma_task_id"] == luma.jobs[0].task_id
+        assert luma.accepted == len(submissions(luma)) == 1
+
+    def test_and_takes_its_result(self, luma, modify, context, until):
+        luma.configure(processing_seconds=0)
+        store = context["task_state_store"]
+        store.restart((2, False))
+        with pytest.raises(Killed):
+            modify().execute(context)
+        store.restart(None)
+        until(lambda: luma.jobs[0].complete_time)
+        store.note(luma.jobs[0].task_id)
+        context["ti"] = TaskInstance(2)
+        result = modify().execute(context)
+        assert (result["luma_task_id"], result["status"]) == (luma.jobs[0].task_id, "SUCCESS")
+        assert luma.accepted == 1
+
+    @pytest.mark.parametrize("named", ["nobody-knows", "a stranger's"])
+    def test_a_note_that_names_a_job_of_others_is_ignored(self, luma, modify, killed, named):
+        if named == "a stranger's":
+            named = hooks.LumaHook().modify_video("make it rain", luma.sample_url)
+        killed["task_state_store"].note(named)
+        deferred = deferral(modify().execute, killed)
+        assert isinstance(deferred.trigger, LumaCallbackTrigger)
+        assert killed["task_state_store"].record["luma_task_id"] is None
+
+    def test_where_luma_cannot_be_asked_nothing_is_submitted(self, luma, modify, killed):
+        killed["task_state_store"].note(luma.jobs[0].task_id)
+        luma.configure(faults=["status:refuse,code=500"])
+        with pytest.raises(LumaUnavailableError):
+            modify().execute(killed)
+        luma.configure(faults=[])
+        killed["ti"] = TaskInstance(3)
+        assert waits_for(deferral(modify().execute, killed)) == luma.jobs[0].task_id
+        assert luma.accepted == len(submissions(luma)) == 1
+
+    def test_no_number_of_tries_pays_twice(self, luma, modify, killed):
+        for number in range(2, 6):
+            killed["ti"] = TaskInstance(number)
+            deferred = deferral(modify().execute, killed)
+            deferred.kwargs["end_time"] = time.time() - 1
+            with pytest.raises(AirflowFailException):
+                resume(modify(), deferred, killed, {})
+        assert luma.accepted == len(submissions(luma)) == 1
+
+    def test_a_person_who_clears_it_gets_another_video(self, luma, modify, killed):
+        killed["ti"] = TaskInstance(2, max_tries=3)
+        assert waits_for(deferral(modify().execute, killed)) == luma.jobs[1].task_id
+        assert luma.accepted == 2
 
 
 class TestOnKill:

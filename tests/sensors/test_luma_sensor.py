@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +26,7 @@ except ImportError:  # Airflow 3.1
 
 from airflow_provider_luma import waiting
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.hooks import luma as hooks
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
@@ -203,6 +205,71 @@ class TestDeferring:
         assert deferred.value.timeout == timedelta(seconds=7)
         with pytest.raises(AirflowSensorTimeout):
             one.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+
+
+class TestCallback:
+    """A deferred sensor is woken by a callback: it asks Luma, and lies down again if that came too soon."""
+
+    @pytest.fixture
+    def asleep(self, submit, context) -> Callable[..., TaskDeferred]:
+        """Let a sensor be deferred for a new job."""
+
+        def _asleep(options: dict[str, Any], **changes: Any) -> TaskDeferred:
+            with pytest.raises(TaskDeferred) as deferred:
+                sensor(submit(**changes), **options).execute(context)
+            return deferred.value
+
+        return _asleep
+
+    @staticmethod
+    def wake(deferred: TaskDeferred, context: Any, **options: Any) -> Any:
+        """Go on in another process."""
+        luma_task_id = deferred.kwargs["luma_task_id"]
+        kwargs = {**deferred.kwargs, "event": {"callback": {"luma_task_id": luma_task_id}}}
+        return sensor(luma_task_id, **options).resume_execution(deferred.method_name, kwargs, context)
+
+    def test_the_job_has_ended(self, luma, asleep, context, until):
+        deferred = asleep({}, processing_seconds=0)
+        until(lambda: luma.jobs[0].complete_time)
+        result = self.wake(deferred, context)
+        assert list(result) == KEYS
+        assert (result["luma_task_id"], result["status"]) == (luma.jobs[0].task_id, "SUCCESS")
+        assert context["ti"].pushed["luma_request"]["prompt"] == "make it snow"
+        assert luma.accepted == 1
+
+    def test_it_is_still_running(self, asleep, context):
+        options = {"timeout": 600, "poke_interval": 12}
+        deferred = asleep(options, processing_seconds=60)
+        with pytest.raises(TaskDeferred) as again:
+            self.wake(deferred, context, **options)
+        assert again.value.trigger.serialize() == deferred.trigger.serialize(), "with the same end_time too"
+        assert (again.value.method_name, again.value.kwargs) == (deferred.method_name, deferred.kwargs)
+
+    def test_execution_timeout_does_not_begin_anew(self, asleep, context):
+        options = {"execution_timeout": timedelta(minutes=5)}
+        deferred = asleep(options, processing_seconds=60)
+        deferred.kwargs["execution_deadline"] -= 200  # as if it had waited that long
+        with pytest.raises(TaskDeferred) as again:
+            self.wake(deferred, context, **options)
+        assert timedelta(seconds=90) < again.value.timeout <= timedelta(seconds=100)
+        assert again.value.kwargs == deferred.kwargs
+
+    def test_the_job_failed(self, luma, asleep, context, until):
+        deferred = asleep({}, processing_seconds=0, outcome="generate_failed", error_message="no people, please")
+        until(lambda: luma.jobs[0].complete_time)
+        with pytest.raises(AirflowFailException, match="no people, please"):
+            self.wake(deferred, context)
+        with pytest.raises(AirflowSkipException):
+            self.wake(deferred, context, soft_fail=True)
+
+    @pytest.mark.parametrize("fault", ["refuse,code=500", "refuse,code=429", "html", "cut"])
+    def test_luma_cannot_be_asked(self, luma, asleep, context, monkeypatch, fault):
+        monkeypatch.setattr(hooks, "READ_PATIENCE", 0.05)
+        deferred = asleep({}, processing_seconds=60)
+        luma.configure(faults=[f"status:{fault}"])
+        with pytest.raises(TaskDeferred) as again:
+            self.wake(deferred, context)
+        assert (again.value.trigger.serialize(), again.value.kwargs) == (deferred.trigger.serialize(), deferred.kwargs)
 
 
 class TestReschedule:

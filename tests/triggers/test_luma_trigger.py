@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
+import itertools
 import json
 import time
 import warnings
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma import waiting
+from airflow_provider_luma import callbacks, waiting
+from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.triggers.luma import LumaTaskTrigger
+from airflow_provider_luma.submission import new_reference
+from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaTaskTrigger
 
 KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
 
@@ -202,6 +205,94 @@ class TestRun:
         await only_event(trigger(luma_task_id))
         counting.cancel()
         assert turns > 20
+
+
+class TestCalledBack:
+    """A job whose callback is ours is looked at once, and then only in case the callback is lost."""
+
+    INTERVAL = 0.05
+
+    @pytest.fixture
+    def submit_with(self, luma, luma_conn):
+        """Submit a job that is long in the making, and calls somebody back."""
+
+        def _submit_with(callback_url: str | None, processing_seconds: float = 60) -> str:
+            luma.configure(processing_seconds=processing_seconds, callback_copies=0)
+            return LumaHook().modify_video("make it snow", luma.sample_url, callback_url=callback_url)
+
+        return _submit_with
+
+    @staticmethod
+    def url_with(api_key: str) -> str | None:
+        connection = LumaConnection("http://127.0.0.1:9", api_key, callback_base_url="http://127.0.0.1:9")
+        return callbacks.callback_url(connection, "luma_default", new_reference())
+
+    async def pauses(self, luma, luma_task_id: str, count: int) -> list[float]:
+        """The seconds between looks, until there were so many looks."""
+        waits = asyncio.create_task(only_event(trigger(luma_task_id, poll_interval=self.INTERVAL)))
+        while len(looks(luma)) < count:
+            await asyncio.sleep(0.01)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        times = [call.at for call in looks(luma)]
+        return [after - before for before, after in itertools.pairwise(times)]
+
+    async def test_ours_is_looked_at_every_ten_intervals(self, luma, submit_with, api_key):
+        pauses = await self.pauses(luma, submit_with(self.url_with(api_key)), 3)
+        assert min(pauses) > 9 * self.INTERVAL
+
+    async def test_which_leaves_the_first_look_and_the_one_at_the_deadline(self, luma, submit_with, api_key):
+        luma_task_id = submit_with(self.url_with(api_key))
+        event = await only_event(trigger(luma_task_id, seconds=0.9, poll_interval=0.1))
+        assert event["error"]["type"] == "LumaTimeoutError"
+        assert len(looks(luma)) == 2
+
+    @pytest.mark.parametrize("whose", ["a user's own", "another account's", "nobody's"])
+    async def test_others_are_looked_at_at_every_interval(self, luma, submit_with, whose):
+        url = {
+            "a user's own": "http://127.0.0.1:9/luma/callback?token=abc",
+            "another account's": self.url_with("another-key"),
+            "nobody's": None,
+        }[whose]
+        pauses = await self.pauses(luma, submit_with(url), 6)
+        assert min(pauses) < 9 * self.INTERVAL
+
+    async def test_a_callback_that_is_lost_costs_only_time(self, luma, submit_with, api_key):
+        luma_task_id = submit_with(self.url_with(api_key), processing_seconds=0.1)
+        event = await only_event(trigger(luma_task_id, poll_interval=self.INTERVAL))
+        assert event["task"]["status"] == "SUCCESS"
+
+
+class TestWaitingForACallback:
+    def test_round_trip(self):
+        path, arguments = LumaCallbackTrigger("a-reference", 1_800_000_000.0).serialize()
+        assert path == "airflow_provider_luma.triggers.luma.LumaCallbackTrigger"
+        assert arguments == {"reference": "a-reference", "until": 1_800_000_000.0}
+        assert LumaCallbackTrigger(**json.loads(json.dumps(arguments))).serialize() == (path, arguments)
+
+    async def test_it_fires_at_its_time_and_says_nothing(self, luma):
+        until = time.time() + 0.2
+        assert await only_event(LumaCallbackTrigger("a-reference", until)) == {}
+        assert time.time() >= until - 0.01
+        assert luma.calls == []
+
+    async def test_a_time_that_is_past_is_now(self):
+        async with asyncio.timeout(10):
+            assert await only_event(LumaCallbackTrigger("a-reference", time.time() - 86_400)) == {}
+
+    async def test_though_it_leaves_the_scheduler_time(self, monkeypatch):
+        monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_WAIT", 0.3)
+        started = time.monotonic()
+        await only_event(LumaCallbackTrigger("a-reference", 0.0))
+        assert time.monotonic() - started >= 0.29
+
+    async def test_it_can_be_stopped(self):
+        waits = asyncio.create_task(only_event(LumaCallbackTrigger("a-reference", time.time() + 60)))
+        await asyncio.sleep(0)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
 
 
 class TestEnding:

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The link to the result page, and what the page is told of a task."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import BaseOperator
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_luma.exceptions import (
+    LumaAuthError,
+    LumaGenerationError,
+    LumaInsufficientCreditsError,
+    LumaSubmissionUnknownError,
+)
+from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY, LumaResultLink, push_request, pushed_failure
+from airflow_provider_luma.operators.luma import LumaModifyOperator
+from airflow_provider_luma.sensors.luma import LumaTaskSensor
+
+
+class Key(NamedTuple):
+    """What of Airflow's key of a task instance a link uses."""
+
+    dag_id: str = "films"
+    task_id: str = "modify"
+    run_id: str = "manual__1"
+    map_index: int | None = -1
+
+
+class TaskInstance:
+    """What of Airflow's task instance the links use."""
+
+    dag_id = "films"
+    run_id = "manual__1"
+    task_id = "modify"
+    map_index = 3
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        assert key not in self.pushed
+        self.pushed[key] = value
+
+
+@pytest.fixture
+def ti() -> TaskInstance:
+    return TaskInstance()
+
+
+@pytest.fixture
+def context(ti) -> Any:
+    return {"ti": ti}
+
+
+@pytest.fixture(autouse=True)
+def _base_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW__API__BASE_URL", raising=False)
+
+
+def link_of(**changes: Any) -> str:
+    return LumaResultLink().get_link(BaseOperator(task_id="modify"), ti_key=Key(**changes))
+
+
+def fields_of(link: str) -> dict[str, str]:
+    return {name: value for name, (value,) in parse_qs(urlsplit(link).query, strict_parsing=True).items()}
+
+
+class TestLink:
+    def test_it_leads_to_the_page_of_the_task_instance(self):
+        assert link_of() == "/luma/result?dag_id=films&run_id=manual__1&task_id=modify&map_index=-1"
+
+    @pytest.mark.parametrize(("map_index", "shown"), [(-1, "-1"), (0, "0"), (17, "17"), (None, "-1")])
+    def test_of_a_mapped_one_too(self, map_index, shown):
+        assert fields_of(link_of(map_index=map_index))["map_index"] == shown
+
+    def test_what_a_run_is_called(self):
+        run_id = "scheduled__2026-01-01T00:00:00+00:00"
+        link = link_of(run_id=run_id)
+        assert "2026-01-01T00%3A00%3A00%2B00%3A00" in link
+        assert fields_of(link)["run_id"] == run_id
+
+    @given(st.text(min_size=1, alphabet=st.characters(codec="utf-8")), st.text(min_size=1, alphabet="&=?#/ %+\"'<>ü雨"))
+    def test_no_name_breaks_out(self, dag_id, run_id):
+        link = link_of(dag_id=dag_id, run_id=run_id)
+        assert fields_of(link) == {"dag_id": dag_id, "run_id": run_id, "task_id": "modify", "map_index": "-1"}
+        assert urlsplit(link).path == "/luma/result"
+        assert not urlsplit(link).fragment
+        assert link.isascii() and not set(link) & set(" \"'<>")
+
+    @pytest.mark.parametrize(
+        ("base_url", "prefix"),
+        [
+            ("", ""),
+            ("/", ""),
+            ("http://localhost:8080", ""),
+            ("http://localhost:8080/", ""),
+            ("https://example.com/airflow", "/airflow"),
+            ("https://example.com/team/airflow/", "/team/airflow"),
+            ("https://example.com/airflow?x=1#y", "/airflow"),
+        ],
+    )
+    def test_below_the_path_of_the_api_server(self, monkeypatch, base_url, prefix):
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+        assert link_of().startswith(f"{prefix}/luma/result?")
+
+    def test_it_names_no_host(self, monkeypatch):
+        """The user may have opened Airflow under another one than Airflow knows."""
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://inside.example.com/airflow")
+        assert urlsplit(link_of()).netloc == ""
+
+    @pytest.mark.parametrize("kind", [LumaModifyOperator, LumaTaskSensor])
+    def test_operator_and_sensor_have_it(self, kind):
+        assert [link.name for link in kind.operator_extra_links] == ["Luma result"]
+
+    def test_it_is_shown_at_once(self, context, ti):
+        link = LumaResultLink()
+        link.push(BaseOperator(task_id="modify"), context)
+        assert ti.pushed == {link.xcom_key: "/luma/result?dag_id=films&run_id=manual__1&task_id=modify&map_index=3"}
+
+
+class TestWhatWasAskedFor:
+    @pytest.mark.parametrize(("prompt", "video_url"), [("make it snow", "https://e.com/v.mp4"), (None, None)])
+    def test_it_is_pushed(self, context, ti, prompt, video_url):
+        push_request(context, prompt=prompt, video_url=video_url)
+        assert ti.pushed == {REQUEST_KEY: {"prompt": prompt, "video_url": video_url}}
+
+
+class TestWhatWentWrong:
+    def test_lumas_words_and_what_to_do(self, context, ti):
+        error = LumaInsufficientCreditsError(402, "not enough credits")
+        with pytest.raises(LumaInsufficientCreditsError) as caught, pushed_failure(context):
+            raise error
+        assert caught.value is error
+        assert ti.pushed == {
+            ERROR_KEY: {
+                "type": "LumaInsufficientCreditsError",
+                "code": 402,
+                "msg": "not enough credits",
+                "luma_task_id": None,
+                "remedy": LumaInsufficientCreditsError.remedy,
+            }
+        }
+
+    def test_of_a_job(self, context, ti):
+        with pytest.raises(LumaGenerationError), pushed_failure(context):
+            raise LumaGenerationError(501, "no people, please", luma_task_id="abc")
+        said = ti.pushed[ERROR_KEY]
+        assert (said["code"], said["msg"], said["luma_task_id"], said["remedy"]) == (
+            501,
+            "no people, please",
+            "abc",
+            "",
+        )
+
+    def test_also_where_it_only_is_the_cause(self, context, ti):
+        """As when a task fails without using its retries."""
+        error = AirflowFailException("look at the log page")
+        error.__cause__ = LumaSubmissionUnknownError(None, "no answer came")
+        with pytest.raises(AirflowFailException) as caught, pushed_failure(context):
+            raise error
+        assert caught.value is error
+        said = ti.pushed[ERROR_KEY]
+        assert (said["type"], said["msg"]) == ("LumaSubmissionUnknownError", "no answer came")
+        assert said["remedy"] == LumaSubmissionUnknownError.remedy
+
+    @pytest.mark.parametrize("error", [AirflowFailException("other"), ValueError("other"), KeyError("x")], ids=repr)
+    def test_of_other_errors_nothing(self, context, ti, error):
+        with pytest.raises(type(error)) as caught, pushed_failure(context):
+            raise error
+        assert caught.value is error
+        assert ti.pushed == {}
+
+    def test_nor_of_one_that_only_came_while_luma_failed(self, context, ti):
+        error = ValueError("other")
+        error.__context__ = LumaAuthError(401, "wrong key")
+        with pytest.raises(ValueError, match="other"), pushed_failure(context):
+            raise error
+        assert ti.pushed == {}
+
+    def test_a_task_that_is_killed_or_deferred_has_not_failed(self, context, ti):
+        class Ended(BaseException):
+            pass
+
+        with pytest.raises(Ended), pushed_failure(context):
+            raise Ended
+        assert ti.pushed == {}
+
+    def test_where_all_is_well_nothing(self, context, ti):
+        with pushed_failure(context):
+            pass
+        assert ti.pushed == {}
