@@ -46,22 +46,25 @@ def get_provider_info() -> dict[str, Any]:
                         "host": "https://api.kie.ai (leave empty for the service itself)",
                         "schema": "https",
                         "password": "the key of your Luma account",
-                        "callback_base_url": "https://airflow.example.com",
-                        "webhook_secret": "the webhook key of your Luma account",
                     },
                 },
                 "conn-fields": {
                     "callback_base_url": {
                         "label": "Callback base URL",
-                        "description": "Public address of Airflow's API server, below which Luma calls /luma/callback "
+                        "description": "Public address of Airflow, e.g. https://airflow.example.com, for Luma to call "
                         "when a job has ended. Leave empty to poll Luma instead.",
                         "schema": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://"},
                     },
                     "webhook_secret": {
                         "label": "Webhook secret",
-                        "description": "The key with which Luma signs its callbacks, if that is turned on in the Luma "
-                        "account; callbacks without a valid signature are then refused.",
+                        "description": "The webhook key of the Luma account, if signing is turned on there: callbacks "
+                        "without its signature are then refused. Leave empty if it is not.",
                         "schema": {"type": ["string", "null"], "format": "password"},
+                    },
+                    "requests_per_second": {
+                        "label": "Status checks per second",
+                        "description": "How often the account may be asked about its jobs (10 if empty).",
+                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
                     },
                     "timeout": {
                         "label": "Timeout",

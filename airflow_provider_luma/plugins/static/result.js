@@ -8,6 +8,12 @@ const KEPT_DAYS = 14; // how long Luma keeps results
 const FRAME = 1 / 25;
 const DRIFT = 0.08; // seconds the two videos may be apart before one is set right
 
+// Airflow 3.1 leads back from its sign-in to an address that ends before the first "&".
+const KEPT_ADDRESS = "luma-result-before-sign-in";
+if (!location.search.includes("task_id=") && sessionStorage.getItem(KEPT_ADDRESS)) {
+  history.replaceState(null, "", sessionStorage.getItem(KEPT_ADDRESS));
+}
+
 const query = new URLSearchParams(location.search);
 const task = {
   dagId: query.get("dag_id") ?? "",
@@ -21,7 +27,34 @@ const [original, modified] = [byId("original"), byId("modified")];
 
 // -- asking Airflow ------------------------------------------------------------------------------------------------
 
-class Refused extends Error {}
+/** What Airflow will not show, however often it is asked; `problem` is for showProblem. */
+class Refused extends Error {
+  constructor(state, problem) {
+    super(state);
+    this.problem = problem;
+  }
+}
+
+const refusals = {
+  401: () =>
+    new Refused("not signed in", {
+      title: "You are not signed in",
+      words: "Airflow shows this task to those who may see its DAG.",
+      link: ["Sign in to Airflow", `${root}/api/v2/auth/login?${new URLSearchParams({ next: location.href })}`],
+    }),
+  403: () =>
+    new Refused("no access", {
+      title: "You may not see this task",
+      words: "Ask for access to its DAG.",
+      link: ["Go to Airflow", `${root}/`],
+    }),
+  404: () =>
+    new Refused("not found", {
+      title: "There is no such task",
+      words: "Its run may have been deleted, or the address is not whole.",
+      link: ["Go to Airflow", `${root}/`],
+    }),
+};
 
 const instancePath = ["/api/v2/dags", task.dagId, "dagRuns", task.runId, "taskInstances", task.taskId]
   .map((part, i) => (i % 2 && i > 0 ? encodeURIComponent(part) : part))
@@ -29,9 +62,9 @@ const instancePath = ["/api/v2/dags", task.dagId, "dagRuns", task.runId, "taskIn
 
 async function ask(path) {
   const answer = await fetch(root + path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
-  if (answer.status === 401) throw new Refused("You are not signed in. Sign in to Airflow, then reload this page.");
-  if (answer.status === 403) throw new Refused("You may not see this task. Ask for access to its DAG.");
   if (answer.status === 404) return null;
+  if (answer.status === 401) sessionStorage.setItem(KEPT_ADDRESS, location.href);
+  if (answer.status in refusals) throw refusals[answer.status]();
   if (!answer.ok) throw new Error(`Airflow answers with HTTP ${answer.status}`);
   return answer.json();
 }
@@ -48,7 +81,7 @@ async function xcom(key) {
 
 async function load() {
   const instance = await ask(instancePath + (task.mapIndex >= 0 ? `/${task.mapIndex}` : ""));
-  if (instance === null) throw new Refused("There is no such task here.");
+  if (instance === null) throw refusals[404]();
   const pushed = await ask(`${instancePath}/xcomEntries?map_index=${task.mapIndex}&limit=100`);
   const keys = new Set((pushed?.xcom_entries ?? []).map((entry) => entry.key));
   const [request, id, result, error] = await Promise.all(
@@ -67,53 +100,60 @@ function show({ instance, request, id, result, error }) {
   const urls = texts(result.result_urls).map(webAddress).filter(Boolean);
   const isOver = state === "success" || ENDED_BADLY.has(state);
   byId("content").hidden = false;
-  byId("prompt").textContent = text(request.prompt) || "Not known yet";
+  byId("prompt").textContent = text(request.prompt) || (isOver ? "Not known" : "Not known yet");
   setSource(original, webAddress(request.video_url), isOver ? "The original is not known" : "");
   if (urls.length) setSource(modified, urls[0]);
-  else note(modified, absence(state, result), isOver ? "" : "busy");
+  else note(modified, absence(state, result, id), isOver ? "" : "busy");
   showState(state, instance, urls.length);
-  showProblem(state, error);
+  showProblem(state === "up_for_retry" || ENDED_BADLY.has(state) ? failure(state, error) : null);
   showResults(urls);
   showFacts({ instance, id: text(id) || text(result.luma_task_id), result });
   return isOver;
 }
 
-function absence(state, result) {
+function absence(state, result, id) {
   if (state === "success" && result.status === "GENERATING") return "Submitted; this task does not wait for the video";
   if (state === "success") return "The task has returned no video";
   if (ENDED_BADLY.has(state)) return "There is no video";
-  return "Luma is at work";
+  if (state === "up_for_retry") return "Airflow will try again";
+  return id ? "Luma is at work" : "Not submitted yet";
 }
 
 function showState(state, instance, hasVideo) {
   const busy = state !== "success" && !ENDED_BADLY.has(state);
-  const words = state === "deferred" ? "waiting for Luma" : state.replaceAll("_", " ");
-  const badge = byId("state");
-  badge.dataset.kind = busy ? "busy" : state === "success" ? "good" : "bad";
-  badge.dataset.since = busy && instance.start_date ? instance.start_date : "";
-  badge.dataset.words = state === "success" && hasVideo ? "finished" : words;
+  const words = { none: "not started", deferred: "waiting for Luma" }[state] ?? state.replaceAll("_", " ");
+  const kind = busy ? "busy" : state === "success" ? "good" : "bad";
+  showBadge(kind, state === "success" && hasVideo ? "finished" : words, busy ? instance.start_date : null);
+}
+
+function showBadge(kind, words, since = null) {
+  byId("badge").dataset.kind = kind;
+  byId("elapsed").dataset.since = since ?? "";
+  if (byId("state").textContent !== words) byId("state").textContent = words; // a change is read out
+  document.title = `${words} · Luma result`;
   tick();
-  document.title = `${badge.dataset.words} · Luma result`;
 }
 
 function tick() {
-  const { since, words } = byId("state").dataset;
-  if (words === undefined) return;
-  const elapsed = since ? ` · ${duration((Date.now() - Date.parse(since)) / 1000)}` : "";
-  if (byId("state").textContent !== words + elapsed) byId("state").textContent = words + elapsed;
+  const { since } = byId("elapsed").dataset;
+  byId("elapsed").textContent = since ? ` · ${duration((Date.now() - Date.parse(since)) / 1000)}` : "";
 }
 
-function showProblem(state, error) {
-  const failed = ENDED_BADLY.has(state) || state === "up_for_retry";
-  byId("problem").hidden = !failed;
-  if (!failed) return;
+function showProblem(problem) {
+  byId("problem").hidden = problem === null;
+  if (problem === null) return;
+  for (const part of ["title", "words", "remedy"]) byId(`problem-${part}`).textContent = problem[part] ?? "";
+  [byId("problem-link").textContent, byId("problem-link").href] = problem.link;
+}
+
+function failure(state, error) {
   const code = Number.isInteger(error.code) ? ` (code ${error.code})` : "";
-  byId("problem-title").textContent =
-    state === "up_for_retry" ? "The last try failed; Airflow will try again" : "This task has no result";
-  byId("problem-words").textContent = text(error.msg)
-    ? text(error.msg) + code
-    : "It ended without a word from Luma. The log says why.";
-  byId("problem-remedy").textContent = text(error.remedy) || REMEDIES[error.type] || "";
+  return {
+    title: state === "up_for_retry" ? "The last try failed; Airflow will try again" : "This task has no result",
+    words: text(error.msg) ? text(error.msg) + code : "It ended without a word from Luma. The log says why.",
+    remedy: text(error.remedy) || REMEDIES[error.type] || "",
+    link: ["Open the task's log", byId("task-link").href],
+  };
 }
 
 const REMEDIES = {
@@ -169,6 +209,7 @@ const pair = [original, modified];
 const ready = () => pair.filter((video) => video.readyState >= HTMLMediaElement.HAVE_METADATA && !video.error);
 const leader = () => ready().at(-1); // the modified one, once it is there
 let isPlaying = false;
+let frame = 0;
 
 function setSource(video, url, otherwise = "") {
   if (!url) return note(video, otherwise);
@@ -195,13 +236,15 @@ function cannotPlay(video) {
 
 function play(on) {
   isPlaying = on && ready().length > 0;
+  if (isPlaying && leader().ended) seek(0);
   byId("play").textContent = isPlaying ? "Pause" : "Play";
   for (const video of ready()) {
     if (!isPlaying) video.pause();
     // A video that cannot play says so by its error event.
     else if (!video.ended) video.play().catch(() => {});
   }
-  if (isPlaying) requestAnimationFrame(keepInStep);
+  cancelAnimationFrame(frame);
+  if (isPlaying) frame = requestAnimationFrame(keepInStep);
 }
 
 function seek(seconds) {
@@ -216,28 +259,28 @@ function keepInStep() {
   if (!isPlaying || !first) return;
   if (first.ended) {
     if (byId("loop").getAttribute("aria-pressed") !== "true") return play(false);
-    seek(0);
-    play(true);
-    return;
+    return play(true);
   }
   for (const video of ready()) {
     const target = Math.min(first.currentTime, video.duration);
     if (video !== first && !video.seeking && Math.abs(video.currentTime - target) > DRIFT) video.currentTime = target;
   }
   showTime(first.currentTime);
-  requestAnimationFrame(keepInStep);
+  frame = requestAnimationFrame(keepInStep);
 }
 
 function showTime(seconds) {
   const end = leader()?.duration ?? 0;
   byId("seek").max = end || 1;
   byId("seek").value = seconds;
+  byId("seek").setAttribute("aria-valuetext", clock(seconds));
   byId("time").textContent = `${clock(seconds)} / ${clock(end)}`;
 }
 
 for (const video of pair) {
   video.addEventListener("loadedmetadata", () => {
     note(video, "");
+    byId("controls").disabled = false;
     const now = pair.find((other) => other !== video)?.currentTime ?? 0;
     video.currentTime = Math.min(now, video.duration);
     showTime(now);
@@ -254,7 +297,8 @@ byId("sound").addEventListener("click", () => {
   modified.muted = !toggle(byId("sound")); // one of the two is enough
 });
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("button, a")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !ready().length) return;
+  if (event.key === " " && event.target.closest("button")) return; // which Space presses
   const at = leader()?.currentTime ?? 0;
   const keys = {
     " ": () => play(!isPlaying),
@@ -330,11 +374,12 @@ async function refresh() {
     shown = await load();
     isOver = show(shown);
   } catch (error) {
-    const badge = byId("state");
-    Object.assign(badge.dataset, { kind: "bad", since: "", words: error instanceof Refused ? error.message : "Airflow does not answer; trying again" });
-    tick();
     isOver = error instanceof Refused;
-    if (isOver) byId("content").hidden = byId("problem").hidden = true;
+    showBadge("bad", isOver ? error.message : "Airflow does not answer; trying again");
+    if (isOver) {
+      byId("content").hidden = true;
+      showProblem(error.problem);
+    }
   }
   if (!isOver) setTimeout(refresh, REFRESH_MS);
 }
@@ -345,7 +390,7 @@ function begin() {
   const mapped = task.mapIndex >= 0 ? `/mapped/${task.mapIndex}` : "";
   const page = ["dags", task.dagId, "runs", task.runId, "tasks", task.taskId].map(encodeURIComponent).join("/");
   const label = [task.dagId, task.runId, task.taskId].join(" / ") + (task.mapIndex >= 0 ? ` [${task.mapIndex}]` : "");
-  for (const id of ["task-link", "log-link"]) byId(id).href = `${root}/${page}${mapped}`;
+  byId("task-link").href = `${root}/${page}${mapped}`;
   byId("task-link").textContent = label;
   setInterval(tick, 1000);
   refresh();

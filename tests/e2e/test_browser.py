@@ -1,0 +1,664 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user sees in a real browser: the form of the connection, the link on a task, and the result page."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import pytest
+import requests
+from conftest import REPOSITORY
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from airflow_provider_luma.simulator import Simulator
+from demo.local_airflow import LocalAirflow
+
+DAG_ID = "luma_modify"
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
+PROMPT = "Turn the day into a rainy night with neon lights"
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000"
+)
+
+#: Seconds the two videos may be apart.
+IN_STEP = 0.15
+
+T = TypeVar("T")
+
+
+# -- the browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[Chrome]:
+    """Return a browser that has never been anywhere."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        assert not os.environ.get("CI"), "Chromium and its driver are needed here; they are not on this machine"
+        pytest.skip("needs Chromium and its driver")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = Chrome(options=options, service=Service(driver))
+    try:
+        browser.set_script_timeout(60)
+        yield browser
+    finally:
+        browser.quit()
+
+
+@pytest.fixture
+def browser(stranger: Chrome, airflow: LocalAirflow) -> Chrome:
+    """Return a browser that is signed in to Airflow."""
+    stranger.get(f"{airflow.url}/auth/token/login?next={airflow.url}/luma/static/result.css")
+    complaints(stranger)
+    return stranger
+
+
+def until(browser: Chrome, condition: Callable[[], T], what: str, seconds: float = 60) -> T:
+    """Wait until a condition is true, and return what it returned; elements may come and go meanwhile."""
+    return WebDriverWait(browser, seconds, poll_frequency=0.1).until(lambda _: _tried(condition), what)
+
+
+def _tried(condition: Callable[[], T]) -> T | None:
+    try:
+        return condition()
+    except WebDriverException:
+        return None
+
+
+def find(browser: Chrome, xpath: str) -> WebElement:
+    """Return an element, once a user can see it."""
+
+    def visible() -> WebElement | None:
+        return next((element for element in browser.find_elements(By.XPATH, xpath) if element.is_displayed()), None)
+
+    return until(browser, visible, xpath)
+
+
+def click(browser: Chrome, xpath: str) -> None:
+    """Click on an element, once that is possible."""
+    until(browser, lambda: find(browser, xpath).click() or True, f"a click on {xpath}")
+
+
+def text(browser: Chrome, element_id: str) -> str:
+    return browser.find_element(By.ID, element_id).text
+
+
+def wait_for_text(browser: Chrome, element_id: str, words: str, seconds: float = 60) -> None:
+    until(browser, lambda: words in text(browser, element_id), f"{words!r} in #{element_id}", seconds)
+
+
+def press(browser: Chrome, *keys: str) -> None:
+    ActionChains(browser).send_keys(*keys).perform()
+
+
+def complaints(browser: Chrome) -> list[str]:
+    """Return what the browser complains of: errors, and violations of the page's policy."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+# -- the result page -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def luma(lumas: dict[str, Simulator]) -> Simulator:
+    """Return the Luma of the example DAGs; it keeps its videos, as several tests look at them."""
+    lumas["default"].reset()
+    return lumas["default"]
+
+
+@pytest.fixture
+def configure(luma: Simulator) -> Iterator[Callable[..., Any]]:
+    """Return what changes Luma's settings for one test."""
+    before = dict(luma.settings)
+    yield luma.configure
+    luma.configure(**before)
+
+
+@pytest.fixture(scope="module")
+def finished(airflow: LocalAirflow, luma: Simulator) -> str:
+    """Return a run that has made a video."""
+    luma.configure(processing_seconds=0.5)
+    run_id = airflow.trigger(DAG_ID, prompt=PROMPT, video_url=luma.sample_url)
+    wait_for_end(airflow, DAG_ID, run_id)
+    assert airflow.run_state(DAG_ID, run_id) == "success", airflow.story(DAG_ID, run_id)
+    return run_id
+
+
+def wait_for_end(airflow: LocalAirflow, dag_id: str, run_id: str) -> None:
+    airflow.wait_until(
+        lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), f"{dag_id} to end", seconds=180
+    )
+
+
+def address(base: str, run_id: str, dag_id: str = DAG_ID) -> str:
+    return f"{base}/luma/result?{urlencode({'dag_id': dag_id, 'run_id': run_id, 'task_id': 'modify'})}"
+
+
+def open_finished(browser: Chrome, airflow: LocalAirflow, run_id: str) -> None:
+    browser.get(address(airflow.url, run_id))
+    wait_for_videos(browser)
+
+
+def wait_for_videos(browser: Chrome, count: int = 2) -> None:
+    """Wait until that many videos can be played."""
+    script = "return [...document.querySelectorAll('video')].filter(video => video.readyState >= 3).length"
+    until(browser, lambda: browser.execute_script(script) == count, f"{count} videos to be ready")
+
+
+def positions(browser: Chrome) -> tuple[float, float]:
+    """Return at how many seconds the original and the modified video are."""
+    script = "return [...document.querySelectorAll('video')].map(video => video.currentTime)"
+    original, modified = browser.execute_script(script)
+    return original, modified
+
+
+def are_paused(browser: Chrome) -> list[bool]:
+    return list(browser.execute_script("return [...document.querySelectorAll('video')].map(video => video.paused)"))
+
+
+def wait_for_position(browser: Chrome, seconds: float) -> None:
+    """Wait until both videos are there, and have the picture."""
+    script = """
+        return [...document.querySelectorAll('video')].every(
+            video => !video.seeking && Math.abs(video.currentTime - arguments[0]) < 0.03)"""
+    until(browser, lambda: browser.execute_script(script, seconds), f"both videos to be at {seconds} s")
+
+
+def watch(browser: Chrome, script: str) -> list[tuple[float, float]]:
+    """Return where the videos are, picture by picture, until a condition on (original, modified, seen) is true."""
+    watching = f"""
+        const [original, modified] = document.querySelectorAll('video'), seen = [], done = arguments[0];
+        const look = () => {{
+            seen.push([original.currentTime, modified.currentTime]);
+            if ({script}) done(seen); else requestAnimationFrame(look);
+        }};
+        look();"""
+    return [(original, modified) for original, modified in browser.execute_async_script(watching)]
+
+
+def assert_in_step(seen: list[tuple[float, float]]) -> None:
+    """Check that two videos go together; a machine that is short of breath may skip a picture or two."""
+    apart = sorted(abs(original - modified) for original, modified in seen)
+    assert apart[int(len(apart) * 0.95)] < IN_STEP, apart[-20:]
+
+
+def pretend(airflow: LocalAirflow, **xcoms: Any) -> str:
+    """Give a task that does nothing the XComs of a job; return the page that shows them."""
+    run_id = airflow.trigger("pretended")
+    wait_for_end(airflow, "pretended", run_id)
+    path = f"/dags/pretended/dagRuns/{run_id}/taskInstances/modify/xcomEntries"
+    for key, value in xcoms.items():
+        airflow.call("POST", path, json={"key": key, "value": value})
+    return address(airflow.url, run_id, "pretended")
+
+
+# -- the connection --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 2), reason="needs the form of Airflow 3.2")
+def test_a_connection_is_made_in_the_form_and_its_secrets_are_never_shown(
+    browser: Chrome, airflow: LocalAirflow
+) -> None:
+    key, secret = "the-key-typed-into-the-form", "the-secret-typed-into-the-form"
+
+    def field(name: str) -> WebElement:
+        return find(browser, f"//*[@name='{name}']")
+
+    def section(name: str) -> None:
+        click(browser, f"//*[@role='dialog']//button[normalize-space()='{name}']")
+
+    def save() -> None:
+        click(browser, "//*[@role='dialog']//button[normalize-space()='Save']")
+        until(browser, lambda: not browser.find_elements(By.XPATH, "//*[@role='dialog']"), "the form to close")
+
+    def stored() -> dict[str, Any]:
+        [connection] = json.loads(airflow.run("connections", "get", "made_in_the_ui", "--output", "json"))
+        return connection
+
+    browser.get(f"{airflow.url}/connections")
+    click(browser, "//button[normalize-space()='Add Connection']")
+    field("connection_id").send_keys("made_in_the_ui")
+    find(browser, "//*[@role='dialog']//input[@role='combobox']").send_keys("luma")
+    click(browser, "//*[@role='option'][normalize-space()='Luma']")
+
+    form = "//*[@role='dialog']"
+    for label, name in {"Host": "host", "API key": "password", "Port": "port", "Scheme": "schema"}.items():
+        labelled = find(browser, f"{form}//label[normalize-space()='{label}']").get_attribute("for")
+        assert field(name).get_attribute("id") == labelled
+    assert not browser.find_elements(By.XPATH, f"{form}//*[@name='login']")
+    assert field("host").get_attribute("placeholder") == "https://api.kie.ai (leave empty for the service itself)"
+    assert field("password").get_attribute("placeholder") == "the key of your Luma account"
+    assert field("password").get_attribute("type") == "password"
+    field("host").send_keys("https://luma.example.com")
+    field("password").send_keys(key)
+
+    section("Extra Fields")
+    for label, name, help_text in (
+        ("Callback base URL", "callback_base_url", "Leave empty to poll Luma instead."),
+        ("Webhook secret", "webhook_secret", "callbacks without its signature are then refused"),
+        ("Timeout", "timeout", "Seconds before a call to Luma is given up (30 if empty)."),
+    ):
+        find(browser, f"{form}//*[normalize-space()='{label}']")
+        find(browser, f"{form}//*[contains(text(), '{help_text}')]")
+        assert field(f"element_{name}").get_attribute("value") == ""
+    if AIRFLOW >= (3, 3):  # 3.2 hides a secret of the extra only once it is saved
+        assert field("element_webhook_secret").get_attribute("type") == "password"
+    field("element_callback_base_url").send_keys("https://airflow.example.com")
+    field("element_webhook_secret").send_keys(secret)
+    field("element_timeout").send_keys("45")
+    save()
+
+    try:
+        shown = airflow.call("GET", "/connections/made_in_the_ui")
+        assert (shown["conn_type"], shown["host"]) == ("luma", "https://luma.example.com")
+        extra = {"callback_base_url": "https://airflow.example.com", "webhook_secret": "***", "timeout": 45}
+        assert json.loads(shown["extra"]) == extra
+        assert shown["password"] == "***"
+        assert stored()["password"] == key
+        assert stored()["extra_dejson"]["webhook_secret"] == secret
+
+        browser.get(f"{airflow.url}/connections")  # nothing of what was typed is left
+        row = "//tr[.//*[normalize-space()='made_in_the_ui']]"
+        click(browser, f"{row}//button[@aria-label='Edit Connection']")
+        assert [field("password").get_attribute(name) for name in ("type", "value")] == ["password", "***"]
+        field("description").send_keys("edited")
+        section("Extra Fields")
+        assert field("element_webhook_secret").get_attribute("value") == "***"
+        assert field("element_callback_base_url").get_attribute("value") == "https://airflow.example.com"
+        assert key not in browser.page_source
+        assert secret not in browser.page_source
+        save()
+        kept = stored()
+        assert (kept["description"], kept["password"]) == ("edited", key)
+        assert kept["extra_dejson"]["webhook_secret"] == secret
+    finally:
+        airflow.call("DELETE", "/connections/made_in_the_ui")
+
+
+# -- a finished job --------------------------------------------------------------------------------------------------
+
+
+def test_the_link_on_the_task_leads_to_both_videos(
+    browser: Chrome, airflow: LocalAirflow, luma: Simulator, finished: str
+) -> None:
+    result = airflow.xcom(DAG_ID, finished, "modify")
+    [url] = result["result_urls"]
+
+    browser.get(f"{airflow.url}/dags/{DAG_ID}/runs/{finished}/tasks/modify")
+    click(browser, "//a[normalize-space()='Details']")
+    click(browser, "//a[normalize-space()='Luma result']")
+    browser.switch_to.window(browser.window_handles[-1])  # Airflow 3.1 opens one of its own
+    wait_for_videos(browser)
+
+    assert browser.current_url.startswith(f"{airflow.url}/luma/result?")
+    assert browser.title == "finished · Luma result"
+    assert text(browser, "state") == "finished"
+    assert text(browser, "prompt") == PROMPT
+    for video, source in {"original": luma.sample_url, "modified": url}.items():
+        assert browser.find_element(By.ID, video).get_attribute("src") == source
+        assert text(browser, f"{video}-note") == ""
+    facts = text(browser, "facts")
+    for words in (result["luma_task_id"], "Made by Luma in", "Kept by Luma until", "3.0 s"):
+        assert words in facts
+
+    download = browser.find_element(By.LINK_TEXT, "Download").get_attribute("href")
+    assert download == url
+    assert requests.get(download, timeout=30).headers["Content-Type"] == "video/mp4"
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    browser.execute_cdp_cmd("Browser.grantPermissions", {"origin": airflow.url, "permissions": permissions})
+    click(browser, "//button[normalize-space()='Copy link']")
+    find(browser, "//button[normalize-space()='Copied']")
+    assert browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])") == url
+
+    click(browser, f"//a[contains(., '{finished}')]")
+    find(browser, "//a[normalize-space()='Details']")
+    assert f"/dags/{DAG_ID}/runs/" in browser.current_url
+
+
+def test_the_videos_play_in_step_and_again_and_again(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+    open_finished(browser, airflow, finished)
+    assert are_paused(browser) == [True, True]
+
+    click(browser, "//button[normalize-space()='Play']")
+    seen = watch(browser, "seen.length > 1 && modified.currentTime < seen.at(-2)[1]")  # from the end to the start
+
+    assert max(modified for _, modified in seen) > 2.5
+    assert_in_step(seen)
+    assert_in_step(watch(browser, "modified.currentTime > 1 && modified.currentTime < 2"))
+    assert are_paused(browser) == [False, False]
+    click(browser, "//button[normalize-space()='Pause']")
+    assert are_paused(browser) == [True, True]
+
+
+def test_without_the_loop_they_stop_at_the_end_and_start_anew(
+    browser: Chrome, airflow: LocalAirflow, finished: str
+) -> None:
+    open_finished(browser, airflow, finished)
+    click(browser, "//button[normalize-space()='Loop']")
+    press(browser, Keys.END)
+    wait_for_position(browser, 3.0)
+
+    click(browser, "//button[normalize-space()='Play']")
+    watch(browser, "modified.currentTime > 0.2 && modified.currentTime < 2")
+    find(browser, "//button[normalize-space()='Play']")
+
+    assert positions(browser) == pytest.approx((3.0, 3.0), abs=0.1)
+    assert are_paused(browser) == [True, True]
+
+
+def test_the_slider_moves_both(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+    open_finished(browser, airflow, finished)
+    slider = browser.find_element(By.ID, "seek")
+
+    ActionChains(browser).move_to_element_with_offset(slider, slider.size["width"] // 4, 0).click().perform()
+    until(browser, lambda: positions(browser)[1] > 2, "the modified video to follow the slider")
+
+    wait_for_position(browser, float(slider.get_attribute("value")))
+    assert positions(browser)[1] == pytest.approx(3.0 * 3 / 4, abs=0.1)
+    assert text(browser, "time").startswith("0:02.")
+
+    click(browser, "//button[normalize-space()='Play']")
+    ActionChains(browser).drag_and_drop_by_offset(slider, -slider.size["width"] // 4, 0).perform()
+    assert_in_step(watch(browser, "seen.length > 60"))
+
+
+def test_everything_can_be_done_with_the_keyboard(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+    open_finished(browser, airflow, finished)
+
+    press(browser, Keys.ARROW_RIGHT)
+    wait_for_position(browser, 0.04)
+    ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ARROW_RIGHT).key_up(Keys.SHIFT).perform()
+    wait_for_position(browser, 1.04)
+    press(browser, Keys.ARROW_LEFT)
+    wait_for_position(browser, 1.0)
+    press(browser, Keys.END)
+    wait_for_position(browser, 3.0)
+    press(browser, Keys.HOME)
+    wait_for_position(browser, 0.0)
+    press(browser, Keys.SPACE)
+    assert_in_step(watch(browser, "modified.currentTime > 1"))
+    assert are_paused(browser) == [False, False]
+    press(browser, Keys.SPACE)
+    assert are_paused(browser) == [True, True]
+
+    reached = []
+    while len(reached) < 12 and (not reached or reached[-1] != "Copy"):
+        press(browser, Keys.TAB)
+        focused = browser.switch_to.active_element
+        reached.append(focused.text or focused.get_attribute("aria-label"))
+        if reached[-1] == "Play":
+            press(browser, Keys.END)  # also on a button
+            wait_for_position(browser, 3.0)
+            press(browser, Keys.SPACE)
+            until(browser, lambda: are_paused(browser) == [False, False], "Space to press the button")
+    assert reached[1:] == ["Play", "Position", "Loop", "Sound", "Download", "Copy link", "Copy"]
+
+
+def test_the_browser_complains_of_nothing(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+    open_finished(browser, airflow, finished)
+    for button in ("Play", "Sound", "Loop", "Copy", "Pause"):
+        click(browser, f"//button[normalize-space()='{button}']")
+    assert complaints(browser) == []
+
+
+# -- a job that is not finished, or not well -------------------------------------------------------------------------
+
+
+def test_it_shows_the_wait_and_then_the_video_by_itself(
+    browser: Chrome, airflow: LocalAirflow, luma: Simulator, configure: Callable[..., Any]
+) -> None:
+    configure(processing_seconds=20)
+    run_id = airflow.trigger(DAG_ID, prompt=PROMPT, video_url=luma.sample_url)
+    browser.get(address(airflow.url, run_id))
+
+    wait_for_text(browser, "state", "waiting for Luma")
+    wait_for_text(browser, "modified-note", "Luma is at work")
+    assert text(browser, "prompt") == PROMPT
+    assert luma.jobs[-1].task_id in text(browser, "facts")
+    before = text(browser, "elapsed")
+    until(browser, lambda: text(browser, "elapsed") not in ("", before), "the elapsed time to grow")
+    wait_for_videos(browser, 1)
+    click(browser, "//button[normalize-space()='Play']")
+    until(browser, lambda: positions(browser)[0] > 0.5, "the original to play")
+    assert text(browser, "state") == "waiting for Luma"
+
+    wait_for_text(browser, "state", "finished", seconds=120)
+    wait_for_videos(browser)
+    assert text(browser, "elapsed") == ""
+    assert browser.find_element(By.LINK_TEXT, "Download").get_attribute("href").endswith(".mp4")
+    assert_in_step(watch(browser, "seen.length > 30 && modified.currentTime > 0.5"))
+    assert complaints(browser) == []
+    wait_for_end(airflow, DAG_ID, run_id)
+
+
+def test_a_failure_is_told_in_lumas_words(browser: Chrome, airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
+    dag_id = "rehearse_generate_failed"
+    lumas["generate_failed"].reset()
+    run_id = airflow.trigger(dag_id)
+    wait_for_end(airflow, dag_id, run_id)
+
+    browser.get(address(airflow.url, run_id, dag_id))
+    wait_for_text(browser, "state", "failed")
+    wait_for_videos(browser, 1)
+
+    assert text(browser, "problem-words") == "GENERATE_FAILED: The model gave up. (code 501)"
+    assert text(browser, "problem-remedy").endswith("Change the prompt or the clip, then clear the task.")
+    assert text(browser, "modified-note") == "There is no video"
+    assert lumas["generate_failed"].jobs[0].task_id in text(browser, "facts")
+    assert not browser.find_elements(By.LINK_TEXT, "Download")
+    assert complaints(browser) == []
+
+    browser.find_element(By.LINK_TEXT, "Open the task's log").click()
+    find(browser, "//*[contains(text(), 'GENERATE_FAILED: The model gave up.')]")
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (timedelta(minutes=1), "It may have expired (Luma keeps results for 14 days)"),
+        (timedelta(days=15), "This video has expired: Luma keeps results for 14 days."),
+    ],
+    ids=["lately", "long_ago"],
+)
+def test_a_video_that_is_gone_says_so(
+    browser: Chrome,
+    airflow: LocalAirflow,
+    finished: str,
+    configure: Callable[..., Any],
+    age: timedelta,
+    words: str,
+) -> None:
+    configure(result_ttl=0)
+    completed_at = (datetime.now(UTC) - age).isoformat()
+    result = {**airflow.xcom(DAG_ID, finished, "modify"), "completed_at": completed_at}
+    request = airflow.xcom(DAG_ID, finished, "modify", "luma_request")
+
+    browser.get(pretend(airflow, return_value=result, luma_request=request))
+
+    wait_for_text(browser, "modified-note", words)
+    wait_for_videos(browser, 1)
+    assert text(browser, "original-note") == ""
+
+
+# -- text that means harm --------------------------------------------------------------------------------------------
+
+
+def test_markup_is_shown_as_text_and_addresses_that_run_something_are_not_used(
+    browser: Chrome, airflow: LocalAirflow
+) -> None:
+    markup = "<img src=x onerror=\"window.hit='markup'\"><script>window.hit='script'</script>"
+    script = "javascript:window.hit='address'//.mp4"
+
+    browser.get(
+        pretend(
+            airflow,
+            luma_request={"prompt": markup, "video_url": script},
+            luma_task_id=markup,
+            return_value={
+                "luma_task_id": markup,
+                "result_urls": [script, "data:text/html,hit"],
+                "completed_at": markup,
+            },
+        )
+    )
+    until(browser, lambda: text(browser, "prompt") == markup, "the prompt")
+
+    assert markup in text(browser, "facts")
+    assert not browser.find_elements(By.CSS_SELECTOR, "img, iframe, body script")
+    used = [
+        element.get_attribute(name)
+        for element in browser.find_elements(By.CSS_SELECTOR, "[href], [src]")
+        for name in ("href", "src")
+        if element.get_attribute(name)
+    ]
+    assert [value for value in used if not value.startswith((airflow.url, "data:,"))] == []
+    assert complaints(browser) == []
+
+    # Even if it were markup, and not text, nothing of it would run.
+    browser.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", markup)
+    until(browser, lambda: any("Content Security Policy" in words for words in complaints(browser)), "a refusal")
+    assert browser.execute_script("return window.hit") is None
+
+
+# -- other screens ---------------------------------------------------------------------------------------------------
+
+
+def test_a_phone_shows_the_videos_one_below_the_other(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+    def boxes() -> tuple[dict[str, float], dict[str, float]]:
+        original, modified = (browser.find_element(By.ID, name).rect for name in ("original", "modified"))
+        return original, modified
+
+    open_finished(browser, airflow, finished)
+    original, modified = boxes()
+    assert modified["y"] == original["y"]
+    assert modified["x"] >= original["x"] + original["width"]
+
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.refresh()
+    wait_for_videos(browser)
+    original, modified = boxes()
+    assert modified["x"] == original["x"]
+    assert modified["y"] >= original["y"] + original["height"]
+    assert original["width"] > 300
+    wide, visible = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= visible == 390
+
+
+@pytest.mark.parametrize("chosen_in", ["the system", "Airflow"])
+def test_it_can_be_dark(browser: Chrome, airflow: LocalAirflow, finished: str, chosen_in: str) -> None:
+    def brightness() -> int:
+        color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        return sum(int(part) for part in color.removeprefix("rgb(").removesuffix(")").split(","))
+
+    open_finished(browser, airflow, finished)
+    assert brightness() > 3 * 220
+
+    if chosen_in == "the system":
+        dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    else:
+        browser.execute_script("localStorage.setItem('theme', 'dark')")
+        browser.refresh()
+    until(browser, lambda: brightness() < 3 * 40, "the page to be dark")
+
+
+# -- who may see it --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(airflow: LocalAirflow, dags: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    """Return a second API server of the same Airflow, where one has to sign in."""
+    home = tmp_path_factory.mktemp("guarded")
+    passwords = home / "passwords.json"
+    passwords.write_text(json.dumps({"anna": "anna's password", "guest": "guest's password"}))
+    shared = ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__FERNET_KEY")
+    guarded = LocalAirflow(
+        home,
+        dags,
+        {
+            **{name: airflow.environment[name] for name in shared},
+            "PYTHONPATH": str(Path(__file__).parent / "auth"),
+            "AIRFLOW__CORE__AUTH_MANAGER": "doorkeeper.Doorkeeper",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "anna:viewer,guest:viewer",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        },
+    )
+    guarded.start("api-server")
+    try:
+        guarded.wait_until(guarded.is_healthy, "the second API server to be healthy", seconds=180)
+        yield guarded
+    finally:
+        guarded.stop_all()
+
+
+def sign_in(browser: Chrome, name: str) -> None:
+    """Sign in by the link that the page offers, which leads back to it."""
+    click(browser, "//a[normalize-space()='Sign in to Airflow']")
+    find(browser, "//input[@name='username']").send_keys(name)
+    find(browser, "//input[@name='password']").send_keys(f"{name}'s password", Keys.ENTER)
+    until(browser, lambda: "/luma/result" in browser.current_url, "the way back")
+
+
+def assert_nothing_is_shown(browser: Chrome) -> None:
+    assert PROMPT not in browser.page_source
+    assert ".mp4" not in browser.page_source
+    assert not browser.find_element(By.ID, "content").is_displayed()
+
+
+def test_who_may_see_the_dag_signs_in_and_sees_the_result(
+    stranger: Chrome, guarded: LocalAirflow, finished: str
+) -> None:
+    stranger.get(address(guarded.url, finished))
+    wait_for_text(stranger, "problem-title", "You are not signed in")
+    assert text(stranger, "state") == "not signed in"
+    assert_nothing_is_shown(stranger)
+
+    sign_in(stranger, "anna")
+    wait_for_videos(stranger)
+    assert text(stranger, "prompt") == PROMPT
+    assert not stranger.find_element(By.ID, "problem").is_displayed()
+
+
+def test_who_may_not_see_the_dag_sees_nothing_of_it(stranger: Chrome, guarded: LocalAirflow, finished: str) -> None:
+    stranger.get(address(guarded.url, finished))
+    sign_in(stranger, "guest")
+    wait_for_text(stranger, "problem-title", "You may not see this task")
+    assert text(stranger, "state") == "no access"
+    assert_nothing_is_shown(stranger)
+
+
+def test_the_page_itself_holds_no_data(guarded: LocalAirflow, finished: str) -> None:
+    static = REPOSITORY / "airflow_provider_luma" / "plugins" / "static"
+    page = requests.get(address(guarded.url, finished), timeout=30)
+    assert page.text == (static / "result.html").read_text()
+    assert "set-cookie" not in page.headers
+    for name in ("result.css", "result.js"):
+        assert requests.get(f"{guarded.url}/luma/static/{name}", timeout=30).text == (static / name).read_text()
+
+    credentials = {"username": "guest", "password": "guest's password"}
+    token = requests.post(f"{guarded.url}/auth/token", json=credentials, timeout=30).json()["access_token"]
+    xcom = f"{guarded.url}/api/v2/dags/{DAG_ID}/dagRuns/{finished}/taskInstances/modify/xcomEntries/return_value"
+    assert requests.get(xcom, timeout=30).status_code == 401
+    assert requests.get(xcom, headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code == 403
