@@ -30,15 +30,16 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpAsyncHook, HttpHook, SessionConfig
 from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.sdk.log import mask_secret
 
-from airflow_provider_luma import protocol
-from airflow_provider_luma.callbacks import is_ours
+from airflow_provider_luma import callbacks, protocol
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
     LumaSubmissionUnknownError,
     LumaUnavailableError,
+    LumaValidationError,
 )
 from airflow_provider_luma.hooks.download import Download
 from airflow_provider_luma.protocol import LumaTask
@@ -169,6 +170,29 @@ class LumaHook(_LumaHookBase, HttpHook):
         if callback_url:
             protocol.check_callback_url(callback_url, service_is_public=service_is_public)
         return self._submit(protocol.modify_request(prompt, video_url, callback_url=callback_url, watermark=watermark))
+
+    def get_callback_url(self, reference: str) -> str | None:
+        """
+        Return the address of Airflow that Luma is to call when a job has ended; None without ``callback_base_url``.
+
+        :param reference: a name for the submission that nobody can guess
+        :raises LumaValidationError: Luma could never call there
+        """
+        connection = self.get_luma_connection()
+        if problem := callbacks.unreachable_base(connection):
+            raise LumaValidationError(None, f"connection {self.luma_conn_id!r}: {problem}")
+        url = callbacks.callback_url(connection, self.luma_conn_id, reference)
+        if url is not None:
+            mask_secret(callbacks.token_of(url))
+        return url
+
+    def is_called_back(self, task: LumaTask, reference: str) -> bool:
+        """
+        Tell whether a job was made by a submission of ours: whether Luma was told to call its address.
+
+        :param reference: the submission's name
+        """
+        return callbacks.is_ours(task.callback_url, self.get_luma_connection(), reference)
 
     def patiently(self, submit: Callable[[], str]) -> str:
         """
@@ -425,7 +449,9 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
         except (AirflowException, AirflowRuntimeError) as error:
             delay = watch.stumbled(_unreadable_connection(error), time.time())
         else:
-            watch.is_called_back = self._connection is not None and is_ours(task.callback_url, self._connection)
+            watch.is_called_back = self._connection is not None and callbacks.is_ours(
+                task.callback_url, self._connection
+            )
             delay = watch.saw(task, time.time())
         return _outcome(self.log, watch, task, delay)
 

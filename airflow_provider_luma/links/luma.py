@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
-from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseOperatorLink
 
 from airflow_provider_luma.exceptions import LumaError
@@ -41,6 +40,8 @@ class LumaResultLink(BaseOperatorLink):
         :param operator: the task
         :param ti_key: the task instance to show
         """
+        from airflow.providers.common.compat.sdk import conf
+
         query = urlencode(
             {
                 "dag_id": ti_key.dag_id,

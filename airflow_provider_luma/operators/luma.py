@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowRuntimeError
-from airflow.sdk.log import mask_secret
 
-from airflow_provider_luma import callbacks, protocol, submission
+from airflow_provider_luma import protocol, submission
 from airflow_provider_luma.deferral import LumaDeferral
 from airflow_provider_luma.exceptions import (
     PERMANENT,
@@ -222,15 +221,14 @@ class LumaModifyOperator(LumaDeferral):
     def _check(self, hook: LumaHook) -> None:
         """Refuse, before anything is sent or remembered, what templates have made of the parameters."""
         try:
-            connection = hook.get_luma_connection()
-            service_is_public = connection.is_public
+            service_is_public = hook.get_luma_connection().is_public
             protocol.check_prompt(self.prompt)
             protocol.check_video_url(self.video_url, service_is_public=service_is_public)
             protocol.check_watermark(self.watermark)
             if self.callback_url:
                 protocol.check_callback_url(self.callback_url, service_is_public=service_is_public)
-            elif problem := callbacks.unreachable_base(connection):
-                raise LumaValidationError(None, problem)
+            else:
+                hook.get_callback_url(submission.new_reference())  # to see whether there can be one
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
 
@@ -291,7 +289,7 @@ class LumaModifyOperator(LumaDeferral):
             self._await_callback(record.reference, time.time() + self.timeout)
         if decision.step is submission.Step.SUBMIT:
             reference = submission.new_reference()
-            callback_url = self._callback_url(hook, reference)
+            callback_url = self.callback_url or hook.get_callback_url(reference)
             intent = submission.Record.intent(
                 reference,
                 wanted,
@@ -322,7 +320,7 @@ class LumaModifyOperator(LumaDeferral):
             task = hook.get_task(luma_task_id)
         except LumaNotFoundError:
             task = None
-        if task is not None and callbacks.is_ours(task.callback_url, hook.get_luma_connection(), reference):
+        if task is not None and hook.is_called_back(task, reference):
             self.log.info("A callback has told that the lost submission became Luma task %s", luma_task_id)
             return True
         self.log.warning("A callback named Luma task %s, which this task did not submit: ignored", luma_task_id)
@@ -375,15 +373,6 @@ class LumaModifyOperator(LumaDeferral):
     def _fail(error: LumaError) -> NoReturn:
         """Fail without using the task's retries."""
         raise AirflowFailException(str(error)) from error
-
-    def _callback_url(self, hook: LumaHook, reference: str) -> str | None:
-        """Return the address that Luma is to call: the user's own, or ours, or none."""
-        if self.callback_url:
-            return self.callback_url
-        url = callbacks.callback_url(hook.get_luma_connection(), self.luma_conn_id, reference)
-        if url is not None:
-            mask_secret(callbacks.token_of(url))
-        return url
 
     def _ask(self, hook: LumaHook, record: submission.Record | None) -> tuple[submission.LumaSays, LumaTask | None]:
         assert record is not None and record.luma_task_id is not None, "there is only an id to ask about"
