@@ -8,6 +8,7 @@ result that the task returns, it needs what was asked for, and what went wrong; 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from airflow_provider_luma.exceptions import LumaError
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
     from airflow.sdk.types import TaskInstanceKey
+
+log = logging.getLogger(__name__)
 
 #: XCom with the prompt and the input of a job.
 REQUEST_KEY = "luma_request"
@@ -72,5 +75,13 @@ def pushed_failure(context: Context) -> Iterator[None]:
     except Exception as error:
         said = error if isinstance(error, LumaError) else error.__cause__
         if isinstance(said, LumaError):
-            context["ti"].xcom_push(key=ERROR_KEY, value={**said.as_dict(), "remedy": said.remedy})
+            _push_error(context, said)
         raise
+
+
+def _push_error(context: Context, error: LumaError) -> None:
+    try:
+        context["ti"].xcom_push(key=ERROR_KEY, value={**error.as_dict(), "remedy": error.remedy})
+    except Exception:
+        # How the task ends matters more than how the page tells of it.
+        log.exception("The result page will not tell why this task has failed")

@@ -248,7 +248,7 @@ class LumaModifyOperator(LumaDeferral):
             return LumaTask(luma_task_id, LumaTaskStatus.GENERATING).as_dict()
         end_time = time.time() + self.timeout
         if finished is None and self.deferrable:
-            self.log.info("Waiting for it in the triggerer, looking every %g s", self.poll_interval)
+            self.log.info("Waiting for it in the triggerer")
             self._defer_for_job(
                 luma_task_id,
                 poll_interval=self.poll_interval,

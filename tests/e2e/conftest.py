@@ -52,7 +52,7 @@ def lumas() -> Iterator[dict[str, Simulator]]:
 
 def let_call_back(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
     """Give connections the address of an Airflow that is not started yet."""
-    for name in (*CALLED_BACK, "default"):
+    for name in (*CALLED_BACK, "crash_at_random", "default"):
         extra = {"callback_base_url": airflow.url, "webhook_secret": WEBHOOK_SECRET}
         airflow.environment[f"AIRFLOW_CONN_LUMA_{name.upper()}"] = json.dumps(
             {"conn_type": "luma", "host": lumas[name].base_url, "password": API_KEY, "extra": extra}

@@ -195,3 +195,13 @@ class TestWhatWentWrong:
         with pushed_failure(context):
             pass
         assert ti.pushed == {}
+
+
+def test_a_page_that_cannot_be_told_does_not_change_how_the_task_ends(context, ti, monkeypatch, caplog):
+    def fail(key: str, value: Any) -> None:
+        raise RuntimeError("the API server is away")
+
+    monkeypatch.setattr(ti, "xcom_push", fail)
+    with pytest.raises(LumaGenerationError), pushed_failure(context):
+        raise LumaGenerationError(501, "The model gave up.")
+    assert "The result page will not tell" in caplog.text
