@@ -336,6 +336,22 @@ def test_the_link_on_the_task_leads_to_both_videos(
     assert f"/dags/{DAG_ID}/runs/" in browser.current_url
 
 
+def test_a_mapped_task_shows_its_own_video(browser: Chrome, airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.configure(processing_seconds=0.5)
+    run_id = airflow.trigger("luma_batch")
+    wait_for_end(airflow, "luma_batch", run_id)
+    link = airflow.xcom("luma_batch", run_id, "modify", "_link_LumaResultLink", map_index=1)
+
+    browser.get(airflow.url + link)
+    wait_for_videos(browser)
+
+    result = airflow.xcom("luma_batch", run_id, "modify", map_index=1)
+    assert browser.find_element(By.ID, "modified").get_attribute("src") == result["result_urls"][0]
+    assert browser.find_element(By.ID, "original").get_attribute("src") == luma.sample_url.replace("sample", "sample-2")
+    assert "1: sample-2.mp4" in text(browser, "facts")
+    assert text(browser, "task-link").endswith("/ modify [1]")
+
+
 def test_the_videos_play_in_step_and_again_and_again(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
     open_finished(browser, airflow, finished)
     assert are_paused(browser) == [True, True]
