@@ -82,7 +82,7 @@ with DAG(dag_id="crash_at_random", schedule=None):
         video_url=os.environ["LUMA_VIDEO_URL"],
         luma_conn_id="luma_crash_at_random",
         poll_interval=5,
-        timeout=400,
+        timeout=240,
         retries=5,
         retry_delay=timedelta(seconds=1),
     ).expand(prompt=[f"Make it morning number {number}" for number in range(100)])
