@@ -80,6 +80,7 @@ class LumaDeferral(BaseOperator):
             return event
         assert luma_task_id is not None and end_time is not None, "only who waits for a job is called"
         from airflow_provider_luma.hooks.luma import LumaHook
+        from airflow_provider_luma.waiting import INTERVALS_WITH_CALLBACK
 
         try:
             task = LumaHook(self.luma_conn_id).check(luma_task_id, patiently=True)
@@ -89,6 +90,10 @@ class LumaDeferral(BaseOperator):
         if task is None:
             self.log.info("There was a callback for Luma task %s, but it has not ended: waiting on", luma_task_id)
             self._defer_for_job(
-                luma_task_id, poll_interval=poll_interval, end_time=end_time, execution_deadline=execution_deadline
+                luma_task_id,
+                # Should Luma's records only be behind its callback: there will be no other, so look as often as ever.
+                poll_interval=poll_interval / INTERVALS_WITH_CALLBACK,
+                end_time=end_time,
+                execution_deadline=execution_deadline,
             )
         return {"task": task.as_dict(), "request": task.request()}

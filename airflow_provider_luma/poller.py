@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from airflow.providers.common.compat.sdk import Stats
 from airflow_provider_luma.exceptions import LumaRateLimitError
 from airflow_provider_luma.hooks.luma import LumaAsyncHook
 from airflow_provider_luma.protocol import LumaTask
-from airflow_provider_luma.waiting import Watch
+from airflow_provider_luma.waiting import LONGEST_RETRY_AFTER, Watch
 
 #: Of the rate that is allowed, how much is used: calls sent evenly do not arrive quite so evenly.
 SHARE = 0.98
@@ -50,7 +51,14 @@ class Pace:
         self.full = rate * SHARE
         self.rate = self.full
         self._next = 0.0
+        self._halved = -math.inf
         self._changed = 0.0
+
+    def allow(self, rate: float) -> None:
+        """Take up another rate, if it is another one."""
+        if rate * SHARE != self.full:
+            self.full = rate * SHARE
+            self.rate = min(self.rate, self.full)
 
     def wait(self, now: float) -> float:
         """Return the seconds until a call may leave; 0 if one may leave now."""
@@ -66,10 +74,12 @@ class Pace:
     def refused(self, now: float, retry_after: float | None) -> None:
         """Take note of a refusal: halve the pace, and honour the pause that the service asked for."""
         # All calls that were under way together are refused together, and count as one refusal.
-        if now - self._changed >= 1.0 or self.rate == self.full:
+        if now - self._halved >= max(1.0, 2 / self.rate):
             self.rate = max(min(SLOWEST, self.full), self.rate / 2)
+            self._halved = now
         self._changed = now
-        self._next = max(self._next, now + max(retry_after or 0.0, 1 / self.rate))
+        asked_for = min(retry_after or 0.0, LONGEST_RETRY_AFTER)
+        self._next = max(self._next, now + max(asked_for, 1 / self.rate))
 
 
 class Poller:
@@ -100,8 +110,10 @@ class Poller:
         while True:
             async with self._turn(due):
                 Stats.timing("luma.look.lateness", max(0.0, time.monotonic() - due) * 1000)
-                outcome = await self._hook.look(watch)
-            self._count(watch)
+                try:
+                    outcome = await self._hook.look(watch)
+                finally:
+                    self._count(watch)
             if isinstance(outcome, LumaTask):
                 return outcome
             due = time.monotonic() + outcome
@@ -110,7 +122,6 @@ class Poller:
         """Stop handing out turns, and close the connections."""
         if self._handing_out is not None:
             self._handing_out.cancel()
-            await asyncio.gather(self._handing_out, return_exceptions=True)
             self._handing_out = None
         await self._hook.close()
 
@@ -177,10 +188,11 @@ class Poller:
 
     def _count(self, watch: Watch) -> None:
         """Count a look, and let a refusal slow down everybody."""
+        assert self._pace is not None, "there is no look without a turn"
+        self._pace.allow(self._hook.requests_per_second)
         Stats.incr("luma.look")
         if isinstance(watch.trouble, LumaRateLimitError):
             Stats.incr("luma.look.refused")
-            assert self._pace is not None, "there is no look without a turn"
             self._pace.refused(time.monotonic(), watch.trouble.retry_after)
 
 
@@ -191,14 +203,16 @@ _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = Weak
 async def shared_poller(luma_conn_id: str) -> AsyncIterator[Poller]:
     """Return this event loop's poller for a connection: made for its first user, closed by its last."""
     pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
-    poller = pollers.setdefault(luma_conn_id, Poller(luma_conn_id))
+    if luma_conn_id not in pollers:
+        pollers[luma_conn_id] = Poller(luma_conn_id)
+    poller = pollers[luma_conn_id]
     poller.users += 1
-    Stats.gauge("luma.waiting", poller.users)
+    Stats.gauge("luma.waiting", poller.users, tags={"conn_id": luma_conn_id})
     try:
         yield poller
     finally:
         poller.users -= 1
-        Stats.gauge("luma.waiting", poller.users)
+        Stats.gauge("luma.waiting", poller.users, tags={"conn_id": luma_conn_id})
         if not poller.users:
             pollers.pop(luma_conn_id, None)
             await poller.close()

@@ -49,7 +49,8 @@ PROGRESS_INTERVAL = 60.0
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-_LONGEST_RETRY_AFTER = 300.0
+#: Seconds that a wish of the service for a pause is honoured at most.
+LONGEST_RETRY_AFTER = 300.0
 
 
 def pause(failures: int, retry_after: float | None = None) -> float:
@@ -63,7 +64,7 @@ def pause(failures: int, retry_after: float | None = None) -> float:
     :param retry_after: the seconds that the service asked for, if it did
     """
     longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
-    asked_for = min(retry_after or 0.0, _LONGEST_RETRY_AFTER)
+    asked_for = min(retry_after or 0.0, LONGEST_RETRY_AFTER)
     return max(asked_for, longest * random.uniform(0.5, 1.0))
 
 

@@ -18,7 +18,8 @@ from airflow_provider_luma import poller as pollers
 from airflow_provider_luma.exceptions import LumaGenerationError, LumaTimeoutError
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.poller import RECOVERY_STEP, SLOWEST, Pace, shared_poller
-from airflow_provider_luma.waiting import Watch
+from airflow_provider_luma.simulator import Settings, Simulator
+from airflow_provider_luma.waiting import LONGEST_RETRY_AFTER, Watch
 
 rates = st.floats(0.2, 50)
 
@@ -66,6 +67,30 @@ class TestPace:
             pace.refused(1000.0 + i / 20, None)
         assert pace.rate == pace.full / 2
 
+    @pytest.mark.parametrize("allowed", [0.5, 1, 3, 7])
+    def test_it_finds_the_pace_that_the_service_allows(self, allowed):
+        pace, now, accepted, refused = Pace(10), 1000.0, [], 0
+        while now < 1600:
+            now += pace.wait(now)
+            pace.left(now)
+            if sum(now - 1 / min(allowed, 1) < other for other in accepted) < max(1, allowed):
+                accepted.append(now)
+            else:
+                refused += 1
+                pace.refused(now, None)
+        assert len(accepted) > 0.5 * allowed * 600
+        assert refused < len(accepted)
+
+    def test_no_pause_is_endless(self):
+        pace = Pace(10)
+        pace.refused(1000.0, 86_400)
+        assert pace.wait(1000.0) == LONGEST_RETRY_AFTER
+
+    def test_another_rate_is_taken_up(self):
+        pace = Pace(10)
+        pace.allow(2)
+        assert len(departures(pace, 100)) == pytest.approx(200, abs=6)
+
     def test_it_recovers_step_by_step(self):
         pace = Pace(10)
         pace.refused(1000.0, None)
@@ -74,7 +99,7 @@ class TestPace:
         departures(pace, RECOVERY_STEP * 10, start=1000 + RECOVERY_STEP * 1.5)
         assert pace.rate == pace.full
 
-    @given(st.floats(0, 600))
+    @given(st.floats(0, LONGEST_RETRY_AFTER))
     def test_the_pause_that_the_service_asks_for_is_honoured(self, retry_after):
         pace = Pace(10)
         pace.refused(1000.0, retry_after)
@@ -191,6 +216,19 @@ class TestPoller:
             assert all(task.is_successful for task in await asyncio.gather(*waiting))
         finally:
             luma.reset()
+
+    async def test_a_connection_that_is_changed_while_others_wait(self, luma, submit, set_connection, monkeypatch):
+        monkeypatch.setattr("airflow_provider_luma.hooks.luma.CONNECTION_TTL", 0.3)
+        old = submit(processing_seconds=60)
+        waiting = asyncio.create_task(wait(old))
+        while not looks(luma):
+            await asyncio.sleep(0.01)
+        with Simulator(Settings(processing_seconds=0, api_key="of-another-account")) as other:
+            set_connection(other.base_url, key="of-another-account")
+            new = LumaHook().modify_video("make it snow", other.sample_url)
+            assert (await wait(new)).luma_task_id == new
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
 
     def test_every_event_loop_has_its_own(self, submit):
         ids = [submit(processing_seconds=0) for _ in range(2)]

@@ -37,6 +37,7 @@ from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaCo
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
+    LumaNotFoundError,
     LumaSubmissionUnknownError,
     LumaUnavailableError,
     LumaValidationError,
@@ -54,6 +55,9 @@ READ_PATIENCE = 60.0
 
 #: Seconds for which a submission is repeated that the service surely did not accept.
 SUBMIT_PATIENCE = 120.0
+
+#: Seconds after which looks that share a hook read the connection again.
+CONNECTION_TTL = 60.0
 
 T = TypeVar("T")
 
@@ -389,6 +393,7 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
         self._session: aiohttp.ClientSession | None = None
         self._retired: list[aiohttp.ClientSession] = []
         self._opening = asyncio.Lock()
+        self._read_at = 0.0
         self._proxy: str | None = None
 
     async def __aenter__(self) -> LumaAsyncHook:
@@ -402,9 +407,8 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
     async def close(self) -> None:
         """Close the session; a later call opens a new one."""
         self._retire_session()
-        retired, self._retired = self._retired, []
-        for session in retired:
-            await session.close()
+        while self._retired:
+            await self._retired.pop().close()
 
     async def get_luma_connection(self) -> LumaConnection:
         """
@@ -455,6 +459,11 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
             delay = watch.saw(task, time.time())
         return _outcome(self.log, watch, task, delay)
 
+    @property
+    def requests_per_second(self) -> float:
+        """How many status checks a second the connection, as it was last read, allows."""
+        return self._connection.requests_per_second if self._connection else DEFAULT_REQUESTS_PER_SECOND
+
     async def get_requests_per_second(self) -> float:
         """Return how many status checks a second the connection allows; the default if it cannot be read now."""
         try:
@@ -466,8 +475,8 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
         used = self._connection
         try:
             return await self._look(luma_task_id)
-        except LumaAuthError:
-            # The key may have been replaced while we waited.
+        except (LumaAuthError, LumaNotFoundError):
+            # The key, or the whole account, may have been replaced while we waited.
             used = used or self._connection
             if await self.get_luma_connection() == used:
                 raise
@@ -504,19 +513,37 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
 
     async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
         async with self._opening:
+            connection, session = self._connection, self._session
+            if connection is None or session is None or time.monotonic() - self._read_at >= CONNECTION_TTL:
+                connection = await self._read_again()
+            if connection != self._connection or session is None:
+                self._retire_session()
+                session = self._session = await self._open(connection)
+                self._connection = connection
+            return connection, session
+
+    async def _read_again(self) -> LumaConnection:
+        """Read the connection; where that fails for now, go on with what was read before."""
+        try:
+            connection = await self.get_luma_connection()
+        except (LumaError, AirflowException, AirflowRuntimeError):
             if self._connection is None or self._session is None:
-                self._connection = connection = await self.get_luma_connection()
-                self._proxy = _proxy(connection)
-                # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
-                self._session = aiohttp.ClientSession(
-                    headers={"Authorization": f"Bearer {connection.api_key}"},
-                    timeout=aiohttp.ClientTimeout(total=connection.timeout),
-                    connector=aiohttp.TCPConnector(
-                        ssl=await asyncio.to_thread(_ssl, connection),
-                        limit=max(1, int(connection.requests_per_second)),
-                    ),
-                )
-            return self._connection, self._session
+                raise
+            connection = self._connection
+        self._read_at = time.monotonic()
+        return connection
+
+    async def _open(self, connection: LumaConnection) -> aiohttp.ClientSession:
+        self._proxy = _proxy(connection)
+        # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
+        return aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {connection.api_key}"},
+            timeout=aiohttp.ClientTimeout(total=connection.timeout),
+            connector=aiohttp.TCPConnector(
+                ssl=await asyncio.to_thread(_ssl, connection),
+                limit=max(1, int(connection.requests_per_second)),
+            ),
+        )
 
 
 def _session(connection: LumaConnection) -> requests.Session:

@@ -185,7 +185,7 @@ class LumaModifyOperator(LumaDeferral):
                 if trouble is not None:
                     raise trouble  # the next try finds the id beside the intent, and asks again
                 self._give_up(store, reference)
-            self._complete(store, reference, called)
+            self._complete(store, reference, called, max_tries=context["ti"].max_tries)
             return self._go_on(hook, context, called, finished, execution_deadline)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -266,7 +266,7 @@ class LumaModifyOperator(LumaDeferral):
         wanted = submission.fingerprint(
             prompt=self.prompt, video_url=self.video_url, watermark=self.watermark, luma_conn_id=self.luma_conn_id
         )
-        record = self._recorded(hook, store)
+        record = self._recorded(hook, store, max_tries=ti.max_tries)
         says, finished = self._ask(hook, record) if submission.must_ask(record, wanted) else (None, None)
         decision = submission.decide(
             record,
@@ -304,7 +304,9 @@ class LumaModifyOperator(LumaDeferral):
             store.set(submission.STORE_KEY, replace(record, max_tries=ti.max_tries).as_dict())
         return record.luma_task_id, finished
 
-    def _recorded(self, hook: LumaHook, store: TaskStateStoreAccessor | None) -> submission.Record | None:
+    def _recorded(
+        self, hook: LumaHook, store: TaskStateStoreAccessor | None, *, max_tries: int
+    ) -> submission.Record | None:
         """Return what an earlier try has left; with its id, if a callback has told that in the meantime."""
         record = submission.Record.load(store.get(submission.STORE_KEY)) if store is not None else None
         if record is None or record.luma_task_id is not None:
@@ -312,7 +314,8 @@ class LumaModifyOperator(LumaDeferral):
         called = _remembered(store, record.reference)
         if called is None or not self._is_our_job(hook, called, record.reference):
             return record
-        return self._complete(store, record.reference, called)
+        # Whoever has cleared the task since has not seen this job: it counts as one that a retry has found.
+        return self._complete(store, record.reference, called, max_tries=max_tries)
 
     def _is_our_job(self, hook: LumaHook, luma_task_id: str, reference: str) -> bool:
         """Ask Luma whether a job that a callback has named was made by a submission of this task."""
@@ -327,13 +330,13 @@ class LumaModifyOperator(LumaDeferral):
         return False
 
     def _complete(
-        self, store: TaskStateStoreAccessor | None, reference: str, luma_task_id: str
+        self, store: TaskStateStoreAccessor | None, reference: str, luma_task_id: str, *, max_tries: int
     ) -> submission.Record | None:
         """Put a job's id into the record of its submission."""
         record = submission.Record.load(store.get(submission.STORE_KEY)) if store is not None else None
         if store is None or record is None or record.reference != reference:
             return record
-        record = replace(record, luma_task_id=luma_task_id)
+        record = replace(record, luma_task_id=luma_task_id, max_tries=max_tries)
         store.set(submission.STORE_KEY, record.as_dict())
         return record
 

@@ -100,7 +100,7 @@ def _waiting(luma_task_id: str, reference: str) -> list[tuple[str, int, float]]:
 
 def _resume(task_instance_id: str, trigger_id: int, event: TriggerEvent) -> int:
     with create_session() as session:
-        # Locked, so that the trigger, should it fire right now, does not resume it a second time.
+        # Locked, and asked again: the trigger may have resumed it a moment ago.
         waits = session.scalar(
             select(TaskInstance.id)
             .where(

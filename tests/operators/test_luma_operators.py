@@ -1116,7 +1116,8 @@ class TestCallback(Callbacks):
         deferred = deferral(modify(timeout=600, poll_interval=12).execute, context)
         job = luma.jobs[0].task_id
         again = deferral(resume, modify(timeout=600, poll_interval=12), deferred, context, called(job))
-        assert again.trigger.serialize() == deferred.trigger.serialize(), "with the same end_time too"
+        before, after = (one.trigger.serialize()[1] for one in (deferred, again))
+        assert after == {**before, "poll_interval": 1.2}, "Luma has called, and will not again: look at the usual pace"
         assert (again.method_name, again.kwargs) == (deferred.method_name, deferred.kwargs)
         assert again.timeout is None
         assert len(lines(task_log, "not ended", job)) == 1
@@ -1151,7 +1152,7 @@ class TestCallback(Callbacks):
         deferred = deferral(modify().execute, context)
         luma.configure(faults=[f"status:{fault}"])
         again = deferral(resume, modify(), deferred, context, called(luma.jobs[0].task_id))
-        assert (again.trigger.serialize(), again.kwargs) == (deferred.trigger.serialize(), deferred.kwargs)
+        assert (again.trigger.end_time, again.kwargs) == (deferred.trigger.end_time, deferred.kwargs)
         assert len(lines(task_log, "called back", "cannot be asked")) == 1
         assert luma.accepted == 1
 
@@ -1493,6 +1494,14 @@ class TestKilledBeforeTheAnswer(Callbacks):
             with pytest.raises(AirflowFailException):
                 resume(modify(), deferred, killed, {})
         assert luma.accepted == len(submissions(luma)) == 1
+
+    def test_who_clears_it_gets_the_video_that_nobody_has_seen(self, luma, modify, killed, until):
+        luma.configure(processing_seconds=0)
+        killed["task_state_store"].note(luma.jobs[0].task_id)
+        until(lambda: luma.jobs[0].complete_time, seconds=90)
+        killed["ti"] = TaskInstance(2, max_tries=5)
+        assert modify().execute(killed)["luma_task_id"] == luma.jobs[0].task_id
+        assert luma.accepted == 1
 
     def test_a_person_who_clears_it_gets_another_video(self, luma, modify, killed):
         killed["ti"] = TaskInstance(2, max_tries=3)

@@ -71,7 +71,7 @@ async function ask(path) {
 
 async function xcom(key) {
   const entry = await ask(`${instancePath}/xcomEntries/${key}?map_index=${task.mapIndex}`);
-  if (entry === null || typeof entry.value !== "string") return entry?.value ?? null;
+  if (entry === null || typeof entry.value !== "string" || !/^\s*[[{"]/.test(entry.value)) return entry?.value ?? null;
   try {
     return JSON.parse(entry.value);
   } catch {
