@@ -149,9 +149,11 @@ def _callback_base_url(value: object, name: str) -> str | None:
 
 
 def _webhook_secret(value: object, name: str) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip()):
-        return value.strip() if isinstance(value, str) else None
-    raise LumaValidationError(None, f"{name}: webhook_secret in its extra must be a text")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise LumaValidationError(None, f"{name}: webhook_secret in its extra must be a text")
+    return value.strip()
 
 
 def _api_key(connection: Connection, name: str) -> str:

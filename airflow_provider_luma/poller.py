@@ -156,6 +156,7 @@ class Poller:
             self._pace, self._slots = Pace(rate), asyncio.Semaphore(max(1, int(rate)))
         while True:
             await self._slots.acquire()
+            self._pace.allow(await self._hook.get_requests_per_second())
             turn = await self._next_due()
             self._pace.left(time.monotonic())
             turn.set_result(None)
@@ -188,11 +189,10 @@ class Poller:
 
     def _count(self, watch: Watch) -> None:
         """Count a look, and let a refusal slow down everybody."""
-        assert self._pace is not None, "there is no look without a turn"
-        self._pace.allow(self._hook.requests_per_second)
         Stats.incr("luma.look")
         if isinstance(watch.trouble, LumaRateLimitError):
             Stats.incr("luma.look.refused")
+            assert self._pace is not None, "there is no look without a turn"
             self._pace.refused(time.monotonic(), watch.trouble.retry_after)
 
 

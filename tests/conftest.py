@@ -77,6 +77,18 @@ def luma_conn(luma: Simulator, set_connection: Callable[..., None]) -> str:
 
 
 @pytest.fixture
+def submit(luma: Simulator, luma_conn: str) -> Callable[..., str]:
+    """Submit a job to the simulator, with its settings changed before; return the job's id."""
+    from airflow_provider_luma.hooks.luma import LumaHook
+
+    def _submit(**changes: Any) -> str:
+        luma.configure(**changes)
+        return LumaHook().modify_video("make it snow", luma.sample_url)
+
+    return _submit
+
+
+@pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin pauses after a failed call at some hundredths of a second, for tests that are about what comes after."""
     monkeypatch.setattr("airflow_provider_luma.waiting._FIRST_PAUSE", 0.02)

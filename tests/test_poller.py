@@ -115,15 +115,6 @@ class TestPace:
         assert pace.wait(now) <= 1 / pace.rate + 1e-6
 
 
-@pytest.fixture
-def submit(luma, luma_conn):
-    def _submit(**changes: Any) -> str:
-        luma.configure(**changes)
-        return LumaHook().modify_video("make it snow", luma.sample_url)
-
-    return _submit
-
-
 @pytest.fixture(autouse=True)
 def nobody_is_left() -> Iterator[None]:
     yield

@@ -190,9 +190,9 @@ class LumaHook(_LumaHookBase, HttpHook):
             mask_secret(callbacks.token_of(url))
         return url
 
-    def is_called_back(self, task: LumaTask, reference: str) -> bool:
+    def is_job_of(self, task: LumaTask, reference: str) -> bool:
         """
-        Tell whether a job was made by a submission of ours: whether Luma was told to call its address.
+        Tell whether a job was made by a submission of ours: whether Luma was told to call that one's address.
 
         :param reference: the submission's name
         """
@@ -459,17 +459,13 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
             delay = watch.saw(task, time.time())
         return _outcome(self.log, watch, task, delay)
 
-    @property
-    def requests_per_second(self) -> float:
-        """How many status checks a second the connection, as it was last read, allows."""
-        return self._connection.requests_per_second if self._connection else DEFAULT_REQUESTS_PER_SECOND
-
     async def get_requests_per_second(self) -> float:
         """Return how many status checks a second the connection allows; the default if it cannot be read now."""
         try:
-            return (await self.get_luma_connection()).requests_per_second
+            connection, _ = await self._opened()
         except (LumaError, AirflowException, AirflowRuntimeError):
             return DEFAULT_REQUESTS_PER_SECOND  # what is wrong is said, and dealt with, at every look
+        return connection.requests_per_second
 
     async def _look_with_current_key(self, luma_task_id: str) -> LumaTask:
         used = self._connection

@@ -66,8 +66,8 @@ class LumaModifyOperator(LumaDeferral):
     :param wait_for_completion: wait for the video. If False the task ends once Luma has accepted the job, with
         status ``GENERATING`` and no URLs, and a :class:`LumaTaskSensor` can wait for it
     :param deferrable: wait in the triggerer. If False the wait holds a worker slot
-    :param poll_interval: seconds between two looks at the job, or a tenth of that time if Luma calls back; the
-        service recommends 30
+    :param poll_interval: seconds between two looks at the job; the service recommends 30. If deferrable, and Luma
+        calls Airflow back, ten times as long
     :param timeout: seconds that a try waits for the video at most. The job itself goes on at Luma
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted, at
         the risk of paying twice. By default such a task fails without using its retries. If Luma calls back, and the
@@ -323,7 +323,7 @@ class LumaModifyOperator(LumaDeferral):
             task = hook.get_task(luma_task_id)
         except LumaNotFoundError:
             task = None
-        if task is not None and hook.is_called_back(task, reference):
+        if task is not None and hook.is_job_of(task, reference):
             self.log.info("A callback has told that the lost submission became Luma task %s", luma_task_id)
             return True
         self.log.warning("A callback named Luma task %s, which this task did not submit: ignored", luma_task_id)

@@ -684,14 +684,6 @@ class TestWaitForCompletion:
 
         return _wait
 
-    @pytest.fixture
-    def submit(self, luma, luma_conn):
-        def _submit(**changes: Any) -> str:
-            luma.configure(**changes)
-            return LumaHook().modify_video(PROMPT, luma.sample_url)
-
-        return _submit
-
     async def test_a_success(self, luma, submit, wait):
         luma_task_id = submit()
         task = await wait(luma_task_id)

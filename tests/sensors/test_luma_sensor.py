@@ -27,7 +27,6 @@ except ImportError:  # Airflow 3.1
 from airflow_provider_luma import waiting
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.hooks import luma as hooks
-from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
@@ -63,15 +62,6 @@ class TaskInstance:
 @pytest.fixture
 def context() -> dict[str, Any]:
     return {"ti": TaskInstance()}
-
-
-@pytest.fixture
-def submit(luma, luma_conn):
-    def _submit(**changes: Any) -> str:
-        luma.configure(**changes)
-        return LumaHook().modify_video("make it snow", luma.sample_url)
-
-    return _submit
 
 
 def sensor(luma_task_id: Any, **options: Any) -> LumaTaskSensor:

@@ -23,15 +23,6 @@ from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaTaskTri
 KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
 
 
-@pytest.fixture
-def submit(luma, luma_conn):
-    def _submit(**changes: Any) -> str:
-        luma.configure(**changes)
-        return LumaHook().modify_video("make it snow", luma.sample_url)
-
-    return _submit
-
-
 def trigger(luma_task_id: str, *, seconds: float | None = 20, poll_interval: float = 0.05) -> LumaTaskTrigger:
     end_time = None if seconds is None else time.time() + seconds
     return LumaTaskTrigger(luma_task_id, "luma_default", poll_interval, end_time)
