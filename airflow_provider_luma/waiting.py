@@ -94,24 +94,29 @@ class Watch:
     :param luma_task_id: the job's id at Luma
     :param poll_interval: seconds between two looks at a running job
     :param end_time: when to stop waiting, in seconds since the epoch, or None to wait for ever
+    :param made: when the job was made, in seconds since the epoch, if that is known before the first look
     """
 
-    def __init__(self, luma_task_id: str, *, poll_interval: float, end_time: float | None = None) -> None:
+    def __init__(
+        self, luma_task_id: str, *, poll_interval: float, end_time: float | None = None, made: float | None = None
+    ) -> None:
         self.luma_task_id = luma_task_id
         self.poll_interval = poll_interval
         self.end_time = end_time
+        self.made = made
         #: Whether Luma calls back, and somebody is there to be woken, when the job has ended.
         self.is_called_back = False
+        #: The job, as the last look that succeeded saw it.
+        self.task: LumaTask | None = None
         #: Why the last look failed for a passing reason, if it did.
         self.trouble: LumaError | None = None
         self._news = "has not been looked at yet"
         self._is_bad_news = False
         self._is_settled = True
         self._failures = 0
-        self._has_been_seen = False
         self._not_found_since: float | None = None
         self._looks_without_urls = 0
-        self._started: float | None = None
+        self._first_look: float | None = None
         self._told: tuple[float, str] | None = None
         self._undocumented: set[str] = set()
 
@@ -129,12 +134,12 @@ class Watch:
         :raises LumaGenerationError: the job failed, or succeeded without a video
         :raises LumaTimeoutError: it is still running at the deadline
         """
+        self.task = task
         self.trouble = None
         self._failures = 0
-        self._has_been_seen = True
         self._not_found_since = None
         self._is_settled = True
-        self._started = task.created_at.timestamp() if task.created_at else self._started or now
+        self.made = task.created_at.timestamp() if task.created_at else self.made or now
         self._news, self._is_bad_news = f"is {task.status.name}", False
         if not task.is_finished:
             if not task.status.is_documented:
@@ -176,9 +181,9 @@ class Watch:
         """
         error.luma_task_id = self.luma_task_id
         self._failures += 1
-        self._started = self._started or now
+        self._first_look = self._first_look or now
         self._news, self._is_bad_news = f"could not be looked at: {error.msg}", True
-        is_unknown_id = isinstance(error, LumaNotFoundError) and not self._has_been_seen
+        is_unknown_id = isinstance(error, LumaNotFoundError) and self.task is None
         self._is_settled = not is_unknown_id
         if is_unknown_id:
             self._not_found_since = self._not_found_since or now
@@ -207,7 +212,7 @@ class Watch:
             if told == self._news and now - told_at < PROGRESS_INTERVAL:
                 return None
         self._told = (now, self._news)
-        elapsed = timedelta(seconds=max(0, round(now - (self._started or now))))
+        elapsed = timedelta(seconds=max(0, round(now - (self.made or self._first_look or now))))
         level = logging.WARNING if self._is_bad_news else logging.INFO
         return level, f"Luma task {self.luma_task_id} {self._news} ({elapsed} since it was made)"
 

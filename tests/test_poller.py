@@ -4,121 +4,26 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from airflow_provider_luma import poller as pollers
 from airflow_provider_luma.exceptions import LumaGenerationError, LumaTimeoutError
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.poller import RECOVERY_STEP, SLOWEST, Pace, shared_poller
+from airflow_provider_luma.poller import Poller, shared
 from airflow_provider_luma.simulator import Settings, Simulator
-from airflow_provider_luma.waiting import LONGEST_RETRY_AFTER, Watch
-
-rates = st.floats(0.2, 50)
-
-
-def departures(pace: Pace, seconds: float, *, start: float = 1000.0) -> list[float]:
-    """Return when calls leave if there is always one to make, by a clock that nobody has to wait for."""
-    now, left = start, []
-    while now < start + seconds:
-        now += pace.wait(now)
-        pace.left(now)
-        left.append(now)
-    return left
-
-
-class TestPace:
-    @given(rates)
-    def test_no_second_sees_more_than_the_rate(self, rate):
-        times = departures(Pace(rate), 20)
-        for i, first in enumerate(times):
-            assert sum(first <= other < first + 1 for other in times[i:]) <= math.ceil(rate)
-
-    @given(rates)
-    def test_nearly_all_of_the_rate_is_used(self, rate):
-        assert len(departures(Pace(rate), 100)) >= 0.97 * rate * 100 - 1
-
-    def test_the_first_call_does_not_wait(self):
-        assert Pace(10).wait(1000.0) == 0
-
-    def test_a_pause_is_not_saved_up_for_a_burst(self):
-        pace = Pace(10)
-        pace.left(1000.0)
-        assert pace.wait(2000.0) == 0
-        pace.left(2000.0)
-        assert pace.wait(2000.0) > 0.1
-
-    def test_a_refusal_halves_the_pace(self):
-        pace = Pace(10)
-        pace.refused(1000.0, None)
-        gaps = [later - earlier for earlier, later in pairwise(departures(pace, 3))]
-        assert gaps == pytest.approx([2 / pace.full] * len(gaps))
-
-    def test_calls_that_were_under_way_together_are_refused_as_one(self):
-        pace = Pace(10)
-        for i in range(10):
-            pace.refused(1000.0 + i / 20, None)
-        assert pace.rate == pace.full / 2
-
-    @pytest.mark.parametrize("allowed", [0.5, 1, 3, 7])
-    def test_it_finds_the_pace_that_the_service_allows(self, allowed):
-        pace, now, accepted, refused = Pace(10), 1000.0, [], 0
-        while now < 1600:
-            now += pace.wait(now)
-            pace.left(now)
-            if sum(now - 1 / min(allowed, 1) < other for other in accepted) < max(1, allowed):
-                accepted.append(now)
-            else:
-                refused += 1
-                pace.refused(now, None)
-        assert len(accepted) > 0.5 * allowed * 600
-        assert refused < len(accepted)
-
-    def test_no_pause_is_endless(self):
-        pace = Pace(10)
-        pace.refused(1000.0, 86_400)
-        assert pace.wait(1000.0) == LONGEST_RETRY_AFTER
-
-    def test_another_rate_is_taken_up(self):
-        pace = Pace(10)
-        pace.allow(2)
-        assert len(departures(pace, 100)) == pytest.approx(200, abs=6)
-
-    def test_it_recovers_step_by_step(self):
-        pace = Pace(10)
-        pace.refused(1000.0, None)
-        departures(pace, RECOVERY_STEP * 1.5)
-        assert pace.full / 2 < pace.rate < pace.full
-        departures(pace, RECOVERY_STEP * 10, start=1000 + RECOVERY_STEP * 1.5)
-        assert pace.rate == pace.full
-
-    @given(st.floats(0, LONGEST_RETRY_AFTER))
-    def test_the_pause_that_the_service_asks_for_is_honoured(self, retry_after):
-        pace = Pace(10)
-        pace.refused(1000.0, retry_after)
-        assert pace.wait(1000.0) >= retry_after - 1e-6
-
-    @given(rates, st.lists(st.floats(0, 5), max_size=50))
-    def test_it_never_stands_still(self, rate, gaps):
-        pace, now = Pace(rate), 1000.0
-        for gap in gaps:
-            now += gap
-            pace.refused(now, None)
-        assert pace.rate >= min(SLOWEST, pace.full)
-        assert pace.wait(now) <= 1 / pace.rate + 1e-6
+from airflow_provider_luma.turns import ENOUGH
+from airflow_provider_luma.waiting import Watch
 
 
 @pytest.fixture(autouse=True)
 def nobody_is_left() -> Iterator[None]:
     yield
-    assert [poller for of_loop in pollers._pollers.values() for poller in of_loop.values()] == []
+    assert [users for of_loop in pollers._users.values() for users in of_loop.values()] == []
 
 
 def looks(luma) -> list[Any]:
@@ -126,7 +31,7 @@ def looks(luma) -> list[Any]:
 
 
 async def wait(luma_task_id: str, *, poll_interval: float = 0.05, seconds: float = 60) -> Any:
-    async with shared_poller("luma_default") as poller:
+    async with shared(Poller, "luma_default") as poller:
         return await poller.wait_for(Watch(luma_task_id, poll_interval=poll_interval, end_time=time.time() + seconds))
 
 
@@ -220,6 +125,44 @@ class TestPoller:
             assert (await wait(new)).luma_task_id == new
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
+
+    async def test_what_it_measures(self, submit, monkeypatch):
+        measured: dict[str, list[float]] = defaultdict(list)
+
+        class Stats:
+            @staticmethod
+            def incr(name: str) -> None:
+                measured[name].append(1)
+
+            @staticmethod
+            def timing(name: str, value: float) -> None:
+                measured[name].append(value)
+
+            @staticmethod
+            def gauge(name: str, value: float, *, tags: dict[str, str]) -> None:
+                assert tags == {"conn_id": "luma_default"}
+                measured[name].append(value)
+
+        monkeypatch.setattr(pollers, "Stats", Stats)
+        good, bad = submit(processing_seconds=0.3), submit(processing_seconds=0.3, outcome="generate_failed")
+        submit(faults=["status:refuse,code=429,times=1"])
+        await asyncio.gather(wait(good), wait(bad), return_exceptions=True)
+        assert measured["luma.waiting"] == [1, 2, 1, 0]
+        assert len(measured["luma.look"]) == len(measured["luma.look.lateness"]) > 2
+        assert len(measured["luma.look.refused"]) == 1
+        assert [300 <= milliseconds < 2000 for milliseconds in measured["luma.job.duration"]] == [True, True]
+        assert [0 <= milliseconds < 5000 for milliseconds in measured["luma.job.lateness"]] == [True, True]
+
+    async def test_where_looks_are_scarce_jobs_that_are_too_young_give_way(self, luma, submit, set_connection):
+        set_connection(luma.base_url, requests_per_second=20)
+        past = [submit(processing_seconds=1) for _ in range(ENOUGH)]
+        async with shared(Poller, "luma_default") as poller:
+            await asyncio.gather(*(poller.wait_for(Watch(one, poll_interval=0.1)) for one in past))
+            young = submit(processing_seconds=0)
+            before, now = len(looks(luma)), time.time()
+            watches = [Watch(young, poll_interval=0.1, made=now), *(Watch(one, poll_interval=0.1) for one in past[:5])]
+            await asyncio.gather(*(poller.wait_for(watch) for watch in watches))
+        assert [call.task_id for call in looks(luma)[before:]] == [*past[:5], young]
 
     def test_every_event_loop_has_its_own(self, submit):
         ids = [submit(processing_seconds=0) for _ in range(2)]

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a Luma job in the triggerer, so that no worker slot is held while a video is made."""
+"""Waiting in the triggerer: for a turn to submit, and for the job, so that no worker slot is held meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaError
-from airflow_provider_luma.poller import shared_poller
-from airflow_provider_luma.waiting import Watch
+from airflow_provider_luma.poller import Poller, SubmissionLine, shared
+from airflow_provider_luma.waiting import PROGRESS_INTERVAL, Watch
 
 #: Seconds for which a task stays deferred at least. Airflow fails a task that is resumed and queued before the
 #: scheduler has taken note that its worker ended ("executor reported success, but the task instance's state is
@@ -33,6 +34,7 @@ class LumaTaskTrigger(BaseTrigger):
     :param luma_conn_id: the connection that holds the API key
     :param poll_interval: seconds between two looks at the job
     :param end_time: when to stop waiting, in seconds since the epoch, or None to wait for ever
+    :param made: when the job was made, in seconds since the epoch, if that is known
     """
 
     def __init__(
@@ -41,24 +43,26 @@ class LumaTaskTrigger(BaseTrigger):
         luma_conn_id: str = "luma_default",
         poll_interval: float = 30.0,
         end_time: float | None = None,
+        made: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.luma_task_id = luma_task_id
         self.luma_conn_id = luma_conn_id
         self.poll_interval = poll_interval
         self.end_time = end_time
+        self.made = made
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments to make this trigger anew."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "luma_task_id": self.luma_task_id,
-                "luma_conn_id": self.luma_conn_id,
-                "poll_interval": self.poll_interval,
-                "end_time": self.end_time,
-            },
-        )
+        arguments = {
+            "luma_task_id": self.luma_task_id,
+            "luma_conn_id": self.luma_conn_id,
+            "poll_interval": self.poll_interval,
+            "end_time": self.end_time,
+        }
+        if self.made is not None:
+            arguments["made"] = self.made
+        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at the job until it has ended; yield one event."""
@@ -68,9 +72,9 @@ class LumaTaskTrigger(BaseTrigger):
         yield event
 
     async def _wait(self) -> TriggerEvent:
-        watch = Watch(self.luma_task_id, poll_interval=self.poll_interval, end_time=self.end_time)
+        watch = Watch(self.luma_task_id, poll_interval=self.poll_interval, end_time=self.end_time, made=self.made)
         try:
-            async with shared_poller(self.luma_conn_id) as poller:
+            async with shared(Poller, self.luma_conn_id) as poller:
                 task = await poller.wait_for(watch)
         except LumaError as error:
             return TriggerEvent({"error": error.as_dict()})
@@ -87,6 +91,72 @@ class LumaTaskTrigger(BaseTrigger):
             "cancel a job: unless it has ended already, it goes on there under this id, and is billed",
             self.luma_task_id,
         )
+
+
+class LumaSubmissionTrigger(BaseTrigger):
+    """
+    Fire when it is a task's turn to submit, after Luma has refused it for being one too many, or being unavailable.
+
+    The event is ``{"turn": ...}``, the time in seconds since the epoch. Nothing was submitted so far, and nothing
+    billed.
+
+    :param luma_conn_id: the connection that holds the API key
+    :param since: when the task first wanted to submit, in seconds since the epoch: who waits longest is first
+    :param until: when to fire in any case, in seconds since the epoch
+    :param turn: when the task was given the turn that was refused, in seconds since the epoch; None if it had tried
+        without one
+    :param retry_after: seconds for which Luma wants no submission
+    """
+
+    def __init__(
+        self,
+        luma_conn_id: str,
+        since: float,
+        until: float,
+        turn: float | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.luma_conn_id = luma_conn_id
+        self.since = since
+        self.until = until
+        self.turn = turn
+        self.retry_after = retry_after
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments to make this trigger anew."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "luma_conn_id": self.luma_conn_id,
+                "since": self.since,
+                "until": self.until,
+                "turn": self.turn,
+                "retry_after": self.retry_after,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Line up; yield one event."""
+        async with shared(SubmissionLine, self.luma_conn_id) as line:
+            line.refused(self.retry_after, turn=self.turn)
+            await asyncio.sleep(SHORTEST_WAIT)
+            try:
+                async with asyncio.timeout(max(0.0, self.until - time.time())):
+                    await self._wait(line)
+            except TimeoutError:
+                self.log.info("The time to wait is over: trying for the last time")
+        yield TriggerEvent({"turn": time.time()})
+
+    async def _wait(self, line: SubmissionLine) -> None:
+        waiting = asyncio.create_task(line.wait(self.since))
+        try:
+            while not (await asyncio.wait([waiting], timeout=PROGRESS_INTERVAL))[0]:
+                elapsed = timedelta(seconds=round(time.time() - self.since))
+                self.log.info("Waiting for %s for a turn to submit; %d tasks wait here", elapsed, line.length)
+            await waiting
+        finally:
+            waiting.cancel()
 
 
 class LumaCallbackTrigger(BaseTrigger):

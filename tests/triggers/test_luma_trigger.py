@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma import callbacks, waiting
+from airflow_provider_luma import callbacks, poller, waiting
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.poller import SUBMISSIONS_PER_SECOND
 from airflow_provider_luma.submission import new_reference
-from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaTaskTrigger
+from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger, LumaTaskTrigger
 
 KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
 
@@ -52,6 +53,10 @@ class TestSerialize:
         }
         module, _, name = path.rpartition(".")
         assert getattr(importlib.import_module(module), name)(**arguments).serialize() == (path, arguments)
+
+    def test_when_the_job_was_made_if_that_is_known(self):
+        one = LumaTaskTrigger("abc", made=1_800_000_000.0)
+        assert LumaTaskTrigger(**one.serialize()[1]).made == 1_800_000_000.0
 
     def test_defaults(self):
         assert LumaTaskTrigger("abc").serialize()[1] == {
@@ -322,3 +327,77 @@ class TestEnding:
             await asyncio.sleep(0.01)
         await one.on_kill()
         assert (await waits)["task"]["status"] == "SUCCESS"
+
+
+async def in_line(one: LumaSubmissionTrigger, order: list[Any]) -> None:
+    async for event in one.run():
+        order.append((one, event.payload["turn"]))
+
+
+def submission_trigger(since: float = 0.0, seconds: float = 60, **arguments: Any) -> LumaSubmissionTrigger:
+    return LumaSubmissionTrigger("luma_default", time.time() + since, time.time() + seconds, **arguments)
+
+
+class TestLine:
+    """A task that was refused waits for its turn to submit."""
+
+    def test_round_trip(self):
+        one = LumaSubmissionTrigger("my_luma", 1.5, 2.5, 3.5, 4.5)
+        path, arguments = one.serialize()
+        assert path == "airflow_provider_luma.triggers.luma.LumaSubmissionTrigger"
+        assert list(arguments.values()) == ["my_luma", 1.5, 2.5, 3.5, 4.5]
+        assert LumaSubmissionTrigger(**arguments).serialize() == (path, arguments)
+
+    async def test_turns_come_one_after_the_other_who_waits_longest_first(self):
+        order: list[Any] = []
+        waiting = [submission_trigger(since) for since in (-3, -1, -4, -2)]
+        await asyncio.gather(*(in_line(one, order) for one in waiting))
+        assert [one for one, _ in order] == [waiting[2], waiting[0], waiting[3], waiting[1]]
+        gaps = [later - earlier for (_, earlier), (_, later) in itertools.pairwise(order)]
+        assert min(gaps) > 0.9 / SUBMISSIONS_PER_SECOND
+
+    async def test_who_had_a_turn_and_was_refused_slows_down_the_line(self):
+        order: list[Any] = []
+        await asyncio.gather(*(in_line(submission_trigger(turn=time.time()), order) for _ in range(3)))
+        gaps = [later - earlier for (_, earlier), (_, later) in itertools.pairwise(order)]
+        assert min(gaps) > 1.9 / SUBMISSIONS_PER_SECOND
+
+    async def test_who_had_tried_without_a_turn_does_not(self):
+        order: list[Any] = []
+        await asyncio.gather(*(in_line(submission_trigger(), order) for _ in range(3)))
+        assert order[-1][1] - order[0][1] < 2.5 / SUBMISSIONS_PER_SECOND
+
+    async def test_the_pause_that_luma_asks_for_is_for_all(self):
+        order: list[Any] = []
+        started = time.time()
+        await asyncio.gather(in_line(submission_trigger(retry_after=1.5), order), in_line(submission_trigger(), order))
+        assert min(turn for _, turn in order) >= started + 1.5
+
+    async def test_at_the_end_it_fires_in_any_case(self):
+        order: list[Any] = []
+        started = time.time()
+        await in_line(submission_trigger(seconds=0.2, retry_after=60), order)
+        assert 0.2 <= order[0][1] - started < 5
+
+    async def test_it_leaves_the_scheduler_time_to_take_note_of_the_deferral(self, monkeypatch):
+        monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_WAIT", 0.5)
+        order: list[Any] = []
+        started = time.time()
+        await in_line(submission_trigger(), order)
+        assert order[0][1] - started >= 0.5
+
+    async def test_one_that_is_stopped_gives_way(self):
+        order: list[Any] = []
+        first = asyncio.create_task(in_line(submission_trigger(-9, retry_after=0.3), []))
+        others = asyncio.create_task(in_line(submission_trigger(), order))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        await asyncio.gather(first, others, return_exceptions=True)
+        assert len(order) == 1
+        assert poller._users[asyncio.get_running_loop()] == {}
+
+    async def test_it_tells_how_long_it_waits(self, monkeypatch, task_log):
+        monkeypatch.setattr("airflow_provider_luma.triggers.luma.PROGRESS_INTERVAL", 0.2)
+        await in_line(submission_trigger(-90, retry_after=0.5), [])
+        said = [entry["event"] % entry.get("positional_args", ()) for entry in task_log]
+        assert any("0:01:30" in line and "1 task" in line for line in said)

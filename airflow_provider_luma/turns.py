@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whose turn it is to call the service, and when. No I/O.
+
+All triggers of a triggerer share one event loop. Those that call the service over the same connection take
+:class:`Turns`, at an even pace, never in bursts: a thousand triggers that start in the same second make their first
+calls one after the other. A refusal by the service slows all of them down (:class:`Pace`).
+
+With more jobs waiting than the rate allows looks, not every look that is due can be taken at once, and the order
+decides how late a finish is seen. What jobs that have ended took (:class:`Durations`) tells how long it is worth
+letting a running one go on unseen; whoever's time is up first has the next turn. None is left behind: its time does
+come, and only those whose time came earlier are served before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from airflow_provider_luma.waiting import LONGEST_RETRY_AFTER
+
+#: The fewest calls a second that refusals can bring the pace down to.
+SLOWEST = 0.1
+
+#: Seconds without a refusal after which the pace is raised by a tenth of the full rate.
+RECOVERY_STEP = 5.0
+
+#: Seconds within which calls leave together: to wake up for each of them would cost as much as the call itself.
+GRAIN = 0.01
+
+#: How many of the last jobs that have ended are looked back at, and how many of them say enough.
+MEMORY, ENOUGH = 200, 20
+
+#: Seconds for which a job may be expected to lie finished and unseen, before it claims a turn.
+EXPECTED_DELAY = 1.0
+
+
+class Pace:
+    """
+    When the next call may leave. Calls are spaced evenly; no clock of its own.
+
+    :param rate: calls a second that the service allows
+    :param share: how much of that is used: calls sent evenly do not arrive quite so evenly
+    """
+
+    def __init__(self, rate: float, share: float) -> None:
+        self.full = rate * share
+        self.rate = self.full
+        self._share = share
+        self._next = -math.inf
+        self._halved = -math.inf
+        self._changed = -math.inf
+
+    def allow(self, rate: float) -> None:
+        """Take up another rate; a pace that was slowed down stays so in proportion."""
+        full = rate * self._share
+        if full != self.full:
+            self.rate *= full / self.full
+            self.full = full
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until a call may leave; 0 if one may leave now."""
+        seconds = self._next - now
+        early = GRAIN if self.rate * GRAIN > 1 else 0.0
+        return seconds if seconds > early else 0.0
+
+    def left(self, now: float) -> None:
+        """Take note that a call leaves now."""
+        if self.rate < self.full and now - self._changed >= RECOVERY_STEP:
+            self.rate = min(self.full, self.rate + self.full / 10)
+            self._changed = now
+        self._next = max(self._next, now) + 1 / self.rate
+
+    def refused(self, now: float, retry_after: float | None = None, *, left: float) -> None:
+        """
+        Take note of a refusal: halve the pace, and honour the pause that the service asked for.
+
+        :param left: when the refused call had left. One from before the pace was last halved says nothing about the
+            pace since
+        """
+        if left > self._halved:
+            self.rate = max(min(SLOWEST, self.full), self.rate / 2)
+            self._halved = now
+        self._changed = now
+        self.pause(now, retry_after)
+        self._next = max(self._next, now + 1 / self.rate)
+
+    def pause(self, now: float, seconds: float | None) -> None:
+        """Let no call leave for so many seconds, as the service has asked; five minutes at most."""
+        self._next = max(self._next, now + min(seconds or 0.0, LONGEST_RETRY_AFTER))
+
+
+class Durations:
+    """How long jobs have taken lately, and what follows for one that is still running."""
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def add(self, seconds: float) -> None:
+        """Learn from a job that has ended."""
+        self._latest.append(seconds)
+        insort(self._sorted, seconds)
+        if len(self._latest) > MEMORY:
+            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+
+    def worth_a_look(self, age: float) -> float | None:
+        """
+        Return the age at which a job, still running at this age, may be expected to have ended a second ago.
+
+        That is, at which those of the jobs looked back at that took longer than ``age`` had ended a second earlier
+        on average, where one that had not ended counts as zero.
+
+        :returns: seconds, or None if too few jobs have taken that long
+        """
+        first = bisect_right(self._sorted, age)
+        longer = len(self._sorted) - first
+        if longer < ENOUGH:
+            return None
+        wanted, total = EXPECTED_DELAY * longer, 0.0
+        for ended in range(1, longer):
+            total += self._sorted[first + ended - 1]
+            if ended * self._sorted[first + ended] - total >= wanted:
+                return (wanted + total) / ended
+        return (wanted + total + self._sorted[-1]) / longer
+
+    def patience(self, age: float, seconds: float) -> float:
+        """
+        Return for how many seconds a look that is due can give way to others, as it most likely comes too early.
+
+        :param age: the age at which the job was last seen running
+        :param seconds: how long after that the look is due
+        """
+        worth = self.worth_a_look(age)
+        return max(0.0, worth - age - seconds) if worth is not None else 0.0
+
+
+class _Place(NamedTuple):
+    """A place in the queue."""
+
+    at: float
+    number: int
+    turn: asyncio.Future[None]
+    claim: float
+
+
+class Turns:
+    """
+    Turns to call the service, for all who call it in one event loop over one connection.
+
+    :param rate: tells how many calls a second are allowed; asked before every turn
+    :param share: how much of that is used
+    """
+
+    def __init__(self, rate: Callable[[], Awaitable[float]], share: float) -> None:
+        self._rate = rate
+        self._numbers = itertools.count()
+        #: Those whose call is not due yet, by when it is; and the others, by their claim.
+        self._coming: list[_Place] = []
+        self._due: list[_Place] = []
+        self._sleeps_until = math.inf
+        self._woken = asyncio.Event()
+        self._pace = Pace(1.0, share)
+        self._slots: asyncio.Semaphore | None = None
+        self._handing_out: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def turn(self, due: float, claim: float | None = None) -> AsyncIterator[None]:
+        """
+        Wait until it is due, and one's turn.
+
+        :param due: the earliest time, by the event loop's clock
+        :param claim: of those who are due, the one with the earliest claim has the next turn; ``due`` if not given
+        """
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._coming, _Place(due, next(self._numbers), turn, due if claim is None else claim))
+        if due < self._sleeps_until:
+            self._woken.set()
+        if self._handing_out is None or self._handing_out.done():
+            self._handing_out = asyncio.create_task(self._hand_out())
+            self._handing_out.add_done_callback(self._stopped)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._release()  # it was handed out in the very moment in which the trigger was stopped
+            raise
+        try:
+            yield
+        finally:
+            self._release()
+
+    @property
+    def length(self) -> int:
+        """How many wait for a turn."""
+        return len(self._coming) + len(self._due)
+
+    def refused(self, retry_after: float | None, *, left: float) -> None:
+        """
+        Slow down, as the service has refused a call that had a turn.
+
+        :param left: when it left, by the event loop's clock
+        """
+        self._pace.refused(_now(), retry_after, left=left)
+
+    def pause(self, seconds: float | None) -> None:
+        """Give no turn for so many seconds."""
+        self._pace.pause(_now(), seconds)
+
+    def close(self) -> None:
+        """Stop handing out turns."""
+        if self._handing_out is not None:
+            self._handing_out.cancel()
+            self._handing_out = None
+
+    def _release(self) -> None:
+        assert self._slots is not None, "only what was handed out comes back"
+        self._slots.release()
+
+    async def _hand_out(self) -> None:
+        """Give turns to those who are due, at the connection's pace."""
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(max(1, int(await self._rate())))
+        while True:
+            await self._slots.acquire()
+            self._pace.allow(await self._rate())
+            turn = await self._next_turn()
+            self._pace.left(_now())
+            turn.set_result(None)
+
+    async def _next_turn(self) -> asyncio.Future[None]:
+        """Wait until a turn is due, and may be given; forget those that nobody waits for any more."""
+        while True:
+            now = _now()
+            while self._coming and (self._coming[0].at <= now + GRAIN or self._coming[0].turn.done()):
+                place = heapq.heappop(self._coming)
+                heapq.heappush(self._due, place._replace(at=place.claim))
+            while self._due and self._due[0].turn.done():
+                heapq.heappop(self._due)
+            if self._due and not (wait := self._pace.wait(now)):
+                return heapq.heappop(self._due).turn
+            if self._due:
+                self._sleeps_until = now + wait
+            else:
+                self._sleeps_until = self._coming[0].at if self._coming else math.inf
+            self._woken.clear()
+            try:
+                async with asyncio.timeout(self._sleeps_until - now if self._sleeps_until < math.inf else None):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    def _stopped(self, handing_out: asyncio.Task[None]) -> None:
+        """Pass on what has ended the handing out, e.g. a connection that cannot be read, to all who wait."""
+        if handing_out.cancelled() or (error := handing_out.exception()) is None:
+            return
+        waiting, self._coming, self._due = self._coming + self._due, [], []
+        for place in waiting:
+            if not place.turn.done():
+                place.turn.set_exception(error)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
