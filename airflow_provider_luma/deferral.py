@@ -30,7 +30,13 @@ class LumaDeferral(BaseOperator):
     luma_conn_id: str
 
     def _defer_for_job(
-        self, luma_task_id: str, *, poll_interval: float, end_time: float, execution_deadline: float | None = None
+        self,
+        luma_task_id: str,
+        *,
+        poll_interval: float,
+        end_time: float,
+        execution_deadline: float | None = None,
+        made: float | None = None,
     ) -> NoReturn:
         """
         Wait for a job in the triggerer.
@@ -38,11 +44,12 @@ class LumaDeferral(BaseOperator):
         :param end_time: when to stop waiting, in seconds since the epoch
         :param execution_deadline: when ``execution_timeout`` ends an earlier deferral of this try; None if this is
             the first
+        :param made: when the job was made, in seconds since the epoch, if that is known
         """
         from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
         self._defer_with_deadline(
-            LumaTaskTrigger(luma_task_id, self.luma_conn_id, poll_interval, end_time),
+            LumaTaskTrigger(luma_task_id, self.luma_conn_id, poll_interval, end_time, made),
             "execute_complete",
             execution_deadline,
             luma_task_id=luma_task_id,

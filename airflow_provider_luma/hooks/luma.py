@@ -38,6 +38,7 @@ from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
     LumaNotFoundError,
+    LumaRateLimitError,
     LumaSubmissionUnknownError,
     LumaUnavailableError,
     LumaValidationError,
@@ -198,13 +199,21 @@ class LumaHook(_LumaHookBase, HttpHook):
         """
         return callbacks.is_ours(task.callback_url, self.get_luma_connection(), reference)
 
-    def patiently(self, submit: Callable[[], str]) -> str:
+    def patiently(self, submit: Callable[[], str], rate_limit_patience: float = SUBMIT_PATIENCE) -> str:
         """
         Repeat an attempt to submit, for two minutes at most, while it surely was not accepted for a passing reason.
 
         :param submit: one attempt; an attempt with an unknown outcome is never repeated
+        :param rate_limit_patience: seconds for which it is repeated if it was only one too many
         """
-        return tenacity.Retrying(**patience(SUBMIT_PATIENCE), before_sleep=self._log_refusal)(submit)
+
+        def stop(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            seconds = rate_limit_patience if isinstance(error, LumaRateLimitError) else SUBMIT_PATIENCE
+            return tenacity.stop_before_delay(seconds)(state)
+
+        options = {**patience(SUBMIT_PATIENCE), "stop": stop}
+        return tenacity.Retrying(**options, before_sleep=self._log_refusal)(submit)
 
     def get_task(self, luma_task_id: str) -> LumaTask:
         """
@@ -535,6 +544,7 @@ class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
         return aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {connection.api_key}"},
             timeout=aiohttp.ClientTimeout(total=connection.timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),  # looks have nothing to remember
             connector=aiohttp.TCPConnector(
                 ssl=await asyncio.to_thread(_ssl, connection),
                 limit=max(1, int(connection.requests_per_second)),

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, Stats
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowRuntimeError
 
@@ -25,6 +25,7 @@ from airflow_provider_luma.exceptions import (
     LumaError,
     LumaGenerationError,
     LumaNotFoundError,
+    LumaRateLimitError,
     LumaSubmissionUnknownError,
     LumaTimeoutError,
     LumaUnavailableError,
@@ -43,6 +44,28 @@ if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import TaskStateStoreAccessor
 
     from airflow_provider_luma.hooks.luma import LumaHook
+
+
+#: Where a task that Luma has refused says so, and when, to the others of its mapped run.
+REFUSED_KEY = "luma_refused_at"
+
+#: Seconds for which a refusal of one task tells the others of its mapped run to line up.
+REFUSAL_IS_NEWS = 30.0
+
+
+@dataclass(frozen=True)
+class _InLine:
+    """
+    A task that waits for its turn to submit.
+
+    :param since: when it first wanted to, in seconds since the epoch
+    :param turn: when it was given its last turn, in seconds since the epoch
+    :param execution_deadline: see :class:`~airflow_provider_luma.deferral.LumaDeferral`
+    """
+
+    since: float
+    turn: float | None = None
+    execution_deadline: float | None = None
 
 
 class LumaModifyOperator(LumaDeferral):
@@ -68,7 +91,8 @@ class LumaModifyOperator(LumaDeferral):
     :param deferrable: wait in the triggerer. If False the wait holds a worker slot
     :param poll_interval: seconds between two looks at the job; the service recommends 30. If deferrable, and Luma
         calls Airflow back, ten times as long
-    :param timeout: seconds that a try waits for the video at most. The job itself goes on at Luma
+    :param timeout: seconds that a try waits for the video at most, and before that for Luma to accept the job while
+        it is over its limits or unavailable. The job itself goes on at Luma
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted, at
         the risk of paying twice. By default such a task fails without using its retries. If Luma calls back, and the
         task is deferrable, it waits for the callback first, which tells
@@ -107,6 +131,7 @@ class LumaModifyOperator(LumaDeferral):
         self.timeout = timeout
         self.resubmit_on_unknown = resubmit_on_unknown
         self._luma_task_id: str | None = None
+        self._made: float | None = None
 
         protocol.check_positive("poll_interval", poll_interval)
         protocol.check_positive("timeout", timeout)
@@ -119,6 +144,15 @@ class LumaModifyOperator(LumaDeferral):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit the job and, unless told otherwise, wait for it."""
+        return self._run(context, None)
+
+    def execute_in_turn(
+        self, context: Context, event: dict[str, Any], since: float, execution_deadline: float | None = None
+    ) -> dict[str, Any]:
+        """Submit the job, which Luma had refused so far, now that it is its turn; and go on as ever."""
+        return self._run(context, _InLine(since, event["turn"], execution_deadline))
+
+    def _run(self, context: Context, in_line: _InLine | None) -> dict[str, Any]:
         from airflow_provider_luma.hooks.luma import LumaHook
 
         with pushed_failure(context):
@@ -126,8 +160,9 @@ class LumaModifyOperator(LumaDeferral):
             self._check(hook)
             LumaResultLink().push(self, context)
             push_request(context, prompt=self.prompt, video_url=self.video_url)
-            luma_task_id, finished = self._job(hook, context)
-            return self._go_on(hook, context, luma_task_id, finished)
+            luma_task_id, finished = self._job(hook, context, in_line)
+            deadline = in_line.execution_deadline if in_line is not None else None
+            return self._go_on(hook, context, luma_task_id, finished, deadline)
 
     def execute_complete(
         self,
@@ -195,11 +230,16 @@ class LumaModifyOperator(LumaDeferral):
         except TaskDeferralTimeout as error:
             ti = context["ti"]
             luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
-            what_is_left = (
-                "It was not cancelled, since Luma cannot cancel: it is still running there under this id, and paid for"
-                if luma_task_id
-                else "No answer to the submission is known; a job may have been accepted, and be running"
-            )
+            store = context.get("task_state_store")
+            if luma_task_id:
+                what_is_left = (
+                    "It was not cancelled, since Luma cannot cancel: it is still running there under this id, and "
+                    "paid for"
+                )
+            elif store is not None and store.get(submission.STORE_KEY) is None:
+                what_is_left = "Luma had accepted no job so far; nothing was billed"
+            else:
+                what_is_left = "No answer to the submission is known; a job may have been accepted, and be running"
             with pushed_failure(context):
                 raise LumaTimeoutError(
                     None,
@@ -254,13 +294,14 @@ class LumaModifyOperator(LumaDeferral):
                 poll_interval=self.poll_interval,
                 end_time=end_time,
                 execution_deadline=execution_deadline,
+                made=self._made,
             )
         task = finished or hook.wait_for_completion(
             luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval
         )
         return self._result(task.as_dict())
 
-    def _job(self, hook: LumaHook, context: Context) -> tuple[str, LumaTask | None]:
+    def _job(self, hook: LumaHook, context: Context, in_line: _InLine | None) -> tuple[str, LumaTask | None]:
         """Return the id of this task's job, submitted now or by an earlier try; and the job, if it has ended well."""
         store, ti = context.get("task_state_store"), context["ti"]
         wanted = submission.fingerprint(
@@ -297,7 +338,7 @@ class LumaModifyOperator(LumaDeferral):
                 try_number=ti.try_number,
                 calls_back=callback_url is not None and not self.callback_url,
             )
-            return self._submit(hook, store, intent, callback_url), None
+            return self._submit(hook, context, intent, callback_url, in_line), None
         assert record is not None and record.luma_task_id is not None, "only a recorded job can be continued"
         if store is not None and record.max_tries != ti.max_tries:
             # From here on a new try is a retry of this one, and no longer the one that a person cleared.
@@ -393,11 +434,13 @@ class LumaModifyOperator(LumaDeferral):
     def _submit(
         self,
         hook: LumaHook,
-        store: TaskStateStoreAccessor | None,
+        context: Context,
         intent: submission.Record,
         callback_url: str | None,
+        in_line: _InLine | None,
     ) -> str:
         """Submit, with the intent in the store before each attempt, and the id after it."""
+        store = context.get("task_state_store")
 
         def attempt() -> str:
             if store is not None:
@@ -416,17 +459,26 @@ class LumaModifyOperator(LumaDeferral):
                 if store is not None:
                     self._in_spite_of_the_store(store.delete, submission.STORE_KEY)
                 raise
+            self._made = time.time()
             self.log.info("Luma accepted the job as Luma task %s", luma_task_id)
             if store is not None:
                 completed = replace(intent, luma_task_id=luma_task_id).as_dict()
                 self._in_spite_of_the_store(store.set, submission.STORE_KEY, completed)
             return luma_task_id
 
+        if self.deferrable and in_line is None and _a_sibling_was_refused(context):
+            self.log.info("Luma has just refused others of this mapped task, for being too many")
+            self._line_up(context, None, None)
         self.log.info("Submitting %s to Luma with the prompt %r", self.video_url, self.prompt)
         try:
-            return hook.patiently(attempt)
+            return attempt() if self.deferrable else hook.patiently(attempt, self.timeout)
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
+        except TRANSIENT as error:
+            if not self.deferrable:
+                raise
+            self.log.warning("The submission was not accepted: %s. Nothing was billed", error)
+            self._line_up(context, in_line, error)
         except LumaSubmissionUnknownError as error:
             if intent.calls_back and self.deferrable:
                 self.log.warning("%s. If it was, Luma calls back when the job has ended: waiting for that", error.msg)
@@ -434,6 +486,39 @@ class LumaModifyOperator(LumaDeferral):
             if self.resubmit_on_unknown:
                 raise
             raise AirflowFailException(str(error)) from error
+
+    def _line_up(self, context: Context, in_line: _InLine | None, error: LumaError | None) -> NoReturn:
+        """
+        Be deferred until it is this task's turn to submit.
+
+        :param error: why the submission was refused; None if it was not tried
+        :raises LumaError: that, if the task has waited long enough
+        """
+        from airflow_provider_luma.hooks.luma import SUBMIT_PATIENCE
+        from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
+
+        in_line = in_line or _InLine(since=time.time())
+        is_one_too_many = error is None or isinstance(error, LumaRateLimitError)
+        until = in_line.since + (self.timeout if is_one_too_many else SUBMIT_PATIENCE)
+        if error is not None:
+            Stats.incr("luma.submission.refused")
+            if time.time() >= until:
+                raise error
+        if isinstance(error, LumaRateLimitError):
+            context["ti"].xcom_push(key=REFUSED_KEY, value=time.time())
+        self.log.info("Waiting in the triggerer for a turn to submit")
+        self._defer_with_deadline(
+            LumaSubmissionTrigger(
+                self.luma_conn_id,
+                since=in_line.since,
+                until=until,
+                turn=in_line.turn,
+                retry_after=error.retry_after if error is not None else None,
+            ),
+            "execute_in_turn",
+            in_line.execution_deadline,
+            since=in_line.since,
+        )
 
     def _in_spite_of_the_store(self, change: Callable[..., None], *arguments: Any) -> None:
         """Change the store; if it fails, go on: what Luma has answered matters more."""
@@ -518,6 +603,15 @@ class LumaDownloadOperator(BaseOperator):
             names = (name, *(f"{number}-{name}" for number in range(2, len(urls) + 1)))
             plan[url] = next(free for free in names if free not in plan.values())
         return plan
+
+
+def _a_sibling_was_refused(context: Context) -> bool:
+    """Tell whether Luma has lately refused another task of the same mapped run: then this one need not even try."""
+    ti = context["ti"]
+    if ti.map_index is None or ti.map_index < 0:
+        return False
+    refused_at = ti.xcom_pull(task_ids=[ti.task_id], key=REFUSED_KEY)
+    return any(at is not None and time.time() - at < REFUSAL_IS_NEWS for at in refused_at)
 
 
 def _remembered(store: TaskStateStoreAccessor | None, reference: str) -> str | None:

@@ -41,9 +41,9 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.hooks import luma as hooks
-from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
+from airflow_provider_luma.operators.luma import REFUSAL_IS_NEWS, REFUSED_KEY, LumaDownloadOperator, LumaModifyOperator
 from airflow_provider_luma.submission import CALLBACK_KEY, STORE_KEY, new_reference
-from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaTaskTrigger
+from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger, LumaTaskTrigger
 
 KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
 GOOD = {"prompt": "make it a rainy night", "video_url": "https://example.com/v.mp4"}
@@ -152,8 +152,9 @@ class TestModify:
         assert context["ti"].pushed["luma_task_id"] == job.task_id
         assert isinstance(deferred.value.trigger, LumaTaskTrigger)
         _, arguments = deferred.value.trigger.serialize()
-        end_time = arguments.pop("end_time")
+        end_time, made = arguments.pop("end_time"), arguments.pop("made")
         assert before + 600 <= end_time <= time.time() + 600
+        assert before <= made <= time.time()
         assert arguments == {"luma_task_id": job.task_id, "luma_conn_id": "luma_default", "poll_interval": 12}
         assert deferred.value.method_name == "execute_complete"
         assert deferred.value.timeout is None
@@ -228,7 +229,7 @@ class TestModify:
         monkeypatch.setattr(hooks, "SUBMIT_PATIENCE", 0.1)
         luma.configure(faults=[f"submit:refuse,code={code}"])
         with pytest.raises(kind):
-            modify().execute(context)
+            modify(deferrable=False, timeout=0.1).execute(context)
 
     def test_an_unknown_outcome_uses_no_retries(self, luma, modify, context):
         luma.configure(faults=["submit:cut,after_accept"])
@@ -297,13 +298,17 @@ class Tries:
         context: Any = {"ti": self.ti}
         if self.store is not None:
             context["task_state_store"] = self.store
-        operator = self._modify(**changes)
-        operator.render_template_fields({})
-        try:
-            return operator.execute(context)
-        except TaskDeferred as deferred:
-            kwargs = {**(deferred.kwargs or {}), "event": asyncio.run(self._event(deferred.trigger))}
-            return self._modify(**changes).resume_execution(deferred.method_name, kwargs, context)
+        method, kwargs = "execute", {}
+        while True:
+            operator = self._modify(**changes)
+            operator.render_template_fields({})
+            try:
+                if method == "execute":
+                    return operator.execute(context)
+                return operator.resume_execution(method, kwargs, context)
+            except TaskDeferred as deferred:
+                method = deferred.method_name
+                kwargs = {**(deferred.kwargs or {}), "event": asyncio.run(self._event(deferred.trigger))}
 
     def cleared(self, **changes: Any) -> dict[str, Any]:
         """Run the try after a person has cleared the task."""
@@ -685,10 +690,9 @@ class TestTheOrderOfThings:
 class TestRefusals:
     """What was surely not accepted leaves nothing that could hinder the next try."""
 
-    @pytest.mark.parametrize("code", [401, 402, 404, 422, 429, 455, 501, 505])
+    @pytest.mark.parametrize("code", [401, 402, 404, 422, 501, 505])
     @pytest.mark.parametrize("style", ["status", "body"])
-    def test_a_refusal_leaves_no_record(self, luma, task, monkeypatch, code, style):
-        monkeypatch.setattr(hooks, "SUBMIT_PATIENCE", 0.01)
+    def test_a_refusal_leaves_no_record(self, luma, task, code, style):
         luma.configure(faults=[f"submit:refuse,code={code},style={style},times=1"])
         with pytest.raises((LumaError, AirflowFailException), match=str(code)):
             task.try_it()
@@ -741,6 +745,151 @@ class TestRefusals:
         with pytest.raises(ConnectionError):
             task.try_it()
         assert submissions(luma) == []
+
+
+class TestTheLine:
+    """Over the limit for submissions, or while Luma is away, a task that can be deferred waits in the triggerer."""
+
+    @pytest.fixture
+    def line(self, modify, context):
+        """Run a task until it is deferred, first of all or in its turn; return the deferral."""
+
+        def _line(in_line: TaskDeferred | None = None, **changes: Any) -> TaskDeferred:
+            if in_line is None:
+                return deferral(modify(**changes).execute, context)
+            return deferral(resume, modify(**changes), in_line, context, {"turn": time.time()})
+
+        return _line
+
+    @pytest.mark.parametrize("style", ["status", "body"])
+    @pytest.mark.parametrize("code", [429, 455])
+    def test_a_refused_task_lines_up_at_once(self, luma, line, context, code, style):
+        luma.configure(faults=[f"submit:refuse,code={code},style={style},times=1"])
+        started = time.time()
+        deferred = line()
+        assert isinstance(deferred.trigger, LumaSubmissionTrigger)
+        assert (len(submissions(luma)), luma.accepted) == (1, 0)
+        assert context["task_state_store"].record is None, "a kill while it waits costs nothing"
+        assert started <= deferred.kwargs["since"] <= time.time()
+
+    def test_in_its_turn_it_submits_and_waits_for_the_job(self, luma, line):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        assert waits_for(line(line())) == luma.jobs[0].task_id
+        assert luma.accepted == 1
+
+    def test_it_keeps_its_place_however_often_it_is_refused(self, luma, line):
+        luma.configure(faults=["submit:refuse,code=429,retry_after=7,style=status,times=2"])
+        first = line()
+        turn = time.time()
+        again = line(first)
+        _, before = first.trigger.serialize()
+        _, after = again.trigger.serialize()
+        assert (before["turn"], before["retry_after"]) == (None, 7)
+        assert turn <= after["turn"] <= time.time()
+        assert (after["since"], after["until"]) == (before["since"], before["until"])
+        assert waits_for(line(again)) == luma.jobs[0].task_id
+
+    def test_it_does_not_wait_for_ever(self, luma, line, modify, context):
+        luma.configure(faults=["submit:refuse,code=429"])
+        deferred = line(timeout=0.2)
+        assert deferred.trigger.until == pytest.approx(deferred.kwargs["since"] + 0.2)
+        deferred.kwargs["since"] -= 0.2
+        with pytest.raises(LumaRateLimitError):
+            resume(modify(timeout=0.2), deferred, context, {"turn": time.time()})
+        assert context["task_state_store"].record is None
+
+    def test_for_a_service_that_is_away_it_waits_two_minutes(self, line, set_connection, free_port):
+        set_connection(f"http://127.0.0.1:{free_port}")
+        deferred = line(timeout=3600)
+        assert deferred.trigger.until == pytest.approx(deferred.kwargs["since"] + hooks.SUBMIT_PATIENCE)
+
+    def test_execution_timeout_counts_from_the_first_time(self, luma, line):
+        luma.configure(faults=["submit:refuse,code=429,times=2"])
+        first = line(execution_timeout=timedelta(seconds=100))
+        deadline = first.kwargs["execution_deadline"]
+        first.kwargs["execution_deadline"] = deadline - 40
+        again = line(first, execution_timeout=timedelta(seconds=100))
+        assert again.timeout.total_seconds() == pytest.approx(60, abs=5)
+        waiting_for_job = line(again, execution_timeout=timedelta(seconds=100))
+        assert waiting_for_job.kwargs["execution_deadline"] == deadline - 40
+
+    def test_its_end_says_that_nothing_was_billed(self, luma, line, modify, context):
+        luma.configure(faults=["submit:refuse,code=429"])
+        line(execution_timeout=timedelta(seconds=1))
+        with pytest.raises(LumaTimeoutError, match="nothing was billed"):
+            modify(execution_timeout=timedelta(seconds=1)).resume_execution(
+                "__fail__", {"error": "Trigger timeout"}, context
+            )
+
+    def test_in_the_worker_it_waits_as_long(self, luma, modify, context, short_pauses, monkeypatch):
+        monkeypatch.setattr(hooks, "SUBMIT_PATIENCE", 0.0)
+        luma.configure(faults=["submit:refuse,code=429,times=3"])
+        assert modify(deferrable=False, timeout=20).execute(context)["status"] == "SUCCESS"
+        assert (len(submissions(luma)), luma.accepted) == (4, 1)
+
+    @pytest.mark.parametrize("wait_for_completion", [True, False])
+    def test_through_the_trigger(self, luma, modify, wait_for_completion):
+        luma.configure(faults=["submit:refuse,code=429,times=2"])
+        task = Tries(lambda **changes: modify(wait_for_completion=wait_for_completion, **changes), Store())
+        result = task.try_it()
+        assert result["luma_task_id"] == luma.jobs[0].task_id
+        assert task.store.operations == [
+            ("set", None), "delete", ("set", None), "delete", ("set", None), ("set", luma.jobs[0].task_id)
+        ]  # fmt: skip
+
+
+class Siblings:
+    """The XComs of a mapped task's instances."""
+
+    def __init__(self) -> None:
+        self.pushed: dict[int, dict[str, Any]] = {}
+
+    def context(self, map_index: int) -> dict[str, Any]:
+        siblings = self
+
+        class Mapped(TaskInstance):
+            def xcom_pull(self, *, task_ids: Any, key: str) -> Any:
+                assert task_ids == [self.task_id]
+                return [pushed[key] for pushed in siblings.pushed.values() if key in pushed] or [None]
+
+        ti = Mapped()
+        ti.map_index = map_index
+        self.pushed[map_index] = ti.pushed
+        return {"ti": ti, "task_state_store": Store()}
+
+
+class TestMapped:
+    @pytest.fixture
+    def siblings(self) -> Siblings:
+        return Siblings()
+
+    def test_after_one_was_refused_the_others_line_up_unheard(self, luma, modify, siblings):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        for i in range(5):
+            assert isinstance(deferral(modify().execute, siblings.context(i)).trigger, LumaSubmissionTrigger)
+        assert len(submissions(luma)) == 1
+
+    def test_in_its_turn_each_tries(self, luma, modify, siblings):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        contexts = [siblings.context(i) for i in range(3)]
+        lined_up = [deferral(modify().execute, context) for context in contexts]
+        for context, deferred in zip(contexts, lined_up, strict=True):
+            assert waits_for(deferral(resume, modify(), deferred, context, {"turn": time.time()}))
+        assert luma.accepted == 3
+
+    def test_a_refusal_of_long_ago_is_no_news(self, luma, modify, siblings):
+        siblings.context(0)["ti"].pushed[REFUSED_KEY] = time.time() - REFUSAL_IS_NEWS
+        assert waits_for(deferral(modify().execute, siblings.context(1)))
+        assert luma.accepted == 1
+
+    def test_a_service_that_is_away_is_asked_by_each(self, luma, modify, siblings):
+        luma.configure(faults=["submit:refuse,code=455,times=1"])
+        deferral(modify().execute, siblings.context(0))
+        assert waits_for(deferral(modify().execute, siblings.context(1))) == luma.jobs[0].task_id
+
+    def test_in_the_worker_nobody_lines_up(self, luma, modify, siblings):
+        siblings.context(0)["ti"].pushed[REFUSED_KEY] = time.time()
+        assert modify(deferrable=False).execute(siblings.context(1))["status"] == "SUCCESS"
 
 
 UNKNOWN = {
@@ -1062,9 +1211,11 @@ class TestCallbackAddress(Callbacks):
         one, other = (job.request["callBackUrl"] for job in luma.jobs)
         assert one != other
 
-    def test_also_at_a_repetition_that_follows_a_refusal(self, luma, modify, context, short_pauses):
-        luma.configure(faults=["submit:refuse,code=429,times=2"])
-        deferral(modify().execute, context)
+    def test_also_at_a_repetition_that_follows_a_refusal(self, luma, modify, context):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        lined_up = deferral(modify().execute, context)
+        with pytest.raises(TaskDeferred):
+            resume(modify(), lined_up, context, {"turn": time.time()})
         assert callbacks.is_ours(
             luma.jobs[0].request["callBackUrl"],
             hooks.LumaHook().get_luma_connection(),
@@ -1117,6 +1268,7 @@ class TestCallback(Callbacks):
         job = luma.jobs[0].task_id
         again = deferral(resume, modify(timeout=600, poll_interval=12), deferred, context, called(job))
         before, after = (one.trigger.serialize()[1] for one in (deferred, again))
+        del before["made"]  # now nothing is a reason to let others look first
         assert after == {**before, "poll_interval": 1.2}, "Luma has called, and will not again: look at the usual pace"
         assert (again.method_name, again.kwargs) == (deferred.method_name, deferred.kwargs)
         assert again.timeout is None
