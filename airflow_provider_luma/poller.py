@@ -29,8 +29,8 @@ from airflow_provider_luma.protocol import LumaTask
 from airflow_provider_luma.turns import Durations, Turns
 from airflow_provider_luma.waiting import Watch
 
-#: Submissions a second that the service accepts of an account: 20 in 10 seconds, says https://docs.kie.ai.
-SUBMISSIONS_PER_SECOND = 2.0
+#: What the service accepts of an account, says https://docs.kie.ai: 20 submissions in 10 seconds.
+SUBMISSIONS_PER_SECOND, SUBMISSION_WINDOW = 2.0, 10.0
 
 
 class Poller:
@@ -110,6 +110,8 @@ class SubmissionLine:
     def __init__(self, luma_conn_id: str) -> None:
         # A worker takes its time to start: turns that are given evenly are not taken quite so evenly.
         self._turns = Turns(_submissions_per_second, share=0.9)
+        # Nobody would line up if the last seconds had not been used up.
+        self._turns.pause(SUBMISSION_WINDOW)
 
     async def wait(self, since: float) -> None:
         """

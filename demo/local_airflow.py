@@ -186,7 +186,9 @@ class LocalAirflow:
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return the task instances of a DAG run, in the order they were started."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
-        tasks: list[dict[str, Any]] = self.call("GET", path, params={"limit": 1000})["task_instances"]
+        tasks: list[dict[str, Any]] = []
+        while page := self.call("GET", path, params={"limit": 100, "offset": len(tasks)})["task_instances"]:
+            tasks += page
         return sorted(tasks, key=lambda task: task["start_date"] or "9")
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:

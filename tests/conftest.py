@@ -96,8 +96,9 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def hurried_trigger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a trigger end as soon as its job does: there is no scheduler here that must be given time."""
+    """Let a trigger end as soon as it may: there is no scheduler here that must be given time, and no crowd."""
     monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_WAIT", 0.0)
+    monkeypatch.setattr("airflow_provider_luma.poller.SUBMISSION_WINDOW", 0.0)
 
 
 def until(look: Callable[[], Any], seconds: float = 15) -> Any:

@@ -12,11 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from postgres import binaries, postgres
 from scenarios import CALLED_BACK, CRASHES, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import LocalAirflow
+from demo.postgres import binaries, postgres
 
 REPOSITORY = Path(__file__).parent.parent.parent
 #: For tests of what an Airflow below 3.3 has no memory for.
