@@ -30,7 +30,8 @@ lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## Measure, side by side with the official providers
+bench: $(VENV)/.dev  ## Measure, side by side with the official providers (two hours)
+	$(PIP) --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
 build: $(VENV)/.dev  ## Build wheel and sdist into dist/

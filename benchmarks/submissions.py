@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from airflow_provider_luma.simulator import Settings, Simulator
+from benchmarks.overhead import slot_seconds
 from demo.local_airflow import LocalAirflow
 
 JOBS = int(os.environ.get("SUBMITTED_JOBS", "200"))
@@ -75,15 +75,7 @@ def main() -> None:
 
 def _measured(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> str:
     run_id = airflow.trigger(dag_id)
-    held, last = 0.0, time.monotonic()
-
-    def has_ended() -> bool:
-        nonlocal held, last
-        slots = airflow.call("GET", "/pools/default_pool")["running_slots"]
-        held, last = held + slots * (time.monotonic() - last), time.monotonic()
-        return airflow.run_state(dag_id, run_id) in ("success", "failed")
-
-    airflow.wait_until(has_ended, f"{dag_id} to end", seconds=PATIENCE, every=0.5)
+    held = slot_seconds(airflow, dag_id, run_id, patience=PATIENCE, every=0.5)
     calls = [call for call in luma.calls if call.on == "submit"]
     accepted = [call.at for call in calls if call.code == 200]
     gaps = [later - earlier for earlier, later in pairwise(accepted)]

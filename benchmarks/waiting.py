@@ -3,20 +3,23 @@
 Many jobs waiting in one event loop, with and without the service's limit of 10 status calls a second.
 
 Ours beside the HTTP provider's deferrable sensor (its trigger, with the smallest check of the body that makes it wait
-for a job at all), and beside the loop of the service's quickstart, made asynchronous. The simulator is a process of
-its own, so that the processor time is that of the waiting alone. ``WAITING_JOBS=100,500,1000`` sets how many jobs.
+for a job at all), and beside the loop of the service's quickstart, made asynchronous. The three run at the same time,
+each in a process of its own with a simulator of its own, so that processor time and memory are those of the waiting
+alone. ``WAITING_JOBS=100,500,1000`` sets how many jobs; the plot is of the last number.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,6 +38,7 @@ from demo.__main__ import simulator
 FASTEST, SPREAD, PATIENCE = 60, 60, 240
 LOOK_EVERY = 5
 NO_LIMIT = 1_000_000
+PICTURE = Path(__file__).parent.parent / "docs" / "waiting.svg"
 
 
 class HookThatReadsTheBody(HttpAsyncHook):
@@ -51,6 +55,10 @@ class HookThatReadsTheBody(HttpAsyncHook):
 
 class SensorTrigger(HttpSensorTrigger):
     """The HTTP provider's own, with that hook."""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the way to this class."""
+        return f"{__name__}.{type(self).__qualname__}", super().serialize()[1]
 
     def _get_async_hook(self) -> HttpAsyncHook:
         return HookThatReadsTheBody(method=self.method, http_conn_id=self.http_conn_id)
@@ -84,32 +92,134 @@ async def quickstart(luma_task_id: str) -> None:
             await asyncio.sleep(LOOK_EVERY)
 
 
+bare_session: list[aiohttp.ClientSession] = []
+
+
+async def bare_loop(luma_task_id: str) -> None:
+    """Do nothing but ask, over kept connections: the least that looking can cost with aiohttp. No limit, no errors."""
+    if not bare_session:
+        bare_session.append(aiohttp.ClientSession(headers={"Authorization": f"Bearer {os.environ['BENCH_KEY']}"}))
+    url = f"{os.environ['BENCH_LUMA']}/api/v1/modify/record-info"
+    while True:
+        async with bare_session[0].get(url, params={"taskId": luma_task_id}) as answer:
+            if (await answer.json())["data"]["successFlag"]:
+                return
+        await asyncio.sleep(LOOK_EVERY)
+
+
 CONTENDERS: dict[str, Callable[[str], Awaitable[None]]] = {
     "ours": ours,
     "http sensor": http_sensor,
     "quickstart": quickstart,
 }
+#: Takes part where there is no limit only.
+FLOOR = {"bare loop": bare_loop}
+
+
+@dataclass
+class Outcome:
+    """
+    What came of a contender's wait.
+
+    :param ends: for each job, when it ended and when that was seen, in seconds from the first submission; None if
+        it never was
+    """
+
+    ends: list[tuple[float, float | None]]
+    calls: int
+    refused: int
+    most_in_a_second: int
+    cpu: float
+    connections: int
+    megabytes: float
+
+    @property
+    def late(self) -> list[float]:
+        """How late each end that was seen was seen, in seconds."""
+        return [max(0.0, seen - ended) for ended, seen in self.ends if seen is not None]
+
+    def row(self) -> str:
+        """Return the cells of the table."""
+        late = self.late
+        p50, p95, p99 = (statistics.quantiles(late, n=100)[i] for i in (49, 94, 98)) if len(late) > 1 else [0.0] * 3
+        return (
+            f"| {len(late)} | {statistics.mean(late or [0]):.1f} | {p50:.1f} / {p95:.1f} / {p99:.1f} "
+            f"| {self.calls / len(self.ends):.1f} | {100 * self.refused / max(1, self.calls):.1f} % "
+            f"| {self.most_in_a_second} | {1000 * self.cpu / max(1, self.calls):.2f} | {self.connections} "
+            f"| {self.megabytes:.0f} |"
+        )
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    logging.disable(logging.WARNING)  # each refusal would be a line
-    triggers.SHORTEST_WAIT = 0.0  # a courtesy towards Airflow's scheduler, which is not here
+    """Measure, print a table, and draw."""
     numbers = [int(number) for number in os.environ.get("WAITING_JOBS", "100").split(",")]
     print(f"Jobs of {FASTEST} to {FASTEST + SPREAD} s waiting in one event loop, looked at every {LOOK_EVERY} s;")
     print(f"given up after {PATIENCE} s:\n")
     print(
-        "| jobs | limit | | seen | late p50 / p95 / p99 s | mean | calls | refused | CPU ms a call | connections | MB |"
+        "| jobs | calls allowed | | seen | late: mean s | p50 / p95 / p99 s | calls a job | refused "
+        "| most calls in a second | CPU ms a call | connections | MB more |"
     )
-    print("|---:|---|---|---:|---|---:|---:|---:|---:|---:|---:|")
-    for number in numbers:
-        for limit in (10, NO_LIMIT):
-            for name in CONTENDERS:
-                with TemporaryDirectory() as folder, simulator(Path(folder, "simulator.txt"), "unused") as luma:
-                    print(_measured(luma, name, number, limit), flush=True)
+    print("|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    limited: dict[int, dict[str, Outcome]] = {}
+    for limit in (10, NO_LIMIT):
+        for number in numbers:
+            outcomes = _side_by_side(number, limit)
+            for name, outcome in outcomes.items():
+                print(f"| {number} | {'10/s' if limit == 10 else 'any'} | {name} {outcome.row()}", flush=True)
+            if limit == 10:
+                limited[number] = outcomes
+    draw(limited)
 
 
-def _measured(luma: str, name: str, number: int, limit: int) -> str:
+def draw(limited: dict[int, dict[str, Outcome]]) -> None:
+    """Draw how the ends of jobs were seen, and how late, under the limit."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "luma"  # the same picture is the same file
+    figure, (course, lateness) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    most = max(limited)
+    ended = sorted(end for end, _ in limited[most]["ours"].ends)
+    course.step(ended, range(1, len(ended) + 1), color="0.6", label="ended at Luma")
+    for name, outcome in limited[most].items():
+        seen = sorted(seen for _, seen in outcome.ends if seen is not None)
+        course.step([0, *seen, PATIENCE], [0, *range(1, len(seen) + 1), len(seen)], where="post", label=name)
+    course.set(title=f"{most} jobs, 10 calls a second", xlabel="seconds", ylabel="jobs", ylim=(0, None))
+    course.legend()
+    width = 0.25
+    for i, name in enumerate(CONTENDERS):
+        shares = [100 * len(outcomes[name].late) / number for number, outcomes in limited.items()]
+        bars = lateness.bar([x + (i - 1) * width for x in range(len(limited))], shares, width, label=name)
+        late = [statistics.mean(outcomes[name].late or [0]) for outcomes in limited.values()]
+        lateness.bar_label(bars, [f"{seconds:.0f} s" for seconds in late], fontsize=8)
+    lateness.set(title="Ends seen, and how late on average", xlabel="jobs", ylabel="%", ylim=(0, 110))
+    lateness.set_xticks(range(len(limited)), [str(number) for number in limited])
+    lateness.legend()
+    figure.savefig(PICTURE, metadata={"Date": None})
+    print(f"\nDrawn: {PICTURE.name}")
+
+
+def _side_by_side(number: int, limit: int) -> dict[str, Outcome]:
+    """Let all contenders wait at the same time."""
+    command = [sys.executable, "-m", "benchmarks.waiting", str(number), str(limit)]
+    quiet = {**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "CRITICAL"}  # each refusal would be a line
+    names = [*CONTENDERS, *(FLOOR if limit == NO_LIMIT else ())]
+    running = {name: subprocess.Popen([*command, name], stdout=subprocess.PIPE, env=quiet) for name in names}
+    said = {name: process.communicate()[0] for name, process in running.items()}
+    assert not any(process.returncode for process in running.values()), said
+    return {name: Outcome(**json.loads(output.splitlines()[-1])) for name, output in said.items()}
+
+
+def one(number: int, limit: int, name: str) -> None:
+    """Let one contender wait, and print what came of it."""
+    triggers.SHORTEST_WAIT = 0.0  # a courtesy towards Airflow's scheduler, which is not here
+    with TemporaryDirectory() as folder, simulator(Path(folder, "simulator.txt"), "unused") as luma:
+        print(json.dumps(asdict(_measured(luma, name, number, limit))))
+
+
+def _measured(luma: str, name: str, number: int, limit: int) -> Outcome:
     key = "simulator-key"
     control = httpx.Client(base_url=luma, headers={"Authorization": f"Bearer {key}"}, timeout=60)
     settings = {
@@ -131,26 +241,38 @@ def _measured(luma: str, name: str, number: int, limit: int) -> str:
     )
     os.environ.update(BENCH_LUMA=luma, BENCH_KEY=key)
     body = {"prompt": "Make it snow", "videoUrl": f"{luma}/files/sample.mp4"}
+    start = time.time()
     ids = [control.post("/api/v1/modify/generate", json=body).json()["data"]["taskId"] for _ in range(number)]
 
+    before = control.get("/simulator/state").json()["connections"]
     memory, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    seen = asyncio.run(_wait(CONTENDERS[name], ids))
+    seen = asyncio.run(_wait({**CONTENDERS, **FLOOR}[name], ids))
     cpu, memory = time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     state = control.get("/simulator/state").json()
     looks = [call for call in state["calls"] if call["on"] == "status"]
-    control.patch("/simulator/settings", json={"status_calls_per_second": NO_LIMIT}).raise_for_status()
-    late = []
-    for luma_task_id, at in seen.items():
-        record = control.get("/api/v1/modify/record-info", params={"taskId": luma_task_id}).json()["data"]
-        late.append(at - record["completeTime"] / 1000)
-    calls, refused = len(looks), len([call for call in looks if call["code"] == 429])
-    quantiles = statistics.quantiles(late, n=100) if len(late) > 1 else [0.0] * 99
-    return (
-        f"| {number} | {'10/s' if limit == 10 else 'none'} | {name} | {len(late)} "
-        f"| {quantiles[49]:.1f} / {quantiles[94]:.1f} / {quantiles[98]:.1f} | {statistics.mean(late or [0]):.1f} "
-        f"| {calls} | {100 * refused / max(1, calls):.1f} % | {1000 * cpu / max(1, calls):.2f} "
-        f"| {state['connections']} | {memory / 1024:.0f} |"
+    return Outcome(
+        ends=[(job["complete_time"] / 1000 - start, _minus(seen.get(job["task_id"]), start)) for job in state["jobs"]],
+        calls=len(looks),
+        refused=sum(call["code"] == 429 for call in looks),
+        most_in_a_second=most_in_a_second([call["at"] for call in looks]),
+        cpu=cpu,
+        connections=state["connections"] - before,
+        megabytes=memory / 1024,
     )
+
+
+def most_in_a_second(times: list[float]) -> int:
+    """Return how many of these times lie within one second at most."""
+    times, most, first = sorted(times), 0, 0
+    for last, at in enumerate(times):
+        while times[first] <= at - 1:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def _minus(at: float | None, start: float) -> float | None:
+    return None if at is None else at - start
 
 
 async def _wait(contender: Callable[[str], Awaitable[None]], ids: list[str]) -> dict[str, float]:
@@ -166,8 +288,13 @@ async def _wait(contender: Callable[[str], Awaitable[None]], ids: list[str]) -> 
     for task in unfinished:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    for session in bare_session:
+        await session.close()
     return seen
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        one(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    else:
+        main()

@@ -36,6 +36,11 @@ def test_a_dag_file_brings_no_http_library(module):
     assert modules & heavy == set()
 
 
+def test_the_triggerer_imports_no_http_library_in_its_event_loop():
+    modules = brought_along("airflow_provider_luma.triggers.luma")
+    assert modules & {"requests", "aiohttp", "airflow_provider_luma.poller"} == set()
+
+
 def test_the_package_itself_brings_nothing():
     modules = {one for one in brought_along("airflow_provider_luma") if not one.startswith("airflow_provider_luma")}
     assert modules == set()

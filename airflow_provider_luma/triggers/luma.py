@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting in the triggerer: for a turn to submit, and for the job, so that no worker slot is held meanwhile."""
+"""
+Waiting in the triggerer: for a turn to submit, and for the job, so that no worker slot is held meanwhile.
+
+The triggerer imports this module in its event loop, so what takes long to import, the HTTP libraries, is imported in a
+thread by the first trigger that runs.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaError
-from airflow_provider_luma.poller import Poller, SubmissionLine, shared
 from airflow_provider_luma.waiting import PROGRESS_INTERVAL, Watch
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.poller import SubmissionLine
 
 #: Seconds for which a task stays deferred at least. Airflow fails a task that is resumed and queued before the
 #: scheduler has taken note that its worker ended ("executor reported success, but the task instance's state is
@@ -73,6 +81,9 @@ class LumaTaskTrigger(BaseTrigger):
 
     async def _wait(self) -> TriggerEvent:
         watch = Watch(self.luma_task_id, poll_interval=self.poll_interval, end_time=self.end_time, made=self.made)
+        await _import_poller()
+        from airflow_provider_luma.poller import Poller, shared
+
         try:
             async with shared(Poller, self.luma_conn_id) as poller:
                 task = await poller.wait_for(watch)
@@ -138,6 +149,9 @@ class LumaSubmissionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Line up; yield one event."""
+        await _import_poller()
+        from airflow_provider_luma.poller import SubmissionLine, shared
+
         async with shared(SubmissionLine, self.luma_conn_id) as line:
             line.refused(self.retry_after, turn=self.turn)
             await asyncio.sleep(SHORTEST_WAIT)
@@ -186,3 +200,7 @@ class LumaCallbackTrigger(BaseTrigger):
         """Sleep until then; yield one event."""
         await asyncio.sleep(max(SHORTEST_WAIT, self.until - time.time()))
         yield TriggerEvent({})
+
+
+async def _import_poller() -> None:
+    await asyncio.to_thread(importlib.import_module, "airflow_provider_luma.poller")

@@ -92,6 +92,7 @@ CRASHES = {
         "timed_out",
         "at_random",
         "cleared",
+        "in_line",
     )
 }
 
