@@ -59,11 +59,13 @@ class _InLine:
     A task that waits for its turn to submit.
 
     :param since: when it first wanted to, in seconds since the epoch
+    :param away_since: since when Luma has been unavailable rather than busy, in seconds since the epoch
     :param turn: when it was given its last turn, in seconds since the epoch
     :param execution_deadline: see :class:`~airflow_provider_luma.deferral.LumaDeferral`
     """
 
     since: float
+    away_since: float | None = None
     turn: float | None = None
     execution_deadline: float | None = None
 
@@ -147,10 +149,15 @@ class LumaModifyOperator(LumaDeferral):
         return self._run(context, None)
 
     def execute_in_turn(
-        self, context: Context, event: dict[str, Any], since: float, execution_deadline: float | None = None
+        self,
+        context: Context,
+        event: dict[str, Any],
+        since: float,
+        away_since: float | None = None,
+        execution_deadline: float | None = None,
     ) -> dict[str, Any]:
         """Submit the job, which Luma had refused so far, now that it is its turn; and go on as ever."""
-        return self._run(context, _InLine(since, event["turn"], execution_deadline))
+        return self._run(context, _InLine(since, away_since, event["turn"], execution_deadline))
 
     def _run(self, context: Context, in_line: _InLine | None) -> dict[str, Any]:
         from airflow_provider_luma.hooks.luma import LumaHook
@@ -497,15 +504,18 @@ class LumaModifyOperator(LumaDeferral):
         from airflow_provider_luma.hooks.luma import SUBMIT_PATIENCE
         from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
 
-        in_line = in_line or _InLine(since=time.time())
-        is_one_too_many = error is None or isinstance(error, LumaRateLimitError)
-        until = in_line.since + (self.timeout if is_one_too_many else SUBMIT_PATIENCE)
+        now = time.time()
+        in_line = in_line or _InLine(since=now)
+        until, away_since = in_line.since + self.timeout, None
+        if isinstance(error, LumaUnavailableError):
+            away_since = in_line.away_since or now
+            until = min(until, away_since + SUBMIT_PATIENCE)
         if error is not None:
             Stats.incr("luma.submission.refused")
-            if time.time() >= until:
+            if now >= until:
                 raise error
         if isinstance(error, LumaRateLimitError):
-            context["ti"].xcom_push(key=REFUSED_KEY, value=time.time())
+            context["ti"].xcom_push(key=REFUSED_KEY, value=now)
         self.log.info("Waiting in the triggerer for a turn to submit")
         self._defer_with_deadline(
             LumaSubmissionTrigger(
@@ -518,6 +528,7 @@ class LumaModifyOperator(LumaDeferral):
             "execute_in_turn",
             in_line.execution_deadline,
             since=in_line.since,
+            away_since=away_since,
         )
 
     def _in_spite_of_the_store(self, change: Callable[..., None], *arguments: Any) -> None:

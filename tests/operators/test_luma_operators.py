@@ -803,6 +803,17 @@ class TestTheLine:
         deferred = line(timeout=3600)
         assert deferred.trigger.until == pytest.approx(deferred.kwargs["since"] + hooks.SUBMIT_PATIENCE)
 
+    def test_those_two_minutes_count_from_when_it_went_away(self, luma, line, modify, context):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        busy = line(timeout=3600)
+        busy.kwargs["since"] -= 600
+        luma.configure(faults=["submit:refuse,code=455"])
+        away = line(busy, timeout=3600)
+        assert away.trigger.until == pytest.approx(time.time() + hooks.SUBMIT_PATIENCE, abs=5)
+        away.kwargs["away_since"] -= hooks.SUBMIT_PATIENCE
+        with pytest.raises(LumaUnavailableError):
+            resume(modify(timeout=3600), away, context, {"turn": time.time()})
+
     def test_execution_timeout_counts_from_the_first_time(self, luma, line):
         luma.configure(faults=["submit:refuse,code=429,times=2"])
         first = line(execution_timeout=timedelta(seconds=100))
