@@ -251,7 +251,7 @@ def _measured(luma: str, name: str, number: int, limit: int) -> Outcome:
     state = control.get("/simulator/state").json()
     looks = [call for call in state["calls"] if call["on"] == "status"]
     return Outcome(
-        ends=[(job["complete_time"] / 1000 - start, _minus(seen.get(job["task_id"]), start)) for job in state["jobs"]],
+        ends=[(_end(job) - start, _minus(seen.get(job["task_id"]), start)) for job in state["jobs"]],
         calls=len(looks),
         refused=sum(call["code"] == 429 for call in looks),
         most_in_a_second=most_in_a_second([call["at"] for call in looks]),
@@ -269,6 +269,11 @@ def most_in_a_second(times: list[float]) -> int:
             first += 1
         most = max(most, last - first + 1)
     return most
+
+
+def _end(job: dict[str, Any]) -> float:
+    """Return when a job has ended, or, if nobody waits for it any more, is to end."""
+    return float((job["complete_time"] or job["create_time"] + 1000 * job["seconds"]) / 1000)
 
 
 def _minus(at: float | None, start: float) -> float | None:
