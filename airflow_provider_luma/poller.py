@@ -29,6 +29,10 @@ from airflow_provider_luma.protocol import LumaTask
 from airflow_provider_luma.turns import Durations, Turns
 from airflow_provider_luma.waiting import Watch
 
+#: How much of the allowed rate is used. Calls that leave evenly do not arrive quite so evenly, and a refusal costs more
+#: than the reserve: it halves the pace for half a minute. A worker, which takes its time to start, is less even still.
+SHARE_OF_LOOKS, SHARE_OF_SUBMISSIONS = 0.95, 0.9
+
 #: What the service accepts of an account, says https://docs.kie.ai: 20 submissions in 10 seconds.
 SUBMISSIONS_PER_SECOND, SUBMISSION_WINDOW = 2.0, 10.0
 
@@ -45,7 +49,7 @@ class Poller:
 
     def __init__(self, luma_conn_id: str) -> None:
         self._hook = LumaAsyncHook(luma_conn_id)
-        self._turns = Turns(self._hook.get_requests_per_second, share=0.98)
+        self._turns = Turns(self._hook.get_requests_per_second, SHARE_OF_LOOKS)
         self._durations = Durations()
 
     async def wait_for(self, watch: Watch) -> LumaTask:
@@ -55,16 +59,16 @@ class Poller:
         :raises LumaError: what the watch decided to end with
         """
         clock = asyncio.get_running_loop().time
-        due = clock()
-        claim = due + self._patience(watch, 0.0)
+        due, claim = clock(), clock() + self._patience(watch, 0.0)
         while True:
             async with self._turns.turn(due, claim):
                 left = clock()
                 Stats.timing("luma.look.lateness", max(0.0, left - due) * 1000)
+                seen, watch.trouble = watch.task, None
                 try:
                     outcome = await self._hook.look(watch)
                 finally:
-                    self._learn(watch, left)
+                    self._learn(watch, seen, left)
             if isinstance(outcome, LumaTask):
                 return outcome
             due = clock() + outcome
@@ -81,17 +85,25 @@ class Poller:
         if watch.made is None or not is_running:
             return 0.0
         now = time.time()
-        patience = self._durations.patience(now - watch.made, seconds)
+        age = max(0.0, now - watch.made)
+        # Before the first look nobody knows more of a job than that it was made.
+        seen_running, then = (age, seconds) if watch.task is not None else (0.0, age + seconds)
+        patience = self._durations.patience(seen_running, then)
         return patience if watch.end_time is None else max(0.0, min(patience, watch.end_time - now - seconds))
 
-    def _learn(self, watch: Watch, left: float) -> None:
-        """Count a look, let a refusal slow down everybody, and a job that has ended tell how long jobs take."""
+    def _learn(self, watch: Watch, seen: LumaTask | None, left: float) -> None:
+        """
+        Count a look, let a refusal slow down everybody, and a job that has ended tell how long jobs take.
+
+        :param seen: the job as the look before has seen it
+        :param left: when the look was taken, by the event loop's clock
+        """
         Stats.incr("luma.look")
         if isinstance(watch.trouble, LumaRateLimitError):
             Stats.incr("luma.look.refused")
             self._turns.refused(watch.trouble.retry_after, left=left)
         task = watch.task
-        if watch.trouble is None and task is not None and task.created_at and task.completed_at:
+        if task is not None and task.created_at and task.completed_at and not (seen and seen.completed_at):
             seconds = (task.completed_at - task.created_at).total_seconds()
             self._durations.add(seconds)
             Stats.timing("luma.job.duration", seconds * 1000)
@@ -108,8 +120,7 @@ class SubmissionLine:
     gauge: ClassVar[str] = "luma.submission.waiting"
 
     def __init__(self, luma_conn_id: str) -> None:
-        # A worker takes its time to start: turns that are given evenly are not taken quite so evenly.
-        self._turns = Turns(_submissions_per_second, share=0.9)
+        self._turns = Turns(_submissions_per_second, SHARE_OF_SUBMISSIONS)
         # Nobody would line up if the last seconds had not been used up.
         self._turns.pause(SUBMISSION_WINDOW)
 
@@ -127,16 +138,17 @@ class SubmissionLine:
         """How many wait."""
         return self._turns.length
 
-    def refused(self, retry_after: float | None, *, turn: float | None) -> None:
+    def refused(self, not_before: float, *, turn: float | None) -> None:
         """
         Take note of a submission that was refused.
 
-        :param retry_after: seconds for which the service wants no submissions
+        :param not_before: until when the service wants no submissions, in seconds since the epoch
         :param turn: when the task was given its turn, in seconds since the epoch; None if it had tried without
         """
-        self._turns.pause(retry_after)
+        pause = max(0.0, not_before - time.time())
+        self._turns.pause(pause)
         if turn is not None:
-            self._turns.refused(retry_after, left=asyncio.get_running_loop().time() - (time.time() - turn))
+            self._turns.refused(pause, left=asyncio.get_running_loop().time() - (time.time() - turn))
 
     async def close(self) -> None:
         """Stop handing out turns."""

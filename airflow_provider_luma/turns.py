@@ -47,7 +47,7 @@ class Pace:
     When the next call may leave. Calls are spaced evenly; no clock of its own.
 
     :param rate: calls a second that the service allows
-    :param share: how much of that is used: calls sent evenly do not arrive quite so evenly
+    :param share: how much of that is used
     """
 
     def __init__(self, rate: float, share: float) -> None:
@@ -200,7 +200,7 @@ class Turns:
     @property
     def length(self) -> int:
         """How many wait for a turn."""
-        return len(self._coming) + len(self._due)
+        return sum(not place.turn.done() for place in self._coming + self._due)
 
     def refused(self, retry_after: float | None, *, left: float) -> None:
         """
@@ -229,8 +229,8 @@ class Turns:
         if self._slots is None:
             self._slots = asyncio.Semaphore(max(1, int(await self._rate())))
         while True:
-            await self._slots.acquire()
             self._pace.allow(await self._rate())
+            await self._slots.acquire()  # from here on nothing fails, so that it is given back
             turn = await self._next_turn()
             self._pace.left(_now())
             turn.set_result(None)

@@ -13,6 +13,7 @@ import random
 import statistics
 from collections.abc import Callable
 
+from airflow_provider_luma.poller import SHARE_OF_LOOKS
 from airflow_provider_luma.turns import Durations, Turns
 from benchmarks.simulated_clock import run
 
@@ -64,10 +65,10 @@ SCENES: dict[str, Callable[[random.Random], Jobs]] = {
 }
 
 
-async def _lateness(jobs: Jobs, *, by_turns: bool) -> list[float]:
+async def lateness(jobs: Jobs, *, by_turns: bool) -> list[float]:
     """Return how late each finish was seen, in seconds."""
     clock = asyncio.get_running_loop().time
-    turns, durations = Turns(_rate, share=0.98), Durations()
+    turns, durations = Turns(_rate, SHARE_OF_LOOKS), Durations()
 
     async def wait(made: float, takes: float) -> float:
         await asyncio.sleep(made)
@@ -100,7 +101,7 @@ def main() -> None:
     for name, scene in SCENES.items():
         cells, means = [], []
         for by_turns in (True, False):
-            late = run(_lateness(scene(random.Random(name)), by_turns=by_turns))
+            late = run(lateness(scene(random.Random(name)), by_turns=by_turns))
             quantiles = statistics.quantiles(late, n=100)
             means.append(statistics.mean(late))
             cells.append(

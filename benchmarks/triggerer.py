@@ -36,7 +36,7 @@ MINUTES = float(os.environ.get("ENDURING_MINUTES", "10"))
 #: Seconds over which the cost is measured, and between two looks at each job then.
 MEASURED, LOOK_EVERY = 60, 10
 #: Jobs that a machine of two cores gets submitted a second, at least; and the seconds over which they end.
-STARTS_PER_SECOND, ENDING = 1.2, 400
+STARTS_PER_SECOND, ENDING = 1.4, 400
 NO_LIMIT = 1_000_000
 
 DAG_FILE = """

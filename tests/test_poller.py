@@ -101,6 +101,17 @@ class TestPoller:
         assert time.monotonic() - started > 1
         assert len([call for call in looks(luma) if call.code == 429]) == 1
 
+    async def test_a_refusal_is_counted_once(self, luma, submit):
+        job = submit(faults=["status:refuse,code=429,times=1", "status:hang,seconds=30,times=1"])
+        async with shared(Poller, "luma_default") as poller:
+            waiting = asyncio.create_task(poller.wait_for(Watch(job, poll_interval=0.05)))
+            while len(looks(luma)) < 2:
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            pace = poller._turns._pace
+            assert pace.rate == pytest.approx(pace.full / 2)
+
     async def test_a_key_that_is_replaced_while_many_wait(self, luma, submit, set_connection):
         ids = [submit(processing_seconds=1.5) for _ in range(10)]
         waiting = [asyncio.create_task(wait(one)) for one in ids]

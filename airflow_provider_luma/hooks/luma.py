@@ -38,7 +38,6 @@ from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
     LumaNotFoundError,
-    LumaRateLimitError,
     LumaSubmissionUnknownError,
     LumaUnavailableError,
     LumaValidationError,
@@ -201,16 +200,24 @@ class LumaHook(_LumaHookBase, HttpHook):
 
     def patiently(self, submit: Callable[[], str], rate_limit_patience: float = SUBMIT_PATIENCE) -> str:
         """
-        Repeat an attempt to submit, for two minutes at most, while it surely was not accepted for a passing reason.
+        Repeat an attempt to submit while it surely was not accepted for a passing reason.
+
+        That is, for up to two minutes from when the service became unavailable.
 
         :param submit: one attempt; an attempt with an unknown outcome is never repeated
-        :param rate_limit_patience: seconds for which it is repeated if it was only one too many
+        :param rate_limit_patience: seconds for which it is repeated at most, all in all
         """
+        away_since: float | None = None
 
         def stop(state: tenacity.RetryCallState) -> bool:
-            error = state.outcome.exception() if state.outcome else None
-            seconds = rate_limit_patience if isinstance(error, LumaRateLimitError) else SUBMIT_PATIENCE
-            return tenacity.stop_before_delay(seconds)(state)
+            nonlocal away_since
+            elapsed = state.seconds_since_start or 0.0
+            is_away = state.outcome is not None and isinstance(state.outcome.exception(), LumaUnavailableError)
+            away_since = (elapsed if away_since is None else away_since) if is_away else None
+            until = rate_limit_patience
+            if away_since is not None:
+                until = min(until, away_since + SUBMIT_PATIENCE)
+            return elapsed + state.upcoming_sleep >= until
 
         options = {**patience(SUBMIT_PATIENCE), "stop": stop}
         return tenacity.Retrying(**options, before_sleep=self._log_refusal)(submit)

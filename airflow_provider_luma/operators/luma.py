@@ -156,7 +156,7 @@ class LumaModifyOperator(LumaDeferral):
         away_since: float | None = None,
         execution_deadline: float | None = None,
     ) -> dict[str, Any]:
-        """Submit the job, which Luma had refused so far, now that it is its turn; and go on as ever."""
+        """Submit the job, which Luma had refused, or would have, now that it is its turn; and go on as ever."""
         return self._run(context, _InLine(since, away_since, event["turn"], execution_deadline))
 
     def _run(self, context: Context, in_line: _InLine | None) -> dict[str, Any]:
@@ -168,8 +168,7 @@ class LumaModifyOperator(LumaDeferral):
             LumaResultLink().push(self, context)
             push_request(context, prompt=self.prompt, video_url=self.video_url)
             luma_task_id, finished = self._job(hook, context, in_line)
-            deadline = in_line.execution_deadline if in_line is not None else None
-            return self._go_on(hook, context, luma_task_id, finished, deadline)
+            return self._go_on(hook, context, luma_task_id, finished, _deadline(in_line))
 
     def execute_complete(
         self,
@@ -238,15 +237,16 @@ class LumaModifyOperator(LumaDeferral):
             ti = context["ti"]
             luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
             store = context.get("task_state_store")
+            record = submission.Record.load(store.get(submission.STORE_KEY)) if store is not None else None
             if luma_task_id:
                 what_is_left = (
                     "It was not cancelled, since Luma cannot cancel: it is still running there under this id, and "
                     "paid for"
                 )
-            elif store is not None and store.get(submission.STORE_KEY) is None:
-                what_is_left = "Luma had accepted no job so far; nothing was billed"
+            elif store is not None and (record is None or record.luma_task_id is not None):
+                what_is_left = "Luma had accepted no job of this try; nothing was billed"
             else:
-                what_is_left = "No answer to the submission is known; a job may have been accepted, and be running"
+                what_is_left = "No answer to a submission is known; a job may have been accepted, and be running"
             with pushed_failure(context):
                 raise LumaTimeoutError(
                     None,
@@ -334,7 +334,7 @@ class LumaModifyOperator(LumaDeferral):
             self._fail(LumaSubmissionUnknownError(None, decision.why))
         if decision.step is submission.Step.AWAIT_CALLBACK:
             assert record is not None, "only a recorded submission can be called back about"
-            self._await_callback(record.reference, time.time() + self.timeout)
+            self._await_callback(record.reference, time.time() + self.timeout, _deadline(in_line))
         if decision.step is submission.Step.SUBMIT:
             reference = submission.new_reference()
             callback_url = self.callback_url or hook.get_callback_url(reference)
@@ -448,8 +448,10 @@ class LumaModifyOperator(LumaDeferral):
     ) -> str:
         """Submit, with the intent in the store before each attempt, and the id after it."""
         store = context.get("task_state_store")
+        is_forgotten = True
 
         def attempt() -> str:
+            nonlocal is_forgotten
             if store is not None:
                 store.set(submission.STORE_KEY, intent.as_dict())
             try:
@@ -464,7 +466,7 @@ class LumaModifyOperator(LumaDeferral):
             except (LumaError, AirflowException, AirflowRuntimeError):
                 # Refused, never sent, or the connection could not be read: surely nothing was accepted.
                 if store is not None:
-                    self._in_spite_of_the_store(store.delete, submission.STORE_KEY)
+                    is_forgotten = self._in_spite_of_the_store(store.delete, submission.STORE_KEY)
                 raise
             self._made = time.time()
             self.log.info("Luma accepted the job as Luma task %s", luma_task_id)
@@ -473,7 +475,7 @@ class LumaModifyOperator(LumaDeferral):
                 self._in_spite_of_the_store(store.set, submission.STORE_KEY, completed)
             return luma_task_id
 
-        if self.deferrable and in_line is None and _a_sibling_was_refused(context):
+        if self.deferrable and in_line is None and self._a_sibling_was_refused(context):
             self.log.info("Luma has just refused others of this mapped task, for being too many")
             self._line_up(context, None, None)
         self.log.info("Submitting %s to Luma with the prompt %r", self.video_url, self.prompt)
@@ -482,14 +484,14 @@ class LumaModifyOperator(LumaDeferral):
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
         except TRANSIENT as error:
-            if not self.deferrable:
+            if not (self.deferrable and is_forgotten):
                 raise
             self.log.warning("The submission was not accepted: %s. Nothing was billed", error)
             self._line_up(context, in_line, error)
         except LumaSubmissionUnknownError as error:
             if intent.calls_back and self.deferrable:
                 self.log.warning("%s. If it was, Luma calls back when the job has ended: waiting for that", error.msg)
-                self._await_callback(intent.reference, time.time() + self.timeout)
+                self._await_callback(intent.reference, time.time() + self.timeout, _deadline(in_line))
             if self.resubmit_on_unknown:
                 raise
             raise AirflowFailException(str(error)) from error
@@ -515,7 +517,7 @@ class LumaModifyOperator(LumaDeferral):
             if now >= until:
                 raise error
         if isinstance(error, LumaRateLimitError):
-            context["ti"].xcom_push(key=REFUSED_KEY, value=now)
+            self._tell_siblings(context, now)
         self.log.info("Waiting in the triggerer for a turn to submit")
         self._defer_with_deadline(
             LumaSubmissionTrigger(
@@ -523,7 +525,7 @@ class LumaModifyOperator(LumaDeferral):
                 since=in_line.since,
                 until=until,
                 turn=in_line.turn,
-                retry_after=error.retry_after if error is not None else None,
+                not_before=now + (error.retry_after or 0.0) if error is not None else 0.0,
             ),
             "execute_in_turn",
             in_line.execution_deadline,
@@ -531,8 +533,29 @@ class LumaModifyOperator(LumaDeferral):
             away_since=away_since,
         )
 
-    def _in_spite_of_the_store(self, change: Callable[..., None], *arguments: Any) -> None:
-        """Change the store; if it fails, go on: what Luma has answered matters more."""
+    def _tell_siblings(self, context: Context, now: float) -> None:
+        """Tell the other tasks of a mapped run that Luma accepts no more for now; no harm is done if that fails."""
+        if not _is_mapped(context):
+            return
+        try:
+            context["ti"].xcom_push(key=REFUSED_KEY, value=now)
+        except Exception:
+            self.log.warning("The other tasks of this mapped run could not be told of the refusal", exc_info=True)
+
+    def _a_sibling_was_refused(self, context: Context) -> bool:
+        """Tell whether Luma has lately refused another task of the same mapped run: then this one need not try."""
+        if not _is_mapped(context):
+            return False
+        ti = context["ti"]
+        try:
+            refused_at = ti.xcom_pull(task_ids=[ti.task_id], key=REFUSED_KEY)
+        except Exception:
+            self.log.warning("It could not be asked whether Luma has refused others of this mapped run", exc_info=True)
+            return False
+        return any(at is not None and time.time() - at < REFUSAL_IS_NEWS for at in refused_at)
+
+    def _in_spite_of_the_store(self, change: Callable[..., None], *arguments: Any) -> bool:
+        """Change the store; if it fails, say so and go on: what Luma has answered matters more."""
         try:
             change(*arguments)
         except Exception:
@@ -540,6 +563,8 @@ class LumaModifyOperator(LumaDeferral):
                 "The task state store could not be changed, and holds an intent now: should this try not end well, "
                 "the next one fails, and asks for a person to look at the Luma account"
             )
+            return False
+        return True
 
     def _result(self, result: dict[str, Any]) -> dict[str, Any]:
         self.log.info("Luma task %s is done: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
@@ -616,13 +641,13 @@ class LumaDownloadOperator(BaseOperator):
         return plan
 
 
-def _a_sibling_was_refused(context: Context) -> bool:
-    """Tell whether Luma has lately refused another task of the same mapped run: then this one need not even try."""
-    ti = context["ti"]
-    if ti.map_index is None or ti.map_index < 0:
-        return False
-    refused_at = ti.xcom_pull(task_ids=[ti.task_id], key=REFUSED_KEY)
-    return any(at is not None and time.time() - at < REFUSAL_IS_NEWS for at in refused_at)
+def _deadline(in_line: _InLine | None) -> float | None:
+    return in_line.execution_deadline if in_line is not None else None
+
+
+def _is_mapped(context: Context) -> bool:
+    map_index = context["ti"].map_index
+    return map_index is not None and map_index >= 0
 
 
 def _remembered(store: TaskStateStoreAccessor | None, reference: str) -> str | None:

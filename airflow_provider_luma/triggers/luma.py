@@ -116,7 +116,7 @@ class LumaSubmissionTrigger(BaseTrigger):
     :param until: when to fire in any case, in seconds since the epoch
     :param turn: when the task was given the turn that was refused, in seconds since the epoch; None if it had tried
         without one
-    :param retry_after: seconds for which Luma wants no submission
+    :param not_before: until when Luma wants no submission, in seconds since the epoch
     """
 
     def __init__(
@@ -125,14 +125,14 @@ class LumaSubmissionTrigger(BaseTrigger):
         since: float,
         until: float,
         turn: float | None = None,
-        retry_after: float | None = None,
+        not_before: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.luma_conn_id = luma_conn_id
         self.since = since
         self.until = until
         self.turn = turn
-        self.retry_after = retry_after
+        self.not_before = not_before
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments to make this trigger anew."""
@@ -143,7 +143,7 @@ class LumaSubmissionTrigger(BaseTrigger):
                 "since": self.since,
                 "until": self.until,
                 "turn": self.turn,
-                "retry_after": self.retry_after,
+                "not_before": self.not_before,
             },
         )
 
@@ -153,13 +153,13 @@ class LumaSubmissionTrigger(BaseTrigger):
         from airflow_provider_luma.poller import SubmissionLine, shared
 
         async with shared(SubmissionLine, self.luma_conn_id) as line:
-            line.refused(self.retry_after, turn=self.turn)
+            line.refused(self.not_before, turn=self.turn)
             await asyncio.sleep(SHORTEST_WAIT)
             try:
                 async with asyncio.timeout(max(0.0, self.until - time.time())):
                     await self._wait(line)
             except TimeoutError:
-                self.log.info("The time to wait is over: trying for the last time")
+                self.log.info("The time to wait for a turn is over: trying once more")
         yield TriggerEvent({"turn": time.time()})
 
     async def _wait(self, line: SubmissionLine) -> None:

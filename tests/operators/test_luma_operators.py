@@ -784,7 +784,8 @@ class TestTheLine:
         again = line(first)
         _, before = first.trigger.serialize()
         _, after = again.trigger.serialize()
-        assert (before["turn"], before["retry_after"]) == (None, 7)
+        assert before["turn"] is None
+        assert before["not_before"] == pytest.approx(first.kwargs["since"] + 7, abs=1)
         assert turn <= after["turn"] <= time.time()
         assert (after["since"], after["until"]) == (before["since"], before["until"])
         assert waits_for(line(again)) == luma.jobs[0].task_id
@@ -832,8 +833,33 @@ class TestTheLine:
                 "__fail__", {"error": "Trigger timeout"}, context
             )
 
+    def test_a_refused_submission_that_cannot_be_forgotten_is_not_tried_again(self, luma, modify, context):
+        def fail(_key: str) -> None:
+            raise ConnectionError("the API server is away")
+
+        context["task_state_store"].delete = fail
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        with pytest.raises(LumaRateLimitError):
+            modify().execute(context)
+
+    def test_an_answer_that_is_lost_in_its_turn_keeps_the_deadline(self, luma, line, set_connection):
+        set_connection(luma.base_url, callback_base_url="http://127.0.0.1:9")
+        luma.configure(faults=["submit:refuse,code=429,times=1", "submit:cut,after_accept,times=1"])
+        hour = timedelta(hours=1)
+        first = line(execution_timeout=hour)
+        first.kwargs["execution_deadline"] -= 3000
+        lost = line(first, execution_timeout=hour)
+        assert isinstance(lost.trigger, LumaCallbackTrigger)
+        assert lost.timeout.total_seconds() == pytest.approx(600, abs=5)
+
+    def test_in_the_worker_an_outage_counts_from_its_start(self, luma, modify, context, monkeypatch, short_pauses):
+        monkeypatch.setattr(hooks, "SUBMIT_PATIENCE", 0.3)
+        busy = ["submit:refuse,code=429,retry_after=0.5,style=status,times=1"]
+        luma.configure(faults=[*busy, "submit:refuse,code=455,times=1"])
+        assert modify(deferrable=False, timeout=20).execute(context)["status"] == "SUCCESS"
+
     def test_in_the_worker_it_waits_as_long(self, luma, modify, context, short_pauses, monkeypatch):
-        monkeypatch.setattr(hooks, "SUBMIT_PATIENCE", 0.0)
+        monkeypatch.setattr(hooks, "SUBMIT_PATIENCE", 0.0)  # that is for outages
         luma.configure(faults=["submit:refuse,code=429,times=3"])
         assert modify(deferrable=False, timeout=20).execute(context)["status"] == "SUCCESS"
         assert (len(submissions(luma)), luma.accepted) == (4, 1)
@@ -887,6 +913,17 @@ class TestMapped:
         for context, deferred in zip(contexts, lined_up, strict=True):
             assert waits_for(deferral(resume, modify(), deferred, context, {"turn": time.time()}))
         assert luma.accepted == 3
+
+    def test_siblings_that_cannot_be_told_or_asked_do_no_harm(self, luma, modify, siblings, monkeypatch):
+        def fail(*_: Any, **__: Any) -> None:
+            raise ConnectionError("the XCom backend is away")
+
+        context = siblings.context(0)
+        context["ti"].xcom_pull = fail
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        push = context["ti"].xcom_push
+        context["ti"].xcom_push = lambda key, value: fail() if key == REFUSED_KEY else push(key, value)
+        assert isinstance(deferral(modify().execute, context).trigger, LumaSubmissionTrigger)
 
     def test_a_refusal_of_long_ago_is_no_news(self, luma, modify, siblings):
         siblings.context(0)["ti"].pushed[REFUSED_KEY] = time.time() - REFUSAL_IS_NEWS

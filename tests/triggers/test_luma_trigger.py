@@ -370,13 +370,21 @@ class TestLine:
     async def test_the_pause_that_luma_asks_for_is_for_all(self):
         order: list[Any] = []
         started = time.time()
-        await asyncio.gather(in_line(submission_trigger(retry_after=1.5), order), in_line(submission_trigger(), order))
+        await asyncio.gather(
+            in_line(submission_trigger(not_before=time.time() + 1.5), order), in_line(submission_trigger(), order)
+        )
         assert min(turn for _, turn in order) >= started + 1.5
+
+    async def test_a_pause_that_is_over_is_not_made_again(self):
+        order: list[Any] = []
+        started = time.time()
+        await in_line(submission_trigger(not_before=started - 1), order)
+        assert order[0][1] - started < 1
 
     async def test_at_the_end_it_fires_in_any_case(self):
         order: list[Any] = []
         started = time.time()
-        await in_line(submission_trigger(seconds=0.2, retry_after=60), order)
+        await in_line(submission_trigger(seconds=0.2, not_before=time.time() + 60), order)
         assert 0.2 <= order[0][1] - started < 5
 
     async def test_it_leaves_the_scheduler_time_to_take_note_of_the_deferral(self, monkeypatch):
@@ -388,7 +396,7 @@ class TestLine:
 
     async def test_one_that_is_stopped_gives_way(self):
         order: list[Any] = []
-        first = asyncio.create_task(in_line(submission_trigger(-9, retry_after=0.3), []))
+        first = asyncio.create_task(in_line(submission_trigger(-9, not_before=time.time() + 0.3), []))
         others = asyncio.create_task(in_line(submission_trigger(), order))
         await asyncio.sleep(0.1)
         first.cancel()
@@ -398,6 +406,6 @@ class TestLine:
 
     async def test_it_tells_how_long_it_waits(self, monkeypatch, task_log):
         monkeypatch.setattr("airflow_provider_luma.triggers.luma.PROGRESS_INTERVAL", 0.2)
-        await in_line(submission_trigger(-90, retry_after=0.5), [])
+        await in_line(submission_trigger(-90, not_before=time.time() + 0.5), [])
         said = [entry["event"] % entry.get("positional_args", ()) for entry in task_log]
         assert any("0:01:30" in line and "1 task" in line for line in said)
