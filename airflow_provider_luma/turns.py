@@ -76,7 +76,8 @@ class Pace:
         if self.rate < self.full and now - self._changed >= RECOVERY_STEP:
             self.rate = min(self.full, self.rate + self.full / 10)
             self._changed = now
-        self._next = max(self._next, now) + 1 / self.rate
+        # A moment too late, as timers are, is made up for; a pause is not saved up.
+        self._next = (self._next if now - self._next <= GRAIN else now) + 1 / self.rate
 
     def refused(self, now: float, retry_after: float | None = None, *, left: float) -> None:
         """

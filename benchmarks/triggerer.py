@@ -41,6 +41,8 @@ NO_LIMIT = 1_000_000
 
 DAG_FILE = """
 import json, os
+from datetime import timedelta
+from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
 from airflow.sdk import DAG, BaseOperator
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.luma import LumaModifyOperator
@@ -75,6 +77,9 @@ with DAG(dag_id="ours", schedule=None, max_active_tasks=2000):
 
 with DAG(dag_id="http_sensor", schedule=None, max_active_tasks=2000):
     ModifyWithHttpSensor.partial(task_id="modify").expand(prompt=prompts(os.environ["BENCH_COST_JOBS"]))
+
+with DAG(dag_id="nothing_of_ours", schedule=None):
+    TimeDeltaSensor(task_id="wait", delta=timedelta(seconds=5), deferrable=True)
 
 with DAG(dag_id="endurance", schedule=None, max_active_tasks=2000):
     LumaModifyOperator.partial(
@@ -199,6 +204,9 @@ class Endurance:
         luma.configure(
             processing_seconds=submitting + MINUTES * 60, processing_jitter=ENDING, status_calls_per_second=10
         )
+        first = airflow.trigger("nothing_of_ours")
+        airflow.wait_until(lambda: airflow.run_state("nothing_of_ours", first) == "success", "a sensor", seconds=120)
+        print(f"warnings of a blocked event loop before any trigger of ours: {self._blocked()}", flush=True)
         started = time.time()
         run_id = airflow.trigger("endurance")
         _wait_until_all_wait(airflow, luma, "endurance", run_id, JOBS)
@@ -243,7 +251,6 @@ class Endurance:
             if job.complete_time
         ]
         quantiles = statistics.quantiles(late, n=100)
-        log = (self.airflow.logs / "triggerer.txt").read_text()
         print(f"tasks: {dict(Counter(task['state'] for task in tasks))}, tries {max(t['try_number'] for t in tasks)}")
         print(f"submissions accepted: {self.luma.accepted}")
         print(f"status calls: {len(looks)}, refused {sum(call.code == 429 for call in looks)}")
@@ -259,7 +266,13 @@ class Endurance:
                 f"{statistics.mean(megabytes[-tenth:]):.0f} MB at last"
             )
         print(f"health checks that failed: {self.unhealthy}; oldest heartbeat {self.oldest_heartbeat:.1f} s")
-        print(f"warnings of a blocked event loop: {log.count('thread was blocked')}", flush=True)
+        print(f"warnings of a blocked event loop, those included: {self._blocked()}", flush=True)
+
+    def _blocked(self) -> list[str]:
+        """Return when Airflow warned that its triggers' event loop was blocked, and for how many seconds."""
+        lines = (self.airflow.logs / "triggerer.txt").read_text().splitlines()
+        warnings = [line for line in lines if "thread was blocked" in line]
+        return [f"{line[11:19]}: {line.partition('blocked for ')[2].partition(',')[0]}" for line in warnings]
 
 
 if __name__ == "__main__":

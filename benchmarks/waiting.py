@@ -185,7 +185,8 @@ def draw(limited: dict[int, dict[str, Outcome]]) -> None:
     course.step(ended, range(1, len(ended) + 1), color="0.6", label="ended at Luma")
     for name, outcome in limited[most].items():
         seen = sorted(seen for _, seen in outcome.ends if seen is not None)
-        course.step([0, *seen, PATIENCE], [0, *range(1, len(seen) + 1), len(seen)], where="post", label=name)
+        until = max([PATIENCE, *seen])
+        course.step([0, *seen, until], [0, *range(1, len(seen) + 1), len(seen)], where="post", label=name)
     course.set(title=f"{most} jobs, 10 calls a second", xlabel="seconds", ylabel="jobs", ylim=(0, None))
     course.legend()
     width = 0.25
@@ -196,7 +197,6 @@ def draw(limited: dict[int, dict[str, Outcome]]) -> None:
         lateness.bar_label(bars, [f"{seconds:.0f} s" for seconds in late], fontsize=8)
     lateness.set(title="Ends seen, and how late on average", xlabel="jobs", ylabel="%", ylim=(0, 110))
     lateness.set_xticks(range(len(limited)), [str(number) for number in limited])
-    lateness.legend()
     figure.savefig(PICTURE, metadata={"Date": None})
     print(f"\nDrawn: {PICTURE.name}")
 
