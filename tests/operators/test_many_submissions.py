@@ -90,6 +90,7 @@ class Cluster:
 # have not tried yet take turns away from those that wait.
 @pytest.mark.parametrize(("is_mapped", "most_refused"), [(True, SLOTS), (False, 1.2 * JOBS)], ids=["mapped", "runs"])
 @pytest.mark.timeout(60 + 2 * JOBS)
+@pytest.mark.long
 def test_all_are_submitted_at_the_services_pace(luma, luma_conn, monkeypatch, is_mapped, most_refused):
     monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_WAIT", 1.0)
     monkeypatch.setattr("airflow_provider_luma.poller.SUBMISSION_WINDOW", 10.0)
