@@ -21,8 +21,6 @@ def test_all_are_submitted_in_one_try_each(airflow: LocalAirflow, lumas: dict[st
         return [task for task in airflow.tasks(DAG_ID, run_id) if task["state"] == "deferred"]
 
     airflow.wait_until(lambda: luma.accepted >= 4 and len(waiting()) >= 6, "tasks to line up", seconds=120)
-    slots = airflow.call("GET", "/pools/default_pool")
-    assert slots["running_slots"] + slots["queued_slots"] < 6, "those that wait hold no slot"
     airflow.stop("triggerer", signal.SIGKILL)
     airflow.start("triggerer")
     airflow.wait_until(
