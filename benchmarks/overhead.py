@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import LocalAirflow
 
-RUNS, SECONDS = 5, 30
+RUNS, SECONDS = 3, 30
 WAYS = ("ours_called_back", "ours_polling", "http_operator_and_sensor")
 
 DAG_FILE = """
