@@ -117,6 +117,7 @@ class SubmissionLine:
     :param luma_conn_id: the connection
     """
 
+    #: How many tasks wait.
     gauge: ClassVar[str] = "luma.submission.waiting"
 
     def __init__(self, luma_conn_id: str) -> None:
@@ -145,10 +146,12 @@ class SubmissionLine:
         :param not_before: until when the service wants no submissions, in seconds since the epoch
         :param turn: when the task was given its turn, in seconds since the epoch; None if it had tried without
         """
-        pause = max(0.0, not_before - time.time())
-        self._turns.pause(pause)
-        if turn is not None:
-            self._turns.refused(pause, left=asyncio.get_running_loop().time() - (time.time() - turn))
+        now = time.time()
+        pause = max(0.0, not_before - now)
+        if turn is None:
+            self._turns.pause(pause)
+        else:
+            self._turns.refused(pause, left=asyncio.get_running_loop().time() - (now - turn))
 
     async def close(self) -> None:
         """Stop handing out turns."""
@@ -185,9 +188,10 @@ _users: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[type, str], _Use
 async def shared(kind: type[S], luma_conn_id: str) -> AsyncIterator[S]:
     """Return what this event loop shares of a kind for a connection: made for its first user, closed by its last."""
     of_loop = _users.setdefault(asyncio.get_running_loop(), {})
-    users = of_loop.setdefault((kind, luma_conn_id), _Users(None))
-    if not users.number:
-        users.shared = kind(luma_conn_id)
+    key = (kind, luma_conn_id)
+    if key not in of_loop:
+        of_loop[key] = _Users(kind(luma_conn_id))
+    users = of_loop[key]
     users.number += 1
     Stats.gauge(kind.gauge, users.number, tags={"conn_id": luma_conn_id})
     try:
@@ -196,5 +200,5 @@ async def shared(kind: type[S], luma_conn_id: str) -> AsyncIterator[S]:
         users.number -= 1
         Stats.gauge(kind.gauge, users.number, tags={"conn_id": luma_conn_id})
         if not users.number:
-            of_loop.pop((kind, luma_conn_id), None)
+            del of_loop[key]
             await users.shared.close()

@@ -192,7 +192,7 @@ class Endurance:
     def __init__(self, airflow: LocalAirflow, luma: Simulator) -> None:
         self.airflow = airflow
         self.luma = luma
-        self.samples: list[tuple[float, float]] = []
+        self.megabytes: list[float] = []
         self.unhealthy = 0
         self.oldest_heartbeat = 0.0
 
@@ -213,15 +213,14 @@ class Endurance:
         all_wait = time.time()
         print(f"{JOBS} jobs wait, {all_wait - started:.0f} s after the start of the run", flush=True)
         self._watch(until=all_wait + MINUTES * 30)
-        memory_before = [megabytes for _, megabytes in self.samples]
+        memory_before, self.megabytes = self.megabytes, []
         airflow.stop("triggerer", signal.SIGKILL)
         airflow.start("triggerer")
         killed = time.time()
         airflow.wait_until(lambda: self._heartbeat_age() < time.time() - killed, "the new triggerer", seconds=120)
-        print(f"killed the triggerer, and started it again; it was well after {time.time() - killed:.0f} s", flush=True)
-        self.samples.clear()
+        print(f"killed and restarted the triggerer; its heart beat after {time.time() - killed:.0f} s", flush=True)
         self._watch(until=all_wait + MINUTES * 60)
-        memory_after = [megabytes for _, megabytes in self.samples]
+        memory_after = list(self.megabytes)
         self._watch(until=time.time() + 3600, run_id=run_id)
         self._report(run_id, memory_before, memory_after)
 
@@ -232,7 +231,7 @@ class Endurance:
             health = self.airflow.call("GET", "/monitor/health")["triggerer"]
             self.unhealthy += health["status"] != "healthy"
             self.oldest_heartbeat = max(self.oldest_heartbeat, self._heartbeat_age())
-            self.samples.append((time.time(), _megabytes(self.airflow)))
+            self.megabytes.append(_megabytes(self.airflow))
             time.sleep(5)
 
     def _heartbeat_age(self) -> float:
@@ -244,7 +243,8 @@ class Endurance:
         tasks = self.airflow.tasks("endurance", run_id)
         seen: dict[str, list[float]] = defaultdict(list)
         for look in looks:
-            seen[look.task_id or ""].append(look.at)
+            if look.code == 200:
+                seen[look.task_id or ""].append(look.at)
         late = [
             next(at for at in seen[job.task_id] if at >= job.complete_time / 1000) - job.complete_time / 1000
             for job in self.luma.jobs

@@ -5,7 +5,7 @@ Many jobs waiting in one event loop, with and without the service's limit of 10 
 Ours beside the HTTP provider's deferrable sensor (its trigger, with the smallest check of the body that makes it wait
 for a job at all), and beside the loop of the service's quickstart, made asynchronous. The three run at the same time,
 each in a process of its own with a simulator of its own, so that processor time and memory are those of the waiting
-alone. ``WAITING_JOBS=100,500,1000`` sets how many jobs; the plot is of the last number.
+alone. ``WAITING_JOBS=100,500,1000`` sets how many jobs; the plot's course is that of the greatest number.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Outcome:
 
 def main() -> None:
     """Measure, print a table, and draw."""
-    numbers = [int(number) for number in os.environ.get("WAITING_JOBS", "100").split(",")]
+    numbers = [int(number) for number in os.environ.get("WAITING_JOBS", "100,500,1000").split(",")]
     print(f"Jobs of {FASTEST} to {FASTEST + SPREAD} s waiting in one event loop, looked at every {LOOK_EVERY} s;")
     print(f"given up after {PATIENCE} s:\n")
     print(

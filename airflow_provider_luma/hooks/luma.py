@@ -202,7 +202,7 @@ class LumaHook(_LumaHookBase, HttpHook):
         """
         Repeat an attempt to submit while it surely was not accepted for a passing reason.
 
-        That is, for up to two minutes from when the service became unavailable.
+        An outage of the service is waited out for two minutes at most, counted from its beginning.
 
         :param submit: one attempt; an attempt with an unknown outcome is never repeated
         :param rate_limit_patience: seconds for which it is repeated at most, all in all

@@ -398,7 +398,9 @@ class TestLine:
         order: list[Any] = []
         first = asyncio.create_task(in_line(submission_trigger(-9, not_before=time.time() + 0.3), []))
         others = asyncio.create_task(in_line(submission_trigger(), order))
-        await asyncio.sleep(0.1)
+        of_loop = poller._users.setdefault(asyncio.get_running_loop(), {})
+        while sum(users.number for users in of_loop.values()) < 2:
+            await asyncio.sleep(0)
         first.cancel()
         await asyncio.gather(first, others, return_exceptions=True)
         assert len(order) == 1
