@@ -25,6 +25,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -403,10 +404,16 @@ def _time(value: object) -> datetime | None:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Read Retry-After in its form as a number of seconds, the only one seen of an API's rate limit."""
-    if retry_after is None or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", retry_after.strip(), re.ASCII):
+    """Read Retry-After: a number of seconds, or the time until which to wait, as an edge in maintenance writes it."""
+    if retry_after is None:
         return None
-    return float(retry_after)
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", retry_after.strip(), re.ASCII):
+        return float(retry_after)
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _excerpt(response: Response) -> str:

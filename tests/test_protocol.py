@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -206,6 +206,22 @@ class TestRefusals:
         with pytest.raises(LumaRateLimitError) as caught:
             read(enveloped(code=429, status=429, retry_after=header))
         assert caught.value.retry_after == seconds
+
+    @pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"])
+    @pytest.mark.parametrize(("ahead", "seconds"), [(90, 90.0), (0, 0.0), (-3600, 0.0)])
+    def test_retry_after_may_be_a_time(self, form, ahead, seconds):
+        header = (datetime.now(UTC) + timedelta(seconds=ahead)).strftime(form)
+        with pytest.raises(LumaUnavailableError) as caught:
+            read_task(enveloped(code=503, status=503, retry_after=header))
+        assert caught.value.retry_after == pytest.approx(seconds, abs=5)
+
+    @pytest.mark.parametrize(
+        "header", ["Mon, 32 Mar 2026 12:00:00 GMT", "Mon, 02 Mar 99999 12:00:00 GMT", "Mon, 02 Mar", "1, 2 3 4 5 6"]
+    )
+    def test_a_time_that_there_is_not_asks_for_nothing(self, header):
+        with pytest.raises(LumaUnavailableError) as caught:
+            read_task(enveloped(code=503, status=503, retry_after=header))
+        assert caught.value.retry_after is None
 
     @pytest.mark.parametrize("code", [502, 503, 504, 599])
     @pytest.mark.parametrize("status", [200, 504])
