@@ -29,12 +29,11 @@ from airflow_provider_luma.protocol import LumaTask
 from airflow_provider_luma.turns import Durations, Turns
 from airflow_provider_luma.waiting import Watch
 
-#: How much of the allowed rate is used. Calls that leave evenly do not arrive quite so evenly, and a refusal costs more
-#: than the reserve: it halves the pace for half a minute. A worker, which takes its time to start, is less even still.
-SHARE_OF_LOOKS, SHARE_OF_SUBMISSIONS = 0.95, 0.9
-
 #: What the service accepts of an account, says https://docs.kie.ai: 20 submissions in 10 seconds.
 SUBMISSIONS_PER_SECOND, SUBMISSION_WINDOW = 2.0, 10.0
+
+#: How much of that is used. When a submission leaves is not certain, as the worker for it takes its time to start.
+SHARE_OF_SUBMISSIONS = 0.9
 
 
 class Poller:
@@ -49,7 +48,7 @@ class Poller:
 
     def __init__(self, luma_conn_id: str) -> None:
         self._hook = LumaAsyncHook(luma_conn_id)
-        self._turns = Turns(self._hook.get_requests_per_second, SHARE_OF_LOOKS)
+        self._turns = Turns(self._hook.get_requests_per_second)
         self._durations = Durations()
 
     async def wait_for(self, watch: Watch) -> LumaTask:

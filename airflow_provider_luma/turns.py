@@ -35,6 +35,12 @@ RECOVERY_STEP = 5.0
 #: Seconds within which calls leave together: to wake up for each of them would cost as much as the call itself.
 GRAIN = 0.01
 
+#: Seconds by which a call that leaves too late, as timers are, is made up for by the next one.
+CATCH_UP = 0.1
+
+#: Seconds that a call may have been on its way for longer than the fastest of the last hundred.
+LONGEST_DELAY = 0.25
+
 #: How many of the last jobs that have ended are looked back at, and how many of them say enough.
 MEMORY, ENOUGH = 200, 20
 
@@ -44,40 +50,74 @@ EXPECTED_DELAY = 1.0
 
 class Pace:
     """
-    When the next call may leave. Calls are spaced evenly; no clock of its own.
+    When the next call may leave. No clock of its own.
+
+    Calls leave evenly, but do not arrive so. A call is therefore counted until a second after the service can have
+    seen it at the latest, which its answer tells; and of calls that count there are never more than a second allows.
 
     :param rate: calls a second that the service allows
     :param share: how much of that is used
     """
 
-    def __init__(self, rate: float, share: float) -> None:
-        self.full = rate * share
-        self.rate = self.full
+    def __init__(self, rate: float, share: float = 1.0) -> None:
+        self.full = self.rate = rate * share
+        self._allowed = rate
         self._share = share
         self._next = -math.inf
         self._halved = -math.inf
         self._changed = -math.inf
+        self._under_way = 0
+        #: Until when each call that was answered counts.
+        self._counted: list[float] = []
+        # As long as the fastest is not known, a call may have arrived just before its answer left.
+        self._round_trips = deque([0.0] * 100, maxlen=100)
 
     def allow(self, rate: float) -> None:
         """Take up another rate; a pace that was slowed down stays so in proportion."""
-        full = rate * self._share
-        if full != self.full:
-            self.rate *= full / self.full
-            self.full = full
+        if rate != self._allowed:
+            self.rate *= rate / self._allowed
+            self.full = rate * self._share
+            self._allowed = rate
+
+    @property
+    def _at_once(self) -> int:
+        """How many calls count at most: those of a second, or one of several seconds."""
+        return max(1, int(self._allowed))
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a call may leave; 0 if one may leave now."""
+        """Return the seconds until a call may leave: 0 if one may leave now, infinite if one has to come back first."""
+        while self._counted and self._counted[0] <= now:
+            heapq.heappop(self._counted)
         seconds = self._next - now
         early = GRAIN if self.rate * GRAIN > 1 else 0.0
-        return seconds if seconds > early else 0.0
+        seconds = seconds if seconds > early else 0.0
+        if self._under_way + len(self._counted) < self._at_once:
+            return seconds
+        return max(seconds, self._counted[0] - now) if self._counted else math.inf
 
     def left(self, now: float) -> None:
         """Take note that a call leaves now."""
         if self.rate < self.full and now - self._changed >= RECOVERY_STEP:
             self.rate = min(self.full, self.rate + self.full / 10)
             self._changed = now
-        # A moment too late, as timers are, is made up for; a pause is not saved up.
-        self._next = (self._next if now - self._next <= GRAIN else now) + 1 / self.rate
+        # A moment too late is made up for; a pause is not saved up.
+        self._next = (self._next if now - self._next <= CATCH_UP else now) + 1 / self.rate
+        self._under_way += 1
+
+    def back(self, now: float, *, left: float) -> float:
+        """
+        Take note that a call has come back, whatever came of it.
+
+        :param left: when it had left
+        :returns: until when it counts
+        """
+        self._under_way -= 1
+        self._round_trips.append(now - left)
+        # The next one may be faster still than the fastest, by a grain.
+        delay = min(now - left - max(0.0, min(self._round_trips) - GRAIN), LONGEST_DELAY)
+        until = left + delay + self._at_once / self._allowed
+        heapq.heappush(self._counted, until)
+        return until
 
     def refused(self, now: float, retry_after: float | None = None, *, left: float) -> None:
         """
@@ -160,7 +200,7 @@ class Turns:
     :param share: how much of that is used
     """
 
-    def __init__(self, rate: Callable[[], Awaitable[float]], share: float) -> None:
+    def __init__(self, rate: Callable[[], Awaitable[float]], share: float = 1.0) -> None:
         self._rate = rate
         self._numbers = itertools.count()
         #: Those whose call is not due yet, by when it is; and the others, by their claim.
@@ -169,7 +209,6 @@ class Turns:
         self._sleeps_until = math.inf
         self._woken = asyncio.Event()
         self._pace = Pace(1.0, share)
-        self._slots: asyncio.Semaphore | None = None
         self._handing_out: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -191,12 +230,13 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._release()  # it was handed out in the very moment in which the trigger was stopped
+                self._back(_now())  # it was handed out in the very moment in which the trigger was stopped
             raise
+        left = _now()
         try:
             yield
         finally:
-            self._release()
+            self._back(left)
 
     @property
     def length(self) -> int:
@@ -221,17 +261,14 @@ class Turns:
             self._handing_out.cancel()
             self._handing_out = None
 
-    def _release(self) -> None:
-        assert self._slots is not None, "only what was handed out comes back"
-        self._slots.release()
+    def _back(self, left: float) -> None:
+        if self._pace.back(_now(), left=left) < self._sleeps_until:
+            self._woken.set()
 
     async def _hand_out(self) -> None:
         """Give turns to those who are due, at the connection's pace."""
-        if self._slots is None:
-            self._slots = asyncio.Semaphore(max(1, int(await self._rate())))
         while True:
             self._pace.allow(await self._rate())
-            await self._slots.acquire()  # from here on nothing fails, so that it is given back
             turn = await self._next_turn()
             self._pace.left(_now())
             turn.set_result(None)

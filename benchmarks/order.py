@@ -13,7 +13,6 @@ import random
 import statistics
 from collections.abc import Callable
 
-from airflow_provider_luma.poller import SHARE_OF_LOOKS
 from airflow_provider_luma.turns import Durations, Turns
 from benchmarks.simulated_clock import run
 
@@ -68,7 +67,7 @@ SCENES: dict[str, Callable[[random.Random], Jobs]] = {
 async def lateness(jobs: Jobs, *, by_turns: bool) -> list[float]:
     """Return how late each finish was seen, in seconds."""
     clock = asyncio.get_running_loop().time
-    turns, durations = Turns(_rate, SHARE_OF_LOOKS), Durations()
+    turns, durations = Turns(_rate), Durations()
 
     async def wait(made: float, takes: float) -> float:
         await asyncio.sleep(made)
