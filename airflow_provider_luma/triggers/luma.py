@@ -13,6 +13,7 @@ import importlib
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -202,5 +203,13 @@ class LumaCallbackTrigger(BaseTrigger):
         yield TriggerEvent({})
 
 
+_imports: dict[asyncio.AbstractEventLoop, asyncio.Task[ModuleType]] = {}
+
+
 async def _import_poller() -> None:
-    await asyncio.to_thread(importlib.import_module, "airflow_provider_luma.poller")
+    """Import the HTTP libraries in a thread: once for all triggers that start together, which may be a thousand."""
+    loop = asyncio.get_running_loop()
+    if loop not in _imports:
+        _imports[loop] = loop.create_task(asyncio.to_thread(importlib.import_module, "airflow_provider_luma.poller"))
+        _imports[loop].add_done_callback(lambda _: _imports.pop(loop))
+    await asyncio.shield(_imports[loop])
