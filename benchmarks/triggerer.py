@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What waiting costs in a real triggerer, and whether a thousand jobs are too many for it.
+Whether a thousand jobs are too many for a real triggerer.
 
-First the cost: as many jobs wait with ours, then with the HTTP provider's own sensor trigger, in the same triggerer.
-Then the endurance: a thousand jobs wait in it for ten minutes under the service's limit of 10 status calls a second;
-half way through it is killed, and started again. Connections are where most people have them, in Airflow's database,
-which is PostgreSQL if there is one on this machine.
+They wait in it for ten minutes under the service's limit of 10 status calls a second; half way through it is killed,
+and started again. Connections are where most people have them, in Airflow's database, which is PostgreSQL if there is
+one on this machine.
 
-``COST_JOBS=300``, ``ENDURING_JOBS=1000`` and ``ENDURING_MINUTES=10`` set the sizes; 0 jobs leave that part out.
+``ENDURING_JOBS=1000`` and ``ENDURING_MINUTES=10`` set the sizes.
 """
 
 from __future__ import annotations
@@ -30,61 +29,25 @@ from benchmarks.waiting import most_in_a_second
 from demo.local_airflow import LocalAirflow
 from demo.postgres import binaries, postgres
 
-COST_JOBS = int(os.environ.get("COST_JOBS", "300"))
 JOBS = int(os.environ.get("ENDURING_JOBS", "1000"))
 MINUTES = float(os.environ.get("ENDURING_MINUTES", "10"))
-#: Seconds over which the cost is measured, and between two looks at each job then.
-MEASURED, LOOK_EVERY = 60, 10
 #: Jobs that a machine of two cores gets submitted a second, at least; and the seconds over which they end.
 STARTS_PER_SECOND, ENDING = 1.4, 400
 NO_LIMIT = 1_000_000
 
-DAG_FILE = """
-import json, os
+DAG_FILE = f"""
 from datetime import timedelta
 from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
-from airflow.sdk import DAG, BaseOperator
-from airflow_provider_luma.hooks.luma import LumaHook
+from airflow.sdk import DAG
 from airflow_provider_luma.operators.luma import LumaModifyOperator
-from benchmarks.waiting import SensorTrigger
-
-video_url, look_every = os.environ["BENCH_VIDEO_URL"], int(os.environ["BENCH_LOOK_EVERY"])
-
-
-def prompts(number):
-    return [f"Make it a snowy morning, take {i % 3}" for i in range(int(number))]
-
-
-class ModifyWithHttpSensor(BaseOperator):
-    def __init__(self, *, prompt, **kwargs):
-        super().__init__(**kwargs)
-        self.prompt = prompt
-
-    def execute(self, context):
-        luma_task_id = LumaHook("luma_bench").modify_video(self.prompt, video_url)
-        path = f"/api/v1/modify/record-info?taskId={luma_task_id}"
-        trigger = SensorTrigger(endpoint=path, http_conn_id="http_bench", poke_interval=look_every)
-        self.defer(trigger=trigger, method_name="done")
-
-    def done(self, context, event):
-        return event
-
-
-with DAG(dag_id="ours", schedule=None, max_active_tasks=2000):
-    LumaModifyOperator.partial(
-        task_id="modify", video_url=video_url, luma_conn_id="luma_bench", poll_interval=look_every, timeout=7200
-    ).expand(prompt=prompts(os.environ["BENCH_COST_JOBS"]))
-
-with DAG(dag_id="http_sensor", schedule=None, max_active_tasks=2000):
-    ModifyWithHttpSensor.partial(task_id="modify").expand(prompt=prompts(os.environ["BENCH_COST_JOBS"]))
 
 with DAG(dag_id="nothing_of_ours", schedule=None):
     TimeDeltaSensor(task_id="wait", delta=timedelta(seconds=5), deferrable=True)
 
-with DAG(dag_id="endurance", schedule=None, max_active_tasks=2000):
+with DAG(dag_id="endurance", schedule=None, max_active_tasks=2000, params={{"video_url": ""}}):
     LumaModifyOperator.partial(
-        task_id="modify", video_url=video_url, luma_conn_id="luma_bench", timeout=7200
-    ).expand(prompt=prompts(os.environ["BENCH_JOBS"]))
+        task_id="modify", video_url="{{{{ params.video_url }}}}", luma_conn_id="luma_bench", timeout=7200
+    ).expand(prompt=[f"Make it a snowy morning, take {{i % 3}}" for i in range({JOBS})])
 """
 
 
@@ -99,23 +62,16 @@ def main() -> None:
         environment = {
             "PYTHONPATH": str(Path(__file__).parent.parent),
             "AIRFLOW__TRIGGERER__CAPACITY": "2000",
-            "BENCH_VIDEO_URL": luma.sample_url,
-            "BENCH_LOOK_EVERY": str(LOOK_EVERY),
-            "BENCH_COST_JOBS": str(max(1, COST_JOBS)),
-            "BENCH_JOBS": str(max(1, JOBS)),
         }
         if programs := binaries():
             environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = stack.enter_context(postgres(programs))
         airflow = stack.enter_context(LocalAirflow(folder / "airflow", folder / "dags", environment))
-        _connect(airflow, luma)
-        if COST_JOBS:
-            _cost(airflow, luma)
-        if JOBS:
-            _connect(airflow, luma, limit=10)
-            Endurance(airflow, luma).run()
+        connect(airflow, luma, limit=10)
+        Endurance(airflow, luma).run()
 
 
-def _connect(airflow: LocalAirflow, luma: Simulator, limit: int = 1000) -> None:
+def connect(airflow: LocalAirflow, luma: Simulator, limit: int = 1000) -> None:
+    """Make the connections to the simulator; ours with this many calls a second."""
     key = luma.settings.api_key
     for connection in (
         {"connection_id": "luma_bench", "conn_type": "luma", "password": key, "extra": {"requests_per_second": limit}},
@@ -126,64 +82,26 @@ def _connect(airflow: LocalAirflow, luma: Simulator, limit: int = 1000) -> None:
         airflow.call("PATCH", "/connections", json={"actions": actions})
 
 
-def _triggerer(airflow: LocalAirflow) -> list[psutil.Process]:
+def triggerer_processes(airflow: LocalAirflow) -> list[psutil.Process]:
+    """Return the triggerer's processes, the one that supervises the others first."""
     process = psutil.Process(airflow.processes["triggerer"].pid)
     return [process, *process.children(recursive=True)]
 
 
-def _cpu_seconds(airflow: LocalAirflow) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in _triggerer(airflow))
-
-
-def _megabytes(airflow: LocalAirflow) -> float:
-    return sum(process.memory_full_info().uss for process in _triggerer(airflow)) / 2**20
-
-
-def _looks(luma: Simulator) -> int:
+def looks_at(luma: Simulator) -> int:
+    """Return how many status calls there were."""
     return sum(call.on == "status" for call in luma.calls)
 
 
-# -- cost -----------------------------------------------------------------------------------------------------------
+def blocked(airflow: LocalAirflow) -> list[str]:
+    """Return when Airflow warned that its triggers' event loop was blocked, and for how many seconds."""
+    lines = (airflow.logs / "triggerer.txt").read_text().splitlines()
+    warnings = [line for line in lines if "thread was blocked" in line]
+    return [f"{line[11:19]}: {line.partition('blocked for ')[2].split()[0]}" for line in warnings]
 
 
-def _cost(airflow: LocalAirflow, luma: Simulator) -> None:
-    print(f"{COST_JOBS} jobs waiting in one triggerer, looked at every {LOOK_EVERY} s, for {MEASURED} s:\n")
-    print("| | looks | connections | CPU s of the triggerer | without what it needs idle: ms a look |")
-    print("|---|---:|---:|---:|---:|")
-    started = _cpu_seconds(airflow)
-    time.sleep(MEASURED)
-    idle = _cpu_seconds(airflow) - started
-    print(f"| idle | 0 | 0 | {idle:.1f} | |", flush=True)
-    for dag_id in ("ours", "http_sensor"):
-        luma.reset()
-        luma.configure(
-            processing_seconds=COST_JOBS / STARTS_PER_SECOND + MEASURED + 60, status_calls_per_second=NO_LIMIT
-        )
-        run_id = airflow.trigger(dag_id)
-        _wait_until_all_wait(airflow, luma, dag_id, run_id, COST_JOBS)
-        looks, connections, started = _looks(luma), luma.connections, _cpu_seconds(airflow)
-        time.sleep(MEASURED)
-        cpu = _cpu_seconds(airflow) - started
-        looks, connections = _looks(luma) - looks, luma.connections - connections
-        print(f"| {dag_id} | {looks} | {connections} | {cpu:.1f} | {1000 * (cpu - idle) / looks:.2f} |", flush=True)
-        airflow.call("PATCH", f"/dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
-    print()
-
-
-def _wait_until_all_wait(airflow: LocalAirflow, luma: Simulator, dag_id: str, run_id: str, number: int) -> None:
-    def deferred() -> int:
-        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
-        return int(airflow.call("GET", path, params={"limit": 1, "state": ["deferred"]})["total_entries"])
-
-    airflow.wait_until(
-        lambda: luma.accepted == number and deferred() == number,
-        f"{number} jobs to wait",
-        seconds=number / STARTS_PER_SECOND + 300,
-        every=2,
-    )
-
-
-# -- endurance ------------------------------------------------------------------------------------------------------
+def _megabytes(airflow: LocalAirflow) -> float:
+    return sum(process.memory_full_info().uss for process in triggerer_processes(airflow)) / 2**20
 
 
 class Endurance:
@@ -206,10 +124,10 @@ class Endurance:
         )
         first = airflow.trigger("nothing_of_ours")
         airflow.wait_until(lambda: airflow.run_state("nothing_of_ours", first) == "success", "a sensor", seconds=120)
-        print(f"warnings of a blocked event loop before any trigger of ours: {self._blocked()}", flush=True)
+        print(f"warnings of a blocked event loop before any trigger of ours: {blocked(self.airflow)}", flush=True)
         started = time.time()
-        run_id = airflow.trigger("endurance")
-        _wait_until_all_wait(airflow, luma, "endurance", run_id, JOBS)
+        run_id = airflow.trigger("endurance", video_url=luma.sample_url)
+        self._wait_until_all_wait(run_id)
         all_wait = time.time()
         print(f"{JOBS} jobs wait, {all_wait - started:.0f} s after the start of the run", flush=True)
         self._watch(until=all_wait + MINUTES * 30)
@@ -223,6 +141,19 @@ class Endurance:
         memory_after = list(self.megabytes)
         self._watch(until=time.time() + 3600, run_id=run_id)
         self._report(run_id, memory_before, memory_after)
+
+    def _wait_until_all_wait(self, run_id: str) -> None:
+        path = f"/dags/endurance/dagRuns/{run_id}/taskInstances"
+
+        def deferred() -> int:
+            return int(self.airflow.call("GET", path, params={"limit": 1, "state": ["deferred"]})["total_entries"])
+
+        self.airflow.wait_until(
+            lambda: self.luma.accepted == JOBS and deferred() == JOBS,
+            f"{JOBS} jobs to wait",
+            seconds=JOBS / STARTS_PER_SECOND + 300,
+            every=2,
+        )
 
     def _watch(self, until: float, run_id: str | None = None) -> None:
         while time.time() < until:
@@ -266,13 +197,7 @@ class Endurance:
                 f"{statistics.mean(megabytes[-tenth:]):.0f} MB at last"
             )
         print(f"health checks that failed: {self.unhealthy}; oldest heartbeat {self.oldest_heartbeat:.1f} s")
-        print(f"warnings of a blocked event loop, those included: {self._blocked()}", flush=True)
-
-    def _blocked(self) -> list[str]:
-        """Return when Airflow warned that its triggers' event loop was blocked, and for how many seconds."""
-        lines = (self.airflow.logs / "triggerer.txt").read_text().splitlines()
-        warnings = [line for line in lines if "thread was blocked" in line]
-        return [f"{line[11:19]}: {line.partition('blocked for ')[2].partition(',')[0]}" for line in warnings]
+        print(f"warnings of a blocked event loop, those included: {blocked(self.airflow)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 Many jobs waiting in one event loop, with and without the service's limit of 10 status calls a second.
 
 Ours beside the HTTP provider's deferrable sensor (its trigger, with the smallest check of the body that makes it wait
-for a job at all), and beside the loop of the service's quickstart, made asynchronous. The three run at the same time,
-each in a process of its own with a simulator of its own, so that processor time and memory are those of the waiting
-alone. ``WAITING_JOBS=100,500,1000`` sets how many jobs; the plot's course is that of the greatest number.
+for a job at all), and beside the loop of the service's quickstart, made asynchronous. Each runs in a process of its own
+with a simulator of its own, so that processor time and memory are those of the waiting alone; the HTTP provider's after
+the others, as under the limit it keeps a processor busy. ``WAITING_JOBS=100,500,1000`` sets how many jobs, and
+``WAITING_LIMITS=10,0`` how many calls a second are allowed (0: any); the plot's course is that of the greatest number.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -112,6 +114,7 @@ CONTENDERS: dict[str, Callable[[str], Awaitable[None]]] = {
     "http sensor": http_sensor,
     "quickstart": quickstart,
 }
+BUSY = "http sensor"
 #: Takes part where there is no limit only.
 FLOOR = {"bare loop": bare_loop}
 
@@ -161,14 +164,15 @@ def main() -> None:
     )
     print("|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     limited: dict[int, dict[str, Outcome]] = {}
-    for limit in (10, NO_LIMIT):
-        for number in numbers:
-            outcomes = _side_by_side(number, limit)
-            for name, outcome in outcomes.items():
-                print(f"| {number} | {'10/s' if limit == 10 else 'any'} | {name} {outcome.row()}", flush=True)
-            if limit == 10:
-                limited[number] = outcomes
-    draw(limited)
+    limits = [int(limit) or NO_LIMIT for limit in os.environ.get("WAITING_LIMITS", "10,0").split(",")]
+    for limit, number in itertools.product(limits, numbers):
+        outcomes = _side_by_side(number, limit)
+        for name, outcome in outcomes.items():
+            print(f"| {number} | {'any' if limit == NO_LIMIT else f'{limit}/s'} | {name} {outcome.row()}", flush=True)
+        if limit != NO_LIMIT:
+            limited[number] = outcomes
+    if limited:
+        draw(limited)
 
 
 def draw(limited: dict[int, dict[str, Outcome]]) -> None:
@@ -202,11 +206,17 @@ def draw(limited: dict[int, dict[str, Outcome]]) -> None:
 
 
 def _side_by_side(number: int, limit: int) -> dict[str, Outcome]:
-    """Let all contenders wait at the same time."""
-    command = [sys.executable, "-m", "benchmarks.waiting", str(number), str(limit)]
-    quiet = {**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "CRITICAL"}  # each refusal would be a line
+    """Let all contenders wait."""
     names = [*CONTENDERS, *(FLOOR if limit == NO_LIMIT else ())]
-    running = {name: subprocess.Popen([*command, name], stdout=subprocess.PIPE, env=quiet) for name in names}
+    quiet, busy = [name for name in names if name != BUSY], [BUSY]
+    outcomes = {**_at_the_same_time(quiet, number, limit), **_at_the_same_time(busy, number, limit)}
+    return {name: outcomes[name] for name in names}
+
+
+def _at_the_same_time(names: list[str], number: int, limit: int) -> dict[str, Outcome]:
+    command = [sys.executable, "-m", "benchmarks.waiting", str(number), str(limit)]
+    silent = {**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "CRITICAL"}  # each refusal would be a line
+    running = {name: subprocess.Popen([*command, name], stdout=subprocess.PIPE, env=silent) for name in names}
     said = {name: process.communicate()[0] for name, process in running.items()}
     assert not any(process.returncode for process in running.values()), said
     return {name: Outcome(**json.loads(output.splitlines()[-1])) for name, output in said.items()}
@@ -232,7 +242,7 @@ def _measured(luma: str, name: str, number: int, limit: int) -> Outcome:
         "webhook_secret": None,
     }
     control.patch("/simulator/settings", json=settings).raise_for_status()
-    extra = {"requests_per_second": 10 if limit == 10 else 1000}
+    extra = {"requests_per_second": min(limit, 1000)}
     os.environ["AIRFLOW_CONN_LUMA_BENCH"] = json.dumps(
         {"conn_type": "luma", "host": luma, "password": key, "extra": extra}
     )
