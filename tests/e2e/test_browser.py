@@ -471,6 +471,21 @@ def test_it_shows_the_wait_and_then_the_video_by_itself(
     wait_for_end(airflow, DAG_ID, run_id)
 
 
+def test_it_tells_who_waits_for_a_turn(
+    browser: Chrome, airflow: LocalAirflow, luma: Simulator, configure: Callable[..., Any]
+) -> None:
+    configure(submissions_per_10_seconds=0, processing_seconds=0.5)
+    run_id = airflow.trigger(DAG_ID, prompt=PROMPT, video_url=luma.sample_url)
+    browser.get(address(airflow.url, run_id))
+
+    wait_for_text(browser, "state", "waiting for its turn")
+    assert text(browser, "modified-note") == "Luma takes no more submissions just now"
+    assert complaints(browser) == []
+    configure(submissions_per_10_seconds=20, processing_seconds=0.5)
+    wait_for_text(browser, "state", "finished", seconds=120)
+    wait_for_end(airflow, DAG_ID, run_id)
+
+
 def test_a_failure_is_told_in_lumas_words(browser: Chrome, airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
     dag_id = "rehearse_generate_failed"
     lumas["generate_failed"].reset()

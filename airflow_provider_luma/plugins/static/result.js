@@ -103,7 +103,7 @@ function show({ instance, request, id, result, error }) {
   byId("prompt").textContent = text(request.prompt) || (isOver ? "Not known" : "Not known yet");
   setSource(original, webAddress(request.video_url), isOver ? "The original is not known" : "");
   if (urls.length) setSource(modified, urls[0]);
-  else note(modified, absence(state, result, id), isOver ? "" : "busy");
+  else note(modified, absence(instance, result, id), isOver ? "" : "busy");
   showState(state, instance, urls.length);
   showProblem(state === "up_for_retry" || ENDED_BADLY.has(state) ? failure(state, error) : null);
   showResults(urls);
@@ -111,17 +111,25 @@ function show({ instance, request, id, result, error }) {
   return isOver;
 }
 
-function absence(state, result, id) {
+function absence(instance, result, id) {
+  const state = instance.state;
   if (state === "success" && result.status === "GENERATING") return "Submitted; this task does not wait for the video";
   if (state === "success") return "The task has returned no video";
   if (ENDED_BADLY.has(state)) return "There is no video";
   if (state === "up_for_retry") return "Airflow will try again";
-  return id ? "Luma is at work" : "Not submitted yet";
+  if (id) return "Luma is at work";
+  return isInLine(instance) ? "Luma takes no more submissions just now" : "Not submitted yet";
+}
+
+/** Whether the task waits for its turn to submit, rather than for a job. */
+function isInLine({ state, trigger }) {
+  return state === "deferred" && String(trigger?.classpath).endsWith(".LumaSubmissionTrigger");
 }
 
 function showState(state, instance, hasVideo) {
   const busy = state !== "success" && !ENDED_BADLY.has(state);
-  const words = { none: "not started", deferred: "waiting for Luma" }[state] ?? state.replaceAll("_", " ");
+  const waiting = isInLine(instance) ? "waiting for its turn" : "waiting for Luma";
+  const words = { none: "not started", deferred: waiting }[state] ?? state.replaceAll("_", " ");
   const kind = busy ? "busy" : state === "success" ? "good" : "bad";
   showBadge(kind, state === "success" && hasVideo ? "finished" : words, busy ? instance.start_date : null);
 }
