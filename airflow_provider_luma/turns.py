@@ -38,8 +38,9 @@ GRAIN = 0.01
 #: Seconds by which a call that leaves too late, as timers are, is made up for by the next one.
 CATCH_UP = 0.1
 
-#: Seconds that a call may have been on its way for longer than the fastest of the last hundred.
-LONGEST_DELAY = 0.25
+#: Seconds that a call is taken to have been on its way at most for longer than the fastest of the last hundred: enough
+#: for the making of a connection. What takes longer to be answered, has arrived long before.
+LONGEST_DELAY = 0.5
 
 #: How many of the last jobs that have ended are looked back at, and how many of them say enough.
 MEMORY, ENOUGH = 200, 20
@@ -52,8 +53,9 @@ class Pace:
     """
     When the next call may leave. No clock of its own.
 
-    Calls leave evenly, but do not arrive so. A call is therefore counted until a second after the service can have
-    seen it at the latest, which its answer tells; and of calls that count there are never more than a second allows.
+    Calls leave evenly, but do not arrive so. Each is therefore counted until a second after the service can have seen
+    it, which its answer tells: it arrived before that by the way home at least. Of calls that count there are never
+    more than a second allows.
 
     :param rate: calls a second that the service allows
     :param share: how much of that is used
@@ -80,18 +82,21 @@ class Pace:
             self._allowed = rate
 
     @property
-    def _at_once(self) -> int:
-        """How many calls count at most: those of a second, or one of several seconds."""
-        return max(1, int(self._allowed))
+    def _most(self) -> int:
+        """How many calls count at most: those of a second, or of a little more if that is no whole number."""
+        return math.ceil(self._allowed)
+
+    @property
+    def _leave_together(self) -> bool:
+        return self.rate * GRAIN > 1
 
     def wait(self, now: float) -> float:
         """Return the seconds until a call may leave: 0 if one may leave now, infinite if one has to come back first."""
         while self._counted and self._counted[0] <= now:
             heapq.heappop(self._counted)
         seconds = self._next - now
-        early = GRAIN if self.rate * GRAIN > 1 else 0.0
-        seconds = seconds if seconds > early else 0.0
-        if self._under_way + len(self._counted) < self._at_once:
+        seconds = seconds if seconds > (GRAIN if self._leave_together else 0.0) else 0.0
+        if self._under_way + len(self._counted) < self._most:
             return seconds
         return max(seconds, self._counted[0] - now) if self._counted else math.inf
 
@@ -104,18 +109,23 @@ class Pace:
         self._next = (self._next if now - self._next <= CATCH_UP else now) + 1 / self.rate
         self._under_way += 1
 
-    def back(self, now: float, *, left: float) -> float:
+    def back(self, now: float, *, left: float, is_answered: bool = True) -> float:
         """
-        Take note that a call has come back, whatever came of it.
+        Take note that a call is no longer under way.
 
         :param left: when it had left
+        :param is_answered: whether it has come back, rather than been given up
         :returns: until when it counts
         """
         self._under_way -= 1
-        self._round_trips.append(now - left)
-        # The next one may be faster still than the fastest, by a grain.
-        delay = min(now - left - max(0.0, min(self._round_trips) - GRAIN), LONGEST_DELAY)
-        until = left + delay + self._at_once / self._allowed
+        delay = LONGEST_DELAY
+        if is_answered:
+            self._round_trips.append(now - left)
+            # Another one may be faster still than the fastest, by a grain.
+            delay = min(delay, now - left - max(0.0, min(self._round_trips) - GRAIN))
+        until = left + delay + self._most / self._allowed
+        if self._leave_together:
+            until = math.ceil(until / GRAIN) * GRAIN
         heapq.heappush(self._counted, until)
         return until
 
@@ -230,13 +240,16 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._back(_now())  # it was handed out in the very moment in which the trigger was stopped
+                self._back(_now(), is_answered=False)  # handed out in the very moment in which the trigger was stopped
             raise
-        left = _now()
+        left, is_answered = _now(), True
         try:
             yield
+        except asyncio.CancelledError:
+            is_answered = False
+            raise
         finally:
-            self._back(left)
+            self._back(left, is_answered=is_answered)
 
     @property
     def length(self) -> int:
@@ -261,8 +274,8 @@ class Turns:
             self._handing_out.cancel()
             self._handing_out = None
 
-    def _back(self, left: float) -> None:
-        if self._pace.back(_now(), left=left) < self._sleeps_until:
+    def _back(self, left: float, *, is_answered: bool) -> None:
+        if self._pace.back(_now(), left=left, is_answered=is_answered) < self._sleeps_until:
             self._woken.set()
 
     async def _hand_out(self) -> None:

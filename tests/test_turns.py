@@ -11,6 +11,7 @@ import random
 import statistics
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -21,6 +22,7 @@ from airflow_provider_luma.turns import (
     ENOUGH,
     EXPECTED_DELAY,
     GRAIN,
+    LONGEST_DELAY,
     MEMORY,
     RECOVERY_STEP,
     SLOWEST,
@@ -35,17 +37,17 @@ from benchmarks.simulated_clock import run
 rates = st.floats(0.2, 50)
 
 
-def at_once() -> tuple[float, float]:
-    return 0.0, 0.0
+def at_once() -> tuple[float, float, float]:
+    return 0.0, 0.0, 0.0
 
 
 def calls(
-    pace: Pace, seconds: float, *, start: float = 1000.0, ways: Callable[[], tuple[float, float]] = at_once
+    pace: Pace, seconds: float, *, start: float = 1000.0, ways: Callable[[], tuple[float, float, float]] = at_once
 ) -> tuple[list[float], list[float]]:
     """
     Return when calls leave and arrive if there is always one to make, by a clock that nobody has to wait for.
 
-    :param ways: returns how long a call is on its way, and its answer
+    :param ways: returns how much too late a call leaves, and how long it is on its way, and its answer
     """
     now, left, arrived = start, list[float](), list[float]()
     under_way: list[tuple[float, float]] = []
@@ -55,9 +57,12 @@ def calls(
             now, departure = heapq.heappop(under_way)
             pace.back(now, left=departure)
             continue
-        now = at
+        late, there, home = ways()
+        now = at + late
+        while under_way and under_way[0][0] <= now:
+            back, departure = heapq.heappop(under_way)
+            pace.back(back, left=departure)
         pace.left(now)
-        there, home = ways()
         left.append(now)
         arrived.append(now + there)
         heapq.heappush(under_way, (now + there + home, now))
@@ -67,6 +72,16 @@ def calls(
 def departures(pace: Pace, seconds: float, *, start: float = 1000.0) -> list[float]:
     """Return when calls leave if there is always one to make, and each is answered at once."""
     return calls(pace, seconds, start=start)[0]
+
+
+def uneven(distance: float, jitter: float, most: float) -> Callable[[], tuple[float, float, float]]:
+    """Return ways that take a time of their own each; few of them much longer than the others."""
+    chance = random.Random(f"{distance} {jitter}")
+
+    def delay() -> float:
+        return min(chance.expovariate(1 / jitter), most) if jitter else 0.0
+
+    return lambda: (delay(), distance / 2 + delay(), distance / 2 + delay())
 
 
 def most_in_a_second(times: list[float]) -> int:
@@ -82,23 +97,34 @@ class TestPace:
 
     @pytest.mark.parametrize("jitter", [0.0, 0.003, 0.01, 0.02])
     @pytest.mark.parametrize("distance", [0.0, 0.05, 0.3])
-    def test_no_second_sees_more_arrive_however_uneven_the_way(self, distance, jitter):
-        chance = random.Random(jitter + distance)
-
-        def ways() -> tuple[float, float]:
-            there, home = (min(chance.expovariate(1 / jitter), 0.12) if jitter else 0.0 for _ in range(2))
-            return distance / 2 + there, distance / 2 + home
-
-        left, arrived = calls(Pace(10), 1000, ways=ways)
-        assert most_in_a_second(left) <= 10
-        assert most_in_a_second(arrived) <= 10
-        assert len(left) > 10_000 * (0.98 - 2.5 * jitter)
-
-    @given(rates, st.lists(st.floats(0, 40), min_size=1, max_size=5))
-    def test_no_second_sees_more_leave_however_late_the_answers(self, rate, delays):
-        delay = itertools.cycle(delays)
-        left, _ = calls(Pace(rate), 60, ways=lambda: (0.0, next(delay)))
+    @pytest.mark.parametrize("rate", [0.7, 2.9, 10, 50])
+    def test_no_second_sees_more_arrive_however_uneven_the_way(self, rate, distance, jitter):
+        left, arrived = calls(Pace(rate), 10_000 / rate, ways=uneven(distance, jitter, LONGEST_DELAY / 2))
         assert most_in_a_second(left) <= math.ceil(rate)
+        assert most_in_a_second(arrived) <= math.ceil(rate)
+        assert len(left) > 10_000 * (0.98 - 10 * jitter)
+
+    def test_connections_that_have_to_be_made_do_not_let_more_arrive(self):
+        to_connect = itertools.chain([0.4] * 5, itertools.repeat(0.0))
+        _, arrived = calls(Pace(10), 60, ways=lambda: (0.0, 0.1 + next(to_connect), 0.1))
+        assert most_in_a_second(arrived) <= 10
+
+    @given(rates, st.lists(st.floats(0, 40), min_size=1, max_size=5), st.lists(st.floats(0, 1), min_size=1, max_size=5))
+    def test_no_second_sees_more_leave_however_late_they_are_and_the_answers(self, rate, answers, timers):
+        late, home = itertools.cycle(timers), itertools.cycle(answers)
+        left, _ = calls(Pace(rate), 60, ways=lambda: (next(late), 0.0, next(home)))
+        assert most_in_a_second(left) <= math.ceil(rate)
+
+    def test_what_is_given_up_may_have_arrived_all_the_same_and_tells_nothing_of_the_way(self):
+        pace = Pace(1)
+        for i in range(200):
+            pace.left(1000.0 + 10 * i)
+            pace.back(1000.3 + 10 * i, left=1000.0 + 10 * i)
+        pace.left(5000.0)
+        given_up = pace.back(5000.01, left=5000.0, is_answered=False)
+        assert given_up == 5001 + LONGEST_DELAY
+        pace.left(6000.0)
+        assert pace.back(6000.3, left=6000.0) == pytest.approx(6001, abs=GRAIN + 1e-6)
 
     def test_an_answer_that_never_comes_does_not_take_the_turn_of_others(self):
         pace = Pace(10)
@@ -322,9 +348,15 @@ class TestTurns:
         assert gaps == pytest.approx([1 / 10] * 999)
 
     def test_many_calls_leave_together_where_each_would_cost_a_waking(self):
-        notes: list[tuple[float, Caller]] = []
-        simulate(turns_at(1000), *(Caller(0, 0, notes=notes) for _ in range(1000)))
-        assert len({at for at, _ in notes}) < 150
+        chance, left = random.Random(1), list[float]()
+
+        async def call(turns: Turns) -> None:
+            async with turns.turn(0):
+                left.append(asyncio.get_running_loop().time())
+                await asyncio.sleep(chance.uniform(0.001, 0.02))
+
+        simulate(turns_at(1000), *[call] * 3000)
+        assert len(set(left)) < 600
 
     @pytest.mark.parametrize("retry_after", [None, 30])
     def test_a_refusal_slows_everybody_down(self, retry_after):
@@ -351,6 +383,35 @@ class TestTurns:
         simulate(turns_at(1), Caller(0, 0, notes=notes), *[cancelled] * 50, last)
         assert gone == []
         assert notes[-1][0] == pytest.approx(1)
+
+    @pytest.mark.parametrize("steps", range(8))
+    def test_one_that_is_stopped_as_it_gets_its_turn_gives_it_back(self, steps):
+        notes: list[tuple[float, Caller]] = []
+
+        async def stopped(turns: Turns) -> None:
+            one = asyncio.create_task(Caller(0, 1, notes=[])(turns))
+            await asyncio.sleep(1)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            one.cancel()
+
+        async def last(turns: Turns) -> None:
+            async with asyncio.timeout(20):
+                await Caller(5, 5, notes=notes)(turns)
+
+        simulate(turns_at(1), stopped, last)
+        assert notes[0][0] == pytest.approx(5, abs=GRAIN)
+
+    def test_one_that_is_given_up_counts_as_if_it_had_arrived_late(self):
+        notes: list[tuple[float, Caller]] = []
+
+        async def given_up(turns: Turns) -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.01), turns.turn(0):
+                    await asyncio.sleep(100)
+
+        simulate(turns_at(1), given_up, Caller(0, 0, notes=notes))
+        assert notes[0][0] == pytest.approx(1 + LONGEST_DELAY, abs=GRAIN)
 
     def test_one_that_keeps_its_turn_holds_up_as_many_as_are_allowed_at_a_time(self):
         order = []
@@ -388,7 +449,7 @@ class TestTurns:
 
         async def main() -> None:
             turns, notes = Turns(rate), list[tuple[float, Caller]]()
-            for _ in range(20):  # more often than there are slots to lose
+            for _ in range(20):  # more often than calls are allowed at a time
                 waiting = (Caller(0, 0, notes=notes)(turns) for _ in range(5))
                 told = await asyncio.gather(*waiting, return_exceptions=True)
                 assert [str(error) for error in told] == ["out of reach"] * 5
