@@ -69,7 +69,7 @@ class Pace:
         self._halved = -math.inf
         self._changed = -math.inf
         self._under_way = 0
-        #: Until when each call that was answered counts.
+        #: Until when each call that is no longer under way counts.
         self._counted: list[float] = []
         # As long as the fastest is not known, a call may have arrived just before its answer left.
         self._round_trips = deque([0.0] * 100, maxlen=100)

@@ -33,7 +33,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
-from benchmarks.triggerer import blocked, connect, looks_at, triggerer_processes
+from benchmarks.triggerer import blocked, connect, triggerer_processes
 from benchmarks.waiting import SensorTrigger
 from demo.local_airflow import LocalAirflow
 from demo.postgres import binaries, postgres
@@ -184,16 +184,20 @@ def _measure(airflow: LocalAirflow, luma: Simulator, kind: str, jobs: Path, idle
         airflow.wait_until(lambda: len(triggerer_processes(airflow)) == 3, "the triggerer", seconds=60)
         time.sleep(SETTLING)
         warnings.append(" ".join(warning.partition(": ")[2] for warning in blocked(airflow)[before:]) or "none")
-    looks, connections, spent = looks_at(luma), luma.connections, _cpu_seconds(airflow)
+    looks, connections, spent = _looks(luma), luma.connections, _cpu_seconds(airflow)
     time.sleep(MEASURED)
     spent = [after - before for before, after in zip(spent, _cpu_seconds(airflow), strict=True)]
-    looks, connections = looks_at(luma) - looks, luma.connections - connections
+    looks, connections = _looks(luma) - looks, luma.connections - connections
     beyond = [1000 * (mine - own) / max(1, looks) for mine, own in zip(spent, idle, strict=True)]
     cells = [f"{looks:,}", f"{connections:,}", *(f"{ms:.2f}" for ms in (*beyond, sum(beyond)))]
     if not looks:
         cells = ["0", "0", *(f"{seconds:.1f} s" for seconds in (*spent, sum(spent)))]
     print(f"| {kind} | {' | '.join(cells)} | {'; '.join(warnings)} |", flush=True)
     return spent
+
+
+def _looks(luma: Simulator) -> int:
+    return sum(call.on == "status" for call in luma.calls)
 
 
 def _cpu_seconds(airflow: LocalAirflow) -> list[float]:

@@ -88,11 +88,6 @@ def triggerer_processes(airflow: LocalAirflow) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def looks_at(luma: Simulator) -> int:
-    """Return how many status calls there were."""
-    return sum(call.on == "status" for call in luma.calls)
-
-
 def blocked(airflow: LocalAirflow) -> list[str]:
     """Return when Airflow warned that its triggers' event loop was blocked, and for how many seconds."""
     lines = (airflow.logs / "triggerer.txt").read_text().splitlines()

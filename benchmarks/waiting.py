@@ -114,6 +114,7 @@ CONTENDERS: dict[str, Callable[[str], Awaitable[None]]] = {
     "http sensor": http_sensor,
     "quickstart": quickstart,
 }
+#: Takes a processor for itself under the limit, asking again at once, so the others wait before it.
 BUSY = "http sensor"
 #: Takes part where there is no limit only.
 FLOOR = {"bare loop": bare_loop}
