@@ -1,4 +1,4 @@
-# Each target is one command, and sets up what it needs: Python >= 3.11 and make are enough.
+# Each target is one command, and sets up what it needs: Python >= 3.11 and make are all it takes.
 
 PYTHON ?= python3
 # The Airflow to work with; each has pins and an environment of its own.
@@ -6,10 +6,12 @@ AIRFLOW ?= 3.3
 VENV ?= .venv$(if $(filter-out 3.3,$(AIRFLOW)),-$(AIRFLOW))
 BIN = $(VENV)/bin
 PINS = constraints/airflow-$(AIRFLOW).txt
+# Tests wait more than they work. Those that share an Airflow stay together.
+IN_PARALLEL = -n 3 --dist loadgroup
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix lint bench build constraints clean
+.PHONY: help demo check test test-matrix lint bench build constraints clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,8 +19,11 @@ help:  ## Show the targets
 demo: $(VENV)/.demo  ## Run a DAG on a real Airflow, with a simulator in place of Luma
 	@exec $(BIN)/python -m demo
 
+check: lint  ## Check style and types, and run the unit tests: the loop of a contributor
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not e2e and not long" $(PYTEST_ARGS)
+
 test: $(VENV)/.dev  ## Run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-matrix:  ## Run the tests, without the long ones, on every supported Airflow
 	$(MAKE) test AIRFLOW=3.1 PYTEST_ARGS='-m "not long"'

@@ -13,6 +13,32 @@ __version__ = "1.0.0"
 
 _INTEGRATION = "Luma"
 
+#: Fields of the connection's extra in the form of the UI; Airflow 3.1 shows the extra as JSON instead.
+_CONNECTION_FIELDS = {
+    "callback_base_url": {
+        "label": "Callback base URL",
+        "description": "Public address of Airflow, e.g. https://airflow.example.com, for Luma to call "
+        "when a job has ended. Leave empty to poll Luma instead.",
+        "schema": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://"},
+    },
+    "webhook_secret": {
+        "label": "Webhook secret",
+        "description": "The webhook key of the Luma account, if signing is turned on there: callbacks "
+        "without its signature are then refused. Leave empty if it is not.",
+        "schema": {"type": ["string", "null"], "format": "password"},
+    },
+    "requests_per_second": {
+        "label": "Status checks per second",
+        "description": "How often the account may be asked about its jobs (10 if empty).",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+    "timeout": {
+        "label": "Timeout",
+        "description": "Seconds before a call to Luma is given up (30 if empty).",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Return what this package brings, in the form of Airflow's ``provider_info.schema.json``."""
@@ -48,30 +74,7 @@ def get_provider_info() -> dict[str, Any]:
                         "password": "the key of your Luma account",
                     },
                 },
-                "conn-fields": {
-                    "callback_base_url": {
-                        "label": "Callback base URL",
-                        "description": "Public address of Airflow, e.g. https://airflow.example.com, for Luma to call "
-                        "when a job has ended. Leave empty to poll Luma instead.",
-                        "schema": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://"},
-                    },
-                    "webhook_secret": {
-                        "label": "Webhook secret",
-                        "description": "The webhook key of the Luma account, if signing is turned on there: callbacks "
-                        "without its signature are then refused. Leave empty if it is not.",
-                        "schema": {"type": ["string", "null"], "format": "password"},
-                    },
-                    "requests_per_second": {
-                        "label": "Status checks per second",
-                        "description": "How often the account may be asked about its jobs (10 if empty).",
-                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
-                    },
-                    "timeout": {
-                        "label": "Timeout",
-                        "description": "Seconds before a call to Luma is given up (30 if empty).",
-                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
-                    },
-                },
+                "conn-fields": _CONNECTION_FIELDS,
             }
         ],
     }

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_luma.exceptions import LumaAuthError, LumaValidationError
-from airflow_provider_luma.protocol import DEFAULT_HOST, check_positive, is_private_host
+from airflow_provider_luma.protocol import DEFAULT_HOST
+from airflow_provider_luma.validation import check_positive, is_private_host
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection

@@ -1,106 +1,103 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What operator and sensor share: waiting for a job in the triggerer, and what it means to be woken.
+What crosses between the processes of one task: the state that a deferral carries, and the events that end it.
 
-A task can be woken by its trigger, which has seen the job end or gives up, or by a callback. A callback is only a
-doorbell: the woken task asks Luma, and if the job is still running it lies down again, with the deadlines it had.
+An operator defers with a :class:`DeferralState`. A trigger, or the receiver of callbacks, resumes it with one of the
+events below. Both cross as JSON values, through Airflow's database.
 """
 
 from __future__ import annotations
 
-import time
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypedDict, final
 
-from airflow.sdk import BaseOperator
+#: Seconds for which a task stays deferred at least. Airflow fails a task that is resumed and queued before the
+#: scheduler has noticed that its worker ended ("executor reported success, but the task instance's state is queued").
+#: The worker's supervisor takes up to 5 seconds to notice that, and the scheduler's loop some more.
+SHORTEST_DEFERRAL = 8.0
 
-from airflow_provider_luma.exceptions import TRANSIENT, LumaError
+#: The triggers whose tasks a callback resumes, as the database names them.
+RESUMABLE_TRIGGERS = tuple(
+    f"airflow_provider_luma.triggers.luma.{name}" for name in ("LumaTaskTrigger", "LumaCallbackTrigger")
+)
 
-if TYPE_CHECKING:
-    from airflow.triggers.base import BaseTrigger
 
-
-class LumaDeferral(BaseOperator):
+class DeferralState(NamedTuple):
     """
-    An operator's part: being deferred until a Luma job has ended.
+    What a deferred task hands to the process that resumes it, as keyword arguments of the method it names.
 
-    What is passed on from one deferral to the next is also what the receiver of callbacks knows a waiting task by.
+    All times are in seconds since the epoch.
+
+    :param luma_task_id: the job that the task waits for
+    :param reference: the submission whose callback the task waits for, because its answer was lost
+    :param callback_task_id: the job that a callback of that submission has named, and that could not be verified yet
+    :param end_time: when the task's ``timeout`` ends the wait
+    :param execution_deadline: when ``execution_timeout`` ends this try
+    :param first_attempt_at: when the task first tried to submit
+    :param outage_since: since when Luma has been unavailable for the submission
     """
 
-    luma_conn_id: str
+    luma_task_id: str | None = None
+    reference: str | None = None
+    callback_task_id: str | None = None
+    end_time: float | None = None
+    execution_deadline: float | None = None
+    first_attempt_at: float | None = None
+    outage_since: float | None = None
 
-    def _defer_for_job(
-        self,
-        luma_task_id: str,
-        *,
-        poll_interval: float,
-        end_time: float,
-        execution_deadline: float | None = None,
-        made: float | None = None,
-    ) -> NoReturn:
+    def as_kwargs(self) -> dict[str, Any]:
+        """Return what is set, as JSON values. Airflow stores them unencrypted, for :meth:`is_resumed_by` to read."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    @classmethod
+    def read(cls, kwargs: Mapping[str, Any], event: Event | None = None) -> DeferralState:
         """
-        Wait for a job in the triggerer.
+        Read the state that a resumed task was given.
 
-        :param end_time: when to stop waiting, in seconds since the epoch
-        :param execution_deadline: when ``execution_timeout`` ends an earlier deferral of this try; None if this is
-            the first
-        :param made: when the job was made, in seconds since the epoch, if that is known
+        :param kwargs: the keyword arguments of its method
+        :param event: the event, where a trigger repeats the state: ``dag.test()`` of Airflow 3.1 to 3.3 hands over
+            nothing but the event
         """
-        from airflow_provider_luma.triggers.luma import LumaTaskTrigger
+        if not kwargs and event is not None and "state" in event:
+            kwargs = event["state"]
+        return cls(**{name: kwargs[name] for name in cls._fields if name in kwargs})
 
-        self._defer_with_deadline(
-            LumaTaskTrigger(luma_task_id, self.luma_conn_id, poll_interval, end_time, made),
-            "execute_complete",
-            execution_deadline,
-            luma_task_id=luma_task_id,
-            end_time=end_time,
-        )
+    @staticmethod
+    def is_resumed_by(kwargs: Mapping[str, Any] | None, *, luma_task_id: str, reference: str) -> bool:
+        """Tell whether the task that stored these keyword arguments waits for a callback of this job and submission."""
+        stored = kwargs or {}
+        return stored.get("luma_task_id") == luma_task_id or stored.get("reference") == reference
 
-    def _defer_with_deadline(
-        self, trigger: BaseTrigger, method_name: str, execution_deadline: float | None, **kwargs: Any
-    ) -> NoReturn:
-        timeout = self.execution_timeout
-        if timeout is not None and execution_deadline is not None:
-            timeout = timedelta(seconds=max(0.0, execution_deadline - time.time()))
-        elif timeout is not None:
-            execution_deadline = time.time() + timeout.total_seconds()
-        kwargs["execution_deadline"] = execution_deadline
-        self.defer(trigger=trigger, method_name=method_name, kwargs=kwargs, timeout=timeout)
 
-    def _ended(
-        self,
-        event: dict[str, Any],
-        *,
-        luma_task_id: str | None,
-        poll_interval: float,
-        end_time: float | None,
-        execution_deadline: float | None,
-    ) -> dict[str, Any]:
-        """
-        Return the ``task`` and ``request`` of the job that has ended well; wait on if a callback came too soon.
+@final
+class JobFinished(TypedDict):
+    """The job has ended well: ``LumaTask.as_dict()``, and ``LumaTask.request()``, what was asked for."""
 
-        :raises LumaError: what ended the wait
-        """
-        if "error" in event:
-            raise LumaError.from_dict(event["error"])
-        if "callback" not in event:
-            return event
-        assert luma_task_id is not None and end_time is not None, "only who waits for a job is called"
-        from airflow_provider_luma.hooks.luma import LumaHook
-        from airflow_provider_luma.waiting import INTERVALS_WITH_CALLBACK
+    task: dict[str, Any]
+    request: dict[str, str | None]
 
-        try:
-            task = LumaHook(self.luma_conn_id).check(luma_task_id, patiently=True)
-        except TRANSIENT as error:
-            self.log.warning("Luma called back, but cannot be asked: %s", error)
-            task = None
-        if task is None:
-            self.log.info("There was a callback for Luma task %s, but it has not ended: waiting on", luma_task_id)
-            self._defer_for_job(
-                luma_task_id,
-                # Should Luma's records only be behind its callback: there will be no other, so look as often as ever.
-                poll_interval=poll_interval / INTERVALS_WITH_CALLBACK,
-                end_time=end_time,
-                execution_deadline=execution_deadline,
-            )
-        return {"task": task.as_dict(), "request": task.request()}
+
+@final
+class WaitFailed(TypedDict):
+    """The job has failed, or the trigger has given up: ``LumaError.as_dict()``."""
+
+    error: dict[str, Any]
+
+
+@final
+class CallbackReceived(TypedDict):
+    """The receiver has authenticated a callback. Nothing that the callback says is proven, not even the job's id."""
+
+    callback: dict[str, str]
+
+
+@final
+class DeferralExpired(TypedDict):
+    """A trigger that only waits has reached its time, in seconds since the epoch. It repeats the deferral's state."""
+
+    state: dict[str, Any]
+    at: float
+
+
+#: What resumes a task, as JSON values. One is told from another by its keys.
+Event = JobFinished | WaitFailed | CallbackReceived | DeferralExpired

@@ -65,7 +65,7 @@ class LumaAuthError(LumaError):
 
 
 class LumaInsufficientCreditsError(LumaError):
-    """402: not enough credits. Nothing was started; a later retry works once the account is topped up."""
+    """402: insufficient credits. Nothing was started; a later retry works once the account is topped up."""
 
     remedy = "Top up the Luma account, then let the task retry or clear it"
 
@@ -115,7 +115,7 @@ class LumaSubmissionUnknownError(LumaError):
     )
 
 
-#: Errors that a later look may not meet again.
+#: Errors that a later call may not meet again.
 TRANSIENT = (LumaRateLimitError, LumaUnavailableError)
 
 #: Errors of a submission that the same submission will always meet again.

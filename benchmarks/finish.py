@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How long it takes from "finished at Luma" to "finished in Airflow": called back, and polling at two intervals.
+How long it takes from "finished at Luma" to "finished in Airflow": with callbacks, and polling at two intervals.
 
-One Airflow, one simulator, the same number of jobs for each, mapped, one way after the other. Airflow's own share
+One Airflow, one simulator, the same number of jobs for each, mapped, one way at a time. Airflow's own share
 (scheduling the resumed task, starting a process for it) is in all of them.
 """
 
@@ -20,19 +20,19 @@ from demo.local_airflow import LocalAirflow
 JOBS = 50
 #: Seconds; spread out, so that not all resumed tasks want a process at once.
 FASTEST, SPREAD = 45, 75
-WAYS = {"called back": (True, 30), "polling every 5 s": (False, 5), "polling every 30 s": (False, 30)}
+WAYS = {"with callbacks": (True, 30), "polling every 5 s": (False, 5), "polling every 30 s": (False, 30)}
 
 DAG_FILE = """
 import json, os
 from airflow.sdk import DAG
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 
-for way, (is_called_back, poll_interval) in json.loads(os.environ["BENCH_WAYS"]).items():
+for way, (expects_callback, poll_interval) in json.loads(os.environ["BENCH_WAYS"]).items():
     with DAG(dag_id=way.replace(" ", "_"), schedule=None, max_active_tasks=1000):
         LumaModifyOperator.partial(
             task_id="modify",
             video_url=os.environ["BENCH_VIDEO_URL"],
-            luma_conn_id="luma_called" if is_called_back else "luma_polled",
+            luma_conn_id="luma_callbacks" if expects_callback else "luma_polling",
             poll_interval=poll_interval,
         ).expand(prompt=[f"Make it a snowy morning, take {i % 3}" for i in range(%d)])
 """
@@ -48,9 +48,9 @@ def main() -> None:
         environment = {"BENCH_WAYS": json.dumps(WAYS), "BENCH_VIDEO_URL": luma.sample_url}
         airflow = LocalAirflow(Path(folder, "airflow"), dags, environment)
         connection = {"conn_type": "luma", "host": luma.base_url, "password": luma.settings.api_key}
-        airflow.environment["AIRFLOW_CONN_LUMA_POLLED"] = json.dumps(connection)
+        airflow.environment["AIRFLOW_CONN_LUMA_POLLING"] = json.dumps(connection)
         connection["extra"] = json.dumps({"callback_base_url": airflow.url})
-        airflow.environment["AIRFLOW_CONN_LUMA_CALLED"] = json.dumps(connection)
+        airflow.environment["AIRFLOW_CONN_LUMA_CALLBACKS"] = json.dumps(connection)
         print(f"From the end of a job at Luma to the end of its task, {JOBS} jobs each:\n")
         print("| | p50 s | p95 s | longest s | status calls a job | submissions |")
         print("|---|---:|---:|---:|---:|---:|")
@@ -72,9 +72,9 @@ def _measured(airflow: LocalAirflow, luma: Simulator, way: str) -> str:
         luma_task_id = airflow.xcom(dag_id, run_id, "modify", "luma_task_id", task["map_index"])
         late.append(datetime.fromisoformat(task["end_date"]).timestamp() - ended[luma_task_id])
     assert len(late) == JOBS and airflow.run_state(dag_id, run_id) == "success", airflow.story(dag_id, run_id)
-    looks = len([call for call in luma.calls if call.on == "status"]) / JOBS
+    status_calls = len([call for call in luma.calls if call.on == "status"]) / JOBS
     p50, p95 = statistics.median(late), statistics.quantiles(late, n=20)[-1]
-    return f"| {way} | {p50:.1f} | {p95:.1f} | {max(late):.1f} | {looks:.1f} | {luma.accepted} |"
+    return f"| {way} | {p50:.1f} | {p95:.1f} | {max(late):.1f} | {status_calls:.1f} | {luma.accepted} |"
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 """
 What a DAG file pays at every parse for importing an operator: milliseconds and modules on top of ``airflow.sdk``.
 
-Each figure is the median over fresh interpreters, the candidates taken in turn, so that a machine that gets
-slower or faster meanwhile does so for all of them.
+Each figure is the median over fresh interpreters. The candidates alternate, so that a machine that gets slower or
+faster meanwhile does so for all of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whom to look at next: by turns, or where finishing is likely. The package's own turns, in simulated time.
+In which order to check jobs: by due time, or by likely end. The package's own rate limiter, in simulated time.
 
-More jobs wait than the rate allows looks for, so that the order decides how late a finish is seen. Each scene is one
-of how jobs come and how long they take; looks at a job are due every five seconds.
+More jobs wait than the rate limit allows status checks, so that the order decides how late the end of a job is seen.
+Each scenario is one of how jobs arrive and how long they take; a job's status check is due every five seconds.
 """
 
 from __future__ import annotations
@@ -13,94 +13,101 @@ import random
 import statistics
 from collections.abc import Callable
 
-from airflow_provider_luma.turns import Durations, Turns
+from airflow_provider_luma.polling.durations import JobDurations
+from airflow_provider_luma.polling.rate_limiter import RateLimiter
 from benchmarks.simulated_clock import run
 
-CALLS_PER_SECOND = 10
-LOOK_EVERY = 5.0
+REQUESTS_PER_SECOND = 10
+POLL_INTERVAL = 5.0
 
-#: When each job is made, and how long it takes, in seconds.
+#: When each job is created, and how long it takes, in seconds.
 Jobs = list[tuple[float, float]]
 
 
-def at_once(chance: random.Random) -> Jobs:
-    """Make five hundred jobs at once, of 60 to 120 seconds: all the same age, so nobody can know better."""
-    return [(0.0, chance.uniform(60, 120)) for _ in range(500)]
+def at_once(rng: random.Random) -> Jobs:
+    """Create five hundred jobs at once, of 60 to 120 seconds: all of one age, so that no order is better."""
+    return [(0.0, rng.uniform(60, 120)) for _ in range(500)]
 
 
-def steady(chance: random.Random) -> Jobs:
-    """Make two jobs a second, as many as Luma accepts, of two to five minutes: about 420 wait."""
-    return [(i / 2, chance.uniform(120, 300)) for i in range(2000)]
+def steady(rng: random.Random) -> Jobs:
+    """Create two jobs a second, as many as Luma accepts, of two to five minutes: about 420 wait."""
+    return [(i / 2, rng.uniform(120, 300)) for i in range(2000)]
 
 
-def five_hundred(chance: random.Random) -> Jobs:
-    """Make jobs of two to five minutes at such a rate that five hundred wait."""
-    return [(i * 210 / 500, chance.uniform(120, 300)) for i in range(2500)]
+def five_hundred(rng: random.Random) -> Jobs:
+    """Create jobs of two to five minutes at such a rate that five hundred wait."""
+    return [(i * 210 / 500, rng.uniform(120, 300)) for i in range(2500)]
 
 
-def a_thousand(chance: random.Random) -> Jobs:
-    """Make them so often that a thousand wait."""
-    return [(i * 210 / 1000, chance.uniform(120, 300)) for i in range(5000)]
+def a_thousand(rng: random.Random) -> Jobs:
+    """Create them so often that a thousand wait."""
+    return [(i * 210 / 1000, rng.uniform(120, 300)) for i in range(5000)]
 
 
-def three_kinds(chance: random.Random) -> Jobs:
-    """Make two jobs a second: 70 % of two to five minutes, 20 % of five to fifteen, 10 % of ten to twenty."""
-    kinds = chance.choices([(120, 300), (300, 900), (600, 1200)], [7, 2, 1], k=2500)
-    return [(i / 2, chance.uniform(*kind)) for i, kind in enumerate(kinds)]
+def three_kinds(rng: random.Random) -> Jobs:
+    """Create two jobs a second: 70 % of two to five minutes, 20 % of five to fifteen, 10 % of ten to twenty."""
+    kinds = rng.choices([(120, 300), (300, 900), (600, 1200)], [7, 2, 1], k=2500)
+    return [(i / 2, rng.uniform(*kind)) for i, kind in enumerate(kinds)]
 
 
-def slower_at_noon(chance: random.Random) -> Jobs:
-    """Make two jobs a second, which from one minute to the next take twice as long."""
-    return [(i / 2, chance.uniform(120, 300) * (1 if i < 1000 else 2)) for i in range(2000)]
+def slower_at_half_time(rng: random.Random) -> Jobs:
+    """Create two jobs a second, which from one minute to the next take twice as long."""
+    return [(i / 2, rng.uniform(120, 300) * (1 if i < 1000 else 2)) for i in range(2000)]
 
 
-SCENES: dict[str, Callable[[random.Random], Jobs]] = {
-    "500 made at once": at_once,
+SCENARIOS: dict[str, Callable[[random.Random], Jobs]] = {
+    "500 created at once": at_once,
     "420 waiting, 2 a second": steady,
     "500 waiting": five_hundred,
     "1,000 waiting": a_thousand,
     "three kinds of jobs": three_kinds,
-    "twice as slow at half time": slower_at_noon,
+    "twice as slow at half time": slower_at_half_time,
 }
 
 
-async def lateness(jobs: Jobs, *, by_turns: bool) -> list[float]:
-    """Return how late each finish was seen, in seconds."""
-    clock = asyncio.get_running_loop().time
-    turns, durations = Turns(_rate), Durations()
+async def lateness(jobs: Jobs, *, by_likely_end: bool) -> list[float]:
+    """
+    Return how late the end of each job was seen, in seconds.
 
-    async def wait(made: float, takes: float) -> float:
-        await asyncio.sleep(made)
+    :param by_likely_end: whether a status check is put off while its job has most likely not ended; otherwise the one
+        that has been due the longest is sent first
+    """
+    clock = asyncio.get_running_loop().time
+    limiter, durations = RateLimiter(REQUESTS_PER_SECOND), JobDurations()
+
+    def slack(age: float, delay: float) -> float:
+        return durations.slack(age, delay) if by_likely_end else 0.0
+
+    async def wait(created_at: float, duration: float) -> float:
+        await asyncio.sleep(created_at)
         due = clock()
-        claim = due if by_turns else due + durations.patience(0.0, 0.0)
+        priority = due + slack(0.0, 0.0)
         while True:
-            async with turns.turn(due, claim):
+            async with limiter.request(due, priority):
                 now = clock()
-            if now >= made + takes:
-                durations.add(takes)
-                return now - made - takes
-            due = now + LOOK_EVERY
-            claim = due if by_turns else due + durations.patience(now - made, LOOK_EVERY)
+            if now >= created_at + duration:
+                durations.add(duration)
+                return now - created_at - duration
+            due = now + POLL_INTERVAL
+            priority = due + slack(now - created_at, POLL_INTERVAL)
 
     try:
         return await asyncio.gather(*(wait(*job) for job in jobs))
     finally:
-        turns.close()
-
-
-async def _rate() -> float:
-    return CALLS_PER_SECOND
+        limiter.close()
 
 
 def main() -> None:
     """Simulate, and print a table."""
-    print(f"Seconds from a job's end to the look that sees it, {CALLS_PER_SECOND} calls a second, simulated:\n")
-    print("| | by turns: mean | p50 / p95 / p99 | longest | by likelihood: mean | p50 / p95 / p99 | longest | mean |")
+    print(f"Seconds from a job's end to the status check that sees it, {REQUESTS_PER_SECOND} a second, simulated:\n")
+    print(
+        "| | by due time: mean | p50 / p95 / p99 | longest | by likely end: mean | p50 / p95 / p99 | longest | mean |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for name, scene in SCENES.items():
+    for name, scenario in SCENARIOS.items():
         cells, means = [], []
-        for by_turns in (True, False):
-            late = run(lateness(scene(random.Random(name)), by_turns=by_turns))
+        for by_likely_end in (False, True):
+            late = run(lateness(scenario(random.Random(name)), by_likely_end=by_likely_end))
             quantiles = statistics.quantiles(late, n=100)
             means.append(statistics.mean(late))
             cells.append(

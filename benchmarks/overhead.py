@@ -19,7 +19,7 @@ from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import LocalAirflow
 
 RUNS, SECONDS = 3, 30
-WAYS = ("ours_called_back", "ours_polling", "http_operator_and_sensor")
+WAYS = ("ours_with_callbacks", "ours_polling", "http_operator_and_sensor")
 
 DAG_FILE = """
 import json, os
@@ -30,7 +30,7 @@ from airflow_provider_luma.operators.luma import LumaModifyOperator
 
 job = {"prompt": "Make it a snowy morning", "video_url": os.environ["BENCH_VIDEO_URL"]}
 
-for way in ("called_back", "polling"):
+for way in ("with_callbacks", "polling"):
     with DAG(dag_id="ours_" + way, schedule=None):
         LumaModifyOperator(task_id="modify", luma_conn_id="luma_" + way, poll_interval=5, **job)
 
@@ -65,11 +65,11 @@ def main() -> None:
         header = {"Authorization": f"Bearer {luma.settings.api_key}"}
         for name, one in {
             "LUMA_POLLING": connection,
-            "LUMA_CALLED_BACK": {**connection, "extra": {"callback_base_url": airflow.url}},
+            "LUMA_WITH_CALLBACKS": {**connection, "extra": {"callback_base_url": airflow.url}},
             "HTTP_LUMA": {"conn_type": "http", "host": luma.base_url, "extra": header},
         }.items():
             airflow.environment[f"AIRFLOW_CONN_{name}"] = json.dumps(one)
-        print(f"A job of {SECONDS} s, looked at every 5 s; medians of {RUNS} runs:\n")
+        print(f"A job of {SECONDS} s, polled every 5 s; medians of {RUNS} runs:\n")
         print("| | the run took longer than the job: s | worker slots held: s | status calls |")
         print("|---|---:|---:|---:|")
         with airflow:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _measured(airflow: LocalAirflow, luma: Simulator, way: str) -> str:
-    longer, held, looks = [], [], []
+    longer, held, status_calls = [], [], []
     for _ in range(RUNS):
         luma.reset()
         run_id = airflow.trigger(way)
@@ -88,14 +88,12 @@ def _measured(airflow: LocalAirflow, luma: Simulator, way: str) -> str:
         start, end = (datetime.fromisoformat(run[date]).timestamp() for date in ("start_date", "end_date"))
         longer.append(end - start - SECONDS)
         held.append(slots)
-        looks.append(sum(call.on == "status" for call in luma.calls))
+        status_calls.append(sum(call.on == "status" for call in luma.calls))
     median = statistics.median
-    return f"| {way.replace('_', ' ')} | {median(longer):.1f} | {median(held):.1f} | {median(looks):.0f} |"
+    return f"| {way.replace('_', ' ')} | {median(longer):.1f} | {median(held):.1f} | {median(status_calls):.0f} |"
 
 
-def slot_seconds(
-    airflow: LocalAirflow, dag_id: str, run_id: str, *, patience: float = 300, every: float = 0.2
-) -> float:
+def slot_seconds(airflow: LocalAirflow, dag_id: str, run_id: str, *, timeout: float = 300, every: float = 0.2) -> float:
     """Wait for the end of a run; return for how many seconds its tasks held worker slots."""
     held, last = 0.0, time.monotonic()
 
@@ -105,7 +103,7 @@ def slot_seconds(
         held, last = held + slots * (time.monotonic() - last), time.monotonic()
         return airflow.run_state(dag_id, run_id) in ("success", "failed")
 
-    airflow.wait_until(has_ended, f"{dag_id} to end", seconds=patience, every=every)
+    airflow.wait_until(has_ended, f"{dag_id} to end", seconds=timeout, every=every)
     return held
 
 

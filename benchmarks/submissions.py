@@ -20,7 +20,7 @@ from benchmarks.overhead import slot_seconds
 from demo.local_airflow import LocalAirflow
 
 JOBS = int(os.environ.get("SUBMITTED_JOBS", "200"))
-PATIENCE = 1800
+TIMEOUT = 1800
 
 DAG_FILE = """
 import json, os
@@ -65,7 +65,7 @@ def main() -> None:
             {"conn_type": "http", "host": luma.base_url, "extra": json.dumps(header)}
         )
         print(f"{JOBS} mapped jobs, of which Luma accepts 20 in 10 seconds:\n")
-        print("| | accepted | the last after s | refused | longest pause s | worker slots held, s a job |")
+        print("| | accepted | the last after s | refused | longest gap s | worker slots held, s a job |")
         print("|---|---:|---:|---:|---:|---:|")
         with LocalAirflow(Path(folder, "airflow"), dags, environment) as airflow:
             for dag_id in ("ours", "http_operator"):
@@ -75,7 +75,7 @@ def main() -> None:
 
 def _measured(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> str:
     run_id = airflow.trigger(dag_id)
-    held = slot_seconds(airflow, dag_id, run_id, patience=PATIENCE, every=0.5)
+    held = slot_seconds(airflow, dag_id, run_id, timeout=TIMEOUT, every=0.5)
     calls = [call for call in luma.calls if call.on == "submit"]
     accepted = [call.at for call in calls if call.code == 200]
     gaps = [later - earlier for earlier, later in pairwise(accepted)]

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def connect(airflow: LocalAirflow, luma: Simulator, limit: int = 1000) -> None:
-    """Make the connections to the simulator; ours with this many calls a second."""
+    """Make the connections to the simulator; ours with this many status calls a second."""
     key = luma.settings.api_key
     for connection in (
         {"connection_id": "luma_bench", "conn_type": "luma", "password": key, "extra": {"requests_per_second": limit}},
@@ -100,7 +100,7 @@ def _megabytes(airflow: LocalAirflow) -> float:
 
 
 class Endurance:
-    """A thousand jobs, from the first submission to the end of the last task, and what is seen meanwhile."""
+    """A thousand jobs, from the first submission to the end of the last task, and what is measured meanwhile."""
 
     def __init__(self, airflow: LocalAirflow, luma: Simulator) -> None:
         self.airflow = airflow
@@ -110,7 +110,7 @@ class Endurance:
         self.oldest_heartbeat = 0.0
 
     def run(self) -> None:
-        """Let them wait and end, and print what was seen."""
+        """Let them wait and end, and print what was measured."""
         airflow, luma = self.airflow, self.luma
         submitting = JOBS / STARTS_PER_SECOND
         luma.reset()
@@ -125,16 +125,16 @@ class Endurance:
         self._wait_until_all_wait(run_id)
         all_wait = time.time()
         print(f"{JOBS} jobs wait, {all_wait - started:.0f} s after the start of the run", flush=True)
-        self._watch(until=all_wait + MINUTES * 30)
+        self._observe(until=all_wait + MINUTES * 30)
         memory_before, self.megabytes = self.megabytes, []
         airflow.stop("triggerer", signal.SIGKILL)
         airflow.start("triggerer")
         killed = time.time()
         airflow.wait_until(lambda: self._heartbeat_age() < time.time() - killed, "the new triggerer", seconds=120)
-        print(f"killed and restarted the triggerer; its heart beat after {time.time() - killed:.0f} s", flush=True)
-        self._watch(until=all_wait + MINUTES * 60)
+        print(f"killed and restarted the triggerer; its first heartbeat after {time.time() - killed:.0f} s", flush=True)
+        self._observe(until=all_wait + MINUTES * 60)
         memory_after = list(self.megabytes)
-        self._watch(until=time.time() + 3600, run_id=run_id)
+        self._observe(until=time.time() + 3600, run_id=run_id)
         self._report(run_id, memory_before, memory_after)
 
     def _wait_until_all_wait(self, run_id: str) -> None:
@@ -150,7 +150,7 @@ class Endurance:
             every=2,
         )
 
-    def _watch(self, until: float, run_id: str | None = None) -> None:
+    def _observe(self, until: float, run_id: str | None = None) -> None:
         while time.time() < until:
             if run_id and self.airflow.run_state("endurance", run_id) in ("success", "failed"):
                 return
@@ -165,12 +165,12 @@ class Endurance:
         return (datetime.now(UTC) - datetime.fromisoformat(latest)).total_seconds()
 
     def _report(self, run_id: str, *memory: list[float]) -> None:
-        looks = [call for call in self.luma.calls if call.on == "status"]
+        status_calls = [call for call in self.luma.calls if call.on == "status"]
         tasks = self.airflow.tasks("endurance", run_id)
         seen: dict[str, list[float]] = defaultdict(list)
-        for look in looks:
-            if look.code == 200:
-                seen[look.task_id or ""].append(look.at)
+        for call in status_calls:
+            if call.code == 200:
+                seen[call.task_id or ""].append(call.at)
         late = [
             next(at for at in seen[job.task_id] if at >= job.complete_time / 1000) - job.complete_time / 1000
             for job in self.luma.jobs
@@ -179,11 +179,12 @@ class Endurance:
         quantiles = statistics.quantiles(late, n=100)
         print(f"tasks: {dict(Counter(task['state'] for task in tasks))}, tries {max(t['try_number'] for t in tasks)}")
         print(f"submissions accepted: {self.luma.accepted}")
-        print(f"status calls: {len(looks)}, refused {sum(call.code == 429 for call in looks)}")
-        print(f"most in any second: {most_in_a_second([call.at for call in looks])}")
+        refused = sum(call.code == 429 for call in status_calls)
+        print(f"status calls: {len(status_calls)}, refused {refused}")
+        print(f"most in any second: {most_in_a_second([call.at for call in status_calls])}")
         print(
-            f"from a job's end to the look that saw it: mean {statistics.mean(late):.1f} s, p50 {quantiles[49]:.1f}, "
-            f"p95 {quantiles[94]:.1f}, p99 {quantiles[98]:.1f}"
+            f"from a job's end to the status check that found it: mean {statistics.mean(late):.1f} s, "
+            f"p50 {quantiles[49]:.1f}, p95 {quantiles[94]:.1f}, p99 {quantiles[98]:.1f}"
         )
         for when, megabytes in zip(("before the kill", "after it"), memory, strict=True):
             tenth = max(1, len(megabytes) // 10)

@@ -6,7 +6,7 @@ Ours beside the HTTP provider's deferrable sensor (its trigger, with the smalles
 for a job at all), and beside the loop of the service's quickstart, made asynchronous. Each runs in a process of its own
 with a simulator of its own, so that processor time and memory are those of the waiting alone; the HTTP provider's after
 the others, as under the limit it keeps a processor busy. ``WAITING_JOBS=100,500,1000`` sets how many jobs, and
-``WAITING_LIMITS=10,0`` how many calls a second are allowed (0: any); the plot's course is that of the greatest number.
+``WAITING_LIMITS=10,0`` how many calls a second are allowed (0: any); the plot shows the course of the greatest number.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from airflow_provider_luma.triggers import luma as triggers
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from demo.__main__ import simulator
 
-#: Seconds: how long jobs take, at least and up to so much longer, and how long a contender is watched.
-FASTEST, SPREAD, PATIENCE = 60, 60, 240
-LOOK_EVERY = 5
+#: Seconds: how long jobs take, at least and up to so much longer, and after which a contender is stopped.
+FASTEST, SPREAD, TIMEOUT = 60, 60, 240
+POLL_INTERVAL = 5
 NO_LIMIT = 1_000_000
 PICTURE = Path(__file__).parent.parent / "docs" / "waiting.svg"
 
@@ -59,7 +59,7 @@ class SensorTrigger(HttpSensorTrigger):
     """The HTTP provider's own, with that hook."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the way to this class."""
+        """Return the class path and the arguments."""
         return f"{__name__}.{type(self).__qualname__}", super().serialize()[1]
 
     def _get_async_hook(self) -> HttpAsyncHook:
@@ -68,7 +68,7 @@ class SensorTrigger(HttpSensorTrigger):
 
 async def ours(luma_task_id: str) -> None:
     """Wait as this package does."""
-    trigger = LumaTaskTrigger(luma_task_id, "luma_bench", LOOK_EVERY, time.time() + PATIENCE)
+    trigger = LumaTaskTrigger(luma_task_id, "luma_bench", POLL_INTERVAL, time.time() + TIMEOUT)
     async for event in trigger.run():
         assert "task" in event.payload, event.payload
 
@@ -76,7 +76,7 @@ async def ours(luma_task_id: str) -> None:
 async def http_sensor(luma_task_id: str) -> None:
     """Wait as the HTTP provider's deferrable sensor does."""
     path = f"/api/v1/modify/record-info?taskId={luma_task_id}"
-    async for _ in SensorTrigger(endpoint=path, http_conn_id="http_bench", poke_interval=LOOK_EVERY).run():
+    async for _ in SensorTrigger(endpoint=path, http_conn_id="http_bench", poke_interval=POLL_INTERVAL).run():
         return
 
 
@@ -91,14 +91,14 @@ async def quickstart(luma_task_id: str) -> None:
                 raise AirflowException(document["msg"])
             if document["data"]["successFlag"]:
                 return
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(POLL_INTERVAL)
 
 
 bare_session: list[aiohttp.ClientSession] = []
 
 
 async def bare_loop(luma_task_id: str) -> None:
-    """Do nothing but ask, over kept connections: the least that looking can cost with aiohttp. No limit, no errors."""
+    """Do nothing but poll, over kept connections: the least that polling can cost with aiohttp. No limit, no errors."""
     if not bare_session:
         bare_session.append(aiohttp.ClientSession(headers={"Authorization": f"Bearer {os.environ['BENCH_KEY']}"}))
     url = f"{os.environ['BENCH_LUMA']}/api/v1/modify/record-info"
@@ -106,7 +106,7 @@ async def bare_loop(luma_task_id: str) -> None:
         async with bare_session[0].get(url, params={"taskId": luma_task_id}) as answer:
             if (await answer.json())["data"]["successFlag"]:
                 return
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
 CONTENDERS: dict[str, Callable[[str], Awaitable[None]]] = {
@@ -114,9 +114,9 @@ CONTENDERS: dict[str, Callable[[str], Awaitable[None]]] = {
     "http sensor": http_sensor,
     "quickstart": quickstart,
 }
-#: Takes a processor for itself under the limit, asking again at once, so the others wait before it.
+#: Keeps a processor busy under the limit, as it asks again at once, so the others are measured before it.
 BUSY = "http sensor"
-#: Takes part where there is no limit only.
+#: Measured without a limit only.
 FLOOR = {"bare loop": bare_loop}
 
 
@@ -157,8 +157,8 @@ class Outcome:
 def main() -> None:
     """Measure, print a table, and draw."""
     numbers = [int(number) for number in os.environ.get("WAITING_JOBS", "100,500,1000").split(",")]
-    print(f"Jobs of {FASTEST} to {FASTEST + SPREAD} s waiting in one event loop, looked at every {LOOK_EVERY} s;")
-    print(f"given up after {PATIENCE} s:\n")
+    print(f"Jobs of {FASTEST} to {FASTEST + SPREAD} s waiting in one event loop, polled every {POLL_INTERVAL} s;")
+    print(f"stopped after {TIMEOUT} s:\n")
     print(
         "| jobs | calls allowed | | seen | late: mean s | p50 / p95 / p99 s | calls a job | refused "
         "| most calls in a second | CPU ms a call | connections | MB more |"
@@ -190,7 +190,7 @@ def draw(limited: dict[int, dict[str, Outcome]]) -> None:
     course.step(ended, range(1, len(ended) + 1), color="0.6", label="ended at Luma")
     for name, outcome in limited[most].items():
         seen = sorted(seen for _, seen in outcome.ends if seen is not None)
-        until = max([PATIENCE, *seen])
+        until = max([TIMEOUT, *seen])
         course.step([0, *seen, until], [0, *range(1, len(seen) + 1), len(seen)], where="post", label=name)
     course.set(title=f"{most} jobs, 10 calls a second", xlabel="seconds", ylabel="jobs", ylim=(0, None))
     course.legend()
@@ -209,23 +209,23 @@ def draw(limited: dict[int, dict[str, Outcome]]) -> None:
 def _side_by_side(number: int, limit: int) -> dict[str, Outcome]:
     """Let all contenders wait."""
     names = [*CONTENDERS, *(FLOOR if limit == NO_LIMIT else ())]
-    quiet, busy = [name for name in names if name != BUSY], [BUSY]
-    outcomes = {**_at_the_same_time(quiet, number, limit), **_at_the_same_time(busy, number, limit)}
+    others, busy = [name for name in names if name != BUSY], [BUSY]
+    outcomes = {**_at_the_same_time(others, number, limit), **_at_the_same_time(busy, number, limit)}
     return {name: outcomes[name] for name in names}
 
 
 def _at_the_same_time(names: list[str], number: int, limit: int) -> dict[str, Outcome]:
     command = [sys.executable, "-m", "benchmarks.waiting", str(number), str(limit)]
-    silent = {**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "CRITICAL"}  # each refusal would be a line
-    running = {name: subprocess.Popen([*command, name], stdout=subprocess.PIPE, env=silent) for name in names}
-    said = {name: process.communicate()[0] for name, process in running.items()}
-    assert not any(process.returncode for process in running.values()), said
-    return {name: Outcome(**json.loads(output.splitlines()[-1])) for name, output in said.items()}
+    environment = {**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "CRITICAL"}  # each refusal would be a line
+    running = {name: subprocess.Popen([*command, name], stdout=subprocess.PIPE, env=environment) for name in names}
+    outputs = {name: process.communicate()[0] for name, process in running.items()}
+    assert not any(process.returncode for process in running.values()), outputs
+    return {name: Outcome(**json.loads(output.splitlines()[-1])) for name, output in outputs.items()}
 
 
 def one(number: int, limit: int, name: str) -> None:
     """Let one contender wait, and print what came of it."""
-    triggers.SHORTEST_WAIT = 0.0  # a courtesy towards Airflow's scheduler, which is not here
+    triggers.SHORTEST_DEFERRAL = 0.0  # it is for Airflow's scheduler, which does not run here
     with TemporaryDirectory() as folder, simulator(Path(folder, "simulator.txt"), "unused") as luma:
         print(json.dumps(asdict(_measured(luma, name, number, limit))))
 
@@ -260,12 +260,12 @@ def _measured(luma: str, name: str, number: int, limit: int) -> Outcome:
     seen = asyncio.run(_wait({**CONTENDERS, **FLOOR}[name], ids))
     cpu, memory = time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     state = control.get("/simulator/state").json()
-    looks = [call for call in state["calls"] if call["on"] == "status"]
+    status_calls = [call for call in state["calls"] if call["on"] == "status"]
     return Outcome(
-        ends=[(_end(job) - start, _minus(seen.get(job["task_id"]), start)) for job in state["jobs"]],
-        calls=len(looks),
-        refused=sum(call["code"] == 429 for call in looks),
-        most_in_a_second=most_in_a_second([call["at"] for call in looks]),
+        ends=[(_end(job) - start, _elapsed(start, seen.get(job["task_id"]))) for job in state["jobs"]],
+        calls=len(status_calls),
+        refused=sum(call["code"] == 429 for call in status_calls),
+        most_in_a_second=most_in_a_second([call["at"] for call in status_calls]),
         cpu=cpu,
         connections=state["connections"] - before,
         megabytes=memory / 1024,
@@ -283,11 +283,11 @@ def most_in_a_second(times: list[float]) -> int:
 
 
 def _end(job: dict[str, Any]) -> float:
-    """Return when a job has ended, or, if nobody waits for it any more, is to end."""
+    """Return when a job has ended, or, if it is still running, will end."""
     return float((job["complete_time"] or job["create_time"] + 1000 * job["seconds"]) / 1000)
 
 
-def _minus(at: float | None, start: float) -> float | None:
+def _elapsed(start: float, at: float | None) -> float | None:
     return None if at is None else at - start
 
 
@@ -300,7 +300,7 @@ async def _wait(contender: Callable[[str], Awaitable[None]], ids: list[str]) -> 
         seen[luma_task_id] = time.time()
 
     tasks = [asyncio.create_task(one(luma_task_id)) for luma_task_id in ids]
-    _, unfinished = await asyncio.wait(tasks, timeout=PATIENCE)
+    _, unfinished = await asyncio.wait(tasks, timeout=TIMEOUT)
     for task in unfinished:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,11 +2,11 @@
 """
 ### Modify many clips
 
-One mapped task for each clip, each submitted, waited for, retried and downloaded on its own, and the files
-collected at the end.
+Each clip has a mapped task of its own, which is submitted, waited for, retried and downloaded independently. The
+files are collected at the end.
 
-The pool `luma` bounds how many jobs run at Luma at the same time. Create it once, **with deferred tasks
-included**, since a task that waits in the triggerer still has a job running at Luma:
+The pool `luma` limits how many jobs run at Luma at the same time. Create it once, **with deferred tasks
+included**, because a task that waits in the triggerer still has a job running at Luma:
 
     airflow pools set --include-deferred luma 20 "Jobs running at Luma"
 
@@ -25,7 +25,7 @@ from airflow.sdk import DAG, Param, task
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
 
 SAMPLE = os.environ.get("LUMA_VIDEO_URL", "http://127.0.0.1:8765/files/sample.mp4")
-# The simulator serves three different clips; an address of your own stays one clip, and one bill.
+# The simulator serves three different clips. An address of your own remains one clip, and costs one job.
 CLIPS = list(
     dict.fromkeys(SAMPLE.replace("/sample.mp4", f"/{name}.mp4") for name in ("sample", "sample-2", "sample-3"))
 )
@@ -60,13 +60,13 @@ with DAG(
             type="array",
             items={"type": "string"},
             minItems=1,
-            description="Public addresses of the clips, one a line.",
+            description="Public addresses of the clips, one per line.",
         ),
         "destination": Param(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
             type="string",
             minLength=1,
-            description="Folder the videos go to, on a disk or an object store.",
+            description="Folder for the videos, on a disk or an object store.",
         ),
     },
 ):

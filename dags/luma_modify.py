@@ -2,10 +2,10 @@
 """
 ### Modify one clip
 
-A clip and an English prompt go in; the modified video is downloaded to where you say.
+A clip and an English prompt go in; the modified video is downloaded to a destination of your choice.
 
-`modify` submits the job to Luma and then **waits in the triggerer**: while the video is being made the task is
-*deferred* and holds no worker slot. `download` streams the result to any storage Airflow knows, such as
+`modify` submits the job to Luma and then **waits in the triggerer**: while Luma processes the video, the task is
+*deferred* and holds no worker slot. `download` streams the result to any storage that Airflow knows, such as
 `file:///data/videos` or `s3://my_aws@bucket/videos`.
 
 Needs a connection `luma_default` of type Luma, with the API key as its Password.
@@ -27,7 +27,7 @@ with DAG(
     tags=["luma", "example"],
     params={
         "prompt": Param(
-            "Turn the day into a rainy night with neon lights",
+            "Make it a rainy night with neon lights",
             type="string",
             minLength=1,
             description="How to change the video, in English.",
@@ -42,7 +42,7 @@ with DAG(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
             type="string",
             minLength=1,
-            description="Folder the video goes to, on a disk or an object store.",
+            description="Folder for the video, on a disk or an object store.",
         ),
     },
 ):

@@ -2,10 +2,9 @@
 """
 ### Submit now, wait elsewhere
 
-Submitting and waiting are two tasks: `submit` ends as soon as Luma has accepted the job, and `wait` is a sensor
-that waits for it by its id. That is the shape to choose when other work depends on the *submission* rather than
-on the video, when the wait belongs into another DAG, or when a job submitted by somebody else is to be waited
-for: the sensor needs nothing but the id.
+Submitting and waiting are two tasks: `submit` ends as soon as Luma has accepted the job, and the sensor `wait`
+waits for that job by its id. Use this where other work depends on the *submission* rather than on the video, where
+the wait belongs in another DAG, or where the job was submitted elsewhere: the sensor needs only the id.
 
 Needs a connection `luma_default` of type Luma, with the API key as its Password.
 """
@@ -27,7 +26,7 @@ with DAG(
     tags=["luma", "example"],
     params={
         "prompt": Param(
-            "Make it look like a watercolour painting",
+            "Make it a watercolour painting",
             type="string",
             minLength=1,
             description="How to change the video, in English.",
@@ -42,7 +41,7 @@ with DAG(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
             type="string",
             minLength=1,
-            description="Folder the video goes to, on a disk or an object store.",
+            description="Folder for the video, on a disk or an object store.",
         ),
     },
 ):

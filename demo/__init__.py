@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The provider at work on this machine: a real Airflow, the simulator, and one DAG run to watch."""
+"""A demo of the provider on this machine: one DAG run on a real Airflow, with the simulator in place of Luma."""

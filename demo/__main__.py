@@ -2,12 +2,12 @@
 """
 What ``make demo`` runs: a clip goes in, a modified video comes out, on a real Airflow.
 
-Without an API key the far end is the simulator. Environment variables:
+Without an API key, the simulator takes the place of Luma. Environment variables:
 
-* ``LUMA_API_KEY``: the key of a Luma account; then the service itself is used, and credits are spent
-* ``LUMA_VIDEO_URL``: the clip, at a public address (needed with a key)
-* ``LUMA_PROMPT``: how to change it, in English
-* ``DEMO_ONCE=1``: end with the DAG run, exit code 0 if it succeeded
+* ``LUMA_API_KEY``: the key of a Luma account; with it the service itself is used, and credits are spent
+* ``LUMA_VIDEO_URL``: the clip, at a public address (required with a key)
+* ``LUMA_PROMPT``: how to change the clip, in English
+* ``DEMO_ONCE=1``: end with the DAG run, with exit code 0 if it succeeded
 * ``DEMO_HOME``: the folder for everything the demo writes (``.demo`` if unset)
 """
 
@@ -31,7 +31,7 @@ from demo.local_airflow import AirflowProblem, LocalAirflow
 
 DAG_ID = "luma_modify"
 DAGS = Path(__file__).parent.parent / "dags"
-PROMPT = "Turn the day into a rainy night with neon lights"
+PROMPT = "Make it a rainy night with neon lights"
 SECONDS_AT_SIMULATOR = 25
 READY = "Luma simulator ready at "
 
@@ -46,7 +46,7 @@ def main() -> int:
         signal.signal(ending, _interrupt)
     api_key, video_url = os.environ.get("LUMA_API_KEY", ""), os.environ.get("LUMA_VIDEO_URL", "")
     if api_key and not video_url:
-        print("LUMA_API_KEY is set, but not LUMA_VIDEO_URL: which clip, at a public address, shall Luma modify?")
+        print("LUMA_API_KEY is set, but not LUMA_VIDEO_URL: give the public address of the clip to modify.")
         return 2
     home = Path(os.environ.get("DEMO_HOME", ".demo")).absolute()
     home.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ def main() -> int:
 
 
 def run(home: Path, connection: dict[str, Any], video_url: str) -> int:
-    """Start Airflow, run the DAG, and stay until Ctrl-C; return the exit code."""
+    """Start Airflow, run the DAG, and keep Airflow running until Ctrl-C; return the exit code."""
     say("Starting Airflow (about half a minute) ...")
     local = LocalAirflow(
         home / "airflow", DAGS, {"LUMA_VIDEO_URL": video_url, "LUMA_DESTINATION": f"file://{home}/videos"}
     )
     if "host" in connection:
-        # The simulator is on this machine and can call Airflow; Luma itself could not.
+        # The simulator is on this machine and can call Airflow; Luma itself cannot.
         connection["extra"]["callback_base_url"] = local.url
     local.environment["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(connection)
     with local as airflow:
@@ -87,37 +87,37 @@ def run(home: Path, connection: dict[str, Any], video_url: str) -> int:
         say(f"Run {run_id} of the DAG {DAG_ID}: {airflow.url}/dags/{DAG_ID}/runs/{run_id}")
         query = urlencode({"dag_id": DAG_ID, "run_id": run_id, "task_id": "modify"})
         say(f"Before and after, side by side: {airflow.url}/luma/result?{query}")
-        succeeded = watch(airflow, run_id)
+        succeeded = follow(airflow, run_id)
         report(airflow, run_id, succeeded=succeeded, with_simulator="host" in connection)
         if os.environ.get("DEMO_ONCE") == "1":
             return 0 if succeeded else 1
-        say("Airflow stays up for you to look around. Ctrl-C ends it.")
+        say("Airflow keeps running for you to explore. Ctrl-C ends it.")
         threading.Event().wait()
     return 0
 
 
-def watch(airflow: LocalAirflow, run_id: str) -> bool:
-    """Tell how the run goes on, until it ends; return whether it succeeded."""
-    told: dict[str, str] = {}
-    last_line = time.monotonic()
+def follow(airflow: LocalAirflow, run_id: str) -> bool:
+    """Print the progress of the run until it ends; return whether it succeeded."""
+    printed: dict[str, str] = {}
+    printed_at = time.monotonic()
     while True:
         for task in airflow.tasks(DAG_ID, run_id):
             name, state = task["task_id"], task["state"] or "none"
-            if told.get(name) != state and state != "none":
-                told[name] = state
-                last_line = time.monotonic()
+            if printed.get(name) != state and state != "none":
+                printed[name] = state
+                printed_at = time.monotonic()
                 say(f"  {name}: {_explained(state)}")
         state = airflow.run_state(DAG_ID, run_id)
         if state in ("success", "failed"):
             return state == "success"
-        if time.monotonic() - last_line > 10:
-            last_line = time.monotonic()
-            say("  ... still waiting for Luma" if "deferred" in told.values() else "  ... still working")
+        if time.monotonic() - printed_at > 10:
+            printed_at = time.monotonic()
+            say("  ... still waiting for Luma" if "deferred" in printed.values() else "  ... still running")
         time.sleep(1)
 
 
 def report(airflow: LocalAirflow, run_id: str, *, succeeded: bool, with_simulator: bool) -> None:
-    """Say what came out, and how to go on."""
+    """Print the result, and what to do next."""
     if succeeded:
         for file in airflow.xcom(DAG_ID, run_id, "download"):
             say(f"Done. The modified video: {file.removeprefix('file://')}")
@@ -144,7 +144,7 @@ def simulator(output: Path, webhook_secret: str) -> Iterator[str]:
             raise AirflowProblem(f"the simulator did not start; see {output}")
         threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
         address = line.removeprefix(READY).strip()
-        say(f"No LUMA_API_KEY is set, so a simulator stands in for Luma: {address}")
+        say(f"No LUMA_API_KEY is set, so a simulator takes the place of Luma: {address}")
         yield address
     finally:
         process.terminate()
@@ -152,12 +152,12 @@ def simulator(output: Path, webhook_secret: str) -> Iterator[str]:
 
 
 def say(text: str) -> None:
-    """Print at once, also into a pipe."""
+    """Print without buffering, also into a pipe."""
     print(text, flush=True)
 
 
 def _explained(state: str) -> str:
-    return "deferred: Luma is at work, and no worker slot is in use" if state == "deferred" else state
+    return "deferred: Luma is processing the video, and no worker slot is in use" if state == "deferred" else state
 
 
 def _drain(stream: IO[str]) -> None:

@@ -2,8 +2,8 @@
 """
 A complete Airflow in a folder of its own: API server, scheduler, DAG processor and triggerer on SQLite.
 
-Every component is a process of its own, so that each can be killed and started again, and everything they need
-(ports, secrets, database, logs) belongs to this one Airflow. The demo and the end-to-end tests run on it.
+Every component is a process of its own, so that each can be killed and restarted. Everything they need (ports, secrets,
+database, logs) belongs to this one Airflow. The demo, the benchmarks and the end-to-end tests run on it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
 class AirflowProblem(RuntimeError):
-    """Airflow did not do what it was asked to."""
+    """A command, a component or a call of Airflow failed, or took too long."""
 
 
 class LocalAirflow:
     """
     An Airflow that runs as long as the ``with`` block.
 
-    :param home: its folder; an Airflow that ran there before goes on where it was
+    :param home: its folder; an Airflow that ran there before continues with its database
     :param dags: the folder of the DAG files
     :param environment: further environment variables, e.g. connections
     """
@@ -61,7 +61,7 @@ class LocalAirflow:
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "AIRFLOW__CORE__FERNET_KEY": self._secret("fernet-key"),
-            # A writer waits for another one, rather than fail after SQLite's five seconds.
+            # A writer waits for another one for a minute; SQLite's default is to fail after five seconds.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home}/airflow.db?timeout=60",
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__HOST": "127.0.0.1",
@@ -94,7 +94,7 @@ class LocalAirflow:
     # -- processes --------------------------------------------------------------------------------------------------
 
     def run(self, *arguments: str) -> str:
-        """Run one ``airflow`` command to its end; return what it printed."""
+        """Run one ``airflow`` command and wait for it; return what it printed."""
         done = subprocess.run(
             ["airflow", *arguments], env=self.environment, cwd=self.home, capture_output=True, text=True, check=False
         )
@@ -103,7 +103,7 @@ class LocalAirflow:
         return done.stdout
 
     def start(self, component: str) -> None:
-        """Start a component in a process group of its own; what it prints goes to ``logs/COMPONENT.txt``."""
+        """Start a component in a process group of its own; its output goes to ``logs/COMPONENT.txt``."""
         self.logs.mkdir(exist_ok=True)
         with (self.logs / f"{component}.txt").open("ab") as output:
             self.processes[component] = subprocess.Popen(
@@ -117,7 +117,7 @@ class LocalAirflow:
             )
 
     def stop(self, component: str, how: signal.Signals = signal.SIGTERM, seconds: float = 15) -> None:
-        """End a component and everything it has started; by force if it does not end in time."""
+        """Stop a component and its child processes; by force if they do not end in time."""
         process = self.processes.pop(component)
         family = _family(process.pid)
         if how is signal.SIGKILL:
@@ -132,11 +132,11 @@ class LocalAirflow:
         process.wait()
 
     def stop_all(self) -> None:
-        """End everything; the scheduler first, so that it starts nothing new."""
+        """Stop every component; the scheduler first, so that it starts no new task."""
         for component in sorted(self.processes, key=("scheduler", "triggerer", "dag-processor", "api-server").index):
             self.stop(component)
 
-    # -- what it knows ----------------------------------------------------------------------------------------------
+    # -- REST API ---------------------------------------------------------------------------------------------------
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Call Airflow's REST API; return the JSON it answers with."""
@@ -151,7 +151,7 @@ class LocalAirflow:
         return answer.json() if answer.content else None
 
     def is_healthy(self) -> bool:
-        """Tell whether every component says that it is well."""
+        """Tell whether every component reports that it is healthy."""
         for component, process in self.processes.items():
             if process.poll() is not None:
                 raise AirflowProblem(
@@ -167,7 +167,7 @@ class LocalAirflow:
         )
 
     def has_dag(self, dag_id: str) -> bool:
-        """Tell whether a DAG has been read; raise what went wrong if its file cannot be."""
+        """Tell whether a DAG has been read; raise the error if a DAG file cannot be read."""
         errors = self.call("GET", "/importErrors")["import_errors"]
         if errors:
             raise AirflowProblem(f"{errors[0]['filename']} cannot be read:\n{errors[0]['stack_trace']}")
@@ -214,26 +214,26 @@ class LocalAirflow:
         return self.task_log(dag_id, run_id, task_id, try_number, map_index)
 
     def story(self, dag_id: str, run_id: str, lines: int = 15) -> str:
-        """Tell how a DAG run went: every task's state, and the end of the log of each that failed."""
-        told = []
+        """Describe a DAG run: every task's state, and the end of the log of each task that failed."""
+        described = []
         for task in self.tasks(dag_id, run_id):
-            told.append(f"{task['task_id']}[{task['map_index']}]: {task['state']}")
+            described.append(f"{task['task_id']}[{task['map_index']}]: {task['state']}")
             if task["state"] == "failed":
                 log = self.task_log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
-                told += [f"    {line}" for line in log.splitlines()[-lines:]]
-        return "\n".join(told)
+                described += [f"    {line}" for line in log.splitlines()[-lines:]]
+        return "\n".join(described)
 
     @staticmethod
     def wait_until(condition: Callable[[], bool], what: str, *, seconds: float, every: float = 0.5) -> None:
-        """Wait for a condition; raise if it does not come true in time."""
+        """Wait for a condition; raise if it is not true in time."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise AirflowProblem(f"waited {seconds:g} s in vain for {what}")
+                raise AirflowProblem(f"timed out after {seconds:g} s waiting for {what}")
             time.sleep(every)
 
     def _secret(self, name: str) -> str:
-        """Return a secret that all components share, and that lives as long as the folder."""
+        """Return a secret that all components share, and that is kept in the folder."""
         file = self.home / "secrets" / name
         if not file.exists():
             file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -242,7 +242,7 @@ class LocalAirflow:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different."""
+    """Return different ports on which nothing listens."""
     with_port = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listening.getsockname()[1] for listening in with_port]
     for listening in with_port:
@@ -251,7 +251,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _details(line: Mapping[str, Any]) -> list[str]:
-    """Return the errors that a line of a task's log carries beside its text."""
+    """Return the errors that an entry of a task's log holds beside its text."""
     errors = line.get("error_detail") or []
     return [f"\n{error.get('exc_type')}: {error.get('exc_value')}" for error in errors]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A PostgreSQL of our own, for as long as it is needed: the database that clusters use."""
+"""A temporary PostgreSQL server, the database that clusters of Airflow use."""
 
 from __future__ import annotations
 

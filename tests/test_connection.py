@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an Airflow connection of type luma says."""
+"""How an Airflow connection of type luma is read: address, API key and extra, and what is refused of each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TestAddress:
         ],
         ids=str,
     )
-    def test_host_schema_and_port(self, fields, base_url):
+    def test_host_schema_and_port_give_the_base_url(self, fields, base_url):
         assert read(**fields).base_url == base_url
 
     @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ class TestAddress:
             (f"luma://:{KEY}@[::1]:8080/http", "http://[::1]:8080"),
         ],
     )
-    def test_a_whole_connection_as_a_uri(self, uri, base_url):
+    def test_uri_is_a_whole_connection(self, uri, base_url):
         read = LumaConnection.of(Connection.from_uri(uri, conn_id="my_luma"))
         assert (read.base_url, read.api_key) == (base_url, KEY)
 
@@ -87,7 +87,7 @@ class TestAddress:
         ],
         ids=str,
     )
-    def test_no_address(self, fields):
+    def test_host_that_is_no_http_address_is_refused(self, fields):
         with pytest.raises(LumaValidationError, match="my_luma") as caught:
             read(**fields)
         assert "host" in str(caught.value)
@@ -104,33 +104,33 @@ class TestAddress:
             ("http://192.168.3.4", False),
         ],
     )
-    def test_public(self, host, is_public):
+    def test_service_is_public_unless_its_host_is_private(self, host, is_public):
         assert read(host=host).is_public is is_public
 
 
 class TestKey:
     @pytest.mark.parametrize("key", ["k", KEY, "a/b+c=", "~!@#$%^&*()"])
-    def test_keys(self, key):
+    def test_any_printable_ascii_text_is_an_api_key(self, key):
         assert read(password=key).api_key == key
 
-    def test_blanks_around_it_are_not_part_of_it(self):
+    def test_blanks_around_the_api_key_are_removed(self):
         assert read(password=f" {KEY}\n").api_key == KEY
 
     @pytest.mark.parametrize("key", [None, "", " ", "\n"])
-    def test_no_key(self, key):
+    def test_missing_api_key_is_refused(self, key):
         with pytest.raises(LumaAuthError, match="my_luma") as caught:
             read(password=key)
         assert "Password" in str(caught.value)
 
     @pytest.mark.parametrize("gap", ["\n", "\r\n", " ", "\t", "\x00", "ä", "\u2028", "😀"], ids=ascii)
-    def test_a_key_that_no_header_can_carry_is_not_quoted(self, gap):
+    def test_api_key_that_no_header_can_carry_is_refused_without_being_quoted(self, gap):
         with pytest.raises(LumaAuthError, match="my_luma") as caught:
             read(password=f"sk-distinct{gap}ive-0123")
         assert "Password" in str(caught.value)
         assert "sk-distinct" not in str(caught.value)
         assert "ive-0123" not in str(caught.value)
 
-    def test_it_is_in_no_repr(self):
+    def test_api_key_and_proxies_are_in_no_repr(self):
         one = read(extra={"proxies": {"https": "http://user:hidden@proxy.example.com"}})
         assert KEY not in repr(one)
         assert KEY not in str(one)
@@ -177,7 +177,7 @@ class TestExtra:
         ],
         ids=str,
     )
-    def test_transport_options(self, extra, expected):
+    def test_options_of_the_extra_are_read(self, extra, expected):
         one = read(extra=extra)
         assert {name: getattr(one, name) for name in expected} == expected
 
@@ -202,7 +202,7 @@ class TestExtra:
         ],
         ids=str,
     )
-    def test_what_makes_no_sense_is_said(self, extra, names):
+    def test_invalid_option_of_the_extra_is_refused_and_named(self, extra, names):
         with pytest.raises(LumaValidationError, match="my_luma") as caught:
             read(extra=extra)
         assert names in str(caught.value)
@@ -215,12 +215,12 @@ class TestExtra:
             st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.text(), max_size=3),
         )
     )
-    def test_no_extra_makes_it_raise_anything_else(self, extra):
+    def test_any_extra_is_read_or_refused_with_a_luma_error(self, extra):
         with suppress(LumaError):
             read(extra=extra)
 
 
-def test_a_missing_connection_is_explained():
-    said = missing_connection("my_luma")
+def test_message_about_a_missing_connection_says_how_to_create_it():
+    message = missing_connection("my_luma")
     for hint in ("luma_conn_id='my_luma'", "AIRFLOW_CONN_MY_LUMA", "luma://:", "Password"):
-        assert hint in said
+        assert hint in message

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors: one tree, Luma's code and words on each, and a form in which they travel."""
+"""The errors: one tree, Luma's code and message on each, and a form in which they cross processes."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def test_every_error_of_the_package_is_a_luma_error():
     assert all(issubclass(kind, LumaError) for kind in KINDS)
 
 
-def test_a_wrong_value_is_also_a_value_error():
+def test_validation_error_is_also_a_value_error():
     assert issubclass(LumaValidationError, ValueError)
 
 
-def test_what_passes_and_what_stays_do_not_overlap():
+def test_transient_and_permanent_errors_are_as_documented():
     assert set(TRANSIENT) == {LumaRateLimitError, LumaUnavailableError}
     assert set(PERMANENT) == {LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureDisabledError}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_carries_what_the_service_said(kind):
+def test_error_carries_code_message_task_id_and_retry_after(kind):
     error = kind(455, "under maintenance", luma_task_id="abc", retry_after=7.0)
     assert (error.code, error.msg, error.luma_task_id, error.retry_after) == (455, "under maintenance", "abc", 7.0)
     assert "under maintenance" in str(error)
@@ -66,7 +66,7 @@ def test_an_error_carries_what_the_service_said(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_without_a_code_does_not_speak_of_one(kind):
+def test_text_of_an_error_without_a_code_mentions_no_code(kind):
     assert "None" not in str(kind(None, "broken"))
     assert "code" not in str(kind(None, "broken")).lower()
 
@@ -82,14 +82,14 @@ def test_an_error_without_a_code_does_not_speak_of_one(kind):
     ],
     ids=str,
 )
-def test_an_error_that_a_person_can_mend_says_how(kind, hint):
+def test_error_that_a_person_can_resolve_says_how(kind, hint):
     assert hint in str(kind(None, "it went wrong"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("code", [None, 401])
 @pytest.mark.parametrize("luma_task_id", [None, "abc"])
-def test_an_error_travels_as_json(kind, code, luma_task_id):
+def test_error_survives_being_written_as_json(kind, code, luma_task_id):
     error = kind(code, "why", luma_task_id=luma_task_id, retry_after=3.0)
     arrived = LumaError.from_dict(json.loads(json.dumps(error.as_dict())))
     assert type(arrived) is kind
@@ -97,7 +97,7 @@ def test_an_error_travels_as_json(kind, code, luma_task_id):
     assert (arrived.code, arrived.msg, arrived.luma_task_id) == (code, "why", luma_task_id)
 
 
-def test_an_error_of_a_later_version_arrives_as_a_luma_error():
+def test_error_of_an_unknown_type_is_read_as_a_luma_error():
     arrived = LumaError.from_dict({"type": "LumaNewError", "code": 1, "msg": "why", "luma_task_id": "abc"})
     assert type(arrived) is LumaError
     assert arrived.msg == "why"
@@ -105,7 +105,7 @@ def test_an_error_of_a_later_version_arrives_as_a_luma_error():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])
-def test_an_error_survives_being_copied(kind, copied):
+def test_error_survives_being_copied_and_pickled(kind, copied):
     error = copied(kind(500, "why", luma_task_id="abc", retry_after=3.0))
     assert type(error) is kind
     assert (error.code, error.msg, error.luma_task_id, error.retry_after) == (500, "why", "abc", 3.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Airflow reads about the provider when it starts."""
+"""What Airflow reads about the provider when it starts: valid, true, and listed without a warning."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", ["provider_info.schema.json"])
-def test_it_is_valid(name):
+def test_provider_info_matches_airflows_schema(name):
     schema = json.loads((Path(airflow.__file__).parent / name).read_text())
     jsonschema.validate(INFO, schema)
 
 
-def test_the_version_is_the_packages():
+def test_provider_info_has_the_packages_name_and_version():
     assert INFO["versions"][0] == airflow_provider_luma.__version__
     assert INFO["package-name"] == "airflow-provider-luma"
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_can_be_imported(module):
+def test_every_listed_module_can_be_imported(module):
     importlib.import_module(module)
 
 
-def test_every_kind_of_module_is_named():
+def test_hooks_operators_sensors_and_triggers_are_listed():
     assert set(MODULES) >= {
         f"airflow_provider_luma.{kind}.luma" for kind in ("hooks", "operators", "sensors", "triggers")
     }
 
 
-def test_the_integration_is_named_the_same_everywhere():
+def test_every_module_belongs_to_a_listed_integration():
     names = {one["integration-name"] for one in INFO["integrations"]}
     for kind in ("hooks", "operators", "sensors", "triggers"):
         assert {one["integration-name"] for one in INFO[kind]} <= names
 
 
-def test_the_connection_type_is_the_hooks():
+def test_connection_type_is_that_of_the_hook():
     (kind,) = INFO["connection-types"]
     module, _, name = kind["hook-class-name"].rpartition(".")
     hook = getattr(importlib.import_module(module), name)
@@ -63,14 +63,14 @@ def test_the_connection_type_is_the_hooks():
     assert kind["hook-name"] == hook.hook_name
 
 
-def test_the_entry_point_is_found():
+def test_entry_point_is_found_by_airflow():
     (one,) = [one for one in entry_points(group="apache_airflow_provider") if one.dist.name == "airflow-provider-luma"]
     assert one.name == "provider_info"
     assert one.load() is get_provider_info
 
 
 @pytest.mark.parametrize("value", [None, 0.5, 30, 600])
-def test_what_the_form_allows_the_connection_accepts(value):
+def test_timeout_that_the_connection_form_allows_is_accepted(value):
     from airflow.sdk import Connection
 
     from airflow_provider_luma.connection import LumaConnection
@@ -83,13 +83,13 @@ def test_what_the_form_allows_the_connection_accepts(value):
     assert LumaConnection.of(connection).timeout == (value or 30.0)
 
 
-LIST = """
+LIST_PROVIDERS = """
 import json, logging
-seen = []
+warnings = []
 class Handler(logging.Handler):
     def emit(self, record):
         if record.levelno >= logging.WARNING:
-            seen.append(record.getMessage())
+            warnings.append(record.getMessage())
 logging.getLogger().addHandler(Handler())
 import structlog
 from airflow.providers_manager import ProvidersManager
@@ -98,14 +98,16 @@ with structlog.testing.capture_logs() as entries:
     provider = manager.providers["airflow-provider-luma"]
     hook = manager.hooks["luma"]
     widgets = [key for key in manager.connection_form_widgets if "luma" in key]
-seen += [entry["event"] for entry in entries if entry["log_level"] in ("warning", "error", "critical")]
+warnings += [entry["event"] for entry in entries if entry["log_level"] in ("warning", "error", "critical")]
 print("RESULT" + json.dumps([provider.version, hook.hook_class_name, hook.hook_name, widgets,
-    [line for line in seen if "luma" in line.lower()]]))
+    [line for line in warnings if "luma" in line.lower()]]))
 """
 
 
-def test_airflow_lists_it_without_a_warning():
-    done = subprocess.run([sys.executable, "-c", LIST], capture_output=True, text=True, timeout=120, check=False)
+def test_airflow_lists_the_provider_without_a_warning():
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_PROVIDERS], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     version, hook_class, hook_name, widgets, warnings = json.loads(line.removeprefix("RESULT"))
@@ -115,5 +117,5 @@ def test_airflow_lists_it_without_a_warning():
     if metadata.version("apache-airflow") >= "3.2":  # where the form's fields are read from here
         assert any("timeout" in widget for widget in widgets)
     assert warnings == []
-    said = [one for one in done.stderr.splitlines() if "luma" in one.lower() and "warn" in one.lower()]
-    assert said == []
+    stderr = done.stderr.lower().splitlines()
+    assert [line for line in stderr if "luma" in line and "warn" in line] == []

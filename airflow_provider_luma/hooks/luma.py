@@ -1,110 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The wire between Airflow and Luma: :class:`LumaHook` for workers, :class:`LumaAsyncHook` for the triggerer.
+Hook that calls Luma from a worker; its sibling for the triggerer is :class:`LumaAsyncHook`.
 
-Both carry the requests of :mod:`airflow_provider_luma.protocol` to the service and its answers back, and
-know nothing else about it. They build on the hooks of the HTTP provider, with one difference that matters: of
-the connection, only what :class:`~airflow_provider_luma.connection.LumaConnection` lists is used, so that
-nothing in its extra leaves as a header.
+Both send the requests of :mod:`airflow_provider_luma.protocol` and know nothing else about the service. They build on
+the hooks of the HTTP provider, with one difference that matters: of the connection, only what
+:class:`~airflow_provider_luma.connection.LumaConnection` lists is used, so that nothing of its extra is sent as a
+header.
 
-Two kinds of call are told apart. *Reading* is safe to repeat, and a passing trouble is waited out.
-*Submitting* costs money: it is repeated only where the service surely accepted nothing.
+Two kinds of call are told apart. *Reading* is safe to repeat, and a transient error is waited out. *Submitting* costs
+money: it is repeated only where the service surely accepted nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
-import re
-import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import aiohttp
 import requests
 import tenacity
-import urllib3
-from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
-from airflow.providers.http.hooks.http import HttpAsyncHook, HttpHook, SessionConfig
-from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.providers.http.hooks.http import HttpHook
 from airflow.sdk.log import mask_secret
 
-from airflow_provider_luma import callbacks, protocol
-from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaConnection, missing_connection
+from airflow_provider_luma import backoff, protocol
+from airflow_provider_luma.callbacks import token
+from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import (
-    LumaAuthError,
     LumaError,
-    LumaNotFoundError,
     LumaSubmissionUnknownError,
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.hooks.download import Download
-from airflow_provider_luma.protocol import LumaTask
-from airflow_provider_luma.waiting import Watch, patience
+from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
+from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
+from airflow_provider_luma.hooks.transport import (
+    BearerAuth,
+    reason_of,
+    requests_session,
+    to_response,
+    was_never_connected,
+)
+from airflow_provider_luma.polling.state import Failed, Finished, PollOutcome, PollState
+from airflow_provider_luma.protocol import LumaTask, ModifyRequest
+from airflow_provider_luma.transfers.download import Download
+from airflow_provider_luma.validation import check_luma_task_id, check_positive
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
-    from airflow.sdk.types import Logger
 
-#: Seconds for which a single read outside of a wait is repeated while the service is unavailable.
-READ_PATIENCE = 60.0
-
-#: Seconds for which a submission is repeated that the service surely did not accept.
-SUBMIT_PATIENCE = 120.0
-
-#: Seconds after which looks that share a hook read the connection again.
-CONNECTION_TTL = 60.0
+__all__ = ["LumaAsyncHook", "LumaHook"]
 
 T = TypeVar("T")
 
 
-class _Session(requests.Session):
-    """A session whose own proxies and certificates take precedence over the environment's."""
-
-    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        return super().merge_environment_settings(
-            url, {**self.proxies, **(proxies or {})}, stream, self.verify if verify is None else verify, cert
-        )
-
-
-class _BearerAuth(requests.auth.AuthBase):
-    """Adds the API key to a request; requests takes it off again when a redirect leaves the host."""
-
-    def __init__(self, api_key: str) -> None:
-        self._api_key = api_key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._api_key}"
-        return request
-
-
-class _LumaHookBase:
-    """What both hooks tell Airflow about themselves, and how they read their connection."""
-
-    conn_name_attr = "luma_conn_id"
-    default_conn_name = "luma_default"
-    conn_type = "luma"
-    hook_name = "Luma"
-
-    def __init__(self, luma_conn_id: str = default_conn_name) -> None:
-        super().__init__(http_conn_id=luma_conn_id)  # type: ignore[call-arg]
-        self.luma_conn_id = luma_conn_id
-
-
-class LumaHook(_LumaHookBase, HttpHook):
+class LumaHook(LumaHookBase, HttpHook):
     """
     Call Luma from a worker.
 
     :param luma_conn_id: the connection, of type Luma, that holds the API key
     """
 
+    #: With which a request was checked: the attempt to submit that follows uses the same.
+    _checked_connection: LumaConnection | None = None
+
     def get_luma_connection(self) -> LumaConnection:
         """
-        Read the connection, afresh at every call, so that a new API key is used as soon as it is there.
+        Read the connection, afresh at every call, so that a new API key is used as soon as there is one.
 
         :raises AirflowNotFoundException: there is no such connection
         :raises LumaAuthError: it holds no usable API key
@@ -125,9 +89,11 @@ class LumaHook(_LumaHookBase, HttpHook):
         :param headers: further headers
         :param extra_options: transport options that take precedence over the connection's
         """
-        connection = self.get_luma_connection()
-        session = _session(connection)
-        session.auth = _BearerAuth(connection.api_key)
+        return self._open(self.get_luma_connection(), headers, extra_options)
+
+    def _open(self, connection: LumaConnection, headers: Any = None, extra_options: Any = None) -> requests.Session:
+        session = requests_session(connection)
+        session.auth = BearerAuth(connection.api_key)
         session.cert = connection.cert
         session.headers.update(headers or {})
         self.base_url, self._base_url_initialized = connection.base_url, True
@@ -138,6 +104,8 @@ class LumaHook(_LumaHookBase, HttpHook):
         }
         return self._configure_session_from_mount_adapters(session)
 
+    # -- submitting -------------------------------------------------------------------------------------------------
+
     def modify_video(
         self, prompt: str, video_url: str, *, callback_url: str | None = None, watermark: str | None = None
     ) -> str:
@@ -145,7 +113,7 @@ class LumaHook(_LumaHookBase, HttpHook):
         Submit a job. It costs credits, and cannot be cancelled.
 
         Repeated, for two minutes at most, where the service surely did not accept it: over the rate limit,
-        under maintenance, refused with a passing reason, or never reached.
+        under maintenance, refused with a transient reason, or never reached.
 
         :param prompt: how to change the video, in English
         :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB
@@ -157,87 +125,94 @@ class LumaHook(_LumaHookBase, HttpHook):
         :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
         :raises LumaError: any other refusal
         """
-        return self.patiently(partial(self.submit, prompt, video_url, callback_url=callback_url, watermark=watermark))
+        request = ModifyRequest(prompt, video_url, watermark, callback_url)
+        self.check_request(request)
+        return self.retry_submission(partial(self.submit, request), backoff.OUTAGE_TIMEOUT)
 
-    def submit(
-        self, prompt: str, video_url: str, *, callback_url: str | None = None, watermark: str | None = None
-    ) -> str:
+    def check_request(self, request: ModifyRequest, *, expects_callback: bool = False) -> None:
         """
-        Submit a job as :meth:`modify_video` does, in one single attempt.
+        Refuse a request that is sure to be refused, before anything is sent or recorded.
 
+        :param expects_callback: whether the job will be given a callback address of Airflow's
+        :raises LumaValidationError: names the parameter, or the field of the connection, and the remedy
+        """
+        self._checked_connection = connection = self.get_luma_connection()
+        request.check(service_is_public=connection.is_public)
+        if expects_callback and (problem := token.base_url_problem(connection)):
+            raise LumaValidationError(None, f"connection {self.luma_conn_id!r}: {problem}")
+
+    def submit(self, request: ModifyRequest) -> str:
+        """
+        Submit a job in one single attempt.
+
+        :returns: the job's id at Luma
         :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
         :raises LumaError: surely nothing was accepted
         """
-        service_is_public = self.get_luma_connection().is_public
-        protocol.check_prompt(prompt)
-        protocol.check_video_url(video_url, service_is_public=service_is_public)
-        if callback_url:
-            protocol.check_callback_url(callback_url, service_is_public=service_is_public)
-        return self._submit(protocol.modify_request(prompt, video_url, callback_url=callback_url, watermark=watermark))
+        connection, self._checked_connection = self._checked_connection or self.get_luma_connection(), None
+        try:
+            # A redirect could deliver the submission twice, or hide that it was delivered at all.
+            response = self._send(request.encode(), replace(connection, allow_redirects=False))
+        except requests.RequestException as error:
+            if was_never_connected(error):
+                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason_of(error)}") from None
+            raise LumaSubmissionUnknownError(
+                None,
+                f"the submission was sent to {self.base_url}, but no answer came: {reason_of(error)}. "
+                "It may have been accepted",
+            ) from None
+        return protocol.read_submission(response)
+
+    def retry_submission(self, attempt: Callable[[], str], timeout: float) -> str:
+        """
+        Repeat an attempt to submit while it surely was not accepted, for a transient reason.
+
+        An outage of the service is waited out for two minutes at most, counted from its beginning.
+
+        :param attempt: one attempt; one with an unknown outcome is never repeated
+        :param timeout: seconds for which it is repeated at most, all in all
+        """
+        options = backoff.submission_retry_options(timeout)
+        return tenacity.Retrying(**options, before_sleep=self._log_refusal)(attempt)
 
     def get_callback_url(self, reference: str) -> str | None:
         """
         Return the address of Airflow that Luma is to call when a job has ended; None without ``callback_base_url``.
 
         :param reference: a name for the submission that nobody can guess
-        :raises LumaValidationError: Luma could never call there
         """
-        connection = self.get_luma_connection()
-        if problem := callbacks.unreachable_base(connection):
-            raise LumaValidationError(None, f"connection {self.luma_conn_id!r}: {problem}")
-        url = callbacks.callback_url(connection, self.luma_conn_id, reference)
+        connection = self._checked_connection or self.get_luma_connection()
+        url = token.callback_url(connection, self.luma_conn_id, reference)
         if url is not None:
-            mask_secret(callbacks.token_of(url))
+            mask_secret(token.token_of(url))
         return url
 
     def is_job_of(self, task: LumaTask, reference: str) -> bool:
         """
-        Tell whether a job was made by a submission of ours: whether Luma was told to call that one's address.
+        Tell whether a job was created by a submission of ours: whether its callback address is that one's.
 
         :param reference: the submission's name
         """
-        return callbacks.is_ours(task.callback_url, self.get_luma_connection(), reference)
+        return token.is_ours(task.callback_url, self.get_luma_connection(), reference)
 
-    def patiently(self, submit: Callable[[], str], rate_limit_patience: float = SUBMIT_PATIENCE) -> str:
-        """
-        Repeat an attempt to submit while it surely was not accepted for a passing reason.
-
-        An outage of the service is waited out for two minutes at most, counted from its beginning.
-
-        :param submit: one attempt; an attempt with an unknown outcome is never repeated
-        :param rate_limit_patience: seconds for which it is repeated at most, all in all
-        """
-        away_since: float | None = None
-
-        def stop(state: tenacity.RetryCallState) -> bool:
-            nonlocal away_since
-            elapsed = state.seconds_since_start or 0.0
-            is_away = state.outcome is not None and isinstance(state.outcome.exception(), LumaUnavailableError)
-            away_since = (elapsed if away_since is None else away_since) if is_away else None
-            until = rate_limit_patience
-            if away_since is not None:
-                until = min(until, away_since + SUBMIT_PATIENCE)
-            return elapsed + state.upcoming_sleep >= until
-
-        options = {**patience(SUBMIT_PATIENCE), "stop": stop}
-        return tenacity.Retrying(**options, before_sleep=self._log_refusal)(submit)
+    # -- reading ----------------------------------------------------------------------------------------------------
 
     def get_task(self, luma_task_id: str) -> LumaTask:
         """
-        Look at a job. Passing trouble is waited out, for a minute at most.
+        Check the status of a job. Transient errors are waited out, for a minute at most.
 
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaError: any other refusal
         """
-        return tenacity.Retrying(**patience(READ_PATIENCE))(self._look, luma_task_id)
+        return self._retry_read(partial(self._get_status, luma_task_id))
 
     def get_credits(self) -> float:
         """
-        Return the account's remaining credits. Passing trouble is waited out, for a minute at most.
+        Return the account's remaining credits. Transient errors are waited out, for a minute at most.
 
         :raises LumaError: the service refused
         """
-        return tenacity.Retrying(**patience(READ_PATIENCE))(self._credits)
+        return self._retry_read(self._get_credits)
 
     def get_download_url(self, result_url: str) -> str:
         """
@@ -247,67 +222,77 @@ class LumaHook(_LumaHookBase, HttpHook):
         :raises LumaError: the service refused, e.g. because the file is not one of its own
         """
         request = protocol.download_url_request(result_url)
-        read = partial(self._read, request, protocol.read_download_url)
-        return tenacity.Retrying(**patience(READ_PATIENCE))(read)
+        return self._retry_read(partial(self._read, request, protocol.read_download_url))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Return whether the connection works, and how many credits remain, or what is wrong and how to correct it."""
+        try:
+            remaining = self._get_credits()
+        except (LumaError, AirflowNotFoundException) as error:
+            return False, str(error)
+        return True, f"Connected to {self.base_url}: {remaining:g} credits left"
+
+    # -- waiting ----------------------------------------------------------------------------------------------------
 
     def wait_for_completion(self, luma_task_id: str, *, timeout: float = 1800, poll_interval: float = 30) -> LumaTask:
         """
         Wait, in this process, until a job has ended well.
 
         :param timeout: seconds to wait at most
-        :param poll_interval: seconds between two looks; the service recommends 30
+        :param poll_interval: seconds between two status checks; the service recommends 30
         :returns: the finished job, with at least one result URL
         :raises LumaGenerationError: the job failed
         :raises LumaTimeoutError: the job is still running after the timeout
         :raises LumaError: the service refused for good
         """
-        protocol.check_luma_task_id(luma_task_id)
-        protocol.check_positive("timeout", timeout)
-        protocol.check_positive("poll_interval", poll_interval)
-        self.get_luma_connection()  # what is wrong with it had better be said now than waited out
-        watch = Watch(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
-        while not isinstance(outcome := self.look(watch), LumaTask):
-            time.sleep(outcome)
-        return outcome
+        check_luma_task_id(luma_task_id)
+        check_positive("timeout", timeout)
+        check_positive("poll_interval", poll_interval)
+        self.get_luma_connection()  # an error in it is better raised now than waited out
+        state = PollState(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
+        while True:
+            outcome = self.poll(state)
+            if isinstance(outcome, Finished):
+                return outcome.task
+            if isinstance(outcome, Failed):
+                raise outcome.reason
+            time.sleep(outcome.delay)
 
-    def check(self, luma_task_id: str, *, patiently: bool = False) -> LumaTask | None:
+    def check(self, luma_task_id: str, *, retry_timeout: float | None = None) -> LumaTask | None:
         """
-        Look at a job, and again for some seconds where a look leaves a doubt about its id or its result.
+        Check the status of a job, and again for some seconds where its id or its result is in doubt.
 
-        :param patiently: wait out passing trouble, for a minute at most
+        :param retry_timeout: seconds for which transient errors are waited out; None to raise the first
         :returns: the job, if it has ended well; None if it is running
         :raises LumaGenerationError: the job failed
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaRateLimitError, LumaUnavailableError: the service could not be asked
         :raises LumaError: any other refusal
         """
-        watch = Watch(luma_task_id, poll_interval=READ_PATIENCE)
-        give_up = time.monotonic() + (READ_PATIENCE if patiently else 0.0)
-        while not isinstance(outcome := self.look(watch), LumaTask):
-            if watch.trouble is not None and time.monotonic() >= give_up:
-                raise watch.trouble
-            if watch.trouble is None and watch.is_settled:
+        state = PollState(luma_task_id, poll_interval=backoff.READ_RETRY_TIMEOUT)
+        give_up_at = time.monotonic() + (retry_timeout or 0.0)
+        while True:
+            outcome = self.poll(state)
+            if isinstance(outcome, Finished):
+                return outcome.task
+            if isinstance(outcome, Failed):
+                raise outcome.reason
+            if outcome.is_running:
                 return None
-            time.sleep(outcome)
-        return outcome
+            if outcome.error is not None and time.monotonic() >= give_up_at:
+                raise outcome.error
+            time.sleep(outcome.delay)
 
-    def look(self, watch: Watch) -> LumaTask | float:
-        """
-        Look once at a watched job, and log what is worth a line.
-
-        :returns: the job, if it has ended well, or the seconds to wait before the next look
-        :raises LumaError: what the watch decided to end with
-        """
-        task: LumaTask | None = None
+    def poll(self, state: PollState) -> PollOutcome:
+        """Check the status of a job once, and log what is worth a line."""
+        result: LumaTask | Exception
         try:
-            task = self._look(watch.luma_task_id)
-        except LumaError as error:
-            delay: float | None = watch.stumbled(error, time.time())
-        except (AirflowException, AirflowRuntimeError) as error:
-            delay = watch.stumbled(_unreadable_connection(error), time.time())
-        else:
-            delay = watch.saw(task, time.time())
-        return _outcome(self.log, watch, task, delay)
+            result = self._get_status(state.luma_task_id)
+        except POLL_ERRORS as error:
+            result = error
+        return self._take(state, result)
+
+    # -- files ------------------------------------------------------------------------------------------------------
 
     def download(
         self, url: str, destination: str | ObjectStoragePath, *, name: str | None = None, overwrite: bool = False
@@ -322,7 +307,7 @@ class LumaHook(_LumaHookBase, HttpHook):
             it has in the URL, as far as that is harmless
         :param name: the file's name; then the destination is a folder in any case
         :param overwrite: fetch, and replace, a file that is there already; otherwise one of the right length is
-            left alone
+            kept as it is
         :returns: where the file is
         :raises LumaValidationError: the address is no http(s) address, or leads to a private network
         :raises LumaNotFoundError: there is no such file, e.g. because the result has expired
@@ -331,52 +316,39 @@ class LumaHook(_LumaHookBase, HttpHook):
         """
         connection = self.get_luma_connection()
         return Download(
-            session=partial(_session, connection),
+            session=partial(requests_session, connection),
             timeout=connection.timeout,
             service_is_public=connection.is_public,
             renew=self.get_download_url,
             log=self.log,
         ).run(url, destination, name=name, overwrite=overwrite)
 
-    def test_connection(self) -> tuple[bool, str]:
-        """Say how many credits are left, or what is wrong and where to mend it."""
-        try:
-            remaining = self._credits()
-        except (LumaError, AirflowNotFoundException) as error:
-            return False, str(error)
-        return True, f"Connected to {self.base_url}: {remaining:g} credits left"
+    # -- the wire ---------------------------------------------------------------------------------------------------
 
-    def _look(self, luma_task_id: str) -> LumaTask:
-        return self._read(protocol.task_request(luma_task_id), partial(protocol.read_task, luma_task_id=luma_task_id))
+    def _get_status(self, luma_task_id: str) -> LumaTask:
+        read = partial(protocol.read_task, luma_task_id=luma_task_id)
+        return self._read(protocol.task_request(luma_task_id), read)
 
-    def _credits(self) -> float:
+    def _get_credits(self) -> float:
         return self._read(protocol.credits_request(), protocol.read_credits)
 
+    @staticmethod
+    def _retry_read(read: Callable[[], T]) -> T:
+        return tenacity.Retrying(**backoff.retry_options(backoff.READ_RETRY_TIMEOUT))(read)
+
     def _read(self, request: protocol.Request, read: Callable[[protocol.Response], T]) -> T:
+        self._checked_connection = None  # it may be old by the time of a submission that follows
         try:
-            response = self._send(request)
+            response = self._send(request, self.get_luma_connection())
         except requests.RequestException as error:
-            # Its words tell all; its traceback would only fill a screen of the task's log.
-            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {_reason(error)}") from None
+            # Its text says all; its traceback would only fill a screen of the task's log.
+            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {reason_of(error)}") from None
         return read(response)
 
-    def _submit(self, request: protocol.Request) -> str:
-        try:
-            response = self._send(request)
-        except requests.RequestException as error:
-            if _never_connected(error):
-                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {_reason(error)}") from None
-            raise LumaSubmissionUnknownError(
-                None,
-                f"the submission was sent to {self.base_url}, but no answer came: {_reason(error)}. "
-                "It may have been accepted",
-            ) from None
-        return protocol.read_submission(response)
-
-    def _send(self, request: protocol.Request) -> protocol.Response:
+    def _send(self, request: protocol.Request, connection: LumaConnection) -> protocol.Response:
         # A session per call, as in HttpHook: a kept connection that the server has closed meanwhile would make
         # the outcome of a submission unknown without need.
-        with self.get_conn() as session:
+        with self._open(connection) as session:
             response = session.request(
                 request.method,
                 self.base_url + request.path,
@@ -385,269 +357,9 @@ class LumaHook(_LumaHookBase, HttpHook):
                 timeout=self.merged_extra["timeout"],
                 allow_redirects=self.merged_extra["allow_redirects"],
             )
-            return _response(response.status_code, response.content, response.headers)
+            return to_response(response.status_code, response.content, response.headers)
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         seconds = state.next_action.sleep if state.next_action else 0.0
-        self.log.warning("The submission was not accepted: %s. Nothing was billed; again in %.0f s", error, seconds)
-
-
-class LumaAsyncHook(_LumaHookBase, HttpAsyncHook):
-    """
-    Call Luma from the triggerer's event loop.
-
-    Used as ``async with LumaAsyncHook(...) as hook``, all calls share one kept connection, opened by the first.
-    Without that, close the hook with :meth:`close` when done.
-
-    :param luma_conn_id: the connection, of type Luma, that holds the API key
-    """
-
-    def __init__(self, luma_conn_id: str = _LumaHookBase.default_conn_name) -> None:
-        super().__init__(luma_conn_id)
-        self._connection: LumaConnection | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._retired: list[aiohttp.ClientSession] = []
-        self._opening = asyncio.Lock()
-        self._read_at = 0.0
-        self._proxy: str | None = None
-
-    async def __aenter__(self) -> LumaAsyncHook:
-        """Return the hook; its session is opened by the first call."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the session."""
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the session; a later call opens a new one."""
-        self._retire_session()
-        while self._retired:
-            await self._retired.pop().close()
-
-    async def get_luma_connection(self) -> LumaConnection:
-        """
-        Read the connection.
-
-        :raises AirflowNotFoundException: there is no such connection
-        :raises LumaAuthError: it holds no usable API key
-        :raises LumaValidationError: it names no usable address
-        """
-        try:
-            connection = await get_async_connection(self.luma_conn_id)
-        except AirflowNotFoundException as error:
-            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
-        return LumaConnection.of(connection)
-
-    async def config(self) -> SessionConfig:
-        """Return what the HTTP provider's own ``run`` sends: the API key, and nothing of the connection's extra."""
-        connection = await self.get_luma_connection()
-        return SessionConfig(base_url=connection.base_url, headers={"Authorization": f"Bearer {connection.api_key}"})
-
-    async def get_task(self, luma_task_id: str) -> LumaTask:
-        """
-        Look at a job. Passing trouble is waited out, for a minute at most.
-
-        :raises LumaNotFoundError: the service does not know the id
-        :raises LumaError: any other refusal
-        """
-        return await tenacity.AsyncRetrying(**patience(READ_PATIENCE))(self._look, luma_task_id)
-
-    async def look(self, watch: Watch) -> LumaTask | float:
-        """
-        Look once at a watched job, and log what is worth a line.
-
-        :returns: the job, if it has ended well, or the seconds to wait before the next look
-        :raises LumaError: what the watch decided to end with
-        """
-        task: LumaTask | None = None
-        try:
-            task = await self._look_with_current_key(watch.luma_task_id)
-        except LumaError as error:
-            delay: float | None = watch.stumbled(error, time.time())
-        except (AirflowException, AirflowRuntimeError) as error:
-            delay = watch.stumbled(_unreadable_connection(error), time.time())
-        else:
-            watch.is_called_back = self._connection is not None and callbacks.is_ours(
-                task.callback_url, self._connection
-            )
-            delay = watch.saw(task, time.time())
-        return _outcome(self.log, watch, task, delay)
-
-    async def get_requests_per_second(self) -> float:
-        """Return how many status checks a second the connection allows; the default if it cannot be read now."""
-        try:
-            connection, _ = await self._opened()
-        except (LumaError, AirflowException, AirflowRuntimeError):
-            return DEFAULT_REQUESTS_PER_SECOND  # what is wrong is said, and dealt with, at every look
-        return connection.requests_per_second
-
-    async def _look_with_current_key(self, luma_task_id: str) -> LumaTask:
-        used = self._connection
-        try:
-            return await self._look(luma_task_id)
-        except (LumaAuthError, LumaNotFoundError):
-            # The key, or the whole account, may have been replaced while we waited.
-            used = used or self._connection
-            if await self.get_luma_connection() == used:
-                raise
-            if self._connection is used:
-                self._retire_session()
-            return await self._look(luma_task_id)
-
-    def _retire_session(self) -> None:
-        """Use the session no more; other looks may still be under way on it."""
-        if self._session is not None:
-            self._retired.append(self._session)
-        self._session = None
-
-    async def _look(self, luma_task_id: str) -> LumaTask:
-        response = await self._send(protocol.task_request(luma_task_id))
-        return protocol.read_task(response, luma_task_id)
-
-    async def _send(self, request: protocol.Request) -> protocol.Response:
-        connection, session = await self._opened()
-        try:
-            async with session.request(
-                request.method,
-                connection.base_url + request.path,
-                params=request.query,
-                json=request.json,
-                allow_redirects=connection.allow_redirects,
-                max_redirects=connection.max_redirects,
-                proxy=self._proxy,
-            ) as response:
-                return _response(response.status, await response.read(), response.headers)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            reason = str(error) or type(error).__name__
-            raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
-
-    async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
-        async with self._opening:
-            connection, session = self._connection, self._session
-            if connection is None or session is None or time.monotonic() - self._read_at >= CONNECTION_TTL:
-                connection = await self._read_again()
-            if connection != self._connection or session is None:
-                self._retire_session()
-                session = self._session = await self._open(connection)
-                self._connection = connection
-            return connection, session
-
-    async def _read_again(self) -> LumaConnection:
-        """Read the connection; where that fails for now, go on with what was read before."""
-        try:
-            connection = await self.get_luma_connection()
-        except (LumaError, AirflowException, AirflowRuntimeError):
-            if self._connection is None or self._session is None:
-                raise
-            connection = self._connection
-        self._read_at = time.monotonic()
-        return connection
-
-    async def _open(self, connection: LumaConnection) -> aiohttp.ClientSession:
-        self._proxy = _proxy(connection)
-        # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
-        return aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {connection.api_key}"},
-            timeout=aiohttp.ClientTimeout(total=connection.timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),  # looks have nothing to remember
-            connector=aiohttp.TCPConnector(
-                ssl=await asyncio.to_thread(_ssl, connection),
-                limit=max(1, int(connection.requests_per_second)),
-            ),
-        )
-
-
-def _session(connection: LumaConnection) -> requests.Session:
-    """Return a session with the connection's transport options, and without any credentials."""
-    session = _Session()
-    session.proxies = dict(connection.proxies)
-    session.verify = connection.verify
-    session.trust_env = connection.trust_env
-    session.max_redirects = connection.max_redirects
-    return session
-
-
-def _ssl(connection: LumaConnection) -> ssl.SSLContext | bool:
-    """Return the connection's certificates as aiohttp wants them. Reads files."""
-    if connection.verify is False and connection.cert is None:
-        return False
-    bundle = Path(connection.verify) if isinstance(connection.verify, str) else None
-    if bundle is None and connection.cert is None:
-        return True
-    context = ssl.create_default_context(
-        cafile=bundle if bundle and bundle.is_file() else None,
-        capath=bundle if bundle and bundle.is_dir() else None,
-    )
-    if connection.verify is False:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if connection.cert is not None:
-        files = (connection.cert,) if isinstance(connection.cert, str) else connection.cert
-        context.load_cert_chain(*files)
-    return context
-
-
-def _outcome(log: Logger, watch: Watch, task: LumaTask | None, delay: float | None) -> LumaTask | float:
-    """Log a look's news at a human pace; return the finished job, or the seconds until the next look."""
-    if line := watch.progress(time.time()):
-        log.log(*line)
-    if delay is not None:
-        return delay
-    assert task is not None, "a watch is finished by a job it saw"
-    return task
-
-
-def _response(status: int, body: bytes, headers: Mapping[str, str]) -> protocol.Response:
-    return protocol.Response(status, body, headers.get("Retry-After"), headers.get("Location"))
-
-
-def _proxy(connection: LumaConnection) -> str | None:
-    """Return the proxy on the way to the service, chosen as requests does."""
-    url = connection.base_url
-    environment = requests.utils.get_environ_proxies(url) if connection.trust_env else {}
-    proxy: str | None = requests.utils.select_proxy(url, {**environment, **connection.proxies})
-    return proxy
-
-
-def _unreadable_connection(error: Exception) -> LumaUnavailableError:
-    # The API server or a secrets backend is down, or the connection is just being replaced: no reason to give up
-    # a job that is paid for.
-    return LumaUnavailableError(None, f"the connection could not be read: {error}")
-
-
-def _reason(error: requests.RequestException) -> str:
-    """Return what happened, without the layers around it and the addresses of objects."""
-    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
-    if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:
-        cause = cause.args[1]
-    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
-
-
-#: What OpenSSL calls a handshake that failed before anything was sent.
-_FAILED_HANDSHAKES = frozenset(
-    {
-        "CERTIFICATE_VERIFY_FAILED",
-        "HTTP_REQUEST",
-        "SSLV3_ALERT_HANDSHAKE_FAILURE",
-        "TLSV1_ALERT_PROTOCOL_VERSION",
-        "UNSUPPORTED_PROTOCOL",
-        "WRONG_VERSION_NUMBER",
-    }
-)
-
-
-def _never_connected(error: requests.RequestException) -> bool:
-    """Tell whether a request failed before any of it could reach the service."""
-    if isinstance(error, (requests.exceptions.ConnectTimeout, ValueError)):  # a ValueError: no such address
-        return True
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    if isinstance(reason, urllib3.exceptions.ProxyError):
-        # Also raised for an answer lost on the way back through a proxy: what is behind it decides.
-        reason = reason.original_error
-        if isinstance(reason, OSError) and str(reason).startswith("Tunnel connection failed"):
-            return True
-    if isinstance(reason, urllib3.exceptions.SSLError) and reason.args:
-        return getattr(reason.args[0], "reason", None) in _FAILED_HANDSHAKES
-    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
+        self.log.warning("The submission was not accepted: %s. Nothing was billed; next in %.0f s", error, seconds)

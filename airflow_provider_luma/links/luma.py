@@ -2,7 +2,7 @@
 """
 The "Luma result" link on our tasks, and what the page behind it reads of a task.
 
-The page is static and asks Airflow for the task's XComs, with the rights of the user who looks at it. Beside the
+The page is static and asks Airflow for the task's XComs, with the rights of the user who opens it. Beside the
 result that the task returns, it needs what was asked for, and what went wrong; both are pushed here.
 """
 

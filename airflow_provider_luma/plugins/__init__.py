@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package adds to Airflow's API server: the receiver of callbacks, and the result page."""
+"""What this package adds to Airflow's API server."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A local Luma service: rehearse success and failure without an account and without spending credits.
+Local simulator of the Luma service, for development and tests without an account and without spending credits.
 
-Run it with ``python -m airflow_provider_luma.simulator``, or hold one in a test::
+Run it with ``python -m airflow_provider_luma.simulator``, or start one inside a test::
 
     with Simulator(Settings(processing_seconds=0.2), port=0) as luma:
         ...  # luma.base_url, luma.sample_url, luma.configure(...), luma.jobs, luma.calls
 
-Names load when they are first used, so that importing the package alone costs nothing.
+The public names are imported lazily, so that importing the package alone loads neither FastAPI nor PyAV.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Fault", "Job", "Settings", "Simulator"]
 
-_HOMES = {"Call": "journal", "Fault": "faults", "Job": "service", "Settings": "settings", "Simulator": "server"}
+_SUBMODULES = {"Call": "journal", "Fault": "faults", "Job": "service", "Settings": "settings", "Simulator": "server"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _SUBMODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_SUBMODULES[name]}", __name__), name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m airflow_provider_luma.simulator``."""
+"""Command line interface: ``python -m airflow_provider_luma.simulator``."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
     from .server import Simulator
 
 _DESCRIPTION = """\
-A local Luma service. It answers like the real one, takes its timing and its faults from the options below, spends no
-credits, and makes real videos that visibly differ from their input. Everything it holds is gone when it stops.
+A local simulator of the Luma service. It answers like the real one, takes its timing and its faults from the options
+below, spends no credits, and renders real videos that visibly differ from their input. Everything it stores is deleted
+when it stops.
 """
 _FAULTS = """\
 faults:
-  A fault is written ON:KIND[,NAME=VALUE...] and hits each matching call, or as every, skip and times say.
+  A fault is written ON:KIND[,NAME=VALUE...]. It hits every matching call, unless every, skip or times limit it.
 
   on     submit, status, credit, download_url, file (result files)
   kind   refuse           with code=N; style=status or style=body; retry_after=SECONDS
-         html             an HTML page with HTTP status code=N (500 unless told)
+         html             an HTML page with HTTP status code=N (default: 500)
          empty            HTTP 200 without a body
-         truncated        the first half of the answer, as if it were the whole
+         truncated        the first half of the response, with a matching Content-Length
          cut              the connection is closed without a byte
-         cut_body         the connection is closed half-way through the answer
-         wrong_length     the length announced is more than what is sent
-         hang             seconds=N before the normal answer
-         null_data, wrong_data            the envelope's data is null, or a text
-         unknown_flag, response_string    status: successFlag is flag=N (9 unless told), response is JSON in a string
-         no_range         file: asked for a part, it sends the whole
+         cut_body         the connection is closed half-way through the response
+         wrong_length     Content-Length announces more than is sent
+         hang             seconds=N before the normal response
+         null_data, wrong_data            the envelope's data is null, or a string
+         unknown_flag, response_string    status: successFlag is flag=N (default: 9), response is JSON in a string
+         no_range         file: a range request is answered with the whole file
   which  every=N (each N-th call), skip=N (not the first N), times=N (N times at most),
-         after_accept=true (submit: the job is accepted and billed, then the answer is spoilt)
+         after_accept=true (submit: the job is accepted and billed, then the fault hits the response)
 
 examples:
   python -m airflow_provider_luma.simulator --processing-seconds 20 --credits 35
@@ -49,7 +50,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make one option of each setting, so that the two cannot drift apart."""
+    """Build the parser with one option for each field of Settings, so that the two always agree."""
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_luma.simulator",
         usage="%(prog)s [options]",
@@ -82,55 +83,55 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _help(description: str | None, default: Any) -> str:
-    shown = "" if default is None or isinstance(default, bool) else f" (default: {default})"
-    return f"{description}{shown}".replace("%", "%%")
+    suffix = "" if default is None or isinstance(default, bool) else f" (default: {default})"
+    return f"{description}{suffix}".replace("%", "%%")
 
 
 def _metavar(annotation: Any) -> str:
-    kinds = get_args(annotation) if get_origin(annotation) else (annotation,)
-    return "TEXT" if str in kinds else "N"
+    types = get_args(annotation) if get_origin(annotation) else (annotation,)
+    return "TEXT" if str in types else "N"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run until told to stop."""
+    """Run the simulator until SIGINT or SIGTERM."""
     parser = build_parser()
     values = vars(parser.parse_args(arguments))
     host, port = values.pop("host"), values.pop("port")
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        parser.error("; ".join(_problem(one) for one in error.errors()))
+        parser.error("; ".join(_option_error(details) for details in error.errors()))
     missing = [name for name in ("av", "numpy") if importlib.util.find_spec(name) is None]
     if missing:
         needed = " and ".join(missing)
         hint = "pip install 'airflow-provider-luma[simulator]'"
-        parser.exit(1, f"The simulator makes real videos and needs {needed}: {hint}\n")
+        parser.exit(1, f"The simulator renders real videos and needs {needed}: {hint}\n")
     try:
         _run(settings, host, port)
     except (OSError, OverflowError) as error:
         parser.exit(1, f"The simulator cannot listen on {host} port {port}: {error}\n")
 
 
-def _problem(error: Any) -> str:
-    """Name the option rather than the field."""
+def _option_error(error: Any) -> str:
+    """Format one of pydantic's errors with the name of the option in place of the field."""
     location = [part for part in error["loc"] if isinstance(part, str)]
     option = "--fault" if location[0] == "faults" else "--" + location[0].replace("_", "-")
     return f"{' '.join([option, *location[1:]])}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _run(settings: Settings, host: str, port: int) -> None:
-    from .server import Simulator  # only now: it needs PyAV
+    from .server import Simulator  # imported late, because it needs PyAV
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with Simulator(settings, host=host, port=port) as simulator:
-        sys.stdout.write(_greeting(simulator))
+        sys.stdout.write(_startup_message(simulator))
         sys.stdout.flush()
         stop.wait()
 
 
-def _greeting(simulator: Simulator) -> str:
+def _startup_message(simulator: Simulator) -> str:
     key = simulator.settings.api_key
     shown = key if key == Settings.model_fields["api_key"].default else "YOUR-KEY"
     host_and_port = simulator.base_url.removeprefix("http://")

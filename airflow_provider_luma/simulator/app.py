@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The routes: the service's API, its files, and the simulator's own control endpoints and page."""
+"""FastAPI application: routes of the service's API and files, and the simulator's own control endpoints and page."""
 
 from __future__ import annotations
 
@@ -19,33 +19,37 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from . import media
-from .answers import note_code, refusal, success
-from .inputs import UNREACHABLE
-from .service import Job, Refusal, Service, is_web_url
-from .studio import Studio, open_studio
-from .uploads import Uploads
+from .inputs import REQUEST_ERRORS
+from .job_runner import JobRunner, open_job_runner
+from .responses import record_code, refusal_response, success_response
+from .service import Job, Refusal, Service, is_http_url
+from .uploads import UploadStore
 
-_EVERY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+_ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 _FLAG_NAMES = ("generating", "success", "create task failed", "generate failed", "callback failed")
 
 
-def create_app(service: Service, own_agent: str) -> FastAPI:
-    """Build the application around a service's state."""
+def create_app(service: Service, internal_user_agent: str) -> FastAPI:
+    """
+    Build the application.
+
+    :param internal_user_agent: User-Agent of the requests that the application sends itself
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_studio(service, own_agent) as studio:
-            app.state.studio = studio
-            app.state.uploads = Uploads(studio.folder)
+        async with open_job_runner(service, internal_user_agent) as runner:
+            app.state.job_runner = runner
+            app.state.upload_store = UploadStore(runner.folder)
             yield
 
-    # No generated documentation pages: they would load scripts from the web.
+    # FastAPI's documentation pages are off, because they load scripts from the web.
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.state.service = service
     app.include_router(control)
     app.include_router(api)
     app.include_router(files)
-    app.add_exception_handler(Refusal, _refuse)
+    app.add_exception_handler(Refusal, _handle_refusal)
     return app
 
 
@@ -54,33 +58,33 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _studio(request: Request) -> Studio:
-    studio: Studio = request.app.state.studio
-    return studio
+def _job_runner(request: Request) -> JobRunner:
+    runner: JobRunner = request.app.state.job_runner
+    return runner
 
 
-def _uploads(request: Request) -> Uploads:
-    uploads: Uploads = request.app.state.uploads
-    return uploads
+def _upload_store(request: Request) -> UploadStore:
+    store: UploadStore = request.app.state.upload_store
+    return store
 
 
-async def _refuse(request: Request, refused: Exception) -> Response:
-    assert isinstance(refused, Refusal)
-    note_code(request, refused.code)
+async def _handle_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    record_code(request, error.code)
     if not request.url.path.startswith("/api/"):
-        # The two styles of refusing are the service's; the simulator's own endpoints answer plainly.
-        refused.style = "status"
-    return refusal(_service(request), refused)
+        # The refusal_style setting is for the service's API; the simulator's own endpoints use HTTP statuses.
+        error.style = "status"
+    return refusal_response(_service(request), error)
 
 
-async def _need_key(request: Request) -> None:
-    _service(request).check_key(request.headers.get("authorization"))
+async def _require_api_key(request: Request) -> None:
+    _service(request).check_api_key(request.headers.get("authorization"))
 
 
 async def _json(request: Request) -> Any:
     try:
         content = json.loads(await request.body())
-        # JSON can hold half of a character, which nothing could repeat later.
+        # An escape in JSON can decode to a lone surrogate, which no later response could encode as UTF-8.
         json.dumps(content, ensure_ascii=False).encode()
         return content
     except (ValueError, RecursionError) as error:
@@ -89,26 +93,26 @@ async def _json(request: Request) -> Any:
 
 # -- the service's API
 
-api = APIRouter(prefix="/api", dependencies=[Depends(_need_key)])
+api = APIRouter(prefix="/api", dependencies=[Depends(_require_api_key)])
 
 
 @api.post("/v1/modify/generate")
 async def generate(request: Request) -> Response:
-    """Accept a job, or refuse it."""
-    service, studio = _service(request), _studio(request)
-    order = service.check_order(await _json(request))
-    digest = await studio.inputs.fetch(order.video_url, service.settings.fetch_timeout)
-    pretend = getattr(request.state, "pretend", False)
-    job = service.accept(order, digest, pretend=pretend)
-    if not pretend:
-        _note_task(request, job)
-        called_back = studio.start(job)
+    """Submit a job."""
+    service, runner = _service(request), _job_runner(request)
+    submission = service.validate_submission(await _json(request))
+    digest = await runner.inputs.fetch(submission.video_url, service.settings.fetch_timeout)
+    dry_run = getattr(request.state, "dry_run", False)
+    job = service.accept(submission, digest, dry_run=dry_run)
+    if not dry_run:
+        _record_task_id(request, job)
+        callback_attempted = runner.start(job)
         if job.callback_url and service.settings.callback_early:
-            await called_back.wait()
-    return success(request, {"taskId": job.task_id})
+            await callback_attempted.wait()
+    return success_response(request, {"taskId": job.task_id})
 
 
-def _note_task(request: Request, job: Job) -> None:
+def _record_task_id(request: Request, job: Job) -> None:
     call = getattr(request.state, "call", None)
     if call is not None:
         call.task_id = job.task_id
@@ -116,125 +120,126 @@ def _note_task(request: Request, job: Job) -> None:
 
 @api.get("/v1/modify/record-info")
 async def record_info(request: Request) -> Response:
-    """Tell the state of a job."""
-    return success(request, _service(request).record(request.query_params.get("taskId", "")))
+    """Return the status of a job."""
+    return success_response(request, _service(request).record_info(request.query_params.get("taskId", "")))
 
 
 @api.get("/v1/chat/credit")
 async def credit(request: Request) -> Response:
-    """Tell the credits that are left."""
-    return success(request, _service(request).credits)
+    """Return the account's balance."""
+    return success_response(request, _service(request).credits)
 
 
 @api.post("/v1/common/download-url")
 async def download_url(request: Request) -> Response:
-    """Make a temporary URL for a result file."""
+    """Return a temporary download URL for a result file."""
     body = await _json(request)
-    return success(request, _service(request).temporary_url(body.get("url") if isinstance(body, dict) else None))
+    url = body.get("url") if isinstance(body, dict) else None
+    return success_response(request, _service(request).create_temporary_url(url))
 
 
 @api.post("/file-stream-upload")
 async def file_stream_upload(request: Request) -> Response:
-    """Store a file sent along."""
+    """Store a file that is sent in a multipart form."""
     async with request.form() as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise Refusal(422, "file is required.")
-        name = form.get("fileName") or file.filename
-        data = await _uploads(request).store(_chunks(file), form.get("uploadPath"), name, _service(request).url)
-    return success(request, data, success=True)
+        folder, name = form.get("uploadPath"), form.get("fileName") or file.filename
+        data = await _upload_store(request).store(_read_chunks(file), folder, name, _service(request).url)
+    return success_response(request, data, success=True)
 
 
-async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+async def _read_chunks(file: UploadFile) -> AsyncIterator[bytes]:
     while chunk := await file.read(1 << 18):
         yield chunk
 
 
 @api.post("/file-url-upload")
 async def file_url_upload(request: Request) -> Response:
-    """Store a file from the web."""
+    """Download a file from a URL and store it."""
     body = await _json(request)
     url = body.get("fileUrl") if isinstance(body, dict) else None
-    if not isinstance(url, str) or not is_web_url(url):
+    if not isinstance(url, str) or not is_http_url(url):
         raise Refusal(422, "fileUrl must be an http or https URL.")
     name = body.get("fileName") or PurePosixPath(urlsplit(url).path).name
     try:
-        async with asyncio.timeout(30), _studio(request).client.stream("GET", url) as response:
+        async with asyncio.timeout(30), _job_runner(request).client.stream("GET", url) as response:
             response.raise_for_status()
-            data = await _uploads(request).store(
+            data = await _upload_store(request).store(
                 response.aiter_bytes(1 << 18), body.get("uploadPath"), name, _service(request).url
             )
-    except (*UNREACHABLE, TimeoutError) as error:
+    except (*REQUEST_ERRORS, TimeoutError) as error:
         raise Refusal(422, f"fileUrl is not reachable: {str(error) or type(error).__name__}.") from error
-    return success(request, data, success=True)
+    return success_response(request, data, success=True)
 
 
-@api.api_route("/{rest:path}", methods=_EVERY_METHOD)
+@api.api_route("/{rest:path}", methods=_ALL_METHODS)
 async def unknown_endpoint() -> Response:
-    """Refuse what the service does not have."""
+    """Refuse every path and method that the API does not define."""
     raise Refusal(404, "No such endpoint.")
 
 
-# -- files, for whoever knows the URL
+# -- files, served without a key
 
 files = APIRouter(prefix="/files")
 
 
 @files.api_route("/results/{task_id}/{name}", methods=["GET", "HEAD"])
 async def result_file(request: Request, task_id: str, name: str) -> Response:
-    """Serve a result."""
-    return _video(request, _service(request).result(task_id, name))
+    """Serve a result file."""
+    return _video(request, _service(request).find_result(task_id, name))
 
 
 @files.api_route("/temporary/{token}/{name}", methods=["GET", "HEAD"])
 async def temporary_file(request: Request, token: str, name: str) -> Response:
-    """Serve a result by a temporary URL."""
-    return _video(request, _service(request).temporary(token, name))
+    """Serve a result file by its temporary download URL."""
+    return _video(request, _service(request).find_temporary(token, name))
 
 
 def _video(request: Request, job: Job | None) -> Response:
     if job is None:
-        return _no_file()
-    return FileResponse(_studio(request).result_path(job), media_type="video/mp4")
+        return _file_not_found()
+    return FileResponse(_job_runner(request).result_path(job), media_type="video/mp4")
 
 
 @files.api_route("/uploads/{key:path}", methods=["GET", "HEAD"])
 async def uploaded_file(request: Request, key: str) -> Response:
     """Serve an uploaded file."""
-    upload = _uploads(request).find(key, _service(request).settings.upload_ttl)
-    return FileResponse(upload.path, media_type=upload.mime_type) if upload else _no_file()
+    upload = _upload_store(request).find(key, _service(request).settings.upload_ttl)
+    return FileResponse(upload.path, media_type=upload.mime_type) if upload else _file_not_found()
 
 
 @files.api_route("/{name}", methods=["GET", "HEAD"])
 async def sample_file(request: Request, name: str) -> Response:
     """Serve a sample clip."""
     if name not in media.SAMPLES:
-        return _no_file()
-    return FileResponse(await _studio(request).sample(name), media_type="video/mp4")
+        return _file_not_found()
+    return FileResponse(await _job_runner(request).sample(name), media_type="video/mp4")
 
 
-def _no_file() -> Response:
+def _file_not_found() -> Response:
     return PlainTextResponse("No such file.\n", status_code=404)
 
 
-# -- the simulator's own
+# -- the simulator's own endpoints
 
 control = APIRouter()
-_guarded = [Depends(_need_key)]
+_requires_api_key = [Depends(_require_api_key)]
 
 
 @control.get("/health")
 async def health() -> Response:
-    """Tell that it runs."""
+    """Report that the server is running."""
     return JSONResponse({"status": "healthy"})
 
 
-@control.get("/simulator/state", dependencies=_guarded)
+@control.get("/simulator/state", dependencies=_requires_api_key)
 async def state(request: Request) -> Response:
-    """Show everything but the secrets."""
+    """Return the settings without secrets, all jobs and all calls."""
     service = _service(request)
     jobs, calls = service.jobs, service.journal.calls
-    shown = {
+    content = {
         "settings": service.settings.public(),
         "credits": service.credits,
         "accepted": len(jobs),
@@ -244,12 +249,12 @@ async def state(request: Request) -> Response:
         "calls_count": service.journal.count,
         "calls": [call.as_dict() for call in calls],
     }
-    return JSONResponse(shown)
+    return JSONResponse(content)
 
 
-@control.patch("/simulator/settings", dependencies=_guarded)
+@control.patch("/simulator/settings", dependencies=_requires_api_key)
 async def change_settings(request: Request) -> Response:
-    """Change settings while it runs."""
+    """Change settings and return all of them without secrets."""
     changes = await _json(request)
     if not isinstance(changes, dict):
         raise Refusal(422, "The body must be a JSON object.")
@@ -260,16 +265,16 @@ async def change_settings(request: Request) -> Response:
         raise Refusal(422, problems) from error
 
 
-@control.post("/simulator/reset", dependencies=_guarded)
+@control.post("/simulator/reset", dependencies=_requires_api_key)
 async def reset(request: Request) -> Response:
-    """Start over."""
+    """Restore the initial settings and credits, and delete all jobs and calls."""
     _service(request).reset()
     return JSONResponse({"status": "reset"})
 
 
 @control.get("/")
 async def page(request: Request) -> Response:
-    """Tell a person what this is."""
+    """Serve an overview of the sample clips and the latest jobs as HTML."""
     service = _service(request)
     jobs = service.jobs
     clips = " ".join(f'<a href="/files/{name}">{name}</a>' for name in media.SAMPLES)
@@ -277,11 +282,11 @@ async def page(request: Request) -> Response:
     content = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Luma simulator</title>
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
-td, th {{ text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top }}</style></head>
+td, th {{ text-align: start; padding: .2rem 1rem .2rem 0; vertical-align: top }}</style></head>
 <body><h1>Luma simulator</h1>
-<p>A local stand-in for the Luma service: it answers like the real one, and spends nothing.</p>
+<p>A local simulation of the Luma service: it answers like the real one, and spends no credits.</p>
 <p>Sample clips: {clips}</p>
-<p>Jobs: {len(jobs)}. Credits left: {service.credits:g}.</p>
+<p>Jobs: {len(jobs)}. Remaining credits: {service.credits:g}.</p>
 <table><tr><th>Task</th><th>State</th><th>Prompt</th><th>Result</th></tr>{rows}</table>
 </body></html>"""
     return HTMLResponse(content, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks: what is posted to the caller's URL when a job ends, how it is signed, and how often it is tried."""
+"""Webhook sender: the callback's body, its HMAC signature, and delivery with a limited number of attempts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 
-from .inputs import UNREACHABLE
+from .inputs import REQUEST_ERRORS
 from .service import Job
 from .settings import Settings
 
 
 def payload(job: Job) -> dict[str, Any]:
-    """Return the body of a finished job's callback."""
+    """Return the JSON body of the callback for a finished job."""
     data: dict[str, Any] = {
         "taskId": job.task_id,
         "promptJson": json.dumps(job.request, ensure_ascii=False),
@@ -32,18 +32,29 @@ def payload(job: Job) -> dict[str, Any]:
 
 
 def signature(task_id: str, timestamp: str, secret: str) -> str:
-    """Sign a task id and a time, which is all the service signs."""
+    """
+    Return the base64 HMAC-SHA256 of ``task_id.timestamp``.
+
+    The service signs nothing else: neither the status nor the URLs in the body.
+
+    :param timestamp: Unix time in whole seconds, as text
+    """
     mac = hmac.new(secret.encode(), f"{task_id}.{timestamp}".encode(), hashlib.sha256)
     return base64.b64encode(mac.digest()).decode()
 
 
-async def deliver(client: httpx.AsyncClient, job: Job, settings: Settings, tried: Callable[[], None]) -> bool:
-    """Post a callback until it is answered with 200 or has failed as often as allowed."""
+async def deliver(client: httpx.AsyncClient, job: Job, settings: Settings, on_attempt: Callable[[], None]) -> bool:
+    """
+    Post a callback until the receiver answers 200, ``settings.callback_tries`` times at most.
+
+    :param on_attempt: invoked after each attempt, whether it was delivered or not
+    :return: whether the callback was delivered
+    """
     for attempt in range(settings.callback_tries):
         if attempt:
             await asyncio.sleep(settings.callback_retry_seconds)
         delivered = await _post(client, job, settings)
-        tried()
+        on_attempt()
         if delivered:
             return True
     return False
@@ -60,6 +71,6 @@ async def _post(client: httpx.AsyncClient, job: Job, settings: Settings) -> bool
             response = await client.post(
                 job.callback_url or "", json=payload(job), headers=headers, follow_redirects=False
             )
-    except (*UNREACHABLE, TimeoutError):
+    except (*REQUEST_ERRORS, TimeoutError):
         return False
     return response.status_code == 200

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Faults: what may go wrong on purpose, on which calls, and which calls it hits.
+Fault injection rules: the kinds of fault, their text form, and the schedule that selects the calls they hit.
 
-A fault is written ``ON:KIND[,NAME=VALUE...]``, for instance ``status:html,every=5`` or
+The text form is ``ON:KIND[,NAME=VALUE...]``, for instance ``status:html,every=5`` or
 ``submit:refuse,code=429,times=2``.
 """
 
@@ -31,8 +31,8 @@ Kind = Literal[
 ]
 Style = Literal["status", "body"]
 
-#: Kinds that make sense on some calls only; all others fit every call.
-_ONLY_ON: dict[str, set[str]] = {
+#: Kinds that are valid for some operations only; all others are valid for every operation.
+_VALID_OPERATIONS: dict[str, set[str]] = {
     "unknown_flag": {"status"},
     "response_string": {"status"},
     "no_range": {"file"},
@@ -42,24 +42,28 @@ _ONLY_ON: dict[str, set[str]] = {
 
 
 class Fault(BaseModel):
-    """One thing that goes wrong, and for which calls."""
+    """A kind of fault, the operation it is injected into, and which calls of that operation it hits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    on: On = Field(description="The call it happens to; file means result files and temporary download URLs.")
-    kind: Kind = Field(description="What happens.")
-    code: int | None = Field(
-        default=None, ge=100, le=599, description="refuse: the refusal's code; html: the HTTP status (500 unless told)."
+    on: On = Field(
+        description="The operation it is injected into; file means result files and temporary download URLs."
     )
-    style: Style | None = Field(default=None, description="refuse: by HTTP status or in the body; as set if unset.")
+    kind: Kind = Field(description="The kind of fault.")
+    code: int | None = Field(
+        default=None, ge=100, le=599, description="refuse: the refusal's code; html: the HTTP status (500 if unset)."
+    )
+    style: Style | None = Field(
+        default=None, description="refuse: by HTTP status or in the body; the refusal_style setting if unset."
+    )
     retry_after: float | None = Field(default=None, ge=0, description="refuse: seconds in a Retry-After header.")
-    seconds: float = Field(default=30.0, ge=0, description="hang: how long before the normal answer.")
-    flag: int = Field(default=9, description="unknown_flag: the successFlag to show.")
+    seconds: float = Field(default=30.0, ge=0, description="hang: seconds before the normal response.")
+    flag: int = Field(default=9, description="unknown_flag: the successFlag to send.")
     every: int = Field(default=1, ge=1, description="Hit each n-th matching call.")
-    skip: int = Field(default=0, ge=0, description="Leave the first k matching calls alone.")
-    times: int | None = Field(default=None, ge=0, description="Hit that many times at most.")
+    skip: int = Field(default=0, ge=0, description="Do not hit the first k matching calls.")
+    times: int | None = Field(default=None, ge=0, description="Hit that many calls at most.")
     after_accept: bool = Field(
-        default=False, description="submit: the job is accepted and billed first, then the answer is spoilt."
+        default=False, description="submit: the job is accepted and billed first, then the fault hits the response."
     )
 
     @model_validator(mode="before")
@@ -68,8 +72,8 @@ class Fault(BaseModel):
         return _parse(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Fault:
-        allowed = _ONLY_ON.get(self.kind)
+    def _check_combination(self) -> Fault:
+        allowed = _VALID_OPERATIONS.get(self.kind)
         if allowed is not None and self.on not in allowed:
             raise ValueError(f"{self.kind} cannot happen on {self.on}, only on {', '.join(sorted(allowed))}")
         if self.kind == "refuse" and self.code is None:
@@ -80,12 +84,12 @@ class Fault(BaseModel):
 
     @property
     def before_acceptance(self) -> bool:
-        """Whether a submission hit by this fault must leave no job behind."""
+        """Whether the fault hits a submission before it is accepted, so that no job may be created."""
         return self.on == "submit" and not self.after_accept
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """Split the written form into fields; the model then judges their values."""
+    """Split the text form into fields, whose values the model validates; ValueError if it cannot be split."""
     head, *pairs = (part.strip() for part in text.split(","))
     on, colon, kind = head.partition(":")
     if not (on and colon and kind):
@@ -101,24 +105,24 @@ def _parse(text: str) -> dict[str, Any]:
     return fields
 
 
-class FaultLine:
-    """Decides for each call which fault hits it, by counting: the same calls meet the same faults every time."""
+class FaultSchedule:
+    """Selects by counting which fault hits a call, so the same sequence of calls always meets the same faults."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self._faults = faults
-        self._seen = [0] * len(faults)
+        self._matches = [0] * len(faults)
         self._hits = [0] * len(faults)
 
     def next(self, on: str) -> Fault | None:
-        """Count one call and return the fault that hits it, the first in the list if several would."""
+        """Count one call of an operation and return the fault that hits it, the first in the list if several match."""
         chosen: Fault | None = None
         for index, fault in enumerate(self._faults):
             if fault.on != on:
                 continue
-            self._seen[index] += 1
-            turn = self._seen[index] - fault.skip
-            spent = fault.times is not None and self._hits[index] >= fault.times
-            if chosen is None and not spent and turn > 0 and turn % fault.every == 0:
+            self._matches[index] += 1
+            position = self._matches[index] - fault.skip
+            exhausted = fault.times is not None and self._hits[index] >= fault.times
+            if chosen is None and not exhausted and position > 0 and position % fault.every == 0:
                 self._hits[index] += 1
                 chosen = fault
         return chosen

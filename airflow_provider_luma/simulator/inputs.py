@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input videos: fetched from where the caller says they are, and judged before a job is accepted."""
+"""Content-addressed store of input videos: each is downloaded and validated before its job is accepted."""
 
 from __future__ import annotations
 
@@ -13,36 +13,42 @@ import httpx
 from . import media
 from .service import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, Refusal
 
-#: All that fetching a URL may raise; UnicodeError is what becomes of a host name no resolver can take.
-UNREACHABLE = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
+#: Everything that requesting a URL may raise; UnicodeError stands for a host name that cannot be encoded for DNS.
+REQUEST_ERRORS = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 
 
-class Inputs:
-    """The inputs fetched so far, one file for the same bytes however often they come."""
+class InputStore:
+    """Downloaded input videos, one file for each distinct content."""
 
     def __init__(self, folder: Path, client: httpx.AsyncClient) -> None:
         self._folder = folder
         self._client = client
-        self._good: set[str] = set()
+        self._validated: set[str] = set()
 
     def path(self, digest: str) -> Path:
-        """Where the bytes with this digest are."""
+        """Return the path of the video with this SHA-256 digest."""
         return self._folder / digest
 
     async def fetch(self, url: str, seconds: float) -> str:
-        """Fetch and judge a video; return the digest of its bytes, or refuse it with the reason."""
+        """
+        Download and validate a video.
+
+        :param seconds: time limit of the download
+        :return: the SHA-256 hex digest of its content
+        :raises Refusal: 422 with the reason, if the video cannot be downloaded or is not acceptable
+        """
         scratch = self._folder / f"{uuid.uuid4().hex}.part"
         try:
             async with asyncio.timeout(seconds):
                 digest = await self._download(url, scratch)
-            if digest not in self._good:
-                await asyncio.to_thread(media.inspect, scratch, MAX_VIDEO_SECONDS)
+            if digest not in self._validated:
+                await asyncio.to_thread(media.probe, scratch, MAX_VIDEO_SECONDS)
                 scratch.replace(self.path(digest))
-                self._good.add(digest)
+                self._validated.add(digest)
             return digest
         except TimeoutError as error:
             raise Refusal(422, f"videoUrl could not be fetched within {seconds:g} seconds.") from error
-        except UNREACHABLE as error:
+        except REQUEST_ERRORS as error:
             raise Refusal(422, f"videoUrl is not reachable: {str(error) or type(error).__name__}.") from error
         except media.UnusableVideo as error:
             raise Refusal(422, f"videoUrl is not a video the service takes: {error}.") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal: every call that came in, in order, so that a test can look at what really went over the wire."""
+"""Request journal: every call in order of arrival, so that tests can check what was really sent."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-#: Enough for hours of polling, and little enough to leave running over night.
-KEPT_CALLS = 50_000
+#: Holds hours of polling, and bounds the memory of a simulator that runs over night.
+MAX_CALLS = 50_000
 
 
 @dataclass
 class Call:
-    """One request; the answer's part stays None until the first byte of it is sent."""
+    """
+    One request and its response.
+
+    ``order`` counts from 1, ``at`` is the time of arrival in seconds of the Unix epoch, ``on`` is the operation as
+    named in faults. ``http_status`` stays None until the response's headers are sent.
+    """
 
     order: int
     at: float
@@ -38,14 +43,14 @@ class Call:
 
 @dataclass
 class Journal:
-    """All calls since the start or the last reset."""
+    """All calls received after the start or the last reset; the oldest are dropped beyond ``MAX_CALLS``."""
 
     count: int = 0
-    _calls: deque[Call] = field(default_factory=lambda: deque(maxlen=KEPT_CALLS))
+    _calls: deque[Call] = field(default_factory=lambda: deque(maxlen=MAX_CALLS))
     _connections: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def open(
+    def record(
         self,
         *,
         at: float,
@@ -57,9 +62,9 @@ class Journal:
         client_port: int | None,
         connection: int,
     ) -> Call:
-        """Write a request down as it arrives. The key itself is not kept, only that one was sent."""
-        named = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-        authorization = named.pop("authorization", None)
+        """Append a request when it arrives. The API key is not kept, only whether one was sent."""
+        kept_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        authorization = kept_headers.pop("authorization", None)
         with self._lock:
             self.count += 1
             call = Call(
@@ -69,7 +74,7 @@ class Journal:
                 method=method,
                 path=path,
                 query=query,
-                headers=named,
+                headers=kept_headers,
                 carried_authorization=authorization is not None,
                 client_port=client_port,
                 task_id=query.get("taskId"),
@@ -86,12 +91,12 @@ class Journal:
 
     @property
     def connections(self) -> int:
-        """How many TCP connections carried at least one call."""
+        """The number of TCP connections that carried at least one call."""
         with self._lock:
             return len(self._connections)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all calls and restart the count."""
         with self._lock:
             self.count = 0
             self._calls.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video work with PyAV: drawing the sample clips, judging an input, and rendering a result that visibly differs."""
+"""Video processing with PyAV: sample clips, validation of inputs, and transcoding with a visible change of style."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ SAMPLE_SIZE = (640, 360)
 SAMPLE_RATE = 25
 SAMPLE_SECONDS = 3
 TONE_RATE = 48000
-#: The demuxers for MP4, MOV and AVI and no other: a playlist, for one, would have ffmpeg open whatever it names.
-_READING = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi", "protocol_whitelist": "file"}
-#: A ten-second clip is often a frame or a packet of sound longer than ten seconds.
-TOLERANCE = 0.5
+#: Only the demuxers for MP4, MOV and AVI, because ffmpeg would open every file or URL that a playlist names.
+_INPUT_OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi", "protocol_whitelist": "file"}
+#: Seconds. A ten-second clip is often a frame or an audio packet longer than ten seconds.
+DURATION_TOLERANCE = 0.5
 
-_WRITING = {"movflags": "+faststart"}
-# by the angle a frame is to be turned against the clock
-_TURNS = {
+_OUTPUT_OPTIONS = {"movflags": "+faststart"}
+# Filters by the rotation in a frame's display matrix, in degrees counterclockwise.
+_ROTATION_FILTERS = {
     90: [("transpose", "cclock")],
     -90: [("transpose", "clock")],
     180: [("hflip", ""), ("vflip", "")],
     -180: [("hflip", ""), ("vflip", "")],
 }
 _VIDEO_OPTIONS = {"preset": "veryfast", "crf": "20"}
-# sky above, sky at the horizon, ground, sun
+# Colours of each sample clip: upper sky, horizon, ground, sun.
 _PALETTES = (
     ((38, 84, 160), (250, 190, 120), (40, 110, 60), (255, 236, 130)),
     ((64, 28, 96), (240, 110, 140), (70, 50, 90), (255, 250, 235)),
@@ -50,29 +50,29 @@ _samples_lock = threading.Lock()
 
 
 class UnusableVideo(ValueError):
-    """The file is not a video the service takes; the message says why."""
+    """The file is not a video that the service accepts; the message gives the reason."""
 
 
-class Stopped(Exception):
-    """The simulator is shutting down and does not want this render any more."""
+class RenderCancelled(Exception):
+    """The render was cancelled, because the simulator is shutting down."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What an input turned out to be."""
+    """Properties of an input video; size in pixels."""
 
     width: int
     height: int
     seconds: float
 
 
-def inspect(path: Path, max_seconds: float) -> Clip:
-    """Decode a file from end to end, and refuse what the service would refuse."""
+def probe(path: Path, max_seconds: float) -> Clip:
+    """Decode a whole file and return its properties; UnusableVideo if the service would refuse it."""
     try:
-        with av.open(str(path), options=_READING) as container:
+        with av.open(str(path), options=_INPUT_OPTIONS) as container:
             if not container.streams.video:
                 raise UnusableVideo("the file holds no video")
-            if container.duration and container.duration / av.time_base > max_seconds + TOLERANCE:
+            if container.duration and container.duration / av.time_base > max_seconds + DURATION_TOLERANCE:
                 raise UnusableVideo(_too_long(container.duration / av.time_base, max_seconds))
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
@@ -82,7 +82,7 @@ def inspect(path: Path, max_seconds: float) -> Clip:
 
 
 def _decoded_seconds(stream: VideoStream, max_seconds: float) -> float:
-    """Measure what is really there: the duration in a header may be missing or wrong."""
+    """Measure the duration from the decoded frames, because the one in the header may be missing or wrong."""
     frame_seconds = float(1 / (stream.average_rate or Fraction(25)))
     first: float | None = None
     seconds = 0.0
@@ -90,7 +90,7 @@ def _decoded_seconds(stream: VideoStream, max_seconds: float) -> float:
         at = frame.time if frame.time is not None else seconds
         first = at if first is None else first
         seconds = max(seconds, at - first + frame_seconds)
-        if seconds > max_seconds + TOLERANCE:
+        if seconds > max_seconds + DURATION_TOLERANCE:
             raise UnusableVideo(_too_long(seconds, max_seconds))
     if first is None:
         raise UnusableVideo("the file holds no frame that can be decoded")
@@ -101,49 +101,52 @@ def _too_long(seconds: float, max_seconds: float) -> str:
     return f"the video lasts {seconds:.1f} seconds, at most {max_seconds:g} are allowed"
 
 
-def render(source: Path, target: Path, look: str, stopped: Callable[[], bool]) -> None:
+def render(source: Path, target: Path, prompt: str, cancelled: Callable[[], bool]) -> None:
     """
-    Write a changed copy of the video: same length and size, other colours, sound kept.
+    Transcode a video to an MP4 of the same length and size, with other colours, a border and the original sound.
 
-    The look follows from the text given. Each of its steps changes what another may leave alone (a hue does nothing to
-    grey, an inversion nothing to middle grey), so that the result differs from any input.
+    A hash of the prompt selects the style. It combines several filters, because each has inputs that it does not
+    change: a hue shift does nothing to grey, an inversion nothing to middle grey.
+
+    :param cancelled: polled between packets
+    :raises RenderCancelled: if ``cancelled`` returns true
     """
     with (
-        av.open(str(source), options=_READING) as inp,
-        av.open(str(target), "w", format="mp4", options=_WRITING) as out,
+        av.open(str(source), options=_INPUT_OPTIONS) as inp,
+        av.open(str(target), "w", format="mp4", options=_OUTPUT_OPTIONS) as out,
     ):
         video = inp.streams.video[0]
         video.thread_type = "AUTO"
         audio = inp.streams.audio[0] if inp.streams.audio else None
-        painter = _Painter(video, _upright(source), out, look)
-        speaker = _Speaker(audio, out) if audio else None
+        video_out = _VideoTranscoder(video, _rotation_filters(source), out, prompt)
+        audio_out = _AudioTranscoder(audio, out) if audio else None
         for packet in inp.demux([stream for stream in (video, audio) if stream]):
-            if stopped():
-                raise Stopped
+            if cancelled():
+                raise RenderCancelled
             for frame in packet.decode():
                 if isinstance(frame, av.VideoFrame):
-                    painter.add(frame)
-                elif speaker and isinstance(frame, av.AudioFrame):
-                    speaker.add(frame)
-        painter.close()
-        if speaker:
-            speaker.close()
+                    video_out.add(frame)
+                elif audio_out and isinstance(frame, av.AudioFrame):
+                    audio_out.add(frame)
+        video_out.close()
+        if audio_out:
+            audio_out.close()
 
 
-def _upright(source: Path) -> list[tuple[str, str]]:
-    """Return the filters that turn a film the way it is meant to be seen: phones film lying down and note the angle."""
-    with av.open(str(source), options=_READING) as container:
-        return _TURNS.get(next(container.decode(video=0)).rotation, [])
+def _rotation_filters(source: Path) -> list[tuple[str, str]]:
+    """Return the filters that apply the rotation in the video's metadata, as phones store it for portrait videos."""
+    with av.open(str(source), options=_INPUT_OPTIONS) as container:
+        return _ROTATION_FILTERS.get(next(container.decode(video=0)).rotation, [])
 
 
-class _Painter:
-    """Video frames through the filters into H.264, at the times they had."""
+class _VideoTranscoder:
+    """Filters video frames and encodes them as H.264 with their original timestamps."""
 
-    def __init__(self, source: VideoStream, turns: list[tuple[str, str]], out: OutputContainer, look: str) -> None:
+    def __init__(self, source: VideoStream, rotation: list[tuple[str, str]], out: OutputContainer, prompt: str) -> None:
         self._out = out
-        # H.264 in 4:2:0 has even sizes only: an odd input loses one line or column.
+        # H.264 in 4:2:0 has even sizes only, so an odd input loses one row or column of pixels.
         width, height = max(source.width // 2 * 2, 2), max(source.height // 2 * 2, 2)
-        self._size = (height, width) if ("transpose" in dict(turns)) else (width, height)
+        self._size = (height, width) if ("transpose" in dict(rotation)) else (width, height)
         self._stream = out.add_stream("libx264", rate=source.average_rate or 25, options=_VIDEO_OPTIONS)
         self._stream.width, self._stream.height = self._size
         self._stream.pix_fmt = "yuv420p"
@@ -151,12 +154,12 @@ class _Painter:
             self._stream.codec_context.time_base = source.time_base
         self._graph = av.filter.Graph()
         nodes = [self._graph.add_buffer(template=source)]
-        nodes += [self._graph.add(name, arguments) for name, arguments in turns + self._filters(look)]
+        nodes += [self._graph.add(name, arguments) for name, arguments in rotation + self._style_filters(prompt)]
         nodes.append(self._graph.add("buffersink"))
         self._graph.link_nodes(*nodes).configure()
 
-    def _filters(self, look: str) -> list[tuple[str, str]]:
-        digest = hashlib.sha256(look.encode()).digest()
+    def _style_filters(self, prompt: str) -> list[tuple[str, str]]:
+        digest = hashlib.sha256(prompt.encode()).digest()
         width, height = self._size
         colour = "0x" + bytes(128 + byte // 2 for byte in digest[2:5]).hex()
         return [
@@ -169,11 +172,11 @@ class _Painter:
 
     def add(self, frame: av.VideoFrame | None) -> None:
         self._graph.vpush(frame)
-        for painted in self._painted():
-            painted.pict_type = av.video.frame.PictureType.NONE
-            self._out.mux(self._stream.encode(painted))
+        for filtered in self._filtered_frames():
+            filtered.pict_type = av.video.frame.PictureType.NONE
+            self._out.mux(self._stream.encode(filtered))
 
-    def _painted(self) -> Iterator[av.VideoFrame]:
+    def _filtered_frames(self) -> Iterator[av.VideoFrame]:
         while True:
             try:
                 yield self._graph.vpull()
@@ -185,8 +188,8 @@ class _Painter:
         self._out.mux(self._stream.encode(None))
 
 
-class _Speaker:
-    """Sound of any kind into AAC."""
+class _AudioTranscoder:
+    """Encodes audio frames as AAC."""
 
     def __init__(self, source: AudioStream, out: OutputContainer) -> None:
         self._out = out
@@ -201,14 +204,14 @@ class _Speaker:
 
 
 def sample(name: str) -> bytes:
-    """Return one of the sample clips, drawn when it is first asked for and the same ever after."""
+    """Return the content of a sample clip, which is drawn at its first request and cached."""
     with _samples_lock:
         return _draw_sample(SAMPLES.index(name))
 
 
 @cache
 def _draw_sample(variant: int) -> bytes:
-    # Not into memory: putting the index first means reading the file again, which ffmpeg does by its name.
+    # Written to a file, because ffmpeg reopens the output by its name to move the index to its start (faststart).
     with TemporaryDirectory() as folder:
         path = Path(folder) / "sample.mp4"
         _write_sample(path, variant)
@@ -216,21 +219,21 @@ def _draw_sample(variant: int) -> bytes:
 
 
 def _write_sample(path: Path, variant: int) -> None:
-    with av.open(str(path), "w", format="mp4", options=_WRITING) as out:
+    with av.open(str(path), "w", format="mp4", options=_OUTPUT_OPTIONS) as out:
         video = out.add_stream("libx264", rate=SAMPLE_RATE, options=_VIDEO_OPTIONS)
         video.width, video.height = SAMPLE_SIZE
         video.pix_fmt = "yuv420p"
         tone = out.add_stream("aac", rate=TONE_RATE, layout="mono")
-        pictures, sounds = _pictures(variant), _sounds(variant)
-        for picture in pictures:
-            out.mux(video.encode(picture))
-            out.mux(tone.encode(next(sounds)))
+        audio_frames = _audio_frames(variant)
+        for video_frame in _video_frames(variant):
+            out.mux(video.encode(video_frame))
+            out.mux(tone.encode(next(audio_frames)))
         out.mux(video.encode(None))
         out.mux(tone.encode(None))
 
 
-def _pictures(variant: int) -> Iterator[av.VideoFrame]:
-    """Let a sun cross a sky, in colours that tell the clips apart."""
+def _video_frames(variant: int) -> Iterator[av.VideoFrame]:
+    """Yield frames of a sun that crosses a sky, in colours that differ from clip to clip."""
     above, horizon, ground, sun = (np.array(colour, dtype=np.float32) for colour in _PALETTES[variant])
     width, height = SAMPLE_SIZE
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -239,8 +242,8 @@ def _pictures(variant: int) -> Iterator[av.VideoFrame]:
     scene = np.where(hilly[..., None], ground, above * (1 - depth) + horizon * depth)
     frames = SAMPLE_RATE * SAMPLE_SECONDS
     for index in range(frames):
-        way = index / (frames - 1)
-        sun_x, sun_y = int(60 + way * (width - 120)), int(height * (0.62 - 0.42 * np.sin(np.pi * way)))
+        progress = index / (frames - 1)
+        sun_x, sun_y = int(60 + progress * (width - 120)), int(height * (0.62 - 0.42 * np.sin(np.pi * progress)))
         box = np.s_[sun_y - 46 : sun_y + 46, sun_x - 46 : sun_x + 46]
         shine = np.clip((46 - np.hypot(x[box] - sun_x, y[box] - sun_y)) / 8, 0, 1) * ~hilly[box]
         picture = scene.astype(np.uint8)
@@ -250,8 +253,8 @@ def _pictures(variant: int) -> Iterator[av.VideoFrame]:
         yield frame
 
 
-def _sounds(variant: int) -> Iterator[av.AudioFrame]:
-    """Hum a quiet tone, in pieces as long as a picture."""
+def _audio_frames(variant: int) -> Iterator[av.AudioFrame]:
+    """Yield a quiet sine tone in frames of the same duration as a video frame."""
     length = TONE_RATE // SAMPLE_RATE
     pitch = 220 * (1 + variant / 4)
     for index in range(SAMPLE_RATE * SAMPLE_SECONDS):

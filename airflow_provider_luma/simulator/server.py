@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running simulator: a uvicorn server in a thread, with handles on what it sees and does."""
+"""Uvicorn server in a background thread, with access to the simulator's settings, jobs and journal."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .app import create_app
-from .gate import Gate
+from .fault_middleware import FaultMiddleware
+from .job_runner import create_internal_user_agent
 from .journal import Call
 from .service import Job, Service
 from .settings import Settings
-from .studio import new_agent
 
-_connection_numbers = itertools.count(1)
+_connection_ids = itertools.count(1)
 
 
-class _OpenProtocol(H11Protocol):
+class _TransportInScopeProtocol(H11Protocol):
     """
-    Shows the application its TCP connection.
+    HTTP protocol that puts the transport and a connection id into the ASGI scope's state.
 
-    ASGI hides it on purpose, but a fault that cuts the connection needs the transport, and the journal tells
-    connections apart, which ports (used again sooner or later) do not. The scope's state is a copy of app_state.
+    ASGI hides the TCP connection on purpose, but a fault that cuts the connection needs its transport. The journal
+    counts connections by id, because client ports are reused. Uvicorn copies ``app_state`` into each scope's state.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        # asyncio does this itself, but not on connections of a socket that was bound beforehand; without it every
-        # answer waits some 40 ms for an acknowledgement between its headers and its body.
+        # asyncio sets TCP_NODELAY itself, but not on connections of a socket that was bound beforehand. Without it,
+        # every response waits some 40 ms for an acknowledgement between its headers and its body.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.app_state = {**self.app_state, "transport": transport, "connection": next(_connection_numbers)}
+        self.app_state = {**self.app_state, "transport": transport, "connection": next(_connection_ids)}
         super().connection_made(transport)
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens."""
+    """Uvicorn server that sets an event when it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -52,7 +52,11 @@ class _Server(uvicorn.Server):
 
 
 class Simulator:
-    """A Luma service on this machine. Use it as a context manager, or call start() and stop()."""
+    """
+    A simulated Luma service on this machine. Use it as a context manager, or with start() and stop().
+
+    :param port: TCP port, 0 for any free one
+    """
 
     def __init__(self, settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._service = Service(settings or Settings())
@@ -61,30 +65,35 @@ class Simulator:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Simulator:
-        """Start."""
+        """Start the server."""
         self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop."""
+        """Stop the server."""
         self.stop()
 
     def start(self) -> None:
-        """Bind and serve; return when calls are answered. OSError if the address cannot be had."""
+        """
+        Start the server and return when it listens.
+
+        :raises OSError: if the address cannot be bound
+        :raises RuntimeError: if the simulator is running already, or could not start
+        """
         if self._thread is not None:
             raise RuntimeError("the simulator runs already")
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._socket = socket.create_server((self._host, self._port), family=family, backlog=2048)
         self._service.base_url = _base_url(self._host, self._socket.getsockname()[1])
-        own_agent = new_agent()
+        user_agent = create_internal_user_agent()
         self._stopping = asyncio.Event()
-        gate = Gate(create_app(self._service, own_agent), self._service, own_agent, self._stopping)
+        app = FaultMiddleware(create_app(self._service, user_agent), self._service, user_agent, self._stopping)
         config = uvicorn.Config(
-            cast(Any, gate),
-            # Named rather than chosen by what is installed: the faults rely on this one.
-            http=_OpenProtocol,
+            cast(Any, app),
+            # Set explicitly, because uvicorn would prefer httptools if installed, and the faults depend on this class.
+            http=_TransportInScopeProtocol,
             loop="asyncio",
             ws="none",
             lifespan="on",
@@ -110,47 +119,47 @@ class Simulator:
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Stop serving, drop all work, and return when nothing of it is left."""
+        """Stop the server, cancel all jobs, and return when its thread has ended."""
         if self._thread is None:
             return
         if self._thread.is_alive():
-            # Calls that hang on purpose would hold the server up.
+            # Requests with a hang fault would otherwise delay the shutdown.
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._server.should_exit = True
         self._thread.join()
         self._thread = None
 
     def reset(self) -> None:
-        """Start over: the settings it was started with, no jobs, no calls, a full account."""
+        """Restore the initial settings and credits, and delete all jobs and calls."""
         self._service.reset()
 
     def configure(self, **changes: Any) -> Settings:
-        """Change settings while it runs; pydantic's ValidationError if they make no sense."""
+        """Change settings while the server runs; pydantic's ValidationError if one is invalid."""
         return self._service.configure(changes)
 
     @property
     def base_url(self) -> str:
-        """Where it listens, as http://HOST:PORT."""
+        """The server's address as http://HOST:PORT."""
         return self._service.base_url
 
     @property
     def sample_url(self) -> str:
-        """A clip it takes as an input."""
+        """The URL of a clip that can be submitted as an input video."""
         return f"{self._service.url}/files/sample.mp4"
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
+        """The current settings."""
         return self._service.settings
 
     @property
     def credits(self) -> float:
-        """What is left on the account."""
+        """The account's balance."""
         return self._service.credits
 
     @property
     def accepted(self) -> int:
-        """How many submissions were accepted and billed."""
+        """The number of submissions accepted and billed."""
         return len(self._service.jobs)
 
     @property
@@ -160,21 +169,21 @@ class Simulator:
 
     @property
     def calls(self) -> list[Call]:
-        """Every call of the service and its files, oldest first; not the simulator's own fetches."""
+        """Every request to the API and its files, oldest first; the simulator's own requests are not among them."""
         return self._service.journal.calls
 
     @property
     def connections(self) -> int:
-        """How many TCP connections carried those calls."""
+        """The number of TCP connections that carried those calls."""
         return self._service.journal.connections
 
     @property
     def renders(self) -> int:
-        """How many videos were rendered."""
+        """The number of videos rendered."""
         return self._service.renders
 
 
 def _base_url(host: str, port: int) -> str:
-    """Write the address as one would call it, which an address for all interfaces is not."""
+    """Return a URL that clients can connect to; the wildcard addresses become loopback addresses."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{reachable}:{port}"

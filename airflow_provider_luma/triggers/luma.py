@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Waiting in the triggerer: for a turn to submit, and for the job, so that no worker slot is held meanwhile.
+Triggers: waiting in the triggerer for a job, for a permission to submit, or for a callback.
 
 The triggerer imports this module in its event loop, so what takes long to import, the HTTP libraries, is imported in a
 thread by the first trigger that runs.
@@ -11,40 +11,54 @@ from __future__ import annotations
 import asyncio
 import importlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_luma.deferral import (
+    SHORTEST_DEFERRAL,
+    DeferralExpired,
+    JobFinished,
+    WaitFailed,
+)
 from airflow_provider_luma.exceptions import LumaError
-from airflow_provider_luma.waiting import PROGRESS_INTERVAL, Watch
+from airflow_provider_luma.polling.state import PROGRESS_INTERVAL, Finished, PollState
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.poller import SubmissionLine
-
-#: Seconds for which a task stays deferred at least. Airflow fails a task that is resumed and queued before the
-#: scheduler has taken note that its worker ended ("executor reported success, but the task instance's state is
-#: queued"); up to 5 seconds pass until the worker's supervisor notices that, and then a turn of the scheduler's loop.
-SHORTEST_WAIT = 8.0
+    from airflow_provider_luma.submission.queue import SubmissionQueue
 
 
-class LumaTaskTrigger(BaseTrigger):
+class _LumaTrigger(BaseTrigger):
+    """A trigger that is stored as the arguments that it was created with, under the same names."""
+
+    arguments: ClassVar[tuple[str, ...]]
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments to create this trigger anew."""
+        arguments = {name: getattr(self, name) for name in self.arguments}
+        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+
+
+class LumaTaskTrigger(_LumaTrigger):
     """
-    Fire when a Luma job has ended, or when waiting for it makes no more sense.
+    Fire when a Luma job has ended, or when waiting for it cannot help any more.
 
     The event is ``{"task": ...}`` with the finished job as :meth:`LumaTask.as_dict` gives it, and ``"request"`` with
-    what was asked for; or ``{"error": ...}`` as :meth:`LumaError.as_dict` gives it. Where Luma calls back, the
-    receiver may resume the task in the meantime, with ``{"callback": ...}``. The trigger can be stopped and started
-    again, on another triggerer too, at any time: it keeps nothing but what it was given.
+    what was asked for; or ``{"error": ...}`` as :meth:`LumaError.as_dict` gives it. If a callback comes first, its
+    receiver resumes the task with ``{"callback": ...}``. The trigger can be stopped and started again at any time, also
+    on another triggerer: it has no state but its arguments.
 
     :param luma_task_id: the job's id at Luma
     :param luma_conn_id: the connection that holds the API key
-    :param poll_interval: seconds between two looks at the job
+    :param poll_interval: seconds between two status checks
     :param end_time: when to stop waiting, in seconds since the epoch, or None to wait for ever
-    :param made: when the job was made, in seconds since the epoch, if that is known
+    :param created_at: when the job was created, in seconds since the epoch, if that is known
     """
+
+    arguments = ("luma_task_id", "luma_conn_id", "poll_interval", "end_time")
 
     def __init__(
         self,
@@ -52,164 +66,150 @@ class LumaTaskTrigger(BaseTrigger):
         luma_conn_id: str = "luma_default",
         poll_interval: float = 30.0,
         end_time: float | None = None,
-        made: float | None = None,
+        created_at: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.luma_task_id = luma_task_id
         self.luma_conn_id = luma_conn_id
         self.poll_interval = poll_interval
         self.end_time = end_time
-        self.made = made
+        self.created_at = created_at
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments to make this trigger anew."""
-        arguments = {
-            "luma_task_id": self.luma_task_id,
-            "luma_conn_id": self.luma_conn_id,
-            "poll_interval": self.poll_interval,
-            "end_time": self.end_time,
-        }
-        if self.made is not None:
-            arguments["made"] = self.made
-        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+        """Return the class path and the arguments to create this trigger anew."""
+        path, arguments = super().serialize()
+        return path, arguments if self.created_at is None else {**arguments, "created_at": self.created_at}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look at the job until it has ended; yield one event."""
+        """Poll the job until the wait has ended; yield one event."""
         started = time.monotonic()
         event = await self._wait()
-        await asyncio.sleep(max(0.0, SHORTEST_WAIT - (time.monotonic() - started)))
-        yield event
+        await asyncio.sleep(max(0.0, SHORTEST_DEFERRAL - (time.monotonic() - started)))
+        yield TriggerEvent(event)
 
-    async def _wait(self) -> TriggerEvent:
-        watch = Watch(self.luma_task_id, poll_interval=self.poll_interval, end_time=self.end_time, made=self.made)
-        await _import_poller()
-        from airflow_provider_luma.poller import Poller, shared
+    async def _wait(self) -> JobFinished | WaitFailed:
+        state = PollState(
+            self.luma_task_id, poll_interval=self.poll_interval, end_time=self.end_time, created_at=self.created_at
+        )
+        await _import_hooks()
+        from airflow_provider_luma.hooks.luma import LumaAsyncHook
+        from airflow_provider_luma.polling.poller import WAITING_GAUGE, Poller
+        from airflow_provider_luma.polling.shared import shared
 
         try:
-            async with shared(Poller, self.luma_conn_id) as poller:
-                task = await poller.wait_for(watch)
+            async with shared(
+                lambda: Poller(LumaAsyncHook(self.luma_conn_id)), WAITING_GAUGE, self.luma_conn_id
+            ) as poller:
+                outcome = await poller.wait_for(state)
         except LumaError as error:
-            return TriggerEvent({"error": error.as_dict()})
-        return TriggerEvent({"task": task.as_dict(), "request": task.request()})
+            return WaitFailed(error=error.as_dict())
+        if isinstance(outcome, Finished):
+            return JobFinished(task=outcome.task.as_dict(), request=outcome.task.request())
+        return WaitFailed(error=outcome.reason.as_dict())
 
     async def on_kill(self) -> None:
         """
-        Say that the job goes on.
+        Log that the job is not cancelled.
 
-        Airflow also calls this when a callback resumes the task, so it must not claim that anything was lost.
+        Airflow also calls this when a callback resumes the task, so it must not say that anything was lost.
         """
         self.log.info(
-            "No longer waiting here for Luma task %s: its callback came, or a person ended the wait. Luma cannot "
-            "cancel a job: unless it has ended already, it goes on there under this id, and is billed",
+            "No longer waiting here for Luma task %s: its callback has come, or a person has ended the wait. Luma "
+            "cannot cancel a job: unless it has ended already, it is still running there under this id, and is billed",
             self.luma_task_id,
         )
 
 
-class LumaSubmissionTrigger(BaseTrigger):
+class LumaSubmissionTrigger(_LumaTrigger):
     """
-    Fire when it is a task's turn to submit, after Luma has refused it for being one too many, or being unavailable.
+    Fire when a task that Luma has refused for now may submit again.
 
-    The event is ``{"turn": ...}``, the time in seconds since the epoch. Nothing was submitted so far, and nothing
-    billed.
+    Nothing was accepted so far, and nothing billed.
 
     :param luma_conn_id: the connection that holds the API key
-    :param since: when the task first wanted to submit, in seconds since the epoch: who waits longest is first
+    :param state: the deferral's :class:`~airflow_provider_luma.deferral.DeferralState`, with ``first_attempt_at``
     :param until: when to fire in any case, in seconds since the epoch
-    :param turn: when the task was given the turn that was refused, in seconds since the epoch; None if it had tried
-        without one
+    :param permitted_at: when an earlier trigger permitted the submission that was refused, in seconds since the epoch;
+        None if none did
     :param not_before: until when Luma wants no submission, in seconds since the epoch
     """
+
+    arguments = ("luma_conn_id", "state", "until", "permitted_at", "not_before")
 
     def __init__(
         self,
         luma_conn_id: str,
-        since: float,
+        state: Mapping[str, Any],
         until: float,
-        turn: float | None = None,
+        permitted_at: float | None = None,
         not_before: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.luma_conn_id = luma_conn_id
-        self.since = since
+        self.state = dict(state)
         self.until = until
-        self.turn = turn
+        self.permitted_at = permitted_at
         self.not_before = not_before
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments to make this trigger anew."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "luma_conn_id": self.luma_conn_id,
-                "since": self.since,
-                "until": self.until,
-                "turn": self.turn,
-                "not_before": self.not_before,
-            },
-        )
-
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Line up; yield one event."""
-        await _import_poller()
-        from airflow_provider_luma.poller import SubmissionLine, shared
+        """Wait in the queue; yield one event."""
+        from airflow_provider_luma.polling.shared import shared
+        from airflow_provider_luma.submission.queue import WAITING_GAUGE, SubmissionQueue
 
-        async with shared(SubmissionLine, self.luma_conn_id) as line:
-            line.refused(self.not_before, turn=self.turn)
-            await asyncio.sleep(SHORTEST_WAIT)
+        async with shared(SubmissionQueue, WAITING_GAUGE, self.luma_conn_id) as queue:
+            queue.on_refused(self.not_before, permitted_at=self.permitted_at)
+            await asyncio.sleep(SHORTEST_DEFERRAL)
             try:
                 async with asyncio.timeout(max(0.0, self.until - time.time())):
-                    await self._wait(line)
+                    await self._wait(queue)
             except TimeoutError:
-                self.log.info("The time to wait for a turn is over: trying once more")
-        yield TriggerEvent({"turn": time.time()})
+                self.log.info("The time limit for submitting is reached: trying for the last time")
+        yield TriggerEvent(DeferralExpired(state=self.state, at=time.time()))
 
-    async def _wait(self, line: SubmissionLine) -> None:
-        waiting = asyncio.create_task(line.wait(self.since))
+    async def _wait(self, queue: SubmissionQueue) -> None:
+        first_attempt_at = self.state.get("first_attempt_at", time.time())
+        permitted = asyncio.create_task(queue.wait(first_attempt_at))
         try:
-            while not (await asyncio.wait([waiting], timeout=PROGRESS_INTERVAL))[0]:
-                elapsed = timedelta(seconds=round(time.time() - self.since))
-                self.log.info("Waiting for %s for a turn to submit; %d tasks wait here", elapsed, line.length)
-            await waiting
+            while not (await asyncio.wait([permitted], timeout=PROGRESS_INTERVAL))[0]:
+                elapsed = timedelta(seconds=round(time.time() - first_attempt_at))
+                self.log.info("Queued for submission for %s; %d tasks are in this queue", elapsed, queue.length)
+            await permitted
         finally:
-            waiting.cancel()
+            permitted.cancel()
 
 
-class LumaCallbackTrigger(BaseTrigger):
+class LumaCallbackTrigger(_LumaTrigger):
     """
     Keep a task deferred that waits for the callback of a submission whose answer was lost.
 
-    It is the receiver of callbacks that resumes the task. This trigger fires, with an empty event, only to have the
-    task see whether it was missed.
+    The receiver of callbacks resumes the task. This trigger only fires to let the task check whether it has missed one.
 
-    :param reference: the submission
+    :param state: the deferral's :class:`~airflow_provider_luma.deferral.DeferralState`, with ``reference``
     :param until: when to fire, in seconds since the epoch
     """
 
-    def __init__(self, reference: str, until: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.reference = reference
-        self.until = until
+    arguments = ("state", "until")
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments to make this trigger anew."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {"reference": self.reference, "until": self.until},
-        )
+    def __init__(self, state: Mapping[str, Any], until: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.state = dict(state)
+        self.until = until
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Sleep until then; yield one event."""
-        await asyncio.sleep(max(SHORTEST_WAIT, self.until - time.time()))
-        yield TriggerEvent({})
+        await asyncio.sleep(max(SHORTEST_DEFERRAL, self.until - time.time()))
+        yield TriggerEvent(DeferralExpired(state=self.state, at=time.time()))
 
 
 _imports: dict[asyncio.AbstractEventLoop, asyncio.Task[ModuleType]] = {}
 
 
-async def _import_poller() -> None:
+async def _import_hooks() -> None:
     """Import the HTTP libraries in a thread: once for all triggers that start together, which may be a thousand."""
     loop = asyncio.get_running_loop()
     if loop not in _imports:
-        _imports[loop] = loop.create_task(asyncio.to_thread(importlib.import_module, "airflow_provider_luma.poller"))
+        _imports[loop] = loop.create_task(
+            asyncio.to_thread(importlib.import_module, "airflow_provider_luma.hooks.luma")
+        )
         _imports[loop].add_done_callback(lambda _: _imports.pop(loop))
     await asyncio.shield(_imports[loop])

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from scenarios import CALLED_BACK, CRASHES, REHEARSALS, Rehearsal
+from scenarios import CALLBACKS, CRASHES, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import LocalAirflow
@@ -45,14 +45,14 @@ def lumas() -> Iterator[dict[str, Simulator]]:
                     )
                 )
             )
-            for name, rehearsal in {**REHEARSALS, **CRASHES, **CALLED_BACK, "default": Rehearsal()}.items()
+            for name, rehearsal in {**REHEARSALS, **CRASHES, **CALLBACKS, "default": Rehearsal()}.items()
         }
         yield lumas
 
 
-def let_call_back(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
+def enable_callbacks(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
     """Give connections the address of an Airflow that is not started yet."""
-    for name in (*CALLED_BACK, "crash_at_random", "default"):
+    for name in (*CALLBACKS, "crash_at_random", "default"):
         extra = {"callback_base_url": airflow.url, "webhook_secret": WEBHOOK_SECRET}
         airflow.environment[f"AIRFLOW_CONN_LUMA_{name.upper()}"] = json.dumps(
             {"conn_type": "luma", "host": lumas[name].base_url, "password": API_KEY, "extra": extra}
@@ -132,14 +132,22 @@ def airflow(
 ) -> Iterator[LocalAirflow]:
     """Return a running Airflow."""
     local = LocalAirflow(tmp_path_factory.mktemp("airflow"), dags, {**environment, **database})
-    let_call_back(local, lumas)
+    enable_callbacks(local, lumas)
     with local as running:
         running.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
         yield running
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(900))
+            if item.get_closest_marker("xdist_group") is None:
+                # One worker, and so one Airflow, for the tests that kill its parts, and one for the others.
+                is_long = item.get_closest_marker("long") is not None
+                item.add_marker(pytest.mark.xdist_group("airflow to kill" if is_long else "airflow"))
+    yield
+    # What takes longest begins first, beside the unit tests of the other workers.
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

@@ -64,7 +64,7 @@ FAILURES = {
     ),
     "out_of_execution_time": Rehearsal(
         {"processing_seconds": 300},
-        {"execution_timeout": 5},
+        {"execution_timeout": 20},
         says=("not finished within execution_timeout", "it is still running there under this id"),
     ),
     "lost_answer": Rehearsal(
@@ -92,13 +92,13 @@ CRASHES = {
         "timed_out",
         "at_random",
         "cleared",
-        "in_line",
+        "in_queue",
     )
 }
 
 #: Runs in which Luma calls Airflow back, or ought to.
-CALLED_BACK = {
-    f"called_{name}": Rehearsal()
+CALLBACKS = {
+    f"callback_{name}": Rehearsal()
     for name in (
         "once",
         "never",

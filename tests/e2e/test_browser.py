@@ -124,7 +124,7 @@ def complaints(browser: Chrome) -> list[str]:
 
 @pytest.fixture(scope="module")
 def luma(lumas: dict[str, Simulator]) -> Simulator:
-    """Return the Luma of the example DAGs; it keeps its videos, as several tests look at them."""
+    """Return the Luma of the example DAGs; it keeps its videos, because several tests use them."""
     lumas["default"].reset()
     return lumas["default"]
 
@@ -187,15 +187,15 @@ def wait_for_position(browser: Chrome, seconds: float) -> None:
     until(browser, lambda: browser.execute_script(script, seconds), f"both videos to be at {seconds} s")
 
 
-def watch(browser: Chrome, script: str) -> list[tuple[float, float]]:
+def record_playback(browser: Chrome, script: str) -> list[tuple[float, float]]:
     """Return where the videos are, picture by picture, until a condition on (original, modified, seen) is true."""
     watching = f"""
         const [original, modified] = document.querySelectorAll('video'), seen = [], done = arguments[0];
-        const look = () => {{
+        const sample = () => {{
             seen.push([original.currentTime, modified.currentTime]);
-            if ({script}) done(seen); else requestAnimationFrame(look);
+            if ({script}) done(seen); else requestAnimationFrame(sample);
         }};
-        look();"""
+        sample();"""
     return [(original, modified) for original, modified in browser.execute_async_script(watching)]
 
 
@@ -205,21 +205,21 @@ def assert_in_step(seen: list[tuple[float, float]]) -> None:
     assert apart[int(len(apart) * 0.95)] < IN_STEP, apart[-20:]
 
 
-def pretend(airflow: LocalAirflow, **xcoms: Any) -> str:
+def page_with_xcoms(airflow: LocalAirflow, **xcoms: Any) -> str:
     """Give a task that does nothing the XComs of a job; return the page that shows them."""
-    run_id = airflow.trigger("pretended")
-    wait_for_end(airflow, "pretended", run_id)
-    path = f"/dags/pretended/dagRuns/{run_id}/taskInstances/modify/xcomEntries"
+    run_id = airflow.trigger("without_job")
+    wait_for_end(airflow, "without_job", run_id)
+    path = f"/dags/without_job/dagRuns/{run_id}/taskInstances/modify/xcomEntries"
     for key, value in xcoms.items():
         airflow.call("POST", path, json={"key": key, "value": value})
-    return address(airflow.url, run_id, "pretended")
+    return address(airflow.url, run_id, "without_job")
 
 
 # -- the connection --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(AIRFLOW < (3, 2), reason="needs the form of Airflow 3.2")
-def test_a_connection_is_made_in_the_form_and_its_secrets_are_never_shown(
+def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
     browser: Chrome, airflow: LocalAirflow
 ) -> None:
     key, secret = "the-key-typed-into-the-form", "the-secret-typed-into-the-form"
@@ -302,7 +302,7 @@ def test_a_connection_is_made_in_the_form_and_its_secrets_are_never_shown(
 # -- a finished job --------------------------------------------------------------------------------------------------
 
 
-def test_the_link_on_the_task_leads_to_both_videos(
+def test_extra_link_of_a_task_leads_to_both_videos(
     browser: Chrome, airflow: LocalAirflow, luma: Simulator, finished: str
 ) -> None:
     result = airflow.xcom(DAG_ID, finished, "modify")
@@ -322,7 +322,7 @@ def test_the_link_on_the_task_leads_to_both_videos(
         assert browser.find_element(By.ID, video).get_attribute("src") == source
         assert text(browser, f"{video}-note") == ""
     facts = text(browser, "facts")
-    for words in (result["luma_task_id"], "Made by Luma in", "Kept by Luma until", "3.0 s"):
+    for words in (result["luma_task_id"], "Processing time", "Kept by Luma until", "3.0 s"):
         assert words in facts
 
     download = browser.find_element(By.LINK_TEXT, "Download").get_attribute("href")
@@ -339,7 +339,9 @@ def test_the_link_on_the_task_leads_to_both_videos(
     assert f"/dags/{DAG_ID}/runs/" in browser.current_url
 
 
-def test_a_mapped_task_shows_its_own_video(browser: Chrome, airflow: LocalAirflow, luma: Simulator) -> None:
+def test_result_page_of_a_mapped_task_shows_its_own_video(
+    browser: Chrome, airflow: LocalAirflow, luma: Simulator
+) -> None:
     luma.configure(processing_seconds=0.5)
     run_id = airflow.trigger("luma_batch")
     wait_for_end(airflow, "luma_batch", run_id)
@@ -355,22 +357,24 @@ def test_a_mapped_task_shows_its_own_video(browser: Chrome, airflow: LocalAirflo
     assert text(browser, "task-link").endswith("/ modify [1]")
 
 
-def test_the_videos_play_in_step_and_again_and_again(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+def test_both_videos_play_in_step_and_repeat(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
     open_finished(browser, airflow, finished)
     assert are_paused(browser) == [True, True]
 
     click(browser, "//button[normalize-space()='Play']")
-    seen = watch(browser, "seen.length > 1 && modified.currentTime < seen.at(-2)[1]")  # from the end to the start
+    seen = record_playback(
+        browser, "seen.length > 1 && modified.currentTime < seen.at(-2)[1]"
+    )  # from the end to the start
 
     assert max(modified for _, modified in seen) > 2.5
     assert_in_step(seen)
-    assert_in_step(watch(browser, "modified.currentTime > 1 && modified.currentTime < 2"))
+    assert_in_step(record_playback(browser, "modified.currentTime > 1 && modified.currentTime < 2"))
     assert are_paused(browser) == [False, False]
     click(browser, "//button[normalize-space()='Pause']")
     assert are_paused(browser) == [True, True]
 
 
-def test_without_the_loop_they_stop_at_the_end_and_start_anew(
+def test_both_videos_stop_at_the_end_without_the_loop_and_play_again(
     browser: Chrome, airflow: LocalAirflow, finished: str
 ) -> None:
     open_finished(browser, airflow, finished)
@@ -379,14 +383,14 @@ def test_without_the_loop_they_stop_at_the_end_and_start_anew(
     wait_for_position(browser, 3.0)
 
     click(browser, "//button[normalize-space()='Play']")
-    watch(browser, "modified.currentTime > 0.2 && modified.currentTime < 2")
+    record_playback(browser, "modified.currentTime > 0.2 && modified.currentTime < 2")
     find(browser, "//button[normalize-space()='Play']")
 
     assert positions(browser) == pytest.approx((3.0, 3.0), abs=0.1)
     assert are_paused(browser) == [True, True]
 
 
-def test_the_slider_moves_both(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+def test_slider_seeks_both_videos(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
     open_finished(browser, airflow, finished)
     slider = browser.find_element(By.ID, "seek")
 
@@ -399,10 +403,10 @@ def test_the_slider_moves_both(browser: Chrome, airflow: LocalAirflow, finished:
 
     click(browser, "//button[normalize-space()='Play']")
     ActionChains(browser).drag_and_drop_by_offset(slider, -slider.size["width"] // 4, 0).perform()
-    assert_in_step(watch(browser, "seen.length > 60"))
+    assert_in_step(record_playback(browser, "seen.length > 60"))
 
 
-def test_everything_can_be_done_with_the_keyboard(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+def test_keyboard_plays_pauses_and_seeks_both_videos(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
     open_finished(browser, airflow, finished)
 
     press(browser, Keys.ARROW_RIGHT)
@@ -416,7 +420,7 @@ def test_everything_can_be_done_with_the_keyboard(browser: Chrome, airflow: Loca
     press(browser, Keys.HOME)
     wait_for_position(browser, 0.0)
     press(browser, Keys.SPACE)
-    assert_in_step(watch(browser, "modified.currentTime > 1"))
+    assert_in_step(record_playback(browser, "modified.currentTime > 1"))
     assert are_paused(browser) == [False, False]
     press(browser, Keys.SPACE)
     assert are_paused(browser) == [True, True]
@@ -434,7 +438,7 @@ def test_everything_can_be_done_with_the_keyboard(browser: Chrome, airflow: Loca
     assert reached[1:] == ["Play", "Position", "Loop", "Sound", "Download", "Copy link", "Copy"]
 
 
-def test_the_browser_complains_of_nothing(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+def test_result_page_logs_no_error_in_the_browser(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
     open_finished(browser, airflow, finished)
     for button in ("Play", "Sound", "Loop", "Copy", "Pause"):
         click(browser, f"//button[normalize-space()='{button}']")
@@ -444,7 +448,7 @@ def test_the_browser_complains_of_nothing(browser: Chrome, airflow: LocalAirflow
 # -- a job that is not finished, or not well -------------------------------------------------------------------------
 
 
-def test_it_shows_the_wait_and_then_the_video_by_itself(
+def test_result_page_shows_the_wait_and_then_the_video_without_a_reload(
     browser: Chrome, airflow: LocalAirflow, luma: Simulator, configure: Callable[..., Any]
 ) -> None:
     configure(processing_seconds=20)
@@ -466,27 +470,29 @@ def test_it_shows_the_wait_and_then_the_video_by_itself(
     wait_for_videos(browser)
     assert text(browser, "elapsed") == ""
     assert browser.find_element(By.LINK_TEXT, "Download").get_attribute("href").endswith(".mp4")
-    assert_in_step(watch(browser, "seen.length > 30 && modified.currentTime > 0.5"))
+    assert_in_step(record_playback(browser, "seen.length > 30 && modified.currentTime > 0.5"))
     assert complaints(browser) == []
     wait_for_end(airflow, DAG_ID, run_id)
 
 
-def test_it_tells_who_waits_for_a_turn(
+def test_result_page_says_that_a_submission_is_queued(
     browser: Chrome, airflow: LocalAirflow, luma: Simulator, configure: Callable[..., Any]
 ) -> None:
     configure(submissions_per_10_seconds=0, processing_seconds=0.5)
     run_id = airflow.trigger(DAG_ID, prompt=PROMPT, video_url=luma.sample_url)
     browser.get(address(airflow.url, run_id))
 
-    wait_for_text(browser, "state", "waiting for its turn")
-    assert text(browser, "modified-note") == "Luma takes no more submissions just now"
+    wait_for_text(browser, "state", "queued for submission")
+    assert text(browser, "modified-note") == "Luma accepts no more submissions at the moment"
     assert complaints(browser) == []
     configure(submissions_per_10_seconds=20, processing_seconds=0.5)
     wait_for_text(browser, "state", "finished", seconds=120)
     wait_for_end(airflow, DAG_ID, run_id)
 
 
-def test_a_failure_is_told_in_lumas_words(browser: Chrome, airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
+def test_result_page_shows_a_failure_in_lumas_words(
+    browser: Chrome, airflow: LocalAirflow, lumas: dict[str, Simulator]
+) -> None:
     dag_id = "rehearse_generate_failed"
     lumas["generate_failed"].reset()
     run_id = airflow.trigger(dag_id)
@@ -515,7 +521,7 @@ def test_a_failure_is_told_in_lumas_words(browser: Chrome, airflow: LocalAirflow
     ],
     ids=["lately", "long_ago"],
 )
-def test_a_video_that_is_gone_says_so(
+def test_result_page_says_that_a_video_has_expired(
     browser: Chrome,
     airflow: LocalAirflow,
     finished: str,
@@ -528,7 +534,7 @@ def test_a_video_that_is_gone_says_so(
     result = {**airflow.xcom(DAG_ID, finished, "modify"), "completed_at": completed_at}
     request = airflow.xcom(DAG_ID, finished, "modify", "luma_request")
 
-    browser.get(pretend(airflow, return_value=result, luma_request=request))
+    browser.get(page_with_xcoms(airflow, return_value=result, luma_request=request))
 
     wait_for_text(browser, "modified-note", words)
     wait_for_videos(browser, 1)
@@ -538,14 +544,12 @@ def test_a_video_that_is_gone_says_so(
 # -- text that means harm --------------------------------------------------------------------------------------------
 
 
-def test_markup_is_shown_as_text_and_addresses_that_run_something_are_not_used(
-    browser: Chrome, airflow: LocalAirflow
-) -> None:
+def test_result_page_shows_markup_as_text_and_ignores_script_addresses(browser: Chrome, airflow: LocalAirflow) -> None:
     markup = "<img src=x onerror=\"window.hit='markup'\"><script>window.hit='script'</script>"
     script = "javascript:window.hit='address'//.mp4"
 
     browser.get(
-        pretend(
+        page_with_xcoms(
             airflow,
             luma_request={"prompt": markup, "video_url": script},
             luma_task_id=markup,
@@ -578,7 +582,7 @@ def test_markup_is_shown_as_text_and_addresses_that_run_something_are_not_used(
 # -- other screens ---------------------------------------------------------------------------------------------------
 
 
-def test_a_phone_shows_the_videos_one_below_the_other(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+def test_result_page_on_a_phone_stacks_the_videos(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
     def boxes() -> tuple[dict[str, float], dict[str, float]]:
         original, modified = (browser.find_element(By.ID, name).rect for name in ("original", "modified"))
         return original, modified
@@ -601,7 +605,9 @@ def test_a_phone_shows_the_videos_one_below_the_other(browser: Chrome, airflow: 
 
 
 @pytest.mark.parametrize("chosen_in", ["the system", "Airflow"])
-def test_it_can_be_dark(browser: Chrome, airflow: LocalAirflow, finished: str, chosen_in: str) -> None:
+def test_result_page_follows_the_dark_theme(
+    browser: Chrome, airflow: LocalAirflow, finished: str, chosen_in: str
+) -> None:
     def brightness() -> int:
         color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         return sum(int(part) for part in color.removeprefix("rgb(").removesuffix(")").split(","))
@@ -662,7 +668,7 @@ def assert_nothing_is_shown(browser: Chrome) -> None:
     assert not browser.find_element(By.ID, "content").is_displayed()
 
 
-def test_who_may_see_the_dag_signs_in_and_sees_the_result(
+def test_user_who_may_see_the_dag_signs_in_and_sees_the_result(
     stranger: Chrome, guarded: LocalAirflow, finished: str
 ) -> None:
     stranger.get(address(guarded.url, finished))
@@ -676,7 +682,9 @@ def test_who_may_see_the_dag_signs_in_and_sees_the_result(
     assert not stranger.find_element(By.ID, "problem").is_displayed()
 
 
-def test_who_may_not_see_the_dag_sees_nothing_of_it(stranger: Chrome, guarded: LocalAirflow, finished: str) -> None:
+def test_user_who_may_not_see_the_dag_sees_nothing_of_it(
+    stranger: Chrome, guarded: LocalAirflow, finished: str
+) -> None:
     stranger.get(address(guarded.url, finished))
     sign_in(stranger, "guest")
     wait_for_text(stranger, "problem-title", "You may not see this task")
@@ -684,8 +692,8 @@ def test_who_may_not_see_the_dag_sees_nothing_of_it(stranger: Chrome, guarded: L
     assert_nothing_is_shown(stranger)
 
 
-def test_the_page_itself_holds_no_data(guarded: LocalAirflow, finished: str) -> None:
-    static = REPOSITORY / "airflow_provider_luma" / "plugins" / "static"
+def test_result_page_itself_holds_no_data(guarded: LocalAirflow, finished: str) -> None:
+    static = REPOSITORY / "airflow_provider_luma" / "callbacks" / "static"
     page = requests.get(address(guarded.url, finished), timeout=30)
     assert page.text == (static / "result.html").read_text()
     assert "set-cookie" not in page.headers

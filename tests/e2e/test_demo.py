@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 from conftest import REPOSITORY
 from videos import assert_modified
 
 from airflow_provider_luma.simulator import Settings, Simulator
+
+pytestmark = pytest.mark.xdist_group("demo")
 
 
 def demo(home: Path, **environment: str) -> subprocess.Popen[str]:
@@ -41,7 +44,7 @@ def left_behind(home: Path) -> list[str]:
     return left
 
 
-def test_once_and_again(tmp_path: Path) -> None:
+def test_demo_runs_twice_in_the_same_folder(tmp_path: Path) -> None:
     process = demo(tmp_path, DEMO_ONCE="1")
     said, _ = process.communicate(timeout=400)
 
@@ -65,7 +68,7 @@ def test_once_and_again(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
 
 
-def test_a_key_without_a_clip(tmp_path: Path) -> None:
+def test_demo_with_a_key_but_no_clip_says_what_is_missing(tmp_path: Path) -> None:
     process = demo(tmp_path, LUMA_API_KEY="sk-secret")
     said, _ = process.communicate(timeout=60)
 

@@ -20,7 +20,7 @@ def finish(airflow: LocalAirflow, dag_id: str, run_id: str, seconds: float = 180
 
 
 @pytest.mark.parametrize("dag_id", ["luma_modify", "luma_submit_and_wait"])
-def test_one_clip(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
+def test_example_dag_ends_with_a_playable_video(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
     luma.configure(processing_seconds=1)
 
     run_id = airflow.trigger(dag_id)
@@ -31,7 +31,7 @@ def test_one_clip(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
     assert luma.accepted == 1
 
 
-def test_several_clips(airflow: LocalAirflow, luma: Simulator) -> None:
+def test_batch_example_dag_ends_with_one_video_for_each_clip(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.configure(processing_seconds=1)
 
     run_id = airflow.trigger("luma_batch")
@@ -46,7 +46,9 @@ def test_several_clips(airflow: LocalAirflow, luma: Simulator) -> None:
     assert {task["rendered_map_index"] for task in tasks} == {"sample.mp4", "sample-2.mp4", "sample-3.mp4"}
 
 
-def test_a_minute_at_luma_holds_no_worker_and_survives_the_triggerer(airflow: LocalAirflow, luma: Simulator) -> None:
+def test_job_of_a_minute_holds_no_worker_slot_and_survives_the_triggerer(
+    airflow: LocalAirflow, luma: Simulator
+) -> None:
     luma.configure(processing_seconds=60)
 
     def modify() -> dict[str, object]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import API_KEY, WEBHOOK_SECRET, let_call_back
+from conftest import API_KEY, WEBHOOK_SECRET, enable_callbacks
 from sqlalchemy import MetaData, create_engine, text
 
-from airflow_provider_luma.callbacks import token_of
+from airflow_provider_luma.callbacks.token import token_of
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
 
@@ -23,7 +23,7 @@ DAGS = (
 )
 
 
-def test_they_are_in_no_file_and_no_table(
+def test_secrets_are_in_no_file_and_no_table(
     dags: Path, environment: dict[str, str], lumas: dict[str, Simulator], tmp_path: Path
 ) -> None:
     for luma in lumas.values():
@@ -31,7 +31,7 @@ def test_they_are_in_no_file_and_no_table(
     address = f"sqlite:///{tmp_path}/airflow.db?timeout=60"
     settings = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
     local = LocalAirflow(tmp_path, dags, {**environment, **settings})
-    let_call_back(local, lumas)
+    enable_callbacks(local, lumas)
     with local as airflow:
         runs = {dag_id: airflow.trigger(dag_id) for dag_id in DAGS}
         for dag_id, run_id in runs.items():

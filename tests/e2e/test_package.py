@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+pytestmark = pytest.mark.xdist_group("package")
+
 PINS = REPOSITORY / "constraints" / f"airflow-{'.'.join(version('apache-airflow').split('.')[:2])}.txt"
 
 PROBE = """
@@ -50,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_in_the_wheel(built: Path) -> None:
+def test_wheel_holds_the_package_and_its_static_files(built: Path) -> None:
     [wheel] = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "airflow_provider_luma/py.typed" in names
@@ -58,7 +60,7 @@ def test_what_is_in_the_wheel(built: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"airflow_provider_luma"}
 
 
-def test_installed_into_an_empty_environment(built: Path, tmp_path: Path) -> None:
+def test_wheel_works_in_an_empty_environment(built: Path, tmp_path: Path) -> None:
     [wheel], [sdist] = built.glob("*.whl"), built.glob("*.tar.gz")
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python, home = tmp_path / "venv" / "bin" / "python", {"AIRFLOW_HOME": str(tmp_path / "home")}

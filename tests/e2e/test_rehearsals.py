@@ -15,12 +15,11 @@ from demo.local_airflow import LocalAirflow
 RESULT = {"luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"}
 
 
-#: Runs at the same time. A scheduler that is kept busier takes note of a deferral only after the job has ended, and
-#: then fails the task.
+#: Runs at the same time. A busier scheduler notices a deferral only after the job has ended, and then fails the task.
 AT_ONCE = 6
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
     """Return the run of each rehearsal, ended."""
     runs: dict[str, str] = {}
@@ -49,7 +48,9 @@ def runs(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", SUCCESSES)
-def test_success(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str], name: str) -> None:
+def test_rehearsal_ends_in_success(
+    airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str], name: str
+) -> None:
     dag_id, luma = f"rehearse_{name}", lumas[name]
 
     assert airflow.run_state(dag_id, runs[name]) == "success", airflow.story(dag_id, runs[name])
@@ -66,7 +67,9 @@ def test_success(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_failure(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str], name: str) -> None:
+def test_rehearsal_ends_in_a_failure_that_says_why(
+    airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str], name: str
+) -> None:
     dag_id, luma, rehearsal = f"rehearse_{name}", lumas[name], FAILURES[name]
 
     assert airflow.run_state(dag_id, runs[name]) == "failed"
@@ -80,13 +83,15 @@ def test_failure(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[
         assert airflow.xcom(dag_id, runs[name], "modify", "luma_task_id") == luma.jobs[0].task_id
 
 
-def test_killed_by_a_person(airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str]) -> None:
+def test_task_marked_failed_by_a_person_names_the_job_that_is_still_running(
+    airflow: LocalAirflow, lumas: dict[str, Simulator], runs: dict[str, str]
+) -> None:
     [job] = lumas["killed"].jobs
-    words = f"Luma cannot cancel a job: Luma task {job.task_id} goes on"
+    words = f"Luma cannot cancel a job: Luma task {job.task_id} is still running"
     assert airflow.wait_for_log(words, "rehearse_killed", runs["killed"], "modify")
 
 
-def test_every_way_to_wait(airflow: LocalAirflow, luma: Simulator) -> None:
+def test_sensor_waits_in_every_mode_for_a_submitted_job(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.configure(processing_seconds=20)
     run_id = airflow.trigger("every_way_to_wait")
     airflow.wait_until(

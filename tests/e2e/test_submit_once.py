@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is killed, and whatever is cleared: no video is paid for twice, and none is lost."""
+"""Kills and Clears on a real Airflow: no video is paid for twice, and none is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wait_for_state(airflow: LocalAirflow, dag_id: str, run_id: str, *states: str
     )
 
 
-def kill_whoever_talks_to(luma: Simulator) -> None:
+def kill_process_that_calls(luma: Simulator) -> None:
     """Kill the task process that has a call to this Luma in flight."""
     port = int(luma.base_url.rpartition(":")[2])
     for process in psutil.process_iter():
@@ -41,7 +41,7 @@ def kill_whoever_talks_to(luma: Simulator) -> None:
         if talks and process.pid != psutil.Process().pid:
             process.kill()
             return
-    raise AssertionError("nobody talks to this Luma")
+    raise AssertionError("no process calls this Luma")
 
 
 def says(airflow: LocalAirflow, dag_id: str, run_id: str, words: str) -> bool:
@@ -81,10 +81,12 @@ class TestKilled:
         result = airflow.xcom(dag_id, run_id, "modify")
         assert (result["luma_task_id"], result["status"]) == (luma.jobs[0].task_id, "SUCCESS")
 
-    def test_the_worker_between_acceptance_and_answer(self, airflow: LocalAirflow, start: Any) -> None:
+    def test_worker_killed_between_acceptance_and_answer_leaves_a_failure_that_asks_a_person(
+        self, airflow: LocalAirflow, start: Any
+    ) -> None:
         dag_id, run_id, luma = start("answer_lost", faults=["submit:hang,seconds=120,after_accept=true"])
         airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
-        kill_whoever_talks_to(luma)
+        kill_process_that_calls(luma)
 
         wait_for_state(airflow, dag_id, run_id, "failed")
         assert luma.accepted == 1
@@ -92,19 +94,21 @@ class TestKilled:
         for words in ("Try 1 was about to submit", "log page of the Luma account", "Clearing this task submits"):
             assert says(airflow, dag_id, run_id, words)
 
-    def test_the_same_where_the_user_would_rather_pay_twice(self, airflow: LocalAirflow, start: Any) -> None:
+    def test_worker_killed_between_acceptance_and_answer_with_resubmit_on_unknown_submits_again(
+        self, airflow: LocalAirflow, start: Any
+    ) -> None:
         dag_id, run_id, luma = start(
             "answer_lost_resubmit", faults=["submit:hang,seconds=120,after_accept=true,times=1"], processing_seconds=1
         )
         airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
-        kill_whoever_talks_to(luma)
+        kill_process_that_calls(luma)
 
         wait_for_state(airflow, dag_id, run_id, "success", "failed")
         assert modify(airflow, dag_id, run_id)["state"] == "success", airflow.story(dag_id, run_id)
         assert luma.accepted == 2
 
     @pytest.mark.parametrize("place", ["before_deferral", "execute_complete"])
-    def test_the_worker_after_the_answer(
+    def test_worker_killed_after_the_answer_leaves_a_job_that_the_retry_continues(
         self, airflow: LocalAirflow, start: Any, held_process: Callable[[str, str], psutil.Process], place: str
     ) -> None:
         dag_id, run_id, luma = start(place, processing_seconds=5)
@@ -113,17 +117,21 @@ class TestKilled:
         self.succeeded(airflow, dag_id, run_id, luma, tries=2)
         assert says(airflow, dag_id, run_id, "nothing new is billed")
 
-    def test_the_worker_while_it_waits_itself(self, airflow: LocalAirflow, start: Any) -> None:
+    def test_worker_killed_while_it_polls_leaves_a_job_that_the_retry_continues(
+        self, airflow: LocalAirflow, start: Any
+    ) -> None:
         dag_id, run_id, luma = start(
             "synchronous", processing_seconds=8, faults=["status:hang,seconds=60,skip=1,times=1"]
         )
-        airflow.wait_until(lambda: len([c for c in luma.calls if c.on == "status"]) > 1, "a look", seconds=120)
-        kill_whoever_talks_to(luma)
+        airflow.wait_until(lambda: len([c for c in luma.calls if c.on == "status"]) > 1, "a status check", seconds=120)
+        kill_process_that_calls(luma)
 
         self.succeeded(airflow, dag_id, run_id, luma, tries=2)
 
     @pytest.mark.parametrize("component", ["triggerer", "scheduler", "api-server"])
-    def test_a_component_while_the_task_is_deferred(self, airflow: LocalAirflow, start: Any, component: str) -> None:
+    def test_component_killed_while_the_task_is_deferred_costs_no_second_job(
+        self, airflow: LocalAirflow, start: Any, component: str
+    ) -> None:
         dag_id, run_id, luma = start(component.replace("-", "_"), processing_seconds=30)
         wait_for_state(airflow, dag_id, run_id, "deferred")
         airflow.stop(component, signal.SIGKILL)
@@ -136,7 +144,7 @@ class TestKilled:
         # A worker that is to take up the result while there is no API server needs another try.
         self.succeeded(airflow, dag_id, run_id, luma, tries=None if component == "api-server" else 1)
 
-    def test_a_task_that_ran_out_of_time_goes_on_with_its_job(self, airflow: LocalAirflow, start: Any) -> None:
+    def test_retry_after_a_timeout_continues_the_job(self, airflow: LocalAirflow, start: Any) -> None:
         dag_id, run_id, luma = start("timed_out", processing_seconds=14)
 
         wait_for_state(airflow, dag_id, run_id, "success", "failed")
@@ -179,7 +187,7 @@ class TestCleared:
             ("failed", "changed", 2, "its request has changed"),
         ],
     )
-    def test_clear(
+    def test_cleared_task_submits_only_if_its_job_has_ended_or_its_request_has_changed(
         self, airflow: LocalAirflow, luma: Simulator, when: str, prompt: str, accepted: int, words: str
     ) -> None:
         luma.configure(
@@ -201,7 +209,7 @@ class TestCleared:
         assert airflow.xcom("cleared", run_id, "modify", "luma_task_id") == luma.jobs[-1].task_id
 
 
-def test_the_record_is_there_to_see(airflow: LocalAirflow, luma: Simulator) -> None:
+def test_submission_record_is_visible_in_the_rest_api(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.configure(processing_seconds=1)
     run_id = airflow.trigger("luma_modify")
     wait_for_state(airflow, "luma_modify", run_id, "success")

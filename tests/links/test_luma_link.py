@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The link to the result page, and what the page is told of a task."""
+"""The link to the result page, and the XComs in which the page finds the request and the error of a task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 
 class Key(NamedTuple):
-    """What of Airflow's key of a task instance a link uses."""
+    """The part of Airflow's task instance key that a link uses."""
 
     dag_id: str = "films"
     task_id: str = "modify"
@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
 
 class TaskInstance:
-    """What of Airflow's task instance the links use."""
+    """The part of Airflow's task instance that the links use."""
 
     dag_id = "films"
     run_id = "manual__1"
@@ -72,21 +72,21 @@ def fields_of(link: str) -> dict[str, str]:
 
 
 class TestLink:
-    def test_it_leads_to_the_page_of_the_task_instance(self):
+    def test_the_link_names_the_task_instance(self):
         assert link_of() == "/luma/result?dag_id=films&run_id=manual__1&task_id=modify&map_index=-1"
 
     @pytest.mark.parametrize(("map_index", "shown"), [(-1, "-1"), (0, "0"), (17, "17"), (None, "-1")])
-    def test_of_a_mapped_one_too(self, map_index, shown):
+    def test_the_link_names_the_map_index_or_minus_one(self, map_index, shown):
         assert fields_of(link_of(map_index=map_index))["map_index"] == shown
 
-    def test_what_a_run_is_called(self):
+    def test_a_run_id_with_reserved_characters_is_quoted(self):
         run_id = "scheduled__2026-01-01T00:00:00+00:00"
         link = link_of(run_id=run_id)
         assert "2026-01-01T00%3A00%3A00%2B00%3A00" in link
         assert fields_of(link)["run_id"] == run_id
 
     @given(st.text(min_size=1, alphabet=st.characters(codec="utf-8")), st.text(min_size=1, alphabet="&=?#/ %+\"'<>ü雨"))
-    def test_no_name_breaks_out(self, dag_id, run_id):
+    def test_no_dag_or_run_id_changes_the_rest_of_the_link(self, dag_id, run_id):
         link = link_of(dag_id=dag_id, run_id=run_id)
         assert fields_of(link) == {"dag_id": dag_id, "run_id": run_id, "task_id": "modify", "map_index": "-1"}
         assert urlsplit(link).path == "/luma/result"
@@ -105,34 +105,34 @@ class TestLink:
             ("https://example.com/airflow?x=1#y", "/airflow"),
         ],
     )
-    def test_below_the_path_of_the_api_server(self, monkeypatch, base_url, prefix):
+    def test_the_link_begins_with_the_path_of_the_api_server(self, monkeypatch, base_url, prefix):
         monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
         assert link_of().startswith(f"{prefix}/luma/result?")
 
-    def test_it_names_no_host(self, monkeypatch):
-        """The user may have opened Airflow under another one than Airflow knows."""
+    def test_the_link_names_no_host(self, monkeypatch):
+        """The user may have opened Airflow under another host than Airflow knows."""
         monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://inside.example.com/airflow")
         assert urlsplit(link_of()).netloc == ""
 
     @pytest.mark.parametrize("kind", [LumaModifyOperator, LumaTaskSensor])
-    def test_operator_and_sensor_have_it(self, kind):
+    def test_operator_and_sensor_have_the_link(self, kind):
         assert [link.name for link in kind.operator_extra_links] == ["Luma result"]
 
-    def test_it_is_shown_at_once(self, context, ti):
+    def test_push_shows_the_link_while_the_task_runs(self, context, ti):
         link = LumaResultLink()
         link.push(BaseOperator(task_id="modify"), context)
         assert ti.pushed == {link.xcom_key: "/luma/result?dag_id=films&run_id=manual__1&task_id=modify&map_index=3"}
 
 
-class TestWhatWasAskedFor:
+class TestPushRequest:
     @pytest.mark.parametrize(("prompt", "video_url"), [("make it snow", "https://e.com/v.mp4"), (None, None)])
-    def test_it_is_pushed(self, context, ti, prompt, video_url):
+    def test_prompt_and_input_are_pushed(self, context, ti, prompt, video_url):
         push_request(context, prompt=prompt, video_url=video_url)
         assert ti.pushed == {REQUEST_KEY: {"prompt": prompt, "video_url": video_url}}
 
 
-class TestWhatWentWrong:
-    def test_lumas_words_and_what_to_do(self, context, ti):
+class TestPushedFailure:
+    def test_lumas_code_and_message_and_the_remedy_are_pushed(self, context, ti):
         error = LumaInsufficientCreditsError(402, "not enough credits")
         with pytest.raises(LumaInsufficientCreditsError) as caught, pushed_failure(context):
             raise error
@@ -147,43 +147,43 @@ class TestWhatWentWrong:
             }
         }
 
-    def test_of_a_job(self, context, ti):
+    def test_the_error_of_a_job_is_pushed_with_its_id(self, context, ti):
         with pytest.raises(LumaGenerationError), pushed_failure(context):
             raise LumaGenerationError(501, "no people, please", luma_task_id="abc")
-        said = ti.pushed[ERROR_KEY]
-        assert (said["code"], said["msg"], said["luma_task_id"], said["remedy"]) == (
+        pushed = ti.pushed[ERROR_KEY]
+        assert (pushed["code"], pushed["msg"], pushed["luma_task_id"], pushed["remedy"]) == (
             501,
             "no people, please",
             "abc",
             "",
         )
 
-    def test_also_where_it_only_is_the_cause(self, context, ti):
+    def test_an_error_that_is_the_cause_of_another_exception_is_pushed(self, context, ti):
         """As when a task fails without using its retries."""
-        error = AirflowFailException("look at the log page")
+        error = AirflowFailException("check the log page")
         error.__cause__ = LumaSubmissionUnknownError(None, "no answer came")
         with pytest.raises(AirflowFailException) as caught, pushed_failure(context):
             raise error
         assert caught.value is error
-        said = ti.pushed[ERROR_KEY]
-        assert (said["type"], said["msg"]) == ("LumaSubmissionUnknownError", "no answer came")
-        assert said["remedy"] == LumaSubmissionUnknownError.remedy
+        pushed = ti.pushed[ERROR_KEY]
+        assert (pushed["type"], pushed["msg"]) == ("LumaSubmissionUnknownError", "no answer came")
+        assert pushed["remedy"] == LumaSubmissionUnknownError.remedy
 
     @pytest.mark.parametrize("error", [AirflowFailException("other"), ValueError("other"), KeyError("x")], ids=repr)
-    def test_of_other_errors_nothing(self, context, ti, error):
+    def test_an_exception_that_is_not_of_luma_is_not_pushed(self, context, ti, error):
         with pytest.raises(type(error)) as caught, pushed_failure(context):
             raise error
         assert caught.value is error
         assert ti.pushed == {}
 
-    def test_nor_of_one_that_only_came_while_luma_failed(self, context, ti):
+    def test_an_error_that_is_only_the_context_of_another_exception_is_not_pushed(self, context, ti):
         error = ValueError("other")
         error.__context__ = LumaAuthError(401, "wrong key")
         with pytest.raises(ValueError, match="other"), pushed_failure(context):
             raise error
         assert ti.pushed == {}
 
-    def test_a_task_that_is_killed_or_deferred_has_not_failed(self, context, ti):
+    def test_nothing_is_pushed_when_a_task_is_killed_or_deferred(self, context, ti):
         class Ended(BaseException):
             pass
 
@@ -191,17 +191,16 @@ class TestWhatWentWrong:
             raise Ended
         assert ti.pushed == {}
 
-    def test_where_all_is_well_nothing(self, context, ti):
+    def test_nothing_is_pushed_without_a_failure(self, context, ti):
         with pushed_failure(context):
             pass
         assert ti.pushed == {}
 
+    def test_a_failed_push_does_not_change_how_the_task_ends(self, context, ti, monkeypatch, caplog):
+        def fail(key: str, value: Any) -> None:
+            raise RuntimeError("the API server is away")
 
-def test_a_page_that_cannot_be_told_does_not_change_how_the_task_ends(context, ti, monkeypatch, caplog):
-    def fail(key: str, value: Any) -> None:
-        raise RuntimeError("the API server is away")
-
-    monkeypatch.setattr(ti, "xcom_push", fail)
-    with pytest.raises(LumaGenerationError), pushed_failure(context):
-        raise LumaGenerationError(501, "The model gave up.")
-    assert "The result page will not tell" in caplog.text
+        monkeypatch.setattr(ti, "xcom_push", fail)
+        with pytest.raises(LumaGenerationError), pushed_failure(context):
+            raise LumaGenerationError(501, "The model gave up.")
+        assert "The result page will not tell" in caplog.text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the simulator's tests share: a client on the wire, clips made to measure, and a web server of our own."""
+"""Fixtures of the simulator's tests: clients of running simulators, video clips, and a web server."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 
 from airflow_provider_luma.simulator import Settings, Simulator
 
-#: Quick, and with limits out of the way of tests that are about something else.
-QUICK: dict[str, Any] = {
+#: Short times, and rate limits too high to be reached; a test of a limit sets its own.
+FAST_SETTINGS: dict[str, Any] = {
     "processing_seconds": 0.0,
     "refusal_style": "status",
     "submissions_per_10_seconds": 1000,
@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {
 
 
 class Client(httpx.Client):
-    """Speaks to a simulator as a caller of the service would."""
+    """HTTP client of a simulator, with its API key."""
 
     def __init__(self, luma: Simulator) -> None:
         super().__init__(
@@ -39,45 +39,45 @@ class Client(httpx.Client):
             verify=False,
         )
         self.luma = luma
-        #: A caller without the key.
-        self.plain = httpx.Client(timeout=20, verify=False)
+        #: A client without the API key.
+        self.anonymous = httpx.Client(timeout=20, verify=False)
 
     def close(self) -> None:
-        self.plain.close()
+        self.anonymous.close()
         super().close()
 
     def submit(self, **changes: Any) -> httpx.Response:
         body = {"prompt": "Make it snow", "videoUrl": self.luma.sample_url, **changes}
         return self.post("/api/v1/modify/generate", json=body)
 
-    def submitted(self, **changes: Any) -> str:
-        answer = self.submit(**changes).json()
-        assert answer["code"] == 200, answer
-        return answer["data"]["taskId"]
+    def submit_and_get_id(self, **changes: Any) -> str:
+        content = self.submit(**changes).json()
+        assert content["code"] == 200, content
+        return content["data"]["taskId"]
 
     def status(self, task_id: str) -> httpx.Response:
         return self.get("/api/v1/modify/record-info", params={"taskId": task_id})
 
-    def finished(self, task_id: str) -> dict[str, Any]:
-        """Look until the job has ended."""
-        return until(lambda: (data := self.status(task_id).json()["data"])["successFlag"] and data)
+    def wait_for_end(self, task_id: str) -> dict[str, Any]:
+        """Poll the status until the job has ended, and return its record."""
+        return wait_until(lambda: (data := self.status(task_id).json()["data"])["successFlag"] and data)
 
     def result_url(self, **changes: Any) -> str:
-        return self.finished(self.submitted(**changes))["response"]["resultUrls"][0]
+        return self.wait_for_end(self.submit_and_get_id(**changes))["response"]["resultUrls"][0]
 
 
-def until(look: Callable[[], Any], seconds: float = 15) -> Any:
-    """Look again and again until there is something, and fail when that takes too long."""
+def wait_until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+    """Poll a condition until it returns a true value, and return that; fail after so many seconds."""
     deadline = time.monotonic() + seconds
-    while not (seen := look()):
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds:g} seconds"
         time.sleep(0.02)
-    return seen
+    return value
 
 
-@pytest.fixture(name="until")
-def _until() -> Callable[..., Any]:
-    return until
+@pytest.fixture(name="wait_until")
+def _wait_until() -> Callable[..., Any]:
+    return wait_until
 
 
 @pytest.fixture(scope="session")
@@ -89,13 +89,17 @@ def _simulators() -> Iterator[list[Simulator]]:
 
 
 @pytest.fixture
-def start(_simulators: list[Simulator]) -> Iterator[Callable[..., Client]]:
-    """Have simulators with any settings, each reset rather than started anew, which is quicker."""
+def make_client(_simulators: list[Simulator]) -> Iterator[Callable[..., Client]]:
+    """
+    Return a function that returns a client of a simulator with the given settings, another one at each call.
+
+    Simulators are shared by all tests and reset between them, because starting one is slow.
+    """
     clients: list[Client] = []
 
-    def _start(**changes: Any) -> Client:
+    def _make(**changes: Any) -> Client:
         if len(clients) == len(_simulators):
-            _simulators.append(Simulator(Settings(**QUICK)))
+            _simulators.append(Simulator(Settings(**FAST_SETTINGS)))
             _simulators[-1].start()
         simulator = _simulators[len(clients)]
         simulator.reset()
@@ -103,28 +107,32 @@ def start(_simulators: list[Simulator]) -> Iterator[Callable[..., Client]]:
         clients.append(Client(simulator))
         return clients[-1]
 
-    yield _start
+    yield _make
     for client in clients:
         client.close()
 
 
 @pytest.fixture
-def client(start: Callable[..., Client]) -> Client:
-    return start()
+def client(make_client: Callable[..., Client]) -> Client:
+    return make_client()
 
 
-class Web:
-    """A web server: serves what is put into pages, and writes down what is posted to it."""
+class WebServer:
+    """
+    Web server that serves ``pages`` by path and records every POST.
+
+    A POST is answered with the next of ``post_statuses``, and with 200 when there is none.
+    """
 
     def __init__(self) -> None:
         self.pages: dict[str, bytes] = {}
         self.posts: list[tuple[dict[str, str], bytes]] = []
-        self.answers: list[int] = []
-        web = self
+        self.post_statuses: list[int] = []
+        web_server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                body = web.pages.get(self.path)
+                body = web_server.pages.get(self.path)
                 if self.path == "/moved":
                     self.send_response(302)
                     self.send_header("Location", "/clip")
@@ -137,8 +145,8 @@ class Web:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                web.posts.append((dict(self.headers), body))
-                self.send_response(web.answers.pop(0) if web.answers else 200)
+                web_server.posts.append((dict(self.headers), body))
+                self.send_response(web_server.post_statuses.pop(0) if web_server.post_statuses else 200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -152,7 +160,7 @@ class Web:
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self._server.server_port}{path}"
 
-    def put(self, path: str, body: bytes) -> str:
+    def serve(self, path: str, body: bytes) -> str:
         self.pages[path] = body
         return self.url(path)
 
@@ -163,15 +171,15 @@ class Web:
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
+def web_server() -> Iterator[WebServer]:
+    server = WebServer()
     yield server
     server.close()
 
 
 @pytest.fixture
 def make_clip(tmp_path: Path) -> Callable[..., bytes]:
-    """Make small clips in any container, of any length and size, with or without sound."""
+    """Return a function that encodes a small clip; ``kind`` is the container, ``grey`` a constant level."""
 
     def _make(
         kind: str = "mp4",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults: each kind on the wire, which calls they hit, and what they leave behind."""
+"""Specification of faults: the response of each kind, the calls they hit, and whether a job is created."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fault(text: str) -> Fault:
 
 
 def raw_get(client, path: str) -> bytes:
-    """Ask over a bare socket and return every byte that came back."""
+    """Send a GET request over a plain socket and return every byte of the response."""
     host, port = client.luma.base_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         key = client.luma.settings.api_key
@@ -32,47 +32,47 @@ def raw_get(client, path: str) -> bytes:
         return received
 
 
-def received(client, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
-    """Read until the connection breaks, which it must."""
-    got = b""
-    with client.plain.stream("GET", url, headers=headers) as stream:
+def read_until_cut(client, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    """Return the status and the bytes received before the connection broke; fail if the response was complete."""
+    received = b""
+    with client.anonymous.stream("GET", url, headers=headers) as stream:
         chunks = stream.iter_raw()
         try:
             for chunk in chunks:
-                got += chunk
+                received += chunk
         except httpx.RemoteProtocolError:
-            return stream.status_code, got
-    raise AssertionError("the answer came whole")
+            return stream.status_code, received
+    raise AssertionError("the response was complete")
 
 
 @pytest.mark.parametrize(
     ("style", "status", "retry_after"), [("status", 455, "3"), ("body", 200, None), (None, 455, "3")]
 )
-def test_refuse(start, style, status, retry_after):
-    client = start(faults=[Fault(on="credit", kind="refuse", code=455, style=style, retry_after=3)])
-    answer = client.get(CREDIT)
-    assert answer.status_code == status
-    assert answer.json()["code"] == 455
-    assert answer.headers.get("Retry-After") == retry_after
+def test_a_refuse_fault_sends_its_code_in_the_set_style_and_is_journaled(make_client, style, status, retry_after):
+    client = make_client(faults=[Fault(on="credit", kind="refuse", code=455, style=style, retry_after=3)])
+    response = client.get(CREDIT)
+    assert response.status_code == status
+    assert response.json()["code"] == 455
+    assert response.headers.get("Retry-After") == retry_after
     last = client.luma.calls[-1]
     assert (last.on, last.fault, last.http_status, last.code) == ("credit", "refuse", status, 455)
 
 
 @pytest.mark.parametrize(("text", "status"), [("credit:html", 500), ("credit:html,code=502", 502)])
-def test_html(start, text, status):
-    answer = start(faults=[text]).get(CREDIT)
-    assert answer.status_code == status
-    assert answer.headers["Content-Type"].startswith("text/html")
-    assert answer.text.startswith("<!DOCTYPE html>")
+def test_an_html_fault_sends_an_error_page_with_the_set_http_status(make_client, text, status):
+    response = make_client(faults=[text]).get(CREDIT)
+    assert response.status_code == status
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert response.text.startswith("<!DOCTYPE html>")
 
 
-def test_empty(start):
-    answer = start(faults=["credit:empty"]).get(CREDIT)
-    assert (answer.status_code, answer.content, answer.headers["Content-Length"]) == (200, b"", "0")
+def test_an_empty_fault_sends_http_200_without_a_body(make_client):
+    response = make_client(faults=["credit:empty"]).get(CREDIT)
+    assert (response.status_code, response.content, response.headers["Content-Length"]) == (200, b"", "0")
 
 
-def test_truncated(start):
-    client = start(faults=["credit:truncated,times=1"])
+def test_a_truncated_fault_sends_half_of_the_body_with_a_matching_content_length(make_client):
+    client = make_client(faults=["credit:truncated,times=1"])
     half = client.get(CREDIT)
     whole = client.get(CREDIT)
     assert half.status_code == 200
@@ -80,8 +80,8 @@ def test_truncated(start):
     assert int(half.headers["Content-Length"]) == len(half.content)
 
 
-def test_cut(start):
-    client = start(faults=["credit:cut,times=1"])
+def test_a_cut_fault_closes_the_connection_without_sending_a_byte(make_client):
+    client = make_client(faults=["credit:cut,times=1"])
     assert raw_get(client, CREDIT) == b""
     last = client.luma.calls[-1]
     assert (last.fault, last.http_status, last.code) == ("cut", None, None)
@@ -89,8 +89,8 @@ def test_cut(start):
 
 
 @pytest.mark.parametrize(("kind", "share"), [("cut_body", 0.5), ("wrong_length", 1.0)])
-def test_less_than_was_announced(start, kind, share):
-    client = start(faults=[f"credit:{kind},times=1"])
+def test_cut_body_and_wrong_length_faults_send_less_than_content_length_announces(make_client, kind, share):
+    client = make_client(faults=[f"credit:{kind},times=1"])
     head, _, body = raw_get(client, CREDIT).partition(b"\r\n\r\n")
     whole = client.get(CREDIT).content
     announced = int(head.lower().split(b"content-length: ")[1].split()[0])
@@ -98,54 +98,54 @@ def test_less_than_was_announced(start, kind, share):
     assert announced == len(whole) + (1000 if kind == "wrong_length" else 0)
 
 
-def test_hang_then_the_normal_answer(start):
-    client = start(faults=["credit:hang,seconds=0.5"])
+def test_a_hang_fault_delays_the_normal_response(make_client):
+    client = make_client(faults=["credit:hang,seconds=0.5"])
     before = time.monotonic()
     assert client.get(CREDIT).json()["code"] == 200
     assert time.monotonic() - before >= 0.5
 
 
-def test_a_submission_given_up_while_it_hangs_leaves_no_job(start, until):
-    client = start(faults=["submit:hang,seconds=60,times=1"])
+def test_a_submission_that_the_client_abandons_during_a_hang_fault_creates_no_job(make_client):
+    client = make_client(faults=["submit:hang,seconds=60,times=1"])
     with pytest.raises(httpx.ReadTimeout):
         client.post("/api/v1/modify/generate", json={"prompt": "x", "videoUrl": client.luma.sample_url}, timeout=0.3)
-    client.submitted()
+    client.submit_and_get_id()
     assert client.luma.accepted == 1
 
 
-def test_null_and_wrong_data(start):
-    client = start(faults=["credit:null_data,times=1", "credit:wrong_data,skip=1"])
+def test_null_data_and_wrong_data_faults_replace_the_data_of_the_envelope(make_client):
+    client = make_client(faults=["credit:null_data,times=1", "credit:wrong_data,skip=1"])
     assert client.get(CREDIT).json() == {"code": 200, "msg": "success", "data": None}
     assert client.get(CREDIT).json()["data"] == "unexpected"
 
 
-def test_an_unknown_flag_and_a_response_in_a_string(start):
-    client = start()
-    true = client.finished(client.submitted())
+def test_unknown_flag_and_response_string_faults_change_the_status_record(make_client):
+    client = make_client()
+    record = client.wait_for_end(client.submit_and_get_id())
     client.luma.configure(faults=["status:unknown_flag,flag=8,times=1", "status:response_string,skip=1"])
-    assert client.status(true["taskId"]).json()["data"] == {**true, "successFlag": 8}
-    shown = client.status(true["taskId"]).json()["data"]["response"]
-    assert json.loads(shown) == true["response"]
+    assert client.status(record["taskId"]).json()["data"] == {**record, "successFlag": 8}
+    response = client.status(record["taskId"]).json()["data"]["response"]
+    assert json.loads(response) == record["response"]
 
 
-def test_faults_on_files(start):
-    client = start()
+def test_no_range_and_cut_body_faults_hit_result_files(make_client):
+    client = make_client()
     url = client.result_url()
-    whole = client.plain.get(url).content
+    whole = client.anonymous.get(url).content
     half = len(whole) // 2
     client.luma.configure(faults=["file:no_range,times=1", "file:cut_body,skip=1"])
-    answer = client.plain.get(url, headers={"Range": "bytes=10-"})
-    assert (answer.status_code, answer.content) == (200, whole)
-    assert "Accept-Ranges" not in answer.headers
+    response = client.anonymous.get(url, headers={"Range": "bytes=10-"})
+    assert (response.status_code, response.content) == (200, whole)
+    assert "Accept-Ranges" not in response.headers
 
-    assert received(client, url, {}) == (200, whole[:half])
+    assert read_until_cut(client, url, {}) == (200, whole[:half])
     quarter = (len(whole) - half) // 2
-    assert received(client, url, {"Range": f"bytes={half}-"}) == (206, whole[half : half + quarter])
+    assert read_until_cut(client, url, {"Range": f"bytes={half}-"}) == (206, whole[half : half + quarter])
 
 
-def test_the_samples_are_not_files_for_faults(start):
-    client = start(faults=["file:cut"])
-    assert client.plain.get(client.luma.sample_url).status_code == 200
+def test_file_faults_do_not_hit_sample_clips(make_client):
+    client = make_client(faults=["file:cut"])
+    assert client.anonymous.get(client.luma.sample_url).status_code == 200
     assert client.submit().json()["code"] == 200
 
 
@@ -154,28 +154,28 @@ def test_the_samples_are_not_files_for_faults(start):
     ["refuse,code=429", "html", "empty", "truncated", "cut", "cut_body", "wrong_length", "null_data", "wrong_data"],
 )
 @pytest.mark.parametrize("after_accept", [False, True])
-def test_a_spoilt_submission_is_accepted_only_if_told_so(start, text, after_accept):
-    client = start(faults=[f"submit:{text},after_accept={after_accept}"])
+def test_a_submission_hit_by_a_fault_creates_a_job_only_with_after_accept(make_client, text, after_accept):
+    client = make_client(faults=[f"submit:{text},after_accept={after_accept}"])
     try:
-        answer = client.submit()
+        response = client.submit()
         task_id = client.luma.jobs[0].task_id if after_accept else None
-        assert task_id is None or task_id not in answer.text
+        assert task_id is None or task_id not in response.text
     except httpx.RemoteProtocolError:
         assert "cut" in text or text == "wrong_length"
     assert client.luma.accepted == int(after_accept)
     assert client.luma.credits == (990 if after_accept else 1000)
     if after_accept:
-        assert client.finished(client.luma.jobs[0].task_id)["successFlag"] == 1
+        assert client.wait_for_end(client.luma.jobs[0].task_id)["successFlag"] == 1
 
 
-def test_which_calls_are_hit(start):
-    client = start(faults=["credit:refuse,code=500,skip=2,every=3,times=2", "credit:refuse,code=455,every=5"])
+def test_skip_every_and_times_select_the_calls_that_a_fault_hits(make_client):
+    client = make_client(faults=["credit:refuse,code=500,skip=2,every=3,times=2", "credit:refuse,code=455,every=5"])
     codes = [client.get(CREDIT).json()["code"] for _ in range(15)]
     assert codes == [200, 200, 200, 200, 500, 200, 200, 500, 200, 455, 200, 200, 200, 200, 455]
 
 
-def test_the_first_two_submissions(start):
-    client = start(faults=["submit:refuse,code=429,times=2"])
+def test_a_refuse_fault_with_times_2_refuses_only_the_first_two_submissions(make_client):
+    client = make_client(faults=["submit:refuse,code=429,times=2"])
     assert [client.submit().json()["code"] for _ in range(3)] == [429, 429, 200]
     assert client.luma.accepted == 1
 
@@ -198,12 +198,12 @@ def test_the_first_two_submissions(start):
         ("file:null_data", "cannot happen on file"),
     ],
 )
-def test_faults_that_make_no_sense(text, problem):
+def test_an_invalid_fault_is_rejected_with_an_explanation(text, problem):
     with pytest.raises(ValidationError, match=problem):
         fault(text)
 
 
-def test_the_written_form_and_the_object_are_the_same():
+def test_the_text_form_of_a_fault_parses_to_the_equal_object():
     written = fault("submit:hang,seconds=2,every=3,skip=1,times=4,after_accept")
     assert written == Fault(on="submit", kind="hang", seconds=2, every=3, skip=1, times=4, after_accept=True)
     assert Settings.model_validate({"faults": ["status:html"]}).faults == [Fault(on="status", kind="html")]

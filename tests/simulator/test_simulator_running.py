@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running it: settings at run time, the control endpoints, the page, the journal, and the command line."""
+"""Specification of a running simulator: settings, control endpoints, overview page, journal, command line options."""
 
 from __future__ import annotations
 
@@ -28,44 +28,44 @@ def run(*arguments: str, seconds: float = 30) -> subprocess.CompletedProcess[str
     )
 
 
-def test_settings_change_at_run_time(client):
+def test_a_changed_processing_time_applies_to_later_submissions_only(client):
     client.luma.configure(processing_seconds=60)
-    client.submitted()
+    client.submit_and_get_id()
     client.luma.configure(processing_seconds=0)
-    assert client.finished(client.submitted())["successFlag"] == 1
+    assert client.wait_for_end(client.submit_and_get_id())["successFlag"] == 1
     assert [job.flag for job in client.luma.jobs] == [0, 1]
 
 
 @pytest.mark.parametrize("changes", [{"processing_seconds": -1}, {"nonsense": 1}, {"faults": ["status:nonsense"]}])
-def test_settings_that_make_no_sense_change_nothing(client, changes):
+def test_invalid_settings_are_rejected_and_change_nothing(client, changes):
     before = client.luma.settings
     with pytest.raises(ValidationError):
         client.luma.configure(**changes)
     assert client.luma.settings == before
-    answer = client.patch("/simulator/settings", json=changes)
-    assert answer.status_code == 422
-    assert next(iter(changes)) in answer.json()["msg"]
+    response = client.patch("/simulator/settings", json=changes)
+    assert response.status_code == 422
+    assert next(iter(changes)) in response.json()["msg"]
     assert client.luma.settings == before
 
 
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/simulator/state"), ("PATCH", "/simulator/settings"), ("POST", "/simulator/reset")]
 )
-def test_control_answers_nobody_without_the_key(client, method, path):
-    client.submitted()
+def test_control_endpoints_refuse_requests_without_the_api_key(client, method, path):
+    client.submit_and_get_id()
     client.luma.configure(refusal_style="body")
     for headers in ({}, {"Authorization": "Bearer wrong"}):
-        answer = client.plain.request(method, client.luma.base_url + path, headers=headers, json={"credits": 1})
-        assert answer.status_code == 401
-        assert answer.json()["data"] is None
+        response = client.anonymous.request(method, client.luma.base_url + path, headers=headers, json={"credits": 1})
+        assert response.status_code == 401
+        assert response.json()["data"] is None
     assert client.luma.accepted == 1
     assert client.luma.credits == 990
 
 
-def test_control_over_http(client):
+def test_control_endpoints_change_settings_show_the_state_and_reset(client):
     changed = client.patch("/simulator/settings", json={"credits": 40, "webhook_secret": "hush"})
     assert changed.json()["credits"] == 40
-    task_id = client.submitted()
+    task_id = client.submit_and_get_id()
     shown = client.get("/simulator/state")
     state = shown.json()
     assert (state["accepted"], state["calls_count"], state["credits"]) == (1, 1, 30)
@@ -79,20 +79,20 @@ def test_control_over_http(client):
     assert client.status(task_id).json()["code"] == 404
 
 
-def test_the_page_escapes_and_has_no_scripts(client):
+def test_the_overview_page_escapes_prompts_and_has_no_scripts(client):
     client.result_url(prompt="<script>alert(1)</script>")
-    page = client.plain.get(client.luma.base_url)
+    page = client.anonymous.get(client.luma.base_url)
     assert page.headers["Content-Type"].startswith("text/html")
     assert "&lt;script&gt;" in page.text
     assert "<script" not in page.text
     assert client.luma.jobs[0].result_urls[0] in page.text
-    assert client.plain.get(f"{client.luma.base_url}/health").status_code == 200
+    assert client.anonymous.get(f"{client.luma.base_url}/health").status_code == 200
 
 
-def test_the_journal(client):
-    task_id = client.submitted()
+def test_the_journal_records_every_call_with_its_request_and_response(client):
+    task_id = client.submit_and_get_id()
     client.status(task_id)
-    client.plain.get(client.luma.sample_url, headers={"X-Mine": "yes"})
+    client.anonymous.get(client.luma.sample_url, headers={"X-Mine": "yes"})
     submit, status, clip = client.luma.calls
     assert [submit.order, status.order, clip.order] == [1, 2, 3]
     assert [submit.on, status.on, clip.on] == ["submit", "status", "clip"]
@@ -107,7 +107,7 @@ def test_the_journal(client):
     assert submit.client_port == status.client_port != clip.client_port
 
 
-def test_connections_are_told_apart(client):
+def test_connections_counts_the_tcp_connections_that_carried_calls(client):
     for _ in range(3):
         client.get("/api/v1/chat/credit")
     assert client.luma.connections == 1
@@ -117,9 +117,9 @@ def test_connections_are_told_apart(client):
     assert client.luma.connections == 3
 
 
-def test_several_at_once_and_one_again(start):
-    one, other = start(), start()
-    one.submitted(videoUrl=other.luma.sample_url)
+def test_several_simulators_run_at_once_and_one_can_be_started_again(make_client):
+    one, other = make_client(), make_client()
+    one.submit_and_get_id(videoUrl=other.luma.sample_url)
     assert (one.luma.accepted, other.luma.accepted) == (1, 0)
     assert [call.on for call in other.luma.calls] == ["clip"]
     again = Simulator(Settings(), port=0)
@@ -130,19 +130,19 @@ def test_several_at_once_and_one_again(start):
             httpx.get(f"{luma.base_url}/health")
 
 
-def test_stopping_does_not_wait_for_calls_that_hang(until):
+def test_stopping_does_not_wait_for_requests_with_a_hang_fault(wait_until):
     with Simulator(Settings.model_validate({"faults": ["credit:hang,seconds=600"]})) as luma:
         headers = {"Authorization": "Bearer simulator-key"}
         call = threading.Thread(
             target=httpx.get, args=(f"{luma.base_url}/api/v1/chat/credit",), kwargs={"headers": headers, "timeout": 30}
         )
         call.start()
-        until(lambda: luma.calls)
+        wait_until(lambda: luma.calls)
     call.join(timeout=5)
     assert not call.is_alive()
 
 
-def test_importing_the_package_is_light():
+def test_importing_the_package_imports_no_heavy_dependency():
     code = (
         "import sys, airflow_provider_luma.simulator\n"
         "sys.exit(' '.join({'av', 'fastapi', 'pydantic', 'uvicorn'} & set(sys.modules)))"
@@ -152,7 +152,7 @@ def test_importing_the_package_is_light():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_starts_and_stops(number, tmp_path):
+def test_the_command_serves_until_a_signal_and_cleans_up(number, tmp_path):
     arguments = ["--port", "0", "--processing-seconds", "0.5", "--fault", "credit:html", "--api-key", "mine"]
     with subprocess.Popen(
         [*COMMAND, *arguments],
@@ -190,14 +190,14 @@ def test_the_command_starts_and_stops(number, tmp_path):
         (["--outcome", "luck"], "--outcome"),
     ],
 )
-def test_the_command_says_what_is_wrong(arguments, problem):
+def test_the_command_rejects_invalid_options_with_an_explanation(arguments, problem):
     done = run(*arguments)
     assert done.returncode == 2
     assert problem in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken():
+def test_the_command_reports_a_port_that_is_in_use():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = run("--port", str(taken.getsockname()[1]))
     assert done.returncode == 1
@@ -205,7 +205,7 @@ def test_a_port_that_is_taken():
     assert "Traceback" not in done.stderr
 
 
-def test_without_the_extra_it_says_what_to_install():
+def test_the_command_without_the_simulator_extra_says_what_to_install():
     code = (
         "import importlib.util, runpy; find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name == 'av' else find(name, *rest)\n"
@@ -216,7 +216,7 @@ def test_without_the_extra_it_says_what_to_install():
     assert "pip install 'airflow-provider-luma[simulator]'" in done.stderr
 
 
-def test_every_setting_is_an_option_with_an_explanation():
+def test_every_setting_is_a_command_line_option_with_a_description():
     options = set(re.findall(r"--[\w-]+", build_parser().format_help()))
     for name, field in Settings.model_fields.items():
         assert field.description

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documented service: keys, forms, credits, limits, records, and both ways of refusing."""
+"""Specification of the simulated API: keys, validation, credits, rate limits, records and refusal styles."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ STATUS = "/api/v1/modify/record-info"
     "authorization", [None, "", "simulator-key", "Bearer wrong", "Bearer simulator-keyx", "Bearer é"]
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", SUBMIT), ("GET", STATUS), ("GET", "/api/v1/chat/credit")])
-def test_no_key_no_answer(client, method, path, authorization):
+def test_api_calls_with_a_missing_or_wrong_key_are_refused_with_401(client, method, path, authorization):
     headers = {} if authorization is None else {"Authorization": authorization.encode()}
-    answer = client.plain.request(method, client.luma.base_url + path, headers=headers)
-    assert answer.status_code == 401
-    assert answer.json()["code"] == 401
-    assert answer.json()["data"] is None
+    response = client.anonymous.request(method, client.luma.base_url + path, headers=headers)
+    assert response.status_code == 401
+    assert response.json()["code"] == 401
+    assert response.json()["data"] is None
 
 
-def test_a_job_from_submit_to_success(client):
-    task_id = client.submitted(watermark="mine")
+def test_a_successful_job_has_the_documented_record(client):
+    task_id = client.submit_and_get_id(watermark="mine")
     assert re.fullmatch("[0-9a-f]{32}", task_id)
-    data = client.finished(task_id)
+    data = client.wait_for_end(task_id)
     assert set(data) == {
         "taskId", "paramJson", "createTime", "completeTime", "response", "successFlag", "errorCode", "errorMessage",
     }  # fmt: skip
@@ -46,139 +46,143 @@ def test_a_job_from_submit_to_success(client):
     assert (job.task_id, job.flag, job.complete_time) == (task_id, 1, data["completeTime"])
 
 
-def test_a_running_job_has_neither_response_nor_end(start):
-    client = start(processing_seconds=60)
-    data = client.status(client.submitted()).json()["data"]
+def test_a_running_job_has_neither_response_nor_complete_time(make_client):
+    client = make_client(processing_seconds=60)
+    data = client.status(client.submit_and_get_id()).json()["data"]
     assert data["successFlag"] == 0
     assert data["response"] is data["completeTime"] is None
 
 
-def test_a_job_takes_its_processing_time(start):
-    client = start(processing_seconds=0.7)
-    data = client.finished(client.submitted())
+def test_a_job_ends_after_its_processing_time(make_client):
+    client = make_client(processing_seconds=0.7)
+    data = client.wait_for_end(client.submit_and_get_id())
     assert 700 <= data["completeTime"] - data["createTime"] < 5000
 
 
 @pytest.mark.parametrize("key", ["prompt", "videoUrl"])
 @pytest.mark.parametrize("value", [None, "", "  ", 7, ["x"]])
-def test_required_texts(client, key, value):
-    answer = client.submit(**{key: value})
-    assert answer.status_code == 422
-    assert key in answer.json()["msg"]
+def test_a_submission_without_a_required_text_is_refused_with_422(client, key, value):
+    response = client.submit(**{key: value})
+    assert response.status_code == 422
+    assert key in response.json()["msg"]
     assert client.luma.accepted == 0
 
 
 @pytest.mark.parametrize("key", ["callBackUrl", "watermark"])
-def test_optional_keys_may_be_missing_but_not_null(client, key):
-    answer = client.submit(**{key: None})
-    assert answer.status_code == 422
-    assert key in answer.json()["msg"]
+def test_an_optional_key_that_is_null_is_refused_with_422(client, key):
+    response = client.submit(**{key: None})
+    assert response.status_code == 422
+    assert key in response.json()["msg"]
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"[]", b'"text"', b"\xff", b'{"prompt": "\\ud800"}', b"[" * 99999])
-def test_a_body_that_is_no_object(client, body):
+def test_a_submission_body_that_is_no_json_object_is_refused_with_422(client, body):
     assert client.post(SUBMIT, content=body).json()["code"] == 422
 
 
 @pytest.mark.parametrize("prompt", ["Сделай снег", "下雪", "snow और", "χιόνι"])
-def test_a_prompt_that_is_not_english(client, prompt):
+def test_a_prompt_that_is_not_english_is_refused_with_422(client, prompt):
     assert client.submit(prompt=prompt).json()["code"] == 422
 
 
-def test_accents_digits_and_symbols_are_english_enough(client):
+def test_a_prompt_may_hold_accents_digits_and_symbols(client):
     assert client.submit(prompt="A café, 5°C — “naïve” ❄ µ").json()["code"] == 200
 
 
-def test_credits_are_taken_and_run_out(start):
-    client = start(credits=25, cost=10)
-    client.submitted()
-    client.submitted()
+def test_each_job_costs_credits_and_a_low_balance_is_refused_with_402(make_client):
+    client = make_client(credits=25, cost=10)
+    client.submit_and_get_id()
+    client.submit_and_get_id()
     assert client.get("/api/v1/chat/credit").json()["data"] == 5
-    answer = client.submit()
-    assert (answer.status_code, answer.json()["code"]) == (402, 402)
+    response = client.submit()
+    assert (response.status_code, response.json()["code"]) == (402, 402)
     client.luma.configure(credits=10)
-    client.submitted()
+    client.submit_and_get_id()
     assert client.luma.accepted == 3
 
 
-def test_submissions_over_the_rate_are_not_queued(start):
-    client = start(submissions_per_10_seconds=2, retry_after=7)
-    client.submitted()
-    client.submitted()
-    answer = client.submit()
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "7")
+def test_submissions_above_the_rate_limit_are_refused_with_429_and_not_billed(make_client):
+    client = make_client(submissions_per_10_seconds=2, retry_after=7)
+    client.submit_and_get_id()
+    client.submit_and_get_id()
+    response = client.submit()
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "7")
     assert client.luma.accepted == 2
     assert client.luma.credits == 980
 
 
-def test_too_many_running(start):
-    client = start(max_running=1, processing_seconds=60)
-    client.submitted()
-    answer = client.submit()
-    assert answer.status_code == 429
-    assert "Retry-After" not in answer.headers
+def test_submissions_above_the_limit_of_running_jobs_are_refused_with_429(make_client):
+    client = make_client(max_running=1, processing_seconds=60)
+    client.submit_and_get_id()
+    response = client.submit()
+    assert response.status_code == 429
+    assert "Retry-After" not in response.headers
 
 
-def test_status_calls_are_limited_by_the_second(start, until):
-    client = start(status_calls_per_second=3)
-    task_id = client.submitted()
+def test_status_calls_above_the_limit_per_second_are_refused_with_429(make_client, wait_until):
+    client = make_client(status_calls_per_second=3)
+    task_id = client.submit_and_get_id()
     codes = [client.status(task_id).json()["code"] for _ in range(4)]
     assert codes == [200, 200, 200, 429]
-    until(lambda: client.status(task_id).json()["code"] == 200)
+    wait_until(lambda: client.status(task_id).json()["code"] == 200)
 
 
-def test_refusing_by_turns(start):
-    client = start(refusal_style="alternate")
-    answers = [client.status("f" * 32) for _ in range(4)]
-    assert [answer.status_code for answer in answers] == [404, 200, 404, 200]
-    assert {answer.json()["code"] for answer in answers} == {404}
+def test_refusal_style_alternate_refuses_alternately_by_http_status_and_in_the_body(make_client):
+    client = make_client(refusal_style="alternate")
+    responses = [client.status("f" * 32) for _ in range(4)]
+    assert [response.status_code for response in responses] == [404, 200, 404, 200]
+    assert {response.json()["code"] for response in responses} == {404}
 
 
-def test_refusing_in_the_body(start):
-    client = start(refusal_style="body", retry_after=7, submissions_per_10_seconds=0)
-    answer = client.submit()
-    assert (answer.status_code, answer.json()["code"]) == (200, 429)
-    assert "Retry-After" not in answer.headers
+def test_refusal_style_body_refuses_with_http_200_and_no_retry_after(make_client):
+    client = make_client(refusal_style="body", retry_after=7, submissions_per_10_seconds=0)
+    response = client.submit()
+    assert (response.status_code, response.json()["code"]) == (200, 429)
+    assert "Retry-After" not in response.headers
 
 
 @pytest.mark.parametrize("path", ["/api/v1/nothing", "/api/v1/modify/generate"])
-def test_unknown_endpoint(client, path):
+def test_an_unknown_endpoint_is_refused_with_404(client, path):
     assert client.get(path).json() == {"code": 404, "msg": "No such endpoint.", "data": None}
 
 
-def test_a_status_call_without_an_id(client):
+def test_a_status_call_without_a_task_id_is_refused_with_422(client):
     assert client.get(STATUS).json()["code"] == 422
 
 
-def test_records_are_forgotten(start):
-    client = start(record_ttl=0)
-    assert client.status(client.submitted()).json()["code"] == 404
+def test_records_expire_after_record_ttl(make_client):
+    client = make_client(record_ttl=0)
+    assert client.status(client.submit_and_get_id()).json()["code"] == 404
 
 
 @pytest.mark.parametrize(
     ("outcome", "flag", "code"), [("create_failed", 2, 500), ("generate_failed", 3, 501), ("generate_failed", 3, 77)]
 )
-def test_jobs_that_fail(start, outcome, flag, code):
-    client = start(outcome=outcome, error_message="Too dark.", error_code=code if code == 77 else None)
-    data = client.finished(client.submitted())
+def test_a_failed_job_has_a_flag_an_error_and_no_response(make_client, outcome, flag, code):
+    client = make_client(outcome=outcome, error_message="Too dark.", error_code=code if code == 77 else None)
+    data = client.wait_for_end(client.submit_and_get_id())
     assert (data["successFlag"], data["errorCode"], data["errorMessage"]) == (flag, code, "Too dark.")
     assert data["response"] is None
     assert data["completeTime"] is not None
 
 
-def test_callback_failed_has_the_video_all_the_same(start):
-    client = start(outcome="callback_failed")
-    data = client.finished(client.submitted())
+def test_a_job_with_outcome_callback_failed_still_has_its_video(make_client):
+    client = make_client(outcome="callback_failed")
+    data = client.wait_for_end(client.submit_and_get_id())
     assert data["successFlag"] == 4
-    assert client.plain.get(data["response"]["resultUrls"][0]).status_code == 200
+    assert client.anonymous.get(data["response"]["resultUrls"][0]).status_code == 200
 
 
-def test_a_success_without_urls(start):
-    client = start(outcome="no_urls")
-    data = client.finished(client.submitted())
+def test_a_job_with_outcome_no_urls_succeeds_with_empty_url_lists(make_client):
+    client = make_client(outcome="no_urls")
+    data = client.wait_for_end(client.submit_and_get_id())
     assert data["successFlag"] == 1
     assert data["response"] == {"taskId": data["taskId"], "originUrls": [], "resultUrls": []}
 
 
-def test_a_seed_makes_ids_repeatable(start):
-    assert start(seed=5).submitted() == start(seed=5).submitted() != start(seed=6).submitted()
+def test_a_seed_makes_task_ids_repeatable(make_client):
+    assert (
+        make_client(seed=5).submit_and_get_id()
+        == make_client(seed=5).submit_and_get_id()
+        != make_client(seed=6).submit_and_get_id()
+    )

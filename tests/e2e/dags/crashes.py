@@ -87,10 +87,10 @@ with DAG(dag_id="crash_at_random", schedule=None):
         retry_delay=timedelta(seconds=1),
     ).expand(prompt=[f"Make it morning number {number}" for number in range(100)])
 
-with DAG(dag_id="crash_in_line", schedule=None):
+with DAG(dag_id="crash_in_queue", schedule=None):
     LumaModifyOperator.partial(
         task_id="modify",
         video_url=os.environ["LUMA_VIDEO_URL"],
-        luma_conn_id="luma_crash_in_line",
+        luma_conn_id="luma_crash_in_queue",
         poll_interval=2,
     ).expand(prompt=[f"Make it morning number {number}" for number in range(12)])

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Signed callback addresses (HMAC-SHA256), and the verification of the service's own webhook signature. No I/O.
+
+The address names the connection and the submission, and carries a token: an HMAC over both under the API key,
+which the submitting worker and the API server can both read from the connection, and which cannot be guessed. So
+nothing has to be stored to tell a callback from a forgery.
+
+A callback is authenticated, but its body is not trusted: it only says which tasks to resume, and they ask Luma
+themselves. The service's own signature (https://docs.kie.ai/common-api/webhook-verification) covers the task id and a
+time and nothing else, and is checked beside the token wherever the connection holds a ``webhook_secret``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.validation import is_private_host
+
+#: Where the API server takes callbacks, below its public address. The only path that Luma has to reach.
+PATH = "/luma/callback"
+
+#: Seconds that a signature's time may deviate, as the service's pages recommend.
+SIGNATURE_TOLERANCE = 300.0
+
+MAX_ID_LENGTH = 250
+
+
+class CallbackProof(NamedTuple):
+    """What a callback's address says: for which submission over which connection, and the token that proves it."""
+
+    conn_id: str
+    reference: str
+    token: str
+
+    @classmethod
+    def read(cls, query: str) -> CallbackProof | None:
+        """Read the query of a callback's address; None if it is not one of ours."""
+        try:
+            values = parse_qs(query, strict_parsing=True, max_num_fields=len(cls._fields), errors="strict")
+        except ValueError:
+            return None
+        if set(values) != set(cls._fields) or any(len(value) != 1 for value in values.values()):
+            return None
+        proof = cls(*(values[name][0] for name in cls._fields))
+        has_form = (
+            len(proof.conn_id) <= MAX_ID_LENGTH
+            and proof.conn_id.isprintable()  # a lone surrogate, which JSON may hold, has no bytes to sign
+            and re.fullmatch(r"[0-9a-f]{32}", proof.reference)
+            and re.fullmatch(r"[0-9a-f]{64}", proof.token)
+        )
+        return proof if has_form else None
+
+    def is_valid_for(self, connection: LumaConnection) -> bool:
+        """Tell whether the token was created with this connection's API key."""
+        return hmac.compare_digest(self.token, _token(connection, self.conn_id, self.reference))
+
+
+def callback_url(connection: LumaConnection, conn_id: str, reference: str) -> str | None:
+    """
+    Return the address that Luma is to call when a submission's job has ended; None without ``callback_base_url``.
+
+    :param conn_id: the connection's id, by which the API server finds it again
+    :param reference: the submission's :attr:`~airflow_provider_luma.submission.decision.SubmissionRecord.reference`
+    """
+    if connection.callback_base_url is None:
+        return None
+    proof = CallbackProof(conn_id, reference, _token(connection, conn_id, reference))
+    return f"{connection.callback_base_url}{PATH}?{urlencode(proof._asdict())}"
+
+
+def token_of(url: str) -> str:
+    """Return the token in an address of :func:`callback_url`, so that logs can mask it."""
+    return parse_qs(urlsplit(url).query)["token"][0]
+
+
+def is_ours(url: str | None, connection: LumaConnection, reference: str | None = None) -> bool:
+    """
+    Tell whether a job's callback address is one of :func:`callback_url`.
+
+    :param url: what the service says of the job
+    :param reference: the one submission it must belong to; None for any
+    """
+    try:
+        parts = urlsplit(url or "")
+    except ValueError:
+        return False
+    proof = CallbackProof.read(parts.query) if parts.path.endswith(PATH) else None
+    return proof is not None and reference in (None, proof.reference) and proof.is_valid_for(connection)
+
+
+def base_url_problem(connection: LumaConnection) -> str | None:
+    """Return what is wrong with ``callback_base_url``, if Luma could never call there."""
+    host = urlsplit(connection.callback_base_url or "").hostname
+    if host and connection.is_public and is_private_host(host):
+        return (
+            f"callback_base_url in the connection's extra points to {host}, which Luma on the public Internet cannot "
+            "reach: give the public address of the Airflow API server, or leave it empty, and Luma is polled"
+        )
+    return None
+
+
+def read_luma_task_id(body: bytes) -> str | None:
+    """Return the id of the job that a callback is about; None if the body names none."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    data = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(data, dict):
+        return None
+    # Other products of the service spell it task_id (https://docs.kie.ai/luma-api/generate-luma-modify-video-callbacks).
+    luma_task_id = data.get("taskId") or data.get("task_id")
+    if not isinstance(luma_task_id, str) or not luma_task_id.strip() or len(luma_task_id) > MAX_ID_LENGTH:
+        return None
+    # A lone surrogate is valid JSON, and no database takes it.
+    return luma_task_id if luma_task_id.isprintable() else None
+
+
+def is_signed(headers: Mapping[str, str], luma_task_id: str, webhook_secret: str, now: float) -> bool:
+    """
+    Tell whether the service has signed a callback within the last five minutes.
+
+    :param headers: the callback's headers, found by lower-case names
+    :param now: seconds since the epoch
+    """
+    timestamp = headers.get("x-webhook-timestamp", "")
+    if not re.fullmatch(r"\d{1,12}", timestamp, re.ASCII) or abs(now - int(timestamp)) > SIGNATURE_TOLERANCE:
+        return False
+    mac = hmac.new(webhook_secret.encode(), f"{luma_task_id}.{timestamp}".encode(), hashlib.sha256)
+    given = headers.get("x-webhook-signature", "")
+    return hmac.compare_digest(given.encode(), base64.b64encode(mac.digest()))
+
+
+def _token(connection: LumaConnection, conn_id: str, reference: str) -> str:
+    # The reference has a fixed form, so no other pair of the two gives the same message.
+    message = f"airflow-provider-luma callback {reference} {conn_id}"
+    return hmac.new(connection.api_key.encode(), message.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two hooks share: their names, and how they take the result of a status check."""
+
+from __future__ import annotations
+
+import time
+
+from airflow.providers.common.compat.sdk import AirflowException
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from airflow_provider_luma.callbacks import token
+from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError
+from airflow_provider_luma.polling.state import Failed, PollOutcome, PollState
+from airflow_provider_luma.protocol import LumaTask
+
+#: What may come in place of a job's status: an error of the service, or of reading the connection.
+POLL_ERRORS = (LumaError, AirflowException, AirflowRuntimeError)
+
+
+class LumaHookBase:
+    """What both hooks tell Airflow about themselves, and how they take the result of a status check."""
+
+    conn_name_attr = "luma_conn_id"
+    default_conn_name = "luma_default"
+    conn_type = "luma"
+    hook_name = "Luma"
+
+    def __init__(self, luma_conn_id: str = default_conn_name) -> None:
+        super().__init__(http_conn_id=luma_conn_id)  # type: ignore[call-arg]
+        self.luma_conn_id = luma_conn_id
+
+    def _take(
+        self, state: PollState, result: LumaTask | Exception, connection: LumaConnection | None = None
+    ) -> PollOutcome:
+        """
+        Bring the result of a status check into the poll state, and log its progress.
+
+        :param result: the job, or why its status could not be had
+        :param connection: where given, a callback to its address is expected to end the wait
+        """
+        now = time.time()
+        if isinstance(result, LumaTask):
+            expects_callback = connection is not None and token.is_ours(result.callback_url, connection)
+            outcome = state.on_status(result, now, expects_callback=expects_callback)
+        elif isinstance(result, LumaError):
+            outcome = state.on_error(result, now)
+        else:
+            # The API server or a secrets backend is down, or the connection is just being replaced: no reason to give
+            # up a job that is paid for.
+            outcome = state.on_error(LumaUnavailableError(None, f"the connection could not be read: {result}"), now)
+        if not isinstance(outcome, Failed) and (progress := state.progress(now)):
+            self.log.log(*progress)  # type: ignore[attr-defined]
+        return outcome

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hook that calls Luma from the triggerer's event loop, over kept connections that all status checks share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+import tenacity
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+from airflow.providers.http.hooks.http import HttpAsyncHook, SessionConfig
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from airflow_provider_luma import backoff, protocol
+from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaConnection, missing_connection
+from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaUnavailableError
+from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
+from airflow_provider_luma.hooks.transport import proxy_of, ssl_context, to_response
+from airflow_provider_luma.polling.state import PollOutcome, PollState
+from airflow_provider_luma.protocol import LumaTask
+
+#: Seconds after which the connection is read again.
+CONNECTION_TTL = 60.0
+
+
+class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
+    """
+    Call Luma from the triggerer's event loop.
+
+    Used as ``async with LumaAsyncHook(...) as hook``, all calls share one kept connection, opened by the first.
+    Without that, close the hook with :meth:`close` when done.
+
+    :param luma_conn_id: the connection, of type Luma, that holds the API key
+    """
+
+    def __init__(self, luma_conn_id: str = LumaHookBase.default_conn_name) -> None:
+        super().__init__(luma_conn_id)
+        self._connection: LumaConnection | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._retired: list[aiohttp.ClientSession] = []
+        self._opening = asyncio.Lock()
+        self._read_at = 0.0
+        self._proxy: str | None = None
+
+    async def __aenter__(self) -> LumaAsyncHook:
+        """Return the hook; its session is opened by the first call."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the session."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the session; a later call opens a new one."""
+        self._retire_session()
+        while self._retired:
+            await self._retired.pop().close()
+
+    async def get_luma_connection(self) -> LumaConnection:
+        """
+        Read the connection.
+
+        :raises AirflowNotFoundException: there is no such connection
+        :raises LumaAuthError: it holds no usable API key
+        :raises LumaValidationError: it names no usable address
+        """
+        try:
+            connection = await get_async_connection(self.luma_conn_id)
+        except AirflowNotFoundException as error:
+            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
+        return LumaConnection.of(connection)
+
+    async def config(self) -> SessionConfig:
+        """Return what the HTTP provider's own ``run`` sends: the API key, and nothing of the connection's extra."""
+        connection = await self.get_luma_connection()
+        return SessionConfig(base_url=connection.base_url, headers={"Authorization": f"Bearer {connection.api_key}"})
+
+    async def get_task(self, luma_task_id: str) -> LumaTask:
+        """
+        Check the status of a job. Transient errors are waited out, for a minute at most.
+
+        :raises LumaNotFoundError: the service does not know the id
+        :raises LumaError: any other refusal
+        """
+        options = backoff.retry_options(backoff.READ_RETRY_TIMEOUT)
+        return await tenacity.AsyncRetrying(**options)(self._get_status, luma_task_id)
+
+    async def poll(self, state: PollState) -> PollOutcome:
+        """Check the status of a job once, and log what is worth a line."""
+        result: LumaTask | Exception
+        try:
+            result = await self._get_status_with_current_key(state.luma_task_id)
+        except POLL_ERRORS as error:
+            result = error
+        return self._take(state, result, self._connection)
+
+    async def get_requests_per_second(self) -> float:
+        """Return how many status checks a second the connection allows; the default if it cannot be read now."""
+        try:
+            connection, _ = await self._opened()
+        except (LumaError, AirflowException, AirflowRuntimeError):
+            return DEFAULT_REQUESTS_PER_SECOND  # every status check reports the error itself
+        return connection.requests_per_second
+
+    async def _get_status_with_current_key(self, luma_task_id: str) -> LumaTask:
+        used = self._connection
+        try:
+            return await self._get_status(luma_task_id)
+        except (LumaAuthError, LumaNotFoundError):
+            # The key, or the whole account, may have been replaced during the wait.
+            used = used or self._connection
+            if await self.get_luma_connection() == used:
+                raise
+            if self._connection is used:
+                self._retire_session()
+            return await self._get_status(luma_task_id)
+
+    def _retire_session(self) -> None:
+        """Use the session for no new call; other status checks may still be waiting for their answers on it."""
+        if self._session is not None:
+            self._retired.append(self._session)
+        self._session = None
+
+    async def _get_status(self, luma_task_id: str) -> LumaTask:
+        response = await self._send(protocol.task_request(luma_task_id))
+        return protocol.read_task(response, luma_task_id)
+
+    async def _send(self, request: protocol.Request) -> protocol.Response:
+        connection, session = await self._opened()
+        try:
+            async with session.request(
+                request.method,
+                connection.base_url + request.path,
+                params=request.query,
+                json=request.json,
+                allow_redirects=connection.allow_redirects,
+                max_redirects=connection.max_redirects,
+                proxy=self._proxy,
+            ) as response:
+                return to_response(response.status, await response.read(), response.headers)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
+
+    async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
+        async with self._opening:
+            connection, session = self._connection, self._session
+            if connection is None or session is None or time.monotonic() - self._read_at >= CONNECTION_TTL:
+                connection = await self._reload()
+            if connection != self._connection or session is None:
+                self._retire_session()
+                session = self._session = await self._open(connection)
+                self._connection = connection
+            return connection, session
+
+    async def _reload(self) -> LumaConnection:
+        """Read the connection; if that fails, keep using the one that was read before."""
+        try:
+            connection = await self.get_luma_connection()
+        except (LumaError, AirflowException, AirflowRuntimeError):
+            if self._connection is None or self._session is None:
+                raise
+            connection = self._connection
+        self._read_at = time.monotonic()
+        return connection
+
+    async def _open(self, connection: LumaConnection) -> aiohttp.ClientSession:
+        self._proxy = proxy_of(connection)
+        # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
+        return aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {connection.api_key}"},
+            timeout=aiohttp.ClientTimeout(total=connection.timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
+            connector=aiohttp.TCPConnector(
+                ssl=await asyncio.to_thread(ssl_context, connection),
+                limit=max(1, int(connection.requests_per_second)),
+            ),
+        )

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+HTTP transport: a Luma connection's options for requests and aiohttp, and what their errors mean.
+
+requests serves the workers, aiohttp the triggerer. Both are given exactly what
+:class:`~airflow_provider_luma.connection.LumaConnection` lists, and treat it alike.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+import urllib3
+
+from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.protocol import Response
+
+#: What OpenSSL calls a handshake that failed before anything was sent.
+_FAILED_HANDSHAKES = frozenset(
+    {
+        "CERTIFICATE_VERIFY_FAILED",
+        "HTTP_REQUEST",
+        "SSLV3_ALERT_HANDSHAKE_FAILURE",
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "UNSUPPORTED_PROTOCOL",
+        "WRONG_VERSION_NUMBER",
+    }
+)
+
+
+class _Session(requests.Session):
+    """A session whose own proxies and certificates take precedence over the environment's."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        return super().merge_environment_settings(
+            url, {**self.proxies, **(proxies or {})}, stream, self.verify if verify is None else verify, cert
+        )
+
+
+class BearerAuth(requests.auth.AuthBase):
+    """
+    Adds the API key to a request; requests removes it when a redirect leads to another host.
+
+    :param api_key: the key
+    """
+
+    def __init__(self, api_key: str) -> None:
+        self._api_key = api_key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Add the header."""
+        request.headers["Authorization"] = f"Bearer {self._api_key}"
+        return request
+
+
+def requests_session(connection: LumaConnection) -> requests.Session:
+    """Return a session with the connection's transport options, and without any credentials."""
+    session = _Session()
+    session.proxies = dict(connection.proxies)
+    session.verify = connection.verify
+    session.trust_env = connection.trust_env
+    session.max_redirects = connection.max_redirects
+    return session
+
+
+def ssl_context(connection: LumaConnection) -> ssl.SSLContext | bool:
+    """Return the connection's certificates as aiohttp wants them. Reads files."""
+    if connection.verify is False and connection.cert is None:
+        return False
+    bundle = Path(connection.verify) if isinstance(connection.verify, str) else None
+    if bundle is None and connection.cert is None:
+        return True
+    context = ssl.create_default_context(
+        cafile=bundle if bundle and bundle.is_file() else None,
+        capath=bundle if bundle and bundle.is_dir() else None,
+    )
+    if connection.verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if connection.cert is not None:
+        files = (connection.cert,) if isinstance(connection.cert, str) else connection.cert
+        context.load_cert_chain(*files)
+    return context
+
+
+def proxy_of(connection: LumaConnection) -> str | None:
+    """Return the proxy on the way to the service, chosen as requests does."""
+    url = connection.base_url
+    environment = requests.utils.get_environ_proxies(url) if connection.trust_env else {}
+    proxy: str | None = requests.utils.select_proxy(url, {**environment, **connection.proxies})
+    return proxy
+
+
+def to_response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
+    """Return what the protocol reads of an HTTP answer."""
+    return Response(status, body, headers.get("Retry-After"), headers.get("Location"))
+
+
+def reason_of(error: requests.RequestException) -> str:
+    """Return what happened, without the layers around it and the addresses of objects."""
+    cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
+    if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:
+        cause = cause.args[1]
+    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
+
+
+def was_never_connected(error: requests.RequestException) -> bool:
+    """Tell whether a request failed before any of it could reach the service."""
+    if isinstance(error, (requests.exceptions.ConnectTimeout, ValueError)):  # a ValueError: no such address
+        return True
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    if isinstance(reason, urllib3.exceptions.ProxyError):
+        # Also raised for an answer that a proxy has lost: the cause behind it decides.
+        reason = reason.original_error
+        if isinstance(reason, OSError) and str(reason).startswith("Tunnel connection failed"):
+            return True
+    if isinstance(reason, urllib3.exceptions.SSLError) and reason.args:
+        return getattr(reason.args[0], "reason", None) in _FAILED_HANDSHAKES
+    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))

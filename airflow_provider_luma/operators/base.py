@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators and sensors share: a cached hook, and being deferred until a job has ended."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, NoReturn
+
+from airflow.sdk import BaseOperator
+
+from airflow_provider_luma.deferral import JobFinished
+from airflow_provider_luma.exceptions import TRANSIENT, LumaError
+
+if TYPE_CHECKING:
+    from airflow.triggers.base import BaseTrigger
+
+    from airflow_provider_luma.deferral import DeferralState, Event
+    from airflow_provider_luma.hooks.luma import LumaHook
+
+
+class LumaBaseOperator(BaseOperator):
+    """An operator that waits for Luma jobs in the triggerer."""
+
+    luma_conn_id: str
+
+    @cached_property
+    def hook(self) -> LumaHook:
+        """The hook of this task."""
+        from airflow_provider_luma.hooks.luma import LumaHook
+
+        return LumaHook(self.luma_conn_id)
+
+    def defer_with(self, trigger: BaseTrigger, method_name: str, state: DeferralState) -> NoReturn:
+        """
+        Defer, and let ``execution_timeout`` count from the first deferral of this try.
+
+        :param trigger: what resumes the task
+        :param method_name: the method that it resumes
+        :param state: what that method is given
+        """
+        timeout = self.execution_timeout
+        if timeout is not None and state.execution_deadline is not None:
+            timeout = timedelta(seconds=max(0.0, state.execution_deadline - time.time()))
+        elif timeout is not None:
+            state = state._replace(execution_deadline=time.time() + timeout.total_seconds())
+        self.defer(trigger=trigger, method_name=method_name, kwargs=state.as_kwargs(), timeout=timeout)
+
+    def defer_for_job(self, state: DeferralState, *, poll_interval: float, created_at: float | None = None) -> NoReturn:
+        """
+        Wait for a job in the triggerer.
+
+        :param state: names the job and the end of the wait
+        :param poll_interval: seconds between two status checks
+        :param created_at: when the job was created, in seconds since the epoch, if that is known
+        """
+        from airflow_provider_luma.triggers.luma import LumaTaskTrigger
+
+        assert state.luma_task_id is not None, "only a job with an id can be waited for"
+        trigger = LumaTaskTrigger(state.luma_task_id, self.luma_conn_id, poll_interval, state.end_time, created_at)
+        self.defer_with(trigger, "execute_complete", state)
+
+    def resume_wait(self, event: Event, state: DeferralState, *, poll_interval: float) -> JobFinished:
+        """
+        Take the event of a trigger, or a callback; keep waiting if the callback came too early.
+
+        :param event: what has resumed the task
+        :param state: of the deferral that it has ended
+        :param poll_interval: seconds between two status checks
+        :raises LumaError: what ended the wait
+        """
+        from airflow_provider_luma.backoff import READ_RETRY_TIMEOUT
+        from airflow_provider_luma.polling.state import INTERVALS_WITH_CALLBACK
+
+        if "task" in event:
+            return event
+        if "error" in event:
+            raise LumaError.from_dict(event["error"])
+        assert state.luma_task_id is not None, "only a task that waits for a job is resumed by its callback"
+        try:
+            task = self.hook.check(state.luma_task_id, retry_timeout=READ_RETRY_TIMEOUT)
+        except TRANSIENT as error:
+            self.log.warning("A callback has come, but the status check failed: %s", error)
+            task = None
+        if task is None:
+            self.log.info("A callback has come for Luma task %s, but it has not ended yet", state.luma_task_id)
+            # There will be no other callback, should Luma's records only be late: poll at the usual interval.
+            self.defer_for_job(state, poll_interval=poll_interval / INTERVALS_WITH_CALLBACK)
+        return JobFinished(task=task.as_dict(), request=task.request())

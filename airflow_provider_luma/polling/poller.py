@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Shared poller: the status checks of all triggers that wait in one event loop over one connection.
+
+They share one client with its kept connections, one rate limiter, and one sample of job durations, which decides whose
+check comes first. Each trigger sends its requests itself, so that what is logged belongs to its own task, and an error
+or a cancellation concerns no other trigger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import Stats
+
+from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
+from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError
+from airflow_provider_luma.polling.durations import JobDurations
+from airflow_provider_luma.polling.rate_limiter import RateLimiter
+from airflow_provider_luma.polling.state import Failed, Finished, PollAgain, PollState
+from airflow_provider_luma.protocol import LumaTask
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.hooks.luma import LumaAsyncHook
+
+#: The metric of how many triggers wait for a job.
+WAITING_GAUGE = "luma.waiting"
+
+
+class Poller:
+    """
+    The status checks of one event loop over one connection.
+
+    :param client: sends them; closed with the poller
+    """
+
+    def __init__(self, client: LumaAsyncHook) -> None:
+        self._client = client
+        self._limiter = RateLimiter(DEFAULT_REQUESTS_PER_SECOND)
+        self._durations = JobDurations()
+        self._first_limit: asyncio.Task[None] | None = None
+
+    async def wait_for(self, state: PollState) -> Finished | Failed:
+        """Check the status of a job, within the rate limit that all jobs share, until the wait has ended."""
+        if self._first_limit is None:  # one for all triggers that start together
+            self._first_limit = asyncio.create_task(self._update_limit())
+        await asyncio.shield(self._first_limit)
+        clock = asyncio.get_running_loop().time
+        due, is_completed = clock(), False
+        priority = due + self._slack(state, None)
+        while True:
+            async with self._limiter.request(due, priority):
+                sent_at = clock()
+                Stats.timing("luma.poll.lateness", max(0.0, sent_at - due) * 1000)
+                Stats.incr("luma.poll")
+                outcome = await self._client.poll(state)
+                if not isinstance(outcome, Finished):
+                    self._on_error(outcome.error, sent_at)
+            if not is_completed:
+                is_completed = self._on_completed(outcome.task)
+            if not isinstance(outcome, PollAgain):
+                return outcome
+            await self._update_limit()
+            due = clock() + outcome.delay
+            priority = due + self._slack(state, outcome)
+
+    async def close(self) -> None:
+        """Send no more status checks, and close the connections."""
+        if self._first_limit is not None:
+            self._first_limit.cancel()
+        self._limiter.close()
+        await self._client.close()
+
+    async def _update_limit(self) -> None:
+        self._limiter.set_limit(await self._client.get_requests_per_second())
+
+    def _slack(self, state: PollState, last: PollAgain | None) -> float:
+        """
+        Return for how many seconds the next status check of a job can be put off in favour of others.
+
+        :param last: the outcome of the last one; None before the first
+        """
+        if state.created_at is None or not (last is None or last.is_running):
+            return 0.0
+        now = time.time()
+        age, delay = max(0.0, now - state.created_at), last.delay if last is not None else 0.0
+        # Before the first check nothing more is known of a job than that it was created.
+        slack = self._durations.slack(age, delay) if last is not None else self._durations.slack(0.0, age)
+        return slack if state.end_time is None else max(0.0, min(slack, state.end_time - now - delay))
+
+    def _on_error(self, error: LumaError | None, sent_at: float) -> None:
+        """Reduce the rate for all, if the service has refused this check as one too many."""
+        if isinstance(error, LumaRateLimitError):
+            Stats.incr("luma.poll.refused")
+            self._limiter.on_rate_limited(error.retry_after, sent_at=sent_at)
+
+    def _on_completed(self, task: LumaTask | None) -> bool:
+        """Learn how long a job took, once it has ended; return whether it has."""
+        if task is None or task.created_at is None or task.completed_at is None:
+            return False
+        duration = (task.completed_at - task.created_at).total_seconds()
+        self._durations.add(duration)
+        Stats.timing("luma.job.duration", duration * 1000)
+        Stats.timing("luma.job.lateness", max(0.0, time.time() - task.completed_at.timestamp()) * 1000)
+        return True

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Adaptive (AIMD) rate limiter with a priority queue, for all requests of one event loop over one connection. No I/O.
+
+:class:`RequestRate` decides when the next request may be sent: evenly spaced, never more in any second than the service
+allows, half as fast after a 429, and faster again step by step (additive increase, multiplicative decrease).
+:class:`RateLimiter` queues the requests: of those that are due, the one with the earliest priority is sent first. No
+request starves, because a priority is a point in time: only requests with an earlier one are sent before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from airflow_provider_luma.backoff import MAX_RETRY_AFTER
+
+#: The lowest rate, in requests a second, to which 429s can reduce it.
+MIN_RATE = 0.1
+
+#: Seconds without a 429 after which the rate is raised by a tenth of the full rate.
+RECOVERY_INTERVAL = 5.0
+
+#: Seconds within which requests are sent together: a timer for each would cost as much as the request itself.
+TIMER_RESOLUTION = 0.01
+
+#: Seconds of a timer's lateness that the next request makes up for.
+MAX_CATCH_UP = 0.1
+
+#: Seconds by which a request can arrive later than the fastest of the last hundred: the time to open a connection.
+#: A request that takes longer to be answered has arrived well before its answer.
+MAX_TRANSIT_DELAY = 0.5
+
+
+class RequestRate:
+    """
+    When the next request may be sent. It has no clock of its own: times are seconds by the caller's.
+
+    Requests that are sent evenly do not arrive evenly. A request therefore counts until a second after the service can
+    have received it, which its answer bounds. There are never more counted requests than the service allows a second.
+
+    :param limit: requests a second that the service allows
+    :param share: the part of the limit that is used
+    """
+
+    def __init__(self, limit: float, share: float = 1.0) -> None:
+        self.full_rate = self.rate = limit * share
+        self._limit = limit
+        self._share = share
+        self._next_at = -math.inf
+        self._halved_at = -math.inf
+        self._changed_at = -math.inf
+        self._unanswered = 0
+        #: Until when each answered request counts.
+        self._counted_until: list[float] = []
+        # As long as the fastest is not known, a request may have arrived just before its answer was sent.
+        self._round_trips = deque([0.0] * 100, maxlen=100)
+
+    def set_limit(self, limit: float) -> None:
+        """Change the limit; a rate that is reduced stays so in proportion."""
+        if limit != self._limit:
+            self.rate *= limit / self._limit
+            self.full_rate = limit * self._share
+            self._limit = limit
+
+    @property
+    def _max_counted(self) -> int:
+        """How many requests may count: those of a second, or of a little more if the limit is no whole number."""
+        return math.ceil(self._limit)
+
+    @property
+    def _sends_in_batches(self) -> bool:
+        return self.rate * TIMER_RESOLUTION > 1
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until a request may be sent; infinite if one has to be answered first."""
+        while self._counted_until and self._counted_until[0] <= now:
+            heapq.heappop(self._counted_until)
+        delay = self._next_at - now
+        delay = delay if delay > (TIMER_RESOLUTION if self._sends_in_batches else 0.0) else 0.0
+        if self._unanswered + len(self._counted_until) < self._max_counted:
+            return delay
+        return max(delay, self._counted_until[0] - now) if self._counted_until else math.inf
+
+    def on_request_sent(self, now: float) -> None:
+        """Count a request that is sent now."""
+        if self.rate < self.full_rate and now - self._changed_at >= RECOVERY_INTERVAL:
+            self.rate = min(self.full_rate, self.rate + self.full_rate / 10)
+            self._changed_at = now
+        # A timer's lateness is made up for; time in which nothing was sent is not saved up.
+        self._next_at = (self._next_at if now - self._next_at <= MAX_CATCH_UP else now) + 1 / self.rate
+        self._unanswered += 1
+
+    def on_response(self, now: float, *, sent_at: float, is_answered: bool = True) -> float:
+        """
+        Take note that a request has ended.
+
+        :param sent_at: when it was sent
+        :param is_answered: whether it was answered, rather than cancelled
+        :returns: until when it counts
+        """
+        self._unanswered -= 1
+        transit_delay = MAX_TRANSIT_DELAY
+        if is_answered:
+            self._round_trips.append(now - sent_at)
+            # The fastest round trip is known to the timer's resolution only.
+            fastest = max(0.0, min(self._round_trips) - TIMER_RESOLUTION)
+            transit_delay = min(transit_delay, now - sent_at - fastest)
+        until = sent_at + transit_delay + self._max_counted / self._limit
+        if self._sends_in_batches:
+            until = math.ceil(until / TIMER_RESOLUTION) * TIMER_RESOLUTION
+        heapq.heappush(self._counted_until, until)
+        return until
+
+    def on_rate_limited(self, now: float, retry_after: float | None = None, *, sent_at: float) -> None:
+        """
+        Halve the rate after a 429, and honour its Retry-After.
+
+        :param sent_at: when the refused request was sent; one from before the rate was last halved says nothing about
+            the rate after that
+        """
+        if sent_at > self._halved_at:
+            self.rate = max(min(MIN_RATE, self.full_rate), self.rate / 2)
+            self._halved_at = now
+        self._changed_at = now
+        self.block(now, retry_after)
+        self._next_at = max(self._next_at, now + 1 / self.rate)
+
+    def block(self, now: float, seconds: float | None) -> None:
+        """Send nothing for so many seconds, as the service has asked; five minutes at most."""
+        self._next_at = max(self._next_at, now + min(seconds or 0.0, MAX_RETRY_AFTER))
+
+
+class _Queued(NamedTuple):
+    """A request in the queue, ordered by the time first."""
+
+    order: float
+    number: int
+    permit: asyncio.Future[None]
+    priority: float
+
+
+class RateLimiter:
+    """
+    The queue of all requests of one event loop over one connection.
+
+    :param limit: requests a second that the service allows
+    :param share: the part of the limit that is used
+    """
+
+    def __init__(self, limit: float, share: float = 1.0) -> None:
+        self._numbers = itertools.count()
+        #: Requests that are not due yet, ordered by when they are; and the others, ordered by priority.
+        self._scheduled: list[_Queued] = []
+        self._due: list[_Queued] = []
+        self._wakes_at = math.inf
+        self._wake = asyncio.Event()
+        self._rate = RequestRate(limit, share)
+        self._dispatcher: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def request(self, due: float, priority: float | None = None) -> AsyncIterator[None]:
+        """
+        Wait until a request may be sent, and send it within the ``with`` block.
+
+        :param due: the earliest time, by the event loop's clock
+        :param priority: of the requests that are due, the one with the earliest is sent next; ``due`` if not given
+        """
+        permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(
+            self._scheduled, _Queued(due, next(self._numbers), permit, due if priority is None else priority)
+        )
+        if due < self._wakes_at:
+            self._wake.set()
+        if self._dispatcher is None:
+            self._dispatcher = asyncio.create_task(self._dispatch())
+        try:
+            await permit
+        except asyncio.CancelledError:
+            if permit.done() and not permit.cancelled():
+                self._on_response(_now(), is_answered=False)  # permitted in the moment in which it was cancelled
+            raise
+        sent_at, is_answered = _now(), True
+        try:
+            yield
+        except asyncio.CancelledError:
+            is_answered = False
+            raise
+        finally:
+            self._on_response(sent_at, is_answered=is_answered)
+
+    @property
+    def queue_length(self) -> int:
+        """How many requests wait to be sent."""
+        return sum(not queued.permit.done() for queued in self._scheduled + self._due)
+
+    def on_rate_limited(self, retry_after: float | None, *, sent_at: float) -> None:
+        """
+        Reduce the rate after a 429.
+
+        :param sent_at: when the refused request was sent, by the event loop's clock
+        """
+        self._rate.on_rate_limited(_now(), retry_after, sent_at=sent_at)
+
+    def block(self, seconds: float | None) -> None:
+        """Send nothing for so many seconds."""
+        self._rate.block(_now(), seconds)
+
+    def set_limit(self, limit: float) -> None:
+        """Change how many requests a second the service allows."""
+        self._rate.set_limit(limit)
+
+    def close(self) -> None:
+        """Send nothing more."""
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            self._dispatcher = None
+
+    def _on_response(self, sent_at: float, *, is_answered: bool) -> None:
+        if self._rate.on_response(_now(), sent_at=sent_at, is_answered=is_answered) < self._wakes_at:
+            self._wake.set()
+
+    async def _dispatch(self) -> None:
+        """Permit the requests that are due, one by one, at the current rate."""
+        while True:
+            permit = await self._next_permit()
+            self._rate.on_request_sent(_now())
+            permit.set_result(None)
+
+    async def _next_permit(self) -> asyncio.Future[None]:
+        """Wait until a request is due and may be sent; drop those that were cancelled."""
+        while True:
+            now = _now()
+            self._move_due(now)
+            if self._due and not (delay := self._rate.delay(now)):
+                return heapq.heappop(self._due).permit
+            if self._due:
+                self._wakes_at = now + delay
+            else:
+                self._wakes_at = self._scheduled[0].order if self._scheduled else math.inf
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(self._wakes_at - now if self._wakes_at < math.inf else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _move_due(self, now: float) -> None:
+        """Move requests that are due, or cancelled, from the schedule to the queue of priorities."""
+        while self._scheduled and (
+            self._scheduled[0].order <= now + TIMER_RESOLUTION or self._scheduled[0].permit.done()
+        ):
+            queued = heapq.heappop(self._scheduled)
+            heapq.heappush(self._due, queued._replace(order=queued.priority))
+        while self._due and self._due[0].permit.done():
+            heapq.heappop(self._due)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+ASGI middleware that injects faults and journals every call.
+
+It wraps the whole application as plain ASGI, because a fault may act before the application receives the request,
+after it has responded, or on the TCP connection itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .faults import Fault
+from .journal import Call
+from .responses import refusal_response
+from .service import Refusal, Service
+
+_OPERATIONS = {
+    "/api/v1/modify/generate": "submit",
+    "/api/v1/modify/record-info": "status",
+    "/api/v1/chat/credit": "credit",
+    "/api/v1/common/download-url": "download_url",
+    "/api/file-stream-upload": "upload",
+    "/api/file-url-upload": "upload",
+}
+_FILE_OPERATIONS = {"/files/results/": "file", "/files/temporary/": "file", "/files/": "clip"}
+_HTML_ERROR_PAGE = (
+    "<!DOCTYPE html><html><head><title>{code}</title></head>"
+    "<body><center><h1>{code}</h1></center><hr><center>edge</center></body></html>"
+)
+
+
+def operation_of(path: str) -> str | None:
+    """Return the operation a path belongs to; None for the simulator's own endpoints (control, health, page)."""
+    if path in _OPERATIONS:
+        return _OPERATIONS[path]
+    for prefix, operation in _FILE_OPERATIONS.items():
+        if path.startswith(prefix):
+            return operation
+    return "other" if path.startswith("/api/") else None
+
+
+@dataclass(frozen=True)
+class BufferedResponse:
+    """A complete HTTP response, buffered before any of it is sent."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the value of a header, None if it is missing."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    def with_content_length(self, length: int) -> BufferedResponse:
+        """Return a copy that announces this length, whatever the length of its body."""
+        others = [(key, value) for key, value in self.headers if key != b"content-length"]
+        return replace(self, headers=[*others, (b"content-length", str(length).encode())])
+
+    def with_body(self, body: bytes) -> BufferedResponse:
+        """Return a copy with another body and the matching Content-Length."""
+        return replace(self, body=body).with_content_length(len(body))
+
+    def with_edited_json(self, edit: Callable[[dict[str, Any]], None]) -> BufferedResponse:
+        """Return a copy whose decoded JSON body was edited in place."""
+        content = json.loads(self.body)
+        edit(content)
+        return self.with_body(json.dumps(content).encode())
+
+    async def send(self, send: Send, *, more_body: bool = False) -> None:
+        """Send status, headers and body; ``more_body`` leaves the response unfinished."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": more_body})
+
+
+class FaultMiddleware:
+    """
+    ASGI middleware around the application.
+
+    :param internal_user_agent: User-Agent of the simulator's own requests, which are neither journaled nor faulty
+    :param stopping: set when the server shuts down; ends every hang
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, internal_user_agent: str, stopping: asyncio.Event) -> None:
+        self._app = app
+        self._service = service
+        self._internal_user_agent = internal_user_agent.encode()
+        self._stopping = stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Journal the request, then forward it to the application, with the fault that hits it if there is one."""
+        operation = operation_of(scope["path"]) if scope["type"] == "http" else None
+        internal = (b"user-agent", self._internal_user_agent) in scope.get("headers", ())
+        if operation is None or internal:
+            await self._app(scope, receive, send)
+            return
+        call = self._record(scope, operation)
+        scope["state"]["call"] = call
+        fault = self._service.next_fault(operation)
+        send = _recording_status(call, send)
+        if fault is None:
+            await self._app(scope, receive, send)
+        else:
+            call.fault = fault.kind
+            await _FaultyRequest(self._app, self._service, self._stopping, fault, call, scope, receive, send).run()
+
+    def _record(self, scope: Scope, operation: str) -> Call:
+        client = scope.get("client")
+        return self._service.journal.record(
+            at=time.time(),
+            on=operation,
+            method=scope["method"],
+            path=scope["path"],
+            query=dict(parse_qsl(scope["query_string"].decode("latin-1"))),
+            headers=scope["headers"],
+            client_port=client[1] if client else None,
+            connection=scope["state"]["connection"],
+        )
+
+
+def _recording_status(call: Call, send: Send) -> Send:
+    async def record_and_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            call.http_status = message["status"]
+        await send(message)
+
+    return record_and_send
+
+
+@dataclass
+class _FaultyRequest:
+    """One request that a fault hits."""
+
+    app: ASGIApp
+    service: Service
+    stopping: asyncio.Event
+    fault: Fault
+    call: Call
+    scope: Scope
+    receive: Receive
+    send: Send
+
+    async def run(self) -> None:
+        # The whole request is read first, so that the connection is never cut while the client is still sending.
+        body = await self._read_body()
+        self.scope["state"]["dry_run"] = self.fault.before_acceptance and self.fault.kind != "hang"
+        if self.fault.kind == "hang":
+            await self._hang(body)
+        elif self.fault.kind in ("refuse", "html", "empty", "cut"):
+            if self.fault.after_accept:
+                await self._run_app(body)
+            await self._send_replacement()
+        else:
+            await self._send_corrupted(await self._run_app(body))
+
+    async def _read_body(self) -> bytes:
+        body, more = b"", True
+        while more:
+            message = await self.receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        return body
+
+    async def _run_app(self, body: bytes) -> BufferedResponse:
+        """Run the application on the request and buffer its response instead of sending it."""
+        messages: list[Message] = []
+
+        async def buffer(message: Message) -> None:
+            messages.append(message)
+
+        if self.fault.kind == "no_range":
+            self.scope["headers"] = [pair for pair in self.scope["headers"] if pair[0] != b"range"]
+        await self.app(self.scope, _replay_body(body, self.receive), buffer)
+        start, *parts = messages
+        return BufferedResponse(
+            start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in parts)
+        )
+
+    async def _hang(self, body: bytes) -> None:
+        """Wait, then respond normally; a client that disconnects meanwhile ends the request unprocessed."""
+        response = await self._run_app(body) if self.fault.after_accept else None
+        disconnect = asyncio.create_task(self._wait_for_disconnect())
+        shutdown = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait((disconnect, shutdown), timeout=self.fault.seconds, return_when=asyncio.FIRST_COMPLETED)
+        disconnected = disconnect.done()
+        disconnect.cancel()
+        shutdown.cancel()
+        await asyncio.gather(disconnect, shutdown, return_exceptions=True)
+        if disconnected:
+            return
+        if response is not None:
+            await response.send(self.send)
+        else:
+            await self.app(self.scope, _replay_body(body, self.receive), self.send)
+
+    async def _send_replacement(self) -> None:
+        """Send the fault's own response in place of the application's."""
+        fault, response = self.fault, Response()
+        self.call.code = None
+        if fault.kind == "cut":
+            await self._abort_connection()
+            return
+        if fault.kind == "html":
+            code = fault.code or 500
+            response = HTMLResponse(_HTML_ERROR_PAGE.format(code=code), status_code=code)
+        elif fault.kind == "refuse":
+            self.call.code = fault.code
+            msg = "The simulator was told to refuse this call."
+            refusal = Refusal(fault.code or 500, msg, style=fault.style, retry_after=fault.retry_after)
+            response = refusal_response(self.service, refusal)
+        await response(self.scope, self.receive, self.send)
+
+    async def _send_corrupted(self, response: BufferedResponse) -> None:
+        """Send the application's response, damaged as the fault says."""
+        kind, half = self.fault.kind, len(response.body) // 2
+        if kind in ("cut_body", "wrong_length"):
+            if kind == "wrong_length":
+                response = response.with_content_length(int(response.header(b"content-length") or 0) + 1000)
+            else:
+                response = replace(response, body=response.body[:half])
+            await response.send(self.send, more_body=True)
+            await self._close_connection()
+            return
+        if kind == "truncated":
+            response = response.with_body(response.body[:half])
+        elif kind == "no_range":
+            headers = [pair for pair in response.headers if pair[0] != b"accept-ranges"]
+            response = replace(response, headers=headers)
+        else:
+            response = response.with_edited_json(self._corrupt_envelope)
+        await response.send(self.send)
+
+    def _corrupt_envelope(self, content: dict[str, Any]) -> None:
+        data = content["data"]
+        if self.fault.kind == "null_data":
+            content["data"] = None
+        elif self.fault.kind == "wrong_data":
+            content["data"] = "unexpected"
+        elif self.fault.kind == "unknown_flag" and data:
+            data["successFlag"] = self.fault.flag
+        elif self.fault.kind == "response_string" and data and data["response"]:
+            data["response"] = json.dumps(data["response"])
+
+    async def _abort_connection(self) -> None:
+        """Close the connection at once and discard unsent data."""
+        self.scope["state"]["transport"].abort()
+        await self._wait_for_disconnect()
+
+    async def _close_connection(self) -> None:
+        """Close the connection after everything buffered for it was sent."""
+        self.scope["state"]["transport"].close()
+        await self._wait_for_disconnect()
+
+    async def _wait_for_disconnect(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+def _replay_body(body: bytes, receive: Receive) -> Receive:
+    """Return a receive callable that yields a body already read, then the original messages."""
+    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return unread.pop() if unread else await receive()
+
+    return replay

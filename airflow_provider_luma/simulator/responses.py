@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP responses in the service's JSON envelope: success, and refusal in either of its two styles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from .service import Refusal, Service
+
+
+def success_response(request: Request, data: Any, **extra_fields: Any) -> JSONResponse:
+    """Build a success envelope around the data; extra fields appear at its top level, next to ``code``."""
+    record_code(request, 200)
+    return JSONResponse({"code": 200, "msg": "success", "data": data, **extra_fields})
+
+
+def refusal_response(service: Service, refusal: Refusal) -> JSONResponse:
+    """Build the response to a refused call: by HTTP status, or as HTTP 200 with the code in the body."""
+    style = refusal.style or service.next_refusal_style()
+    headers = {}
+    if style == "status":
+        retry_after = refusal.retry_after
+        if retry_after is None and refusal.code == 429:
+            retry_after = service.settings.retry_after
+        if retry_after is not None:
+            headers["Retry-After"] = f"{retry_after:g}"
+    body = {"code": refusal.code, "msg": refusal.msg, "data": None}
+    return JSONResponse(body, status_code=refusal.code if style == "status" else 200, headers=headers)
+
+
+def record_code(request: Request, code: int) -> None:
+    """Record the envelope's code in the journal, if the journal has an entry for this request."""
+    call = getattr(request.state, "call", None)
+    if call is not None:
+        call.code = code

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Decision table of submit-once: what a try does, given what an earlier one has recorded. No I/O.
+
+A job costs money, cannot be cancelled, and the service offers no way to ask whether it has accepted one. So a task
+records an intent (a :class:`SubmissionRecord` without an id) *before* the request is sent, and the id *after* the
+answer. Wherever a process is killed, the next try finds one of three things: no record (nothing was sent), an intent
+(something may have been sent), or an id.
+
+What to do then is a table, :data:`TABLE`, and :func:`decide` reads it. Two facts decide beside the record:
+
+* whether the request is still the same one, by its fingerprint;
+* whether this try is a retry by Airflow or was cleared by a person. A retry wants what the last try wanted; a person
+  who clears a task that has ended wants a new video. Airflow does not say which it is, but Clear sets the task's
+  ``max_tries`` anew (to the tries so far and ``retries`` more), and a retry leaves it unchanged.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class SubmissionRecord:
+    """
+    What is recorded of a submission. It holds nothing secret: Airflow's UI shows it.
+
+    :param reference: a name of our own for this one submission
+    :param fingerprint: what was asked for, see :meth:`~airflow_provider_luma.protocol.ModifyRequest.fingerprint`
+    :param luma_task_id: the job's id, or None as long as Luma has not given it
+    :param max_tries: the task's ``max_tries`` when it was written
+    :param try_number: the try that submitted
+    :param expects_callback: whether Luma was given a callback address of ours
+    """
+
+    reference: str
+    fingerprint: str
+    luma_task_id: str | None
+    max_tries: int
+    try_number: int
+    expects_callback: bool = False
+
+    @classmethod
+    def load(cls, stored: Any) -> SubmissionRecord | None:
+        """Read what :meth:`as_dict` wrote; None if there is nothing."""
+        return cls(**{name: stored[name] for name in cls.__dataclass_fields__ if name in stored}) if stored else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return asdict(self)
+
+
+def new_reference() -> str:
+    """Return a name for a submission that nobody else has, and nobody can guess."""
+    return uuid.uuid4().hex
+
+
+class JobStatus(Enum):
+    """What the service says of a recorded job, as far as the decision depends on it."""
+
+    RUNNING = "running"
+    SUCCEEDED = "has succeeded"
+    FAILED = "has failed"
+    FORGOTTEN = "is no longer known"
+    UNAVAILABLE = "cannot be asked"
+
+
+class Step(Enum):
+    """What to do."""
+
+    SUBMIT = "submit"
+    WAIT = "wait for the recorded job"
+    TAKE_RESULT = "take the recorded job's result"
+    AWAIT_CALLBACK = "wait for the callback that tells the job's id"
+    FAIL = "fail, and let a person check the account"
+    ASK_LATER = "fail, and ask again at the next try"
+
+
+class Row(NamedTuple):
+    """
+    One row of the table; None in a column stands for anything.
+
+    :param record: ``none``, ``id``, ``intent``, or ``callback``: an intent whose callback can be waited for
+    :param request: ``same`` or ``changed``
+    :param by: ``retry``, or ``clear`` by a person
+    :param status: what Luma says of the recorded job
+    :param step: what to do
+    :param reason: the text for the task's log
+    """
+
+    record: str
+    request: str | None
+    by: str | None
+    status: JobStatus | None
+    step: Step
+    reason: str
+
+
+# Why each row is as it is:
+#   none                     Nothing was ever sent, or what was sent was surely refused.
+#   id, same, retry          A failed try is no reason to pay again: the job runs whether somebody waits or not.
+#                            Only a job that brought nothing (failed, or forgotten by Luma) is replaced.
+#                            Where Luma cannot be asked, waiting is what costs nothing.
+#   id, changed              The recorded job makes another video than the one that is wanted now.
+#   id, same, clear          A running job cannot be cancelled and is paid for, so it is the new video; of one that
+#                            has ended the person has seen the outcome, and wants another. Which of the two it is
+#                            only Luma can tell.
+#   callback, retry          If a job was accepted, its callback tells its id; waiting for that costs nothing.
+#   intent, retry            It may be running, and nobody can ask. A second may be one too many: a person must check.
+#   intent, clear            A person has checked.
+TABLE = (
+    Row("none", None, None, None, Step.SUBMIT, "Nothing was submitted before; this try submits"),
+    Row("id", "same", "retry", JobStatus.RUNNING, Step.WAIT,
+        "This try continues Luma task {id}, submitted by try {number}; nothing new is billed"),
+    Row("id", "same", "retry", JobStatus.SUCCEEDED, Step.TAKE_RESULT,
+        "This try takes the result of Luma task {id}, submitted by try {number}; nothing new is billed"),
+    Row("id", "same", "retry", JobStatus.FAILED, Step.SUBMIT,
+        "Luma task {id}, submitted by try {number}, has failed; this try submits a new job"),
+    Row("id", "same", "retry", JobStatus.FORGOTTEN, Step.SUBMIT,
+        "Luma no longer knows Luma task {id}, submitted by try {number}; this try submits a new job"),
+    Row("id", "same", "retry", JobStatus.UNAVAILABLE, Step.WAIT,
+        "Luma cannot be asked for now; this try continues Luma task {id}, submitted by try {number}"),
+    Row("id", "changed", "retry", None, Step.SUBMIT,
+        "The request has changed since try {number} submitted Luma task {id}; this try submits a new job"),
+    Row("id", "same", "clear", JobStatus.RUNNING, Step.WAIT,
+        "The task was cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid "
+        "for: this try continues it; nothing new is billed"),
+    Row("id", "same", "clear", JobStatus.UNAVAILABLE, Step.ASK_LATER,
+        "The task was cleared, and Luma cannot be asked whether Luma task {id} of try {number} is still running; "
+        "nothing is submitted before it answers"),
+    Row("id", "same", "clear", None, Step.SUBMIT,
+        "The task was cleared after Luma task {id} of try {number} had ended; this try submits a new job"),
+    Row("id", "changed", "clear", None, Step.SUBMIT,
+        "The task was cleared, and its request has changed since try {number} submitted Luma task {id}; "
+        "this try submits a new job"),
+    Row("callback", "same", "retry", None, Step.AWAIT_CALLBACK,
+        "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. If a job "
+        "was accepted, its callback comes when it has ended: this try waits for that; nothing new is billed"),
+    Row("intent", None, "retry", None, Step.FAIL,
+        "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. "
+        "A job may have been accepted"),
+    Row("intent", None, "clear", None, Step.SUBMIT,
+        "It is unknown whether try {number} had submitted a job, but the task was cleared since; this try submits"),
+)  # fmt: skip
+
+
+class Decision(NamedTuple):
+    """What to do, and the text for the task's log that says why."""
+
+    step: Step
+    reason: str
+
+
+def must_ask(record: SubmissionRecord | None, fingerprint: str) -> bool:
+    """Tell whether the decision depends on what Luma says of the recorded job."""
+    return record is not None and record.luma_task_id is not None and record.fingerprint == fingerprint
+
+
+def decide(
+    record: SubmissionRecord | None,
+    *,
+    fingerprint: str,
+    max_tries: int,
+    status: JobStatus | None = None,
+    can_await_callback: bool = False,
+    resubmit_on_unknown: bool = False,
+) -> Decision:
+    """
+    Decide what a try does.
+
+    :param record: what an earlier try has left, if anything
+    :param fingerprint: what this try asks for
+    :param max_tries: the task's ``max_tries`` now
+    :param status: what Luma says of the recorded job, where :func:`must_ask` is true
+    :param can_await_callback: the task can be deferred until a callback comes
+    :param resubmit_on_unknown: the user would rather pay twice than have a person check the account
+    """
+    kinds = _kinds(record, can_await_callback=can_await_callback)
+    request = "same" if record is not None and record.fingerprint == fingerprint else "changed"
+    by = "clear" if record is not None and max_tries != record.max_tries else "retry"
+    facts = (request, by, status)
+    row = next(
+        row
+        for row in TABLE
+        if row.record in kinds
+        and all(column in (None, fact) for column, fact in zip((row.request, row.by, row.status), facts, strict=True))
+    )
+    reason = row.reason.format(id=record.luma_task_id, number=record.try_number) if record is not None else row.reason
+    if row.step is Step.FAIL and resubmit_on_unknown:
+        return Decision(Step.SUBMIT, f"{reason}. As resubmit_on_unknown is on, this try submits again")
+    return Decision(row.step, reason)
+
+
+def _kinds(record: SubmissionRecord | None, *, can_await_callback: bool) -> tuple[str, ...]:
+    """Return what a record counts as in the table; an intent with a callback to come is an intent, too."""
+    if record is None:
+        return ("none",)
+    if record.luma_task_id is not None:
+        return ("id",)
+    return ("callback", "intent") if record.expects_callback and can_await_callback else ("intent",)

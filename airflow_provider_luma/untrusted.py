@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Readers of untrusted values: each takes whatever the service has sent, and returns a plain value or none.
+
+The service writes some numbers as strings and some objects as JSON in a string, and nothing it sends is relied on
+to have the documented type.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+
+def read_integer(value: object) -> int | None:
+    """Read an integer, which the service may also write as a string."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
+        return int(value)
+    return None
+
+
+def read_object(value: object) -> Mapping[str, Any]:
+    """Read an object, which sibling endpoints of the service write as JSON in a string; empty if it is none."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_strings(value: object) -> tuple[str, ...]:
+    """Read a list of texts, or a single text; whatever else the list holds is left out."""
+    if isinstance(value, str):
+        value = [value]
+    return tuple(item for item in value if isinstance(item, str) and item) if isinstance(value, list) else ()
+
+
+def read_text(value: object) -> str | None:
+    """Read a text."""
+    return value if isinstance(value, str) else None
+
+
+def read_time(value: object) -> datetime | None:
+    """Read milliseconds since the epoch as a UTC time; one that no calendar holds counts as absent."""
+    milliseconds = read_integer(value)
+    if not milliseconds:
+        return None
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def read_retry_after(header: str | None) -> float | None:
+    """
+    Read a Retry-After header: a number of seconds, or the date until which to wait (RFC 9110, 10.2.3).
+
+    :returns: seconds from now; None without a readable header
+    """
+    if header is None:
+        return None
+    header = header.strip()  # of more than float() strips, such as control characters
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", header, re.ASCII):
+        return float(header)
+    try:
+        until = parsedate_to_datetime(header)
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Input validation: what is refused before anything is sent, with an error that names the parameter and the remedy.
+
+Pure functions without I/O. A DAG file imports this module at every parse, so it imports nothing of the service.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import unicodedata
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from airflow_provider_luma.exceptions import LumaValidationError
+
+#: Extensions that name a file of another kind. Any other ending (``.php``, ``.v2``) is a web address like
+#: any other, and only the service can tell what is behind it.
+_OTHER_FILE_EXTENSIONS = frozenset(
+    "3g2 3gp aac asf bmp csv doc docx f4v flac flv gif gz heic html htm jpeg jpg json m2ts m3u8 m4a m4v mkv mp3 "
+    "mpd mpeg mpg mts mxf ogg ogv pdf png rar rm svg tar tif tiff ts txt vob wav webm webp wmv xml zip".split()
+)
+
+
+def check_prompt(prompt: object) -> None:
+    """
+    Check the prompt of a submission.
+
+    :raises LumaValidationError: it is blank, or not in the Latin script, of which the service takes English only
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise LumaValidationError(
+            None, f"prompt is {prompt!r}: say in English how to change the video, e.g. 'make it a rainy night'"
+        )
+    foreign = [letter for letter in prompt if letter.isalpha() and not _is_latin(letter)]
+    if foreign:
+        raise LumaValidationError(
+            None,
+            f"prompt holds {''.join(foreign[:20])!r}, and the service takes English only: translate the prompt",
+        )
+
+
+def _is_latin(letter: str) -> bool:
+    # A unit such as the micrometre, and an apostrophe typed as a modifier letter, are English too.
+    if letter == "\N{MICRO SIGN}" or unicodedata.category(letter) == "Lm":
+        return True
+    # The compatibility form brings styled and full-width letters back to the alphabet they belong to.
+    return "LATIN" in unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "")
+
+
+def check_video_url(video_url: object, *, service_is_public: bool = False) -> None:
+    """
+    Check the address of an input video.
+
+    :param service_is_public: the service is on the Internet, and so cannot reach private addresses
+    :raises LumaValidationError: the service could never read a video from there
+    """
+    _check_url("video_url", video_url, service_is_public=service_is_public)
+    extension = PurePosixPath(unquote(urlsplit(str(video_url)).path)).suffix[1:].lower()
+    if extension in _OTHER_FILE_EXTENSIONS:
+        raise LumaValidationError(
+            None,
+            f"video_url ends in .{extension}, and the service takes MP4, MOV and AVI only: "
+            f"convert the video first ({video_url!r})",
+        )
+
+
+def check_callback_url(callback_url: object, *, service_is_public: bool = False) -> None:
+    """
+    Check the address that the service shall call when a job ends.
+
+    :raises LumaValidationError: the service could never call there
+    """
+    _check_url("callback_url", callback_url, service_is_public=service_is_public)
+
+
+def check_watermark(watermark: object) -> None:
+    """
+    Check the text to put into the video.
+
+    :raises LumaValidationError: it is neither a text nor none
+    """
+    if watermark is not None and not isinstance(watermark, str):
+        raise LumaValidationError(None, f"watermark is {watermark!r}: give a text, or none")
+
+
+def check_luma_task_id(luma_task_id: object) -> None:
+    """
+    Check the id of a job. It is opaque: that it is there is all one can tell.
+
+    :raises LumaValidationError: there is none
+    """
+    if not isinstance(luma_task_id, str) or not luma_task_id.strip():
+        raise LumaValidationError(
+            None,
+            f"luma_task_id is {luma_task_id!r}: give the id that a submission returned, "
+            'e.g. submit.output["luma_task_id"]',
+        )
+
+
+def check_positive(parameter: str, seconds: object) -> None:
+    """
+    Check a number of seconds.
+
+    :raises LumaValidationError: it is no number above zero
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+        raise LumaValidationError(None, f"{parameter} is {seconds!r}: give a number of seconds above 0")
+
+
+def _check_url(parameter: str, url: object, *, service_is_public: bool) -> None:
+    if not isinstance(url, str) or not url.strip():
+        raise LumaValidationError(None, f"{parameter} is {url!r}: give a public http(s) address")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise LumaValidationError(None, f"{parameter} is no valid address ({error}): {url!r}") from error
+    if parts.scheme not in ("http", "https"):
+        raise LumaValidationError(
+            None,
+            f"{parameter} must begin with http:// or https://, since the service fetches it over the web: {url!r}",
+        )
+    if not host or re.search(r"[\s\\\x00-\x1f\x7f]", url):
+        raise LumaValidationError(None, f"{parameter} names no host, or holds blanks or backslashes: {url!r}")
+    if service_is_public and is_private_host(host):
+        raise LumaValidationError(
+            None,
+            f"{parameter} points to {host}, which Luma on the public Internet cannot reach: "
+            "use a public or signed address",
+        )
+
+
+def is_private_host(host: str) -> bool:
+    """
+    Tell whether a host is surely not on the public Internet: by its address, or by its name.
+
+    Names are not resolved: the worker's view of the DNS is not the service's.
+    """
+    host = host.strip("[]").rstrip(".").lower()
+    address = _ip_address(host)
+    if address is not None:
+        return not address.is_global or address.is_multicast
+    private_zones = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+    return "." not in host or host.endswith(private_zones)
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        # Clients also read 127.1, 0x7f.1 and 2130706433 as IPv4 addresses.
+        if not re.fullmatch(r"[0-9a-fx.]+", host):
+            return None
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a callback may cost the API server, which bodies are refused, and what happens when the database fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from airflow_provider_luma.callbacks import resume, routes
+from tests.support.api_server import ENDED, proof
+from tests.support.metadata_db import JOB, operator_awaiting_job
+
+
+class TestConnectionCache:
+    async def test_connection_is_cached_whether_it_exists_or_not(self, api_server, monkeypatch):
+        reads = []
+        read = routes._connection
+        monkeypatch.setattr(routes, "_connection", lambda conn_id: reads.append(conn_id) or read(conn_id))
+        for _ in range(3):
+            assert (await api_server.callback(proof(conn_id="luma_nowhere"))).status_code == 403
+            assert (await api_server.callback(proof())).status_code == 200
+        assert reads == ["luma_nowhere", "luma_default"]
+
+    async def test_connection_cache_is_bounded(self, api_server, monkeypatch):
+        monkeypatch.setattr(routes, "CONNECTION_CACHE_SIZE", 10)
+        for number in range(25):
+            await api_server.callback(proof(conn_id=f"luma_{number}"))
+            assert len(routes._connections) <= 10
+        assert (await api_server.callback(proof())).status_code == 200
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"OK",
+            b"null",
+            b"\xff\xfe",
+            b"[" * 100_000,
+            {"data": None},
+            {"data": {"taskId": None}},
+            {"data": {"taskId": "a\ud800b"}},
+            {"data": {"taskId": "a\0b"}},
+            {"taskId": JOB},
+            [ENDED],
+        ],
+        ids=lambda body: repr(body)[:30],
+    )
+    async def test_body_without_a_task_id_is_a_bad_request(self, metadata_db, api_server, body):
+        metadata_db.defer(operator_awaiting_job())
+        answer = await api_server.callback(proof(), body)
+        assert (answer.status_code, answer.content) == (400, b"")
+        assert metadata_db.resumed() == set()
+
+    async def test_body_of_any_content_type_is_read(self, metadata_db, api_server):
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        assert (await api_server.callback(proof(), headers={"Content-Type": "text/plain"})).status_code == 200
+        assert metadata_db.resumed() == {task}
+
+    async def test_body_of_ten_megabytes_is_refused_as_too_large(self, metadata_db, api_server):
+        metadata_db.defer(operator_awaiting_job())
+        answer = await api_server.callback(proof(), b'{"data": {"taskId": "' + b"x" * 10_000_000 + b'"}}')
+        assert (answer.status_code, answer.content) == (413, b"")
+        assert metadata_db.resumed() == set()
+
+    async def test_body_without_a_length_is_read_only_until_it_is_too_large(self, api_server):
+        count = 0
+
+        async def pieces() -> AsyncIterator[bytes]:
+            nonlocal count
+            for _ in range(10_000):
+                count += 1
+                yield b" " * 1000
+
+        answer = await api_server.callback(proof(), pieces())
+        assert (answer.status_code, answer.content) == (413, b"")
+        assert "content-length" not in answer.request.headers
+        assert count <= routes.MAX_BODY_BYTES // 1000 + 2
+
+    async def test_body_of_exactly_the_largest_size_is_taken(self, api_server):
+        text = json.dumps(ENDED).encode()
+        largest = text + b" " * (routes.MAX_BODY_BYTES - len(text))
+        assert (await api_server.callback(proof(), largest)).status_code == 200
+        assert (await api_server.callback(proof(), largest + b" ")).status_code == 413
+
+    async def test_body_that_comes_too_slowly_is_refused(self, metadata_db, api_server, monkeypatch):
+        monkeypatch.setattr(routes, "BODY_TIMEOUT", 0.1)
+        metadata_db.defer(operator_awaiting_job())
+
+        async def stuck() -> AsyncIterator[bytes]:
+            yield b'{"data":'
+            await asyncio.Event().wait()
+
+        answer = await api_server.callback(proof(), stuck())
+        assert (answer.status_code, answer.content) == (408, b"")
+        assert metadata_db.resumed() == set()
+
+    async def test_body_that_is_cut_resumes_nobody(self, metadata_db, api_server):
+        metadata_db.defer(operator_awaiting_job())
+        scope = {"method": "POST", "path": "/luma/callback", "query_string": proof().encode()}
+        await api_server.raw_request(scope, [json.dumps(ENDED).encode()], is_whole=False)
+        await api_server.tasks_resumed()
+        assert metadata_db.resumed() == set()
+
+
+class TestDatabaseErrors:
+    @staticmethod
+    def fail(*_: Any) -> Any:
+        raise OperationalError("SELECT", {}, Exception("the database is down"))
+
+    async def test_callback_that_cannot_be_recorded_is_refused_so_that_luma_repeats_it(
+        self, metadata_db, api_server, monkeypatch, caplog
+    ):
+        metadata_db.defer(operator_awaiting_job())
+        monkeypatch.setattr(resume, "record_callback", self.fail)
+        answer = await api_server.callback(proof())
+        assert (answer.status_code, answer.content) == (503, b"")
+        (record,) = [record for record in caplog.records if record.name == routes.__name__]
+        assert record.levelno == logging.ERROR
+        assert JOB in record.getMessage()
+        assert "the database is down" in caplog.text
+        assert metadata_db.resumed() == set()
+
+    async def test_failure_to_resume_is_logged_and_the_next_callback_resumes(
+        self, metadata_db, api_server, monkeypatch, caplog
+    ):
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        with monkeypatch.context() as patched:
+            patched.setattr(resume, "resume_waiting", self.fail)
+            assert (await api_server.callback(proof())).status_code == 200
+        errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+        (record,) = [record for record in errors if record.name == routes.__name__]
+        assert JOB in record.getMessage()
+        assert metadata_db.resumed() == set()
+        await api_server.callback(proof())
+        assert metadata_db.resumed() == {task}

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A callback records, in the task state store, which job a submission has become whose answer was lost."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.utils.session import create_session
+from sqlalchemy import select
+
+from airflow_provider_luma.callbacks import resume
+from airflow_provider_luma.submission.decision import SubmissionRecord, new_reference
+from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
+from tests.support.api_server import proof
+from tests.support.metadata_db import (
+    JOB,
+    TaskStateStoreModel,
+    another_providers_task,
+    needs_task_state,
+    operator_awaiting_callback,
+    operator_awaiting_job,
+)
+
+pytestmark = needs_task_state
+
+
+def record_of(reference: str, luma_task_id: str | None = None) -> SubmissionRecord:
+    return SubmissionRecord(reference, "f" * 64, luma_task_id, max_tries=2, try_number=1, expects_callback=True)
+
+
+async def test_job_of_a_submission_whose_answer_was_lost_is_recorded(metadata_db, api_server):
+    reference = new_reference()
+    (task,) = metadata_db.defer(another_providers_task(), state="failed")
+    metadata_db.save_record(task, record_of(reference))
+    assert (await api_server.callback(proof(reference))).status_code == 200
+    assert metadata_db.recorded_callback(task) == {"reference": reference, "luma_task_id": JOB}
+
+
+async def test_recorded_callback_expires_together_with_the_submissions_record(metadata_db, api_server):
+    reference, expires_at = new_reference(), datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
+    (task,) = metadata_db.defer(another_providers_task(), state="failed")
+    metadata_db.save_record(task, record_of(reference), expires_at=expires_at)
+    await api_server.callback(proof(reference))
+    with create_session() as session:
+        rows = session.scalars(select(TaskStateStoreModel.expires_at)).all()
+    assert rows == [expires_at, expires_at]
+
+
+async def test_nothing_is_recorded_for_a_task_that_knows_its_job(metadata_db, api_server):
+    reference = new_reference()
+    (task,) = metadata_db.defer(operator_awaiting_job())
+    metadata_db.save_record(task, record_of(reference, JOB))
+    await api_server.callback(proof(reference))
+    assert metadata_db.recorded_callback(task) is None
+    assert metadata_db.resumed() == {task}
+
+
+async def test_nothing_is_recorded_for_a_callback_of_an_unknown_submission(metadata_db, api_server):
+    tasks = metadata_db.defer(another_providers_task(), another_providers_task(), state="failed")
+    for task in tasks:
+        metadata_db.save_record(task, record_of(new_reference()))
+    assert (await api_server.callback(proof())).status_code == 200
+    assert [metadata_db.recorded_callback(task) for task in tasks] == [None, None]
+
+
+async def test_callback_is_recorded_only_for_the_task_of_its_submission(metadata_db, api_server):
+    reference = new_reference()
+    lost, other = metadata_db.defer(another_providers_task(), another_providers_task(), state="failed")
+    metadata_db.save_record(lost, record_of(reference))
+    metadata_db.save_record(other, record_of(new_reference()))
+    await api_server.callback(proof(reference))
+    assert (metadata_db.recorded_callback(lost)["luma_task_id"], metadata_db.recorded_callback(other)) == (JOB, None)
+
+
+async def test_callback_is_recorded_before_the_task_is_resumed(metadata_db, api_server, monkeypatch):
+    """The resumed task must find it, should the event be lost."""
+    reference, recorded = new_reference(), []
+    (task,) = metadata_db.defer(operator_awaiting_callback(reference))
+    metadata_db.save_record(task, record_of(reference))
+    resume_waiting = resume.resume_waiting
+
+    def read_and_resume(*arguments: Any) -> Any:
+        recorded.append(metadata_db.recorded_callback(task))
+        return resume_waiting(*arguments)
+
+    monkeypatch.setattr(resume, "resume_waiting", read_and_resume)
+    await api_server.callback(proof(reference))
+    assert recorded == [{"reference": reference, "luma_task_id": JOB}]
+    assert metadata_db.resumed() == {task}
+
+
+async def test_repeated_callbacks_are_recorded_once(metadata_db, api_server):
+    reference = new_reference()
+    (task,) = metadata_db.defer(another_providers_task(), state="failed")
+    metadata_db.save_record(task, record_of(reference))
+    for _ in range(5):
+        assert (await api_server.callback(proof(reference))).status_code == 200
+    with create_session() as session:
+        assert sorted(session.scalars(select(TaskStateStoreModel.key))) == sorted([STORE_KEY, CALLBACK_KEY])
+
+
+@pytest.mark.parametrize("stored", ["[]", '"{reference}"', "{reference}", '{{"other": "{reference}"}}'])
+async def test_unreadable_record_of_a_submission_is_ignored(metadata_db, api_server, stored):
+    reference = new_reference()
+    (task,) = metadata_db.defer(another_providers_task(), state="failed")
+    metadata_db.save_record(task, stored.format(reference=reference))
+    assert (await api_server.callback(proof(reference))).status_code == 200
+    assert metadata_db.recorded_callback(task) is None

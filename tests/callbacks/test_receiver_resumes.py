@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which deferred tasks a callback resumes, when, and with what."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+import pytest
+
+from airflow_provider_luma.callbacks import resume, routes
+from airflow_provider_luma.submission.decision import new_reference
+from tests.support.api_server import ENDED, proof
+from tests.support.metadata_db import (
+    JOB,
+    another_providers_task,
+    operator_awaiting_callback,
+    operator_awaiting_job,
+    sensor_awaiting_job,
+)
+
+#: The event with which a task is resumed.
+EVENT = {"callback": {"luma_task_id": JOB}}
+
+
+class TestResumedTasks:
+    async def test_task_that_waits_for_the_job_is_resumed_with_its_deferral_state(self, metadata_db, api_server):
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        before = metadata_db.states([task])[0]
+        answer = await api_server.callback(proof())
+        assert (answer.status_code, answer.text) == (200, "OK")
+        after = metadata_db.states([task])[0]
+        assert (after.state, after.trigger_id) == ("scheduled", None)
+        assert after.next_method == before.next_method == "execute_complete"
+        assert after.next_kwargs == {**before.next_kwargs, "event": EVENT}, "the deadlines stay as they were"
+
+    async def test_all_tasks_that_wait_for_the_job_are_resumed_in_all_dags(self, metadata_db, api_server):
+        films = metadata_db.defer(operator_awaiting_job(), sensor_awaiting_job(), dag_id="films")
+        others = [*metadata_db.defer(sensor_awaiting_job(), dag_id="others")]
+        others += metadata_db.defer(sensor_awaiting_job(), dag_id="others")
+        await api_server.callback(proof())
+        assert metadata_db.resumed() == {*films, *others}
+        assert [state.next_kwargs["event"] for state in metadata_db.states([*films, *others])] == [EVENT] * 4
+
+    async def test_tasks_that_wait_for_something_else_stay_deferred(self, metadata_db, api_server):
+        bystanders = metadata_db.defer(
+            operator_awaiting_job("another-job"),
+            sensor_awaiting_job(JOB[:-1]),
+            operator_awaiting_callback(new_reference()),
+            another_providers_task(),
+            another_providers_task(luma_task_id=JOB, end_time=0),
+            another_providers_task(reference="0" * 32),
+        )
+        before = metadata_db.states(bystanders)
+        (task,) = metadata_db.defer(sensor_awaiting_job())
+        await api_server.callback(proof("0" * 32))
+        assert metadata_db.resumed() == {task}
+        assert metadata_db.states(bystanders) == before
+
+    @pytest.mark.parametrize("state", ["running", "scheduled", "success", "failed", "up_for_retry"])
+    async def test_task_that_is_not_deferred_is_left_as_it_is(self, metadata_db, api_server, state):
+        tasks = metadata_db.defer(operator_awaiting_job(), state=state)
+        before = metadata_db.states(tasks)
+        assert (await api_server.callback(proof())).status_code == 200
+        assert metadata_db.states(tasks) == before
+
+    async def test_task_that_waits_for_the_callback_of_its_submission_is_resumed(self, metadata_db, api_server):
+        reference = new_reference()
+        task, other = metadata_db.defer(
+            operator_awaiting_callback(reference), operator_awaiting_callback(new_reference())
+        )
+        await api_server.callback(proof(reference))
+        assert metadata_db.resumed() == {task}
+        after = metadata_db.states([task, other])
+        assert after[0].next_kwargs["event"] == EVENT
+        assert (after[0].state, after[0].next_method) == ("scheduled", "execute_with_callback")
+        assert after[0].next_kwargs["reference"] == reference
+        assert after[1].state == "deferred"
+
+    async def test_callback_of_a_failed_job_resumes_too(self, metadata_db, api_server):
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        await api_server.callback(proof(), {"code": 501, "msg": "no people, please", "data": {"taskId": JOB}})
+        assert metadata_db.resumed() == {task}
+
+    async def test_nothing_of_the_body_but_the_task_id_reaches_the_task(self, metadata_db, api_server):
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        data = {**ENDED["data"], "resultUrls": ["https://evil.example.com"]}
+        await api_server.callback(proof(), {"data": data, "event": 1})
+        assert metadata_db.states([task])[0].next_kwargs["event"] == EVENT
+
+    async def test_repeated_callbacks_resume_a_task_once(self, metadata_db, api_server):
+        tasks = metadata_db.defer(operator_awaiting_job(), sensor_awaiting_job())
+        query = proof()
+        await api_server.callback(query)
+        after = metadata_db.states(tasks)
+        assert [(await api_server.callback(query)).status_code for _ in range(4)] == [200] * 4
+        assert metadata_db.states(tasks) == after
+
+    async def test_concurrent_callbacks_resume_each_task_once(self, metadata_db, api_server):
+        tasks = metadata_db.defer(*(operator_awaiting_job() for _ in range(5)))
+        query = proof()
+        answers = await asyncio.gather(*(api_server.callback(query) for _ in range(5)))
+        assert [answer.status_code for answer in answers] == [200] * 5
+        assert metadata_db.resumed() == set(tasks)
+        assert [state.next_kwargs["event"] for state in metadata_db.states(tasks)] == [EVENT] * 5
+
+    async def test_callback_of_a_job_that_no_task_waits_for_is_taken(self, metadata_db, api_server):
+        (bystander,) = metadata_db.defer(operator_awaiting_job("another-job"))
+        assert (await api_server.callback(proof())).status_code == 200
+        assert metadata_db.resumed() == set()
+        assert metadata_db.states([bystander])[0].state == "deferred"
+
+    async def test_connection_id_with_special_characters_is_found(self, metadata_db, api_server, connect):
+        connect("luma/eu (1)", key="another-key")
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        assert (await api_server.callback(proof(conn_id="luma/eu (1)", key="another-key"))).status_code == 200
+        assert metadata_db.resumed() == {task}
+
+    async def test_one_task_among_a_thousand_is_resumed_within_a_second(self, metadata_db, api_server):
+        tasks = metadata_db.defer(*(operator_awaiting_job(f"job-{number}") for number in range(1000)))
+        started = time.monotonic()
+        answer = await api_server.callback(proof(), {"data": {"taskId": "job-714"}})
+        assert time.monotonic() - started < 1
+        assert answer.status_code == 200
+        assert metadata_db.resumed() == {tasks[714]}
+
+
+class TestShortestDeferral:
+    """Airflow fails a task that is resumed before the scheduler has noticed its deferral."""
+
+    async def test_task_deferred_just_now_is_resumed_after_the_shortest_deferral(
+        self, metadata_db, api_server, monkeypatch
+    ):
+        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 0.6)
+        (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
+        (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=60)
+        assert (await api_server.callback(proof())).status_code == 200
+        assert metadata_db.resumed() == {recent, earlier}
+        assert metadata_db.resumed_after(recent) >= 0.6
+
+    async def test_task_deferred_long_ago_is_resumed_without_waiting_for_one_deferred_just_now(
+        self, metadata_db, api_server, monkeypatch, until
+    ):
+        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 600)
+        (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
+        (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=3600)
+        answer = await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)
+        assert answer.status_code == 200
+        await asyncio.to_thread(until, metadata_db.resumed)
+        assert metadata_db.resumed() == {earlier}
+        assert metadata_db.states([recent])[0].state == "deferred"
+        for resuming in routes._resuming:
+            resuming.cancel()
+        with suppress(asyncio.CancelledError):
+            await api_server.tasks_resumed()
+
+    async def test_luma_is_answered_before_a_task_deferred_just_now_is_resumed(
+        self, metadata_db, api_server, monkeypatch
+    ):
+        """Luma gives up after 15 seconds."""
+        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 1.0)
+        (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
+        answer = await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)
+        assert answer.status_code == 200
+        assert routes._resuming
+        await api_server.tasks_resumed()
+        assert metadata_db.resumed() == {recent}

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API server serves below /luma besides the receiver: the result page with its style and script, no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.api_server import proof
+from tests.support.metadata_db import operator_awaiting_job
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+async def test_receiver_answers_no_method_but_post(metadata_db, api_server, method):
+    metadata_db.defer(operator_awaiting_job())
+    answer = await api_server.request(method, f"/luma/callback?{proof()}")
+    await api_server.tasks_resumed()
+    assert answer.status_code == 405
+    assert answer.content == b""
+    assert metadata_db.resumed() == set()
+    assert api_server.scopes[-1]["query_string"] == b"", "the token stays out of the access log here too"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect", "/callback/", "/static", "/static/"],
+)
+async def test_nothing_else_is_served(api_server, path):
+    answer = await api_server.request("GET", f"/luma{path}")
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/result?dag_id=films", "text/html"),
+        ("/static/result.css", "text/css"),
+        ("/static/result.js", "text/javascript"),
+    ],
+)
+async def test_page_style_and_script_are_served_with_a_strict_security_policy(api_server, path, kind):
+    answer = await api_server.request("GET", f"/luma{path}")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].partition(";")[0] == kind
+    assert len(answer.content) > 500
+    policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["base-uri"] == policy["form-action"] == "'none'"
+    assert "unsafe" not in str(policy) and "*" not in str(policy)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize("path", ["../routes.py", "%2e%2e/routes.py", "..%2froutes.py", "result.html", "/etc/passwd"])
+async def test_no_other_file_is_served_below_static(api_server, path):
+    scope = {"method": "GET", "path": f"/luma/static/{path}", "query_string": b""}
+    assert await api_server.raw_request(scope, [b""]) == 404

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+``dag.test()``, with which people develop DAGs: every deferral survives it, without a scheduler or a triggerer.
+
+Airflow 3.1 to 3.3 resume a task there with nothing but the trigger's event, whatever the deferral handed over.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import API_KEY, REPOSITORY
+
+from airflow_provider_luma.simulator import Settings, Simulator
+from demo.local_airflow import AirflowProblem, LocalAirflow
+
+pytestmark = pytest.mark.xdist_group("dag_test")
+
+#: Nothing listens there, so no callback ever comes.
+CALLBACK_BASE_URL = "http://127.0.0.1:9"
+
+IMPATIENT = """
+from airflow.sdk import DAG
+from airflow_provider_luma.operators.luma import LumaModifyOperator
+
+with DAG(dag_id="impatient", schedule=None):
+    LumaModifyOperator(
+        task_id="modify",
+        prompt="make it snow",
+        video_url="{video_url}",
+        luma_conn_id="luma_with_callbacks",
+        poll_interval=1,
+        timeout=12,
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def luma() -> Iterator[Simulator]:
+    """A Luma service whose jobs have ended by their first status check."""
+    with Simulator(Settings(api_key=API_KEY, processing_seconds=0)) as luma:
+        yield luma
+
+
+@pytest.fixture(scope="module")
+def airflow(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> LocalAirflow:
+    """An Airflow with a database and the DAGs in it, of which no component runs."""
+    home = tmp_path_factory.mktemp("dag_test")
+    dags = home / "dags"
+    shutil.copytree(REPOSITORY / "dags", dags)
+    for file in dags.glob("*.py"):
+        # As they are, but polling every second: the default of 30 would only make this test slow.
+        file.write_text(file.read_text().replace('task_id="modify",', 'task_id="modify", poll_interval=1,'))
+    (dags / "impatient.py").write_text(IMPATIENT.format(video_url=luma.sample_url))
+    address = luma.base_url.removeprefix("http://")
+    extra = f"?callback_base_url={CALLBACK_BASE_URL.replace(':', '%3A').replace('/', '%2F')}"
+    local = LocalAirflow(
+        home,
+        dags,
+        {
+            "AIRFLOW_CONN_LUMA_DEFAULT": f"luma://:{API_KEY}@{address}/http",
+            "AIRFLOW_CONN_LUMA_WITH_CALLBACKS": f"luma://:{API_KEY}@{address}/http{extra}",
+            "LUMA_VIDEO_URL": luma.sample_url,
+            "LUMA_DESTINATION": f"file://{home}/videos",
+        },
+    )
+    local.run("db", "migrate")
+    local.run("dags", "reserialize")
+    local.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
+    return local
+
+
+@pytest.mark.parametrize("dag_id", ["luma_modify", "luma_submit_and_wait", "luma_batch"])
+def test_example_dag_succeeds_under_dag_test(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
+    def videos() -> set[Path]:
+        return {path for path in (airflow.home / "videos" / dag_id).rglob("*.mp4") if path.stat().st_size}
+
+    luma.reset()
+    before = videos()
+    airflow.run("dags", "test", dag_id)
+    assert luma.accepted == (3 if dag_id == "luma_batch" else 1)
+    assert len(videos() - before) == luma.accepted
+
+
+def test_submission_that_is_queued_twice_and_then_waited_for_succeeds_under_dag_test(
+    airflow: LocalAirflow, luma: Simulator
+) -> None:
+    luma.reset()
+    luma.configure(faults=["submit:refuse,code=429,times=1", "submit:refuse,code=455,times=1"])
+    output = airflow.run("dags", "test", "luma_modify")
+    assert luma.accepted == 1
+    assert "Rate limited by Luma; queued in the triggerer" in output
+    assert "Luma is unavailable; queued in the triggerer" in output
+
+
+def test_submission_whose_callback_never_comes_fails_as_unknown_under_dag_test(
+    airflow: LocalAirflow, luma: Simulator
+) -> None:
+    luma.reset()
+    luma.configure(faults=["submit:cut,after_accept=true"])
+    with pytest.raises(AirflowProblem) as failed:
+        airflow.run("dags", "test", "impatient")
+    said = re.sub(r"\s+", " ", str(failed.value))
+    assert "no callback has come within 12 s. It may have been accepted all the same" in said
+    assert "TypeError" not in said
+    assert luma.accepted == len([call for call in luma.calls if call.on == "submit"]) == 1
+
+
+def test_files_of_the_example_dags_are_all_run() -> None:
+    assert sorted(file.stem for file in Path(REPOSITORY / "dags").glob("*.py")) == [
+        "luma_batch",
+        "luma_modify",
+        "luma_submit_and_wait",
+    ]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LumaAsyncHook keeps one HTTP connection for all status checks, and follows changes of the Airflow connection."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError
+from airflow_provider_luma.hooks import luma_async
+from airflow_provider_luma.hooks.luma import LumaAsyncHook
+from airflow_provider_luma.polling.state import Failed, PollAgain, PollState
+from tests.support.calls import status_checks
+
+
+def new_state(luma_task_id: str = "abc") -> PollState:
+    return PollState(luma_task_id, poll_interval=1)
+
+
+@pytest.fixture
+def connection_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the connections that LumaAsyncHook has read from Airflow, one for each time."""
+    reads: list[str] = []
+    read = luma_async.get_async_connection
+
+    async def _count_and_read(conn_id: str) -> object:
+        reads.append(conn_id)
+        return await read(conn_id)
+
+    monkeypatch.setattr(luma_async, "get_async_connection", _count_and_read)
+    return reads
+
+
+class TestHttpConnection:
+    async def test_all_status_checks_share_one_http_connection(self, luma, luma_conn):
+        async with LumaAsyncHook() as hook:
+            for _ in range(5):
+                with pytest.raises(LumaNotFoundError):
+                    await hook.get_task("nobody-knows")
+        assert luma.connections == 1
+
+    async def test_closed_hook_opens_a_new_http_connection_when_it_is_used_again(self, luma, luma_conn):
+        hook = LumaAsyncHook()
+        for _ in range(2):
+            with pytest.raises(LumaNotFoundError):
+                await hook.get_task("nobody-knows")
+            await hook.close()
+        await hook.close()
+        assert luma.connections == 2
+
+
+class TestAirflowConnection:
+    async def test_connection_is_read_once_for_many_status_checks(self, luma, submit, connection_reads):
+        luma_task_id = submit(processing_seconds=60)
+        async with LumaAsyncHook() as hook:
+            for _ in range(5):
+                await hook.poll(new_state(luma_task_id))
+        assert len(status_checks(luma)) == 5
+        assert connection_reads == ["luma_default"]
+
+    async def test_connection_is_read_again_after_its_ttl(self, submit, connection_reads, monkeypatch):
+        monkeypatch.setattr(luma_async, "CONNECTION_TTL", 0.0)
+        luma_task_id = submit(processing_seconds=60)
+        async with LumaAsyncHook() as hook:
+            for _ in range(3):
+                await hook.poll(new_state(luma_task_id))
+        assert connection_reads == ["luma_default"] * 3
+
+    async def test_wrong_api_key_that_was_not_replaced_ends_the_wait(self, luma, set_connection):
+        set_connection(luma.base_url, key="another-key")
+        async with LumaAsyncHook() as hook:
+            outcome = await hook.poll(new_state())
+        assert isinstance(outcome, Failed)
+        assert isinstance(outcome.reason, LumaAuthError)
+        assert len(status_checks(luma)) == 1
+
+    async def test_wrong_api_key_that_was_replaced_is_retried_with_the_new_one(self, luma, set_connection):
+        set_connection(luma.base_url, key="another-key")
+        async with LumaAsyncHook() as hook:
+            with pytest.raises(LumaAuthError):
+                await hook.get_task("abc")
+            set_connection(luma.base_url)
+            assert isinstance(await hook.poll(new_state()), PollAgain)
+        assert [call.code for call in status_checks(luma)] == [401, 401, 404]
+
+    async def test_missing_connection_is_waited_for_until_it_is_created(self, luma, set_connection):
+        state = new_state()
+        async with LumaAsyncHook() as hook:
+            outcome = await hook.poll(state)
+            assert isinstance(outcome, PollAgain)
+            assert "luma_default" in str(outcome.error)
+            set_connection(luma.base_url)
+            assert isinstance(await hook.poll(state), PollAgain)
+        assert len(status_checks(luma)) == 1

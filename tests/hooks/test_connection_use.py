@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Airflow connection the hooks use, how often they read it, and what they say of one that does not work."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+from airflow_provider_luma.exceptions import LumaAuthError
+from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
+from tests.support.calls import status_checks, submissions
+
+PROMPT = "make it a rainy night"
+VIDEO = "http://127.0.0.1/v.mp4"
+
+
+@pytest.fixture
+def connection_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the connections that LumaHook has read from Airflow, one for each time."""
+    reads: list[str] = []
+    read = LumaHook.get_connection
+
+    def _count_and_read(_: type[LumaHook], conn_id: str) -> object:
+        reads.append(conn_id)
+        return read(conn_id)
+
+    monkeypatch.setattr(LumaHook, "get_connection", classmethod(_count_and_read))
+    return reads
+
+
+class TestForms:
+    @pytest.mark.parametrize(
+        ("uri", "base_url"),
+        [
+            ("luma://:some-long-key@", "https://api.kie.ai"),
+            ("luma://:some-long-key@luma.example.com", "https://luma.example.com"),
+            ("luma://:some-long-key@luma.example.com:8443/http", "http://luma.example.com:8443"),
+            ("luma://:some-long-key@https%3A%2F%2Fluma.example.com%2Fbase", "https://luma.example.com/base"),
+            ('{"conn_type": "luma", "password": "some-long-key"}', "https://api.kie.ai"),
+        ],
+    )
+    async def test_both_hooks_take_every_form_of_a_connection(self, monkeypatch, uri, base_url):
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", uri)
+        assert LumaHook().get_luma_connection().base_url == base_url
+        assert (await LumaAsyncHook().get_luma_connection()).base_url == base_url
+        assert (await LumaAsyncHook().config()).base_url == base_url
+
+    @pytest.mark.parametrize("form", ["parts", "full URL in the host"])
+    def test_service_is_called_at_the_address_of_the_connection(self, luma, monkeypatch, set_connection, api_key, form):
+        if form == "parts":
+            set_connection(luma.base_url)
+        else:
+            uri = f"luma://:{api_key}@{requests.utils.quote(luma.base_url, safe='')}"
+            monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", uri)
+        assert LumaHook().get_credits() == 1000.0
+
+    def test_connection_id_may_be_another_than_luma_default(self, luma, luma_conn, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_OTHER", LumaHook.get_connection(luma_conn).get_uri())
+        monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
+        assert LumaHook("other").get_credits() == 1000.0
+        assert LumaHook(luma_conn_id="other").luma_conn_id == "other"
+
+
+class TestReads:
+    """The connection is read afresh for every attempt, so that a new API key is used as soon as there is one."""
+
+    def test_submission_reads_the_connection_once_for_its_check_and_its_attempt(
+        self, luma, luma_conn, connection_reads
+    ):
+        LumaHook().modify_video(PROMPT, luma.sample_url)
+        assert connection_reads == ["luma_default"]
+        assert len(submissions(luma)) == 1
+
+    def test_submission_that_is_retried_reads_the_connection_once_for_every_attempt(
+        self, luma, luma_conn, connection_reads, short_backoff
+    ):
+        luma.configure(faults=["submit:refuse,code=429,times=2"])
+        LumaHook().modify_video(PROMPT, luma.sample_url)
+        assert len(submissions(luma)) == 3
+        assert connection_reads == ["luma_default"] * 3
+
+    def test_wait_in_the_worker_reads_the_connection_afresh_for_every_status_check(
+        self, luma, submit, connection_reads
+    ):
+        luma_task_id = submit(processing_seconds=0.3)
+        connection_reads.clear()
+        LumaHook().wait_for_completion(luma_task_id, timeout=20, poll_interval=0.05)
+        count = len(status_checks(luma))
+        assert count >= 3
+        # One read before the first status check, so that an error in the connection is raised at once.
+        assert count <= len(connection_reads) <= count + 1
+        assert set(connection_reads) == {"luma_default"}
+
+    def test_get_task_reads_the_connection_afresh_for_every_attempt(
+        self, luma, submit, connection_reads, short_backoff
+    ):
+        luma_task_id = submit(faults=["status:html,times=2"])
+        connection_reads.clear()
+        hook = LumaHook()
+        hook.get_task(luma_task_id)
+        assert len(connection_reads) == len(status_checks(luma)) == 3
+        hook.get_task(luma_task_id)
+        assert len(connection_reads) == len(status_checks(luma)) == 4
+
+    def test_api_key_that_is_replaced_between_two_status_checks_is_used_at_once(self, luma, submit, set_connection):
+        luma_task_id, hook = submit(processing_seconds=60), LumaHook()
+        hook.get_task(luma_task_id)
+        set_connection(luma.base_url, key="the-next-key")
+        luma.configure(api_key="the-next-key")
+        hook.get_task(luma_task_id)
+        assert [call.code for call in status_checks(luma)] == [200, 200]
+
+
+class TestUnusableConnections:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda hook: hook.get_credits(),
+            lambda hook: hook.get_task("abc"),
+            lambda hook: hook.modify_video(PROMPT, VIDEO),
+        ],
+        ids=["credits", "task", "modify"],
+    )
+    def test_missing_connection_is_explained(self, call):
+        with pytest.raises(AirflowNotFoundException, match="luma_conn_id='nowhere'") as caught:
+            call(LumaHook("nowhere"))
+        assert "AIRFLOW_CONN_NOWHERE" in str(caught.value)
+
+    async def test_missing_connection_is_explained_in_the_triggerer(self):
+        async with LumaAsyncHook("nowhere") as hook:
+            with pytest.raises(AirflowNotFoundException, match="luma_conn_id='nowhere'"):
+                await hook.get_task("abc")
+
+    def test_missing_api_key_is_explained(self, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", "luma://")
+        with pytest.raises(LumaAuthError, match="luma_default") as caught:
+            LumaHook().get_credits()
+        assert "Password" in str(caught.value)
+
+    async def test_api_key_with_a_line_break_is_refused_without_being_quoted(self, luma, set_connection):
+        set_connection(luma.base_url, key="sk-distinct\r\nive-0123")
+        with pytest.raises(LumaAuthError) as in_worker:
+            LumaHook().get_credits()
+        with pytest.raises(LumaAuthError) as in_triggerer:
+            await LumaAsyncHook().get_task("abc")
+        for error in (in_worker.value, in_triggerer.value):
+            assert "sk-distinct" not in str(error)
+            assert "ive-0123" not in str(error)
+        assert luma.calls == []
+
+
+class TestTestConnection:
+    """What the button "Test" in Airflow's connection form shows."""
+
+    def test_remaining_credits_are_shown(self, luma, luma_conn):
+        luma.configure(credits=12.5)
+        assert LumaHook().test_connection() == (True, f"Connected to {luma.base_url}: 12.5 credits left")
+
+    @pytest.mark.parametrize("style", ["status", "body"])
+    def test_wrong_api_key_is_explained_without_being_quoted(self, luma, set_connection, style):
+        luma.configure(refusal_style=style)
+        set_connection(luma.base_url, key="another-key")
+        ok, message = LumaHook().test_connection()
+        assert not ok
+        assert "401" in message
+        assert "Password" in message
+        assert "another-key" not in message
+
+    def test_missing_connection_fails_the_test_with_an_explanation(self):
+        ok, message = LumaHook("nowhere").test_connection()
+        assert not ok
+        assert "AIRFLOW_CONN_NOWHERE" in message
+
+    def test_address_at_which_nothing_listens_is_named(self, free_port, set_connection):
+        set_connection(f"http://127.0.0.1:{free_port}")
+        ok, message = LumaHook().test_connection()
+        assert not ok
+        assert f"127.0.0.1:{free_port}" in message
+
+    @pytest.mark.parametrize("kind", ["html", "empty", "truncated", "cut", "null_data", "wrong_data"])
+    def test_broken_answer_of_the_service_is_reported(self, luma, luma_conn, kind):
+        luma.configure(faults=[f"credit:{kind}"])
+        ok, message = LumaHook().test_connection()
+        assert not ok
+        assert message
+
+    def test_ca_bundle_that_does_not_exist_is_named(self, set_connection):
+        set_connection("https://127.0.0.1:9", verify="/nowhere/ca.pem")
+        ok, message = LumaHook().test_connection()
+        assert not ok
+        assert "/nowhere/ca.pem" in message

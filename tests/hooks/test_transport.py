@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the hooks send over the wire, and that worker and triggerer follow the connection's transport options alike."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+import requests
+
+from airflow_provider_luma import backoff
+from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
+from airflow_provider_luma.polling.state import Failed, PollState
+from airflow_provider_luma.protocol import LumaTask
+from tests.support.tls import server_context
+
+PROMPT = "make it a rainy night"
+VIDEO = "http://127.0.0.1/v.mp4"
+
+SECRET_EXTRA = {
+    "webhook_secret": "hidden-1",
+    "callback_base_url": "https://hidden-2.example.com",
+    "requests_per_second": 3,
+    "upload_host": "hidden-3",
+    "X-Custom": "hidden-4",
+    "anything": {"deep": "hidden-5"},
+}
+
+
+async def check_once_in_triggerer(luma_task_id: str = "abc") -> LumaTask:
+    """Make one single status check, as the triggerer does; return the job, or raise why it could not be had."""
+    async with LumaAsyncHook() as hook:
+        outcome = await hook.poll(PollState(luma_task_id, poll_interval=1))
+    if isinstance(outcome, Failed):
+        raise outcome.reason
+    if outcome.task is None:
+        raise outcome.error
+    return outcome.task
+
+
+class TestRequests:
+    """The API key is sent, and nothing of the connection's extra, whichever way the hooks are used."""
+
+    @staticmethod
+    def assert_only_the_key_is_sent(received, api_key):
+        assert received
+        for request in received:
+            headers = json.dumps(request.headers).lower()
+            assert "hidden" not in headers
+            assert request.headers["Authorization"] == f"Bearer {api_key}"
+            for name in SECRET_EXTRA:
+                assert name.lower() not in {header.lower() for header in request.headers}
+            assert b"hidden" not in request.body
+            assert "hidden" not in request.path
+
+    def test_calls_of_the_hook_carry_the_key_and_nothing_of_extra(self, wires, set_connection, api_key):
+        wire = wires.start(wires.envelope(200, 5), wires.running_job(), wires.envelope(200, {"taskId": "abc"}))
+        set_connection(wire.base_url, **SECRET_EXTRA)
+        hook = LumaHook()
+        hook.get_credits()
+        hook.get_task("abc")
+        hook.modify_video(PROMPT, VIDEO)
+        self.assert_only_the_key_is_sent(wire.received, api_key)
+        assert len(wire.received) == 3
+
+    def test_inherited_run_carries_the_key_and_nothing_of_extra(self, wires, set_connection, api_key):
+        wire = wires.start()
+        set_connection(wire.base_url, **SECRET_EXTRA)
+        hook = LumaHook()
+        hook.method = "GET"
+        assert hook.run("/api/v1/chat/credit", headers={"X-Mine": "1"}).json()["code"] == 200
+        self.assert_only_the_key_is_sent(wire.received, api_key)
+        assert wire.received[0].headers["X-Mine"] == "1"
+
+    async def test_calls_of_the_async_hook_carry_the_key_and_nothing_of_extra(self, wires, set_connection, api_key):
+        wire = wires.start(wires.running_job())
+        set_connection(wire.base_url, **SECRET_EXTRA)
+        await check_once_in_triggerer()
+        self.assert_only_the_key_is_sent(wire.received, api_key)
+
+    async def test_inherited_async_run_carries_the_key_and_nothing_of_extra(self, wires, set_connection, api_key):
+        wire = wires.start()
+        set_connection(wire.base_url, **SECRET_EXTRA)
+        response = await LumaAsyncHook().run(endpoint="/api/v1/chat/credit")
+        assert response.status == 200
+        self.assert_only_the_key_is_sent(wire.received, api_key)
+
+    def test_submission_is_json_without_unset_keys(self, wires, set_connection):
+        wire = wires.start(wires.envelope(200, {"taskId": "abc"}))
+        set_connection(wire.base_url)
+        assert LumaHook().modify_video(PROMPT, VIDEO) == "abc"
+        (sent,) = wire.received
+        assert (sent.method, sent.path) == ("POST", "/api/v1/modify/generate")
+        assert sent.headers["Content-Type"].startswith("application/json")
+        assert json.loads(sent.body) == {"prompt": PROMPT, "videoUrl": VIDEO}
+
+    def test_task_id_is_percent_encoded_in_the_query(self, wires, set_connection):
+        wire = wires.start(wires.running_job())
+        set_connection(wire.base_url)
+        LumaHook().get_task("a/b&c=d ü")
+        assert "a%2Fb%26c%3Dd" in wire.received[0].path
+
+    @pytest.mark.parametrize("machine", ["machine 127.0.0.1", "default"])
+    async def test_netrc_does_not_replace_the_api_key(
+        self, wires, set_connection, monkeypatch, tmp_path, api_key, machine
+    ):
+        netrc = tmp_path / "netrc"
+        netrc.write_text(f"{machine} login someone password something\n")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+        wire = wires.start(wires.running_job())
+        set_connection(wire.base_url)
+        LumaHook().get_task("abc")
+        await check_once_in_triggerer()
+        assert [request.headers["Authorization"] for request in wire.received] == [f"Bearer {api_key}"] * 2
+
+
+class TestTimeout:
+    async def test_call_is_given_up_after_the_timeout(self, wires, set_connection):
+        wire = wires.start(wires.answer(hang=True))
+        set_connection(wire.base_url, timeout=0.2)
+        started = time.monotonic()
+        ok, _ = LumaHook().test_connection()
+        assert not ok
+        with pytest.raises(LumaUnavailableError):
+            await check_once_in_triggerer()
+        assert 0.4 <= time.monotonic() - started < 5
+
+
+class TestRedirects:
+    @pytest.mark.parametrize("allowed", [True, False])
+    async def test_api_key_goes_to_no_other_host(self, wires, set_connection, monkeypatch, allowed):
+        monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
+        other = wires.start(wires.running_job())
+        wire = wires.start(wires.answer(302, headers={"Location": other.base_url.replace("127.0.0.1", "localhost")}))
+        set_connection(wire.base_url, allow_redirects=allowed)
+        for check in (lambda: asyncio.to_thread(LumaHook().get_task, "abc"), check_once_in_triggerer):
+            try:
+                await check()
+            except LumaUnavailableError:
+                assert not allowed
+            else:
+                assert allowed
+        assert len(other.received) == (2 if allowed else 0)
+        assert all("Authorization" not in request.headers for request in other.received)
+
+    def test_redirect_that_is_not_followed_is_reported_with_its_target(self, wires, set_connection, monkeypatch):
+        monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
+        wire = wires.start(wires.answer(301, headers={"Location": "https://luma.example.com/api"}))
+        set_connection(wire.base_url)
+        ok, message = LumaHook().test_connection()
+        assert not ok
+        assert "301" in message
+        assert "luma.example.com" in message
+
+
+class TestProxies:
+    @pytest.mark.parametrize("form", ["by scheme", "for all", "text"])
+    async def test_proxies_of_the_connection_are_used(self, wires, set_connection, form):
+        proxy = wires.start(wires.running_job())
+        proxies = {"by scheme": {"http": proxy.base_url}, "for all": {"all": proxy.base_url}, "text": proxy.base_url}
+        set_connection("http://luma.example.com:80", proxies=proxies[form])
+        LumaHook().get_task("abc")
+        assert len(proxy.received) == 1
+        await check_once_in_triggerer()
+        assert len(proxy.received) == 2
+        for request in proxy.received:
+            assert request.path.startswith("http://luma.example.com")
+
+    async def test_proxy_of_the_connection_takes_precedence_over_the_environments(
+        self, wires, set_connection, monkeypatch, free_port
+    ):
+        proxy = wires.start(wires.running_job())
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port}")
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
+        monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
+        set_connection("http://luma.example.com:80", proxies={"http": proxy.base_url})
+        await check_once_in_triggerer()
+        LumaHook().get_task("abc")
+        assert len(proxy.received) == 2
+
+    @pytest.mark.parametrize("trusted", [True, False])
+    async def test_proxy_of_the_environment_is_used_only_with_trust_env(
+        self, wires, set_connection, monkeypatch, trusted
+    ):
+        proxy, wire = wires.start(wires.running_job()), wires.start(wires.running_job())
+        monkeypatch.setenv("http_proxy", proxy.base_url)
+        set_connection(wire.base_url, trust_env=trusted)
+        LumaHook().get_task("abc")
+        await check_once_in_triggerer()
+        assert (len(proxy.received), len(wire.received)) == ((2, 0) if trusted else (0, 2))
+
+
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+class TestCertificates:
+    async def test_certificate_of_an_unknown_authority_is_refused(
+        self, wires, set_connection, certificates, monkeypatch
+    ):
+        monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
+        wire = wires.start(wires.running_job(), tls=server_context(certificates))
+        set_connection(wire.base_url)
+        with pytest.raises(LumaUnavailableError, match="(?i)certificate"):
+            LumaHook().get_task("abc")
+        with pytest.raises(LumaUnavailableError, match="(?i)certificate"):
+            await check_once_in_triggerer()
+        assert wire.received == []
+
+    @pytest.mark.parametrize("verify", ["off", "bundle"])
+    async def test_certificate_is_accepted_with_verify_off_or_by_the_bundle(
+        self, wires, set_connection, certificates, verify
+    ):
+        wire = wires.start(wires.running_job(), tls=server_context(certificates))
+        set_connection(wire.base_url, verify=False if verify == "off" else str(certificates / "authority.crt"))
+        LumaHook().get_task("abc")
+        await check_once_in_triggerer()
+        assert len(wire.received) == 2
+
+    @pytest.mark.parametrize("verify", ["off", "bundle"])
+    def test_verify_takes_precedence_over_the_environments_bundle(
+        self, wires, set_connection, certificates, monkeypatch, verify
+    ):
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.certs.where())
+        monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
+        wire = wires.start(wires.running_job(), tls=server_context(certificates))
+        set_connection(wire.base_url, verify=False if verify == "off" else str(certificates / "authority.crt"))
+        LumaHook().get_task("abc")
+        assert len(wire.received) == 1
+
+    @pytest.mark.parametrize("form", ["one file", "two files"])
+    @pytest.mark.parametrize("verify", ["off", "bundle"])
+    async def test_client_certificate_is_presented(self, wires, set_connection, certificates, form, verify):
+        context = server_context(certificates, requires_client_certificate=True)
+        wire = wires.start(wires.running_job(), tls=context)
+        pair = [str(certificates / "client.crt"), str(certificates / "client.key")]
+        set_connection(
+            wire.base_url,
+            verify=False if verify == "off" else str(certificates / "authority.crt"),
+            cert=str(certificates / "client.pem") if form == "one file" else pair,
+        )
+        LumaHook().get_task("abc")
+        await check_once_in_triggerer()
+        assert len(wire.received) == 2
+
+    @pytest.mark.parametrize("extra", [{"verify": "/nowhere/ca.pem"}, {"cert": "/nowhere/client.pem"}], ids=str)
+    async def test_certificate_file_that_does_not_exist_is_named(
+        self, wires, set_connection, certificates, extra, monkeypatch
+    ):
+        monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
+        wire = wires.start(wires.running_job(), tls=server_context(certificates))
+        set_connection(wire.base_url, **extra)
+        with pytest.raises((LumaValidationError, LumaUnavailableError), match="/nowhere/"):
+            LumaHook().get_task("abc")
+        with pytest.raises((LumaValidationError, LumaUnavailableError), match="/nowhere/"):
+            await check_once_in_triggerer()

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the tests of submit-once."""
+
+from tests.support.operator_fixtures import context, modify
+from tests.support.submission_fixtures import (
+    await_job_ends,
+    callbacks_on,
+    fast_queue,
+    leave_ended,
+    leave_running,
+    relay,
+    sync_task,
+    task,
+)
+
+__all__ = [
+    "await_job_ends",
+    "callbacks_on",
+    "context",
+    "fast_queue",
+    "leave_ended",
+    "leave_running",
+    "modify",
+    "relay",
+    "sync_task",
+    "task",
+]

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decision table of submit-once: what a try does, given what an earlier one has recorded."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_luma.protocol import ModifyRequest
+from airflow_provider_luma.submission.decision import (
+    TABLE,
+    Decision,
+    JobStatus,
+    Step,
+    SubmissionRecord,
+    decide,
+    must_ask,
+)
+
+REQUEST = ModifyRequest("make it snow", "https://e.com/v.mp4")
+WANTED = REQUEST.fingerprint("luma")
+CHANGED = replace(REQUEST, prompt="make it rain").fingerprint("luma")
+JOB = "0123456789abcdef0123456789abcdef"
+INTENT = SubmissionRecord("a-reference", WANTED, None, max_tries=3, try_number=7)
+RECORDS = {
+    "none": None,
+    "intent": INTENT,
+    "callback": replace(INTENT, expects_callback=True),
+    "id": replace(INTENT, luma_task_id=JOB),
+}
+REQUESTS = {"same": WANTED, "changed": CHANGED}
+MAX_TRIES = {"retry": 3, "clear": 8}
+
+
+def decision(
+    record: str, request: str, by: str, status: JobStatus | None = None, *, resubmit_on_unknown: bool = False
+) -> Decision:
+    return decide(
+        RECORDS[record],
+        fingerprint=REQUESTS[request],
+        max_tries=MAX_TRIES[by],
+        status=status,
+        can_await_callback=True,
+        resubmit_on_unknown=resubmit_on_unknown,
+    )
+
+
+def situations() -> list[tuple[str, str, str, JobStatus | None]]:
+    """Return everything that a try may find, with a job's status exactly where Luma is asked for it."""
+    return [
+        (record, request, by, status)
+        for record, request, by, status in itertools.product(RECORDS, REQUESTS, MAX_TRIES, [None, *JobStatus])
+        if (status is not None) == must_ask(RECORDS[record], REQUESTS[request])
+    ]
+
+
+class TestNoRecord:
+    def test_try_without_a_record_submits(self):
+        assert {decision("none", request, by).step for request in REQUESTS for by in MAX_TRIES} == {Step.SUBMIT}
+
+
+class TestId:
+    def test_retry_waits_for_a_running_job(self):
+        assert decision("id", "same", "retry", JobStatus.RUNNING).step is Step.WAIT
+
+    def test_retry_takes_the_result_of_a_job_that_has_succeeded(self):
+        assert decision("id", "same", "retry", JobStatus.SUCCEEDED).step is Step.TAKE_RESULT
+
+    def test_retry_replaces_a_job_that_has_failed(self):
+        assert decision("id", "same", "retry", JobStatus.FAILED).step is Step.SUBMIT
+
+    def test_retry_replaces_a_job_that_is_no_longer_known(self):
+        assert decision("id", "same", "retry", JobStatus.FORGOTTEN).step is Step.SUBMIT
+
+    def test_retry_waits_for_a_job_about_which_luma_cannot_be_asked(self):
+        assert decision("id", "same", "retry", JobStatus.UNAVAILABLE).step is Step.WAIT
+
+    def test_retry_with_a_changed_request_submits(self):
+        assert decision("id", "changed", "retry").step is Step.SUBMIT
+
+    def test_cleared_task_waits_for_its_running_job(self):
+        assert decision("id", "same", "clear", JobStatus.RUNNING).step is Step.WAIT
+
+    @pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.FORGOTTEN])
+    def test_cleared_task_submits_when_its_job_has_ended(self, status):
+        assert decision("id", "same", "clear", status).step is Step.SUBMIT
+
+    def test_cleared_task_fails_until_luma_can_be_asked_about_its_job(self):
+        assert decision("id", "same", "clear", JobStatus.UNAVAILABLE).step is Step.ASK_LATER
+
+    def test_cleared_task_with_a_changed_request_submits(self):
+        assert decision("id", "changed", "clear").step is Step.SUBMIT
+
+    def test_luma_is_asked_only_about_a_recorded_job_of_the_same_request(self):
+        asked = [(kind, of) for kind in RECORDS for of in REQUESTS if must_ask(RECORDS[kind], REQUESTS[of])]
+        assert asked == [("id", "same")]
+
+
+class TestIntent:
+    @pytest.mark.parametrize("request_", REQUESTS)
+    def test_retry_does_not_repeat_what_may_have_been_accepted(self, request_):
+        assert decision("intent", request_, "retry").step is Step.FAIL
+
+    @pytest.mark.parametrize("request_", REQUESTS)
+    def test_retry_with_resubmit_on_unknown_repeats_what_may_have_been_accepted(self, request_):
+        chosen = decision("intent", request_, "retry", resubmit_on_unknown=True)
+        assert chosen.step is Step.SUBMIT
+        assert "resubmit_on_unknown" in chosen.reason
+
+    @pytest.mark.parametrize("request_", REQUESTS)
+    def test_cleared_task_submits_as_a_person_has_decided(self, request_):
+        assert decision("intent", request_, "clear").step is Step.SUBMIT
+
+    def test_retry_waits_for_the_callback_that_tells_what_was_accepted(self):
+        assert decision("callback", "same", "retry").step is Step.AWAIT_CALLBACK
+        assert decision("callback", "same", "retry", resubmit_on_unknown=True).step is Step.AWAIT_CALLBACK
+
+    def test_retry_that_cannot_wait_for_the_callback_takes_the_record_for_an_ordinary_intent(self):
+        chosen = decide(RECORDS["callback"], fingerprint=WANTED, max_tries=MAX_TRIES["retry"], can_await_callback=False)
+        assert chosen == decision("intent", "same", "retry")
+
+    @pytest.mark.parametrize(("request_", "by"), [("changed", "retry"), ("same", "clear"), ("changed", "clear")])
+    def test_changed_or_cleared_task_takes_a_record_with_a_callback_for_an_ordinary_intent(self, request_, by):
+        assert decision("callback", request_, by) == decision("intent", request_, by)
+
+
+class TestClear:
+    @pytest.mark.parametrize("retries", [0, 1, 3])
+    def test_max_tries_that_differ_mean_that_the_task_was_cleared_even_if_they_are_lower(self, retries):
+        """A retry leaves max_tries unchanged; Clear sets it to try_number + retries, which may have been lowered."""
+        first = replace(INTENT, try_number=1, max_tries=5)
+        assert decide(first, fingerprint=WANTED, max_tries=first.try_number + retries).step is Step.SUBMIT
+
+
+class TestTable:
+    def test_every_row_is_in_use(self):
+        chosen = {decision(*situation).reason for situation in situations()}
+        assert chosen == {row.reason.format(id=JOB, number=7) for row in TABLE}
+
+    def test_there_are_no_two_rows_for_one_situation(self):
+        rows = [(row.record, row.request, row.by, row.status) for row in TABLE]
+        assert len(set(rows)) == len(rows) == 14
+
+    @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
+    @pytest.mark.parametrize(("record", "request_", "by", "status"), situations())
+    def test_every_situation_has_a_decision_whose_reason_names_the_earlier_try_and_its_job(
+        self, record, request_, by, status, resubmit_on_unknown
+    ):
+        chosen = decision(record, request_, by, status, resubmit_on_unknown=resubmit_on_unknown)
+        assert chosen == decision(record, request_, by, status, resubmit_on_unknown=resubmit_on_unknown)
+        assert isinstance(chosen.step, Step)
+        assert chosen.reason
+        assert "{" not in chosen.reason
+        if record == "none":
+            assert chosen.step is Step.SUBMIT
+            return
+        assert "try 7" in chosen.reason.lower()
+        assert (JOB in chosen.reason) == (record == "id")
+        assert chosen.step is not Step.FAIL or record in ("intent", "callback")
+        assert chosen.step is not Step.AWAIT_CALLBACK or record == "callback"
+        assert chosen.step not in (Step.WAIT, Step.TAKE_RESULT) or record == "id"
+
+    def test_resubmit_on_unknown_matters_only_where_the_outcome_is_unknown(self):
+        differing = {
+            situation
+            for situation in situations()
+            if decision(*situation) != decision(*situation, resubmit_on_unknown=True)
+        }
+        assert differing == {
+            ("intent", "same", "retry", None),
+            ("intent", "changed", "retry", None),
+            ("callback", "changed", "retry", None),
+        }
+
+
+texts = st.text(max_size=20)
+records = st.builds(
+    SubmissionRecord,
+    reference=texts,
+    fingerprint=st.sampled_from([WANTED, CHANGED]) | texts,
+    luma_task_id=st.none() | texts,
+    max_tries=st.integers(0, 50),
+    try_number=st.integers(1, 50),
+    expects_callback=st.booleans(),
+)
+
+
+class TestNothingIsPaidForTwice:
+    @given(records, st.sampled_from([JobStatus.RUNNING, JobStatus.SUCCEEDED]), st.booleans())
+    def test_retry_never_replaces_a_job_that_is_running_or_has_succeeded(self, record, status, resubmit_on_unknown):
+        record = replace(record, luma_task_id=record.luma_task_id or JOB)
+        chosen = decide(
+            record,
+            fingerprint=record.fingerprint,
+            max_tries=record.max_tries,
+            status=status,
+            resubmit_on_unknown=resubmit_on_unknown,
+        )
+        assert chosen.step is (Step.WAIT if status is JobStatus.RUNNING else Step.TAKE_RESULT)
+
+    @given(records, texts)
+    def test_retry_never_repeats_an_intent(self, record, wanted):
+        record = replace(record, luma_task_id=None)
+        chosen = decide(record, fingerprint=wanted, max_tries=record.max_tries)
+        assert chosen.step is Step.FAIL
+        chosen = decide(record, fingerprint=wanted, max_tries=record.max_tries, can_await_callback=True)
+        assert chosen.step in (Step.FAIL, Step.AWAIT_CALLBACK)
+
+    @given(records, texts, st.integers(0, 50), st.booleans())
+    def test_no_try_ever_replaces_a_running_job_of_the_same_request(
+        self, record, wanted, max_tries, resubmit_on_unknown
+    ):
+        record = replace(record, luma_task_id=record.luma_task_id or JOB)
+        chosen = decide(
+            record,
+            fingerprint=wanted,
+            max_tries=max_tries,
+            status=JobStatus.RUNNING if must_ask(record, wanted) else None,
+            resubmit_on_unknown=resubmit_on_unknown,
+        )
+        assert chosen.step is (Step.WAIT if record.fingerprint == wanted else Step.SUBMIT)
+
+    @given(records, texts)
+    def test_retry_submits_only_without_a_record_or_for_a_reason_that_the_record_gives(self, record, wanted):
+        assert decide(None, fingerprint=wanted, max_tries=record.max_tries).step is Step.SUBMIT
+        if not must_ask(record, wanted):
+            is_intent = record.luma_task_id is None
+            chosen = decide(record, fingerprint=wanted, max_tries=record.max_tries)
+            assert chosen.step is (Step.FAIL if is_intent else Step.SUBMIT)

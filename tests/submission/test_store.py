@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SubmissionStore: the next try reads what a try writes, if Airflow has a task state store; if not, nothing is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from airflow_provider_luma.submission.decision import SubmissionRecord
+from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY, SubmissionStore
+from tests.support.task_instance import TaskInstance, TaskStateStore
+
+JOB = "0123456789abcdef0123456789abcdef"
+INTENT = SubmissionRecord("a-reference", "a-fingerprint", None, max_tries=2, try_number=1, expects_callback=True)
+
+
+class TestWithTaskStateStore:
+    @pytest.fixture
+    def state(self) -> TaskStateStore:
+        return TaskStateStore()
+
+    @pytest.fixture
+    def store(self, state) -> SubmissionStore:
+        return SubmissionStore({"ti": TaskInstance(), "task_state_store": state})
+
+    def test_record_is_durable_with_a_task_state_store(self, store):
+        assert store.is_durable
+
+    def test_load_finds_no_record_before_one_is_saved(self, store):
+        assert store.load() is None
+
+    def test_next_try_loads_what_was_saved_last(self, store, state):
+        store.save(INTENT)
+        store.save(replace(INTENT, luma_task_id=JOB))
+        next_try = SubmissionStore({"ti": TaskInstance(2), "task_state_store": state})
+        assert next_try.load() == replace(INTENT, luma_task_id=JOB)
+
+    def test_record_is_stored_as_a_dict_under_a_key_of_its_own(self, store, state):
+        store.save(INTENT)
+        assert state.get(STORE_KEY) == INTENT.as_dict()
+        assert STORE_KEY != CALLBACK_KEY
+
+    def test_forgotten_record_is_gone(self, store):
+        store.save(INTENT)
+        store.forget()
+        assert store.load() is None
+
+    def test_forgetting_without_a_record_does_nothing(self, store):
+        store.forget()
+        assert store.load() is None
+
+    def test_forgetting_keeps_the_callback(self, store, state):
+        store.save(INTENT)
+        state.record_callback(JOB)
+        store.forget()
+        assert store.callback_task_id(INTENT.reference) == JOB
+
+    def test_complete_puts_the_id_and_max_tries_into_the_record_of_the_submission(self, store):
+        store.save(INTENT)
+        completed = store.complete(INTENT.reference, JOB, max_tries=5)
+        assert completed == store.load() == replace(INTENT, luma_task_id=JOB, max_tries=5)
+
+    def test_complete_leaves_the_record_of_a_later_submission_unchanged(self, store, state):
+        store.save(INTENT)
+        assert store.complete("an-earlier-reference", JOB, max_tries=5) == INTENT
+        assert store.load() == INTENT
+        assert state.operations == [("set", None)]
+
+    def test_complete_writes_no_record_where_there_is_none(self, store, state):
+        assert store.complete(INTENT.reference, JOB, max_tries=5) is None
+        assert state.operations == []
+
+    def test_callback_names_the_job_of_its_submission(self, store, state):
+        state.record_callback(JOB, INTENT.reference)
+        assert store.callback_task_id(INTENT.reference) == JOB
+
+    def test_callback_of_another_submission_names_no_job(self, store, state):
+        state.record_callback(JOB, "another-reference")
+        assert store.callback_task_id(INTENT.reference) is None
+
+    def test_submission_without_a_callback_has_no_named_job(self, store, state):
+        assert state.get(CALLBACK_KEY) is None
+        assert store.callback_task_id(INTENT.reference) is None
+
+
+@pytest.mark.parametrize("context", [{}, {"task_state_store": None}], ids=["no key", "None"])
+class TestWithoutTaskStateStore:
+    """Airflow below 3.3."""
+
+    def test_record_is_not_durable_without_a_task_state_store(self, context):
+        assert not SubmissionStore(context).is_durable
+
+    def test_saved_record_is_not_kept_without_a_task_state_store(self, context):
+        store = SubmissionStore(context)
+        store.save(INTENT)
+        assert store.load() is None
+
+    def test_forgetting_does_nothing_without_a_task_state_store(self, context):
+        store = SubmissionStore(context)
+        store.forget()
+        assert store.load() is None
+
+    def test_complete_finds_no_record_without_a_task_state_store(self, context):
+        assert SubmissionStore(context).complete(INTENT.reference, JOB, max_tries=5) is None
+
+    def test_no_callback_is_found_without_a_task_state_store(self, context):
+        assert SubmissionStore(context).callback_task_id(INTENT.reference) is None

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task that Luma refuses for now queues in the triggerer, or backs off in the worker, until it may submit again."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+from airflow_provider_luma import backoff
+from airflow_provider_luma.exceptions import LumaRateLimitError, LumaTimeoutError, LumaUnavailableError
+from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger
+from tests.support.calls import submissions
+from tests.support.deferrals import awaited_job, deferral_of, expiry_event, resume
+from tests.support.operator_fixtures import new_context
+from tests.support.task_instance import TaskRun, TaskStateStore
+
+
+@pytest.fixture
+def defer(modify, context):
+    """Runs a task until it is deferred: at its start, or resumed from a deferral; returns the new deferral."""
+
+    def _defer(deferred: TaskDeferred | None = None, **changes: object) -> TaskDeferred:
+        if deferred is None:
+            return deferral_of(modify(**changes).execute, context)
+        return deferral_of(resume, modify(**changes), deferred, context, expiry_event(deferred))
+
+    return _defer
+
+
+class TestQueued:
+    @pytest.mark.parametrize("style", ["status", "body"])
+    @pytest.mark.parametrize("code", [429, 455])
+    def test_refused_task_queues_in_the_triggerer_at_once_and_without_a_record(self, luma, defer, context, code, style):
+        luma.configure(faults=[f"submit:refuse,code={code},style={style},times=1"])
+        started = time.time()
+        deferred = defer()
+        assert isinstance(deferred.trigger, LumaSubmissionTrigger)
+        assert (len(submissions(luma)), luma.accepted) == (1, 0)
+        assert context["task_state_store"].record is None, "a kill while it waits costs nothing"
+        assert started <= deferred.kwargs["first_attempt_at"] <= time.time()
+        assert deferred.trigger.serialize()[1]["state"] == deferred.kwargs, "its event repeats the state"
+
+    def test_permitted_task_submits_and_waits_for_the_job(self, luma, defer):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        assert awaited_job(defer(defer())) == luma.jobs[0].task_id
+        assert luma.accepted == 1
+
+    def test_permitted_task_that_is_refused_again_keeps_its_priority_and_its_deadline(self, luma, defer):
+        luma.configure(faults=["submit:refuse,code=429,retry_after=7,style=status,times=2"])
+        first = defer()
+        permitted_at = time.time()
+        again = defer(first)
+        _, before = first.trigger.serialize()
+        _, after = again.trigger.serialize()
+        assert before["permitted_at"] is None
+        assert before["not_before"] == pytest.approx(first.kwargs["first_attempt_at"] + 7, abs=1)
+        assert permitted_at <= after["permitted_at"] <= time.time()
+        assert after["state"]["first_attempt_at"] == before["state"]["first_attempt_at"]
+        assert after["until"] == before["until"]
+        assert awaited_job(defer(again)) == luma.jobs[0].task_id
+
+    @pytest.mark.parametrize("wait_for_completion", [True, False])
+    @pytest.mark.parametrize("passes_kwargs", [True, False], ids=["with kwargs", "with the event alone"])
+    def test_queued_task_submits_when_its_trigger_has_fired(
+        self, luma, modify, fast_queue, wait_for_completion, passes_kwargs
+    ):
+        luma.configure(faults=["submit:refuse,code=429,times=2"])
+        task = TaskRun(
+            lambda **changes: modify(wait_for_completion=wait_for_completion, **changes),
+            TaskStateStore(),
+            passes_kwargs=passes_kwargs,
+        )
+        result = task.run_try()
+        assert result["luma_task_id"] == luma.jobs[0].task_id
+        assert task.store.operations == [
+            ("set", None), "delete", ("set", None), "delete", ("set", None), ("set", luma.jobs[0].task_id)
+        ]  # fmt: skip
+
+    def test_each_refused_mapped_task_submits_once_it_is_permitted(self, luma, modify):
+        luma.configure(faults=["submit:refuse,code=429,times=3"])
+        contexts = [new_context() for _ in range(3)]
+        for map_index, context in enumerate(contexts):
+            context["ti"].map_index = map_index
+        queued = [deferral_of(modify().execute, context) for context in contexts]
+        for context, deferred in zip(contexts, queued, strict=True):
+            assert awaited_job(deferral_of(resume, modify(), deferred, context, expiry_event(deferred)))
+        assert luma.accepted == 3
+
+    @pytest.mark.parametrize("code", [429, 455])
+    def test_refusal_of_one_mapped_task_does_not_keep_another_from_submitting(self, luma, modify, code):
+        contexts = [new_context() for _ in range(2)]
+        for map_index, context in enumerate(contexts):
+            context["ti"].map_index = map_index
+        luma.configure(faults=[f"submit:refuse,code={code},times=1"])
+        assert isinstance(deferral_of(modify().execute, contexts[0]).trigger, LumaSubmissionTrigger)
+        assert awaited_job(deferral_of(modify().execute, contexts[1])) == luma.jobs[0].task_id
+
+
+class TestDeadlines:
+    def test_rate_limited_task_gives_up_after_its_timeout(self, luma, defer, modify, context):
+        luma.configure(faults=["submit:refuse,code=429"])
+        deferred = defer(timeout=0.2)
+        assert deferred.trigger.until == pytest.approx(deferred.kwargs["first_attempt_at"] + 0.2)
+        deferred.kwargs["first_attempt_at"] -= 0.2
+        with pytest.raises(LumaRateLimitError):
+            resume(modify(timeout=0.2), deferred, context, expiry_event(deferred))
+        assert context["task_state_store"].record is None
+
+    def test_task_waits_two_minutes_for_a_service_that_is_unavailable(self, defer, set_connection, free_port):
+        set_connection(f"http://127.0.0.1:{free_port}")
+        deferred = defer(timeout=3600)
+        assert deferred.trigger.until == pytest.approx(deferred.kwargs["first_attempt_at"] + backoff.OUTAGE_TIMEOUT)
+
+    def test_wait_for_an_unavailable_service_counts_from_the_start_of_the_outage(self, luma, defer, modify, context):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        busy = defer(timeout=3600)
+        busy.kwargs["first_attempt_at"] -= 600
+        luma.configure(faults=["submit:refuse,code=455"])
+        unavailable = defer(busy, timeout=3600)
+        assert unavailable.trigger.until == pytest.approx(time.time() + backoff.OUTAGE_TIMEOUT, abs=5)
+        unavailable.kwargs["outage_since"] -= backoff.OUTAGE_TIMEOUT
+        with pytest.raises(LumaUnavailableError):
+            resume(modify(timeout=3600), unavailable, context, expiry_event(unavailable))
+
+    def test_execution_timeout_counts_from_the_first_deferral(self, luma, defer):
+        luma.configure(faults=["submit:refuse,code=429,times=2"])
+        first = defer(execution_timeout=timedelta(seconds=100))
+        deadline = first.kwargs["execution_deadline"]
+        first.kwargs["execution_deadline"] = deadline - 40
+        again = defer(first, execution_timeout=timedelta(seconds=100))
+        assert again.timeout.total_seconds() == pytest.approx(60, abs=5)
+        waiting_for_job = defer(again, execution_timeout=timedelta(seconds=100))
+        assert waiting_for_job.kwargs["execution_deadline"] == deadline - 40
+
+    def test_execution_timeout_of_a_queued_task_says_that_nothing_was_billed(self, luma, defer, modify, context):
+        luma.configure(faults=["submit:refuse,code=429"])
+        defer(execution_timeout=timedelta(seconds=1))
+        with pytest.raises(LumaTimeoutError, match="nothing was billed"):
+            modify(execution_timeout=timedelta(seconds=1)).resume_execution(
+                "__fail__", {"error": "Trigger timeout"}, context
+            )
+
+    def test_task_that_loses_the_answer_after_queueing_keeps_its_execution_deadline(self, luma, defer, set_connection):
+        set_connection(luma.base_url, callback_base_url="http://127.0.0.1:9")
+        luma.configure(faults=["submit:refuse,code=429,times=1", "submit:cut,after_accept,times=1"])
+        hour = timedelta(hours=1)
+        first = defer(execution_timeout=hour)
+        first.kwargs["execution_deadline"] -= 3000
+        lost = defer(first, execution_timeout=hour)
+        assert isinstance(lost.trigger, LumaCallbackTrigger)
+        assert lost.timeout.total_seconds() == pytest.approx(600, abs=5)
+
+
+class TestInTheWorker:
+    def test_task_in_the_worker_counts_the_outage_timeout_from_the_start_of_the_outage(
+        self, luma, modify, context, monkeypatch, short_backoff
+    ):
+        monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.3)
+        busy = ["submit:refuse,code=429,retry_after=0.5,style=status,times=1"]
+        luma.configure(faults=[*busy, "submit:refuse,code=455,times=1"])
+        assert modify(deferrable=False, timeout=20).execute(context)["status"] == "SUCCESS"
+
+    def test_rate_limited_task_in_the_worker_backs_off_for_longer_than_an_outage_may_last(
+        self, luma, modify, context, short_backoff, monkeypatch
+    ):
+        monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.0)
+        luma.configure(faults=["submit:refuse,code=429,times=3"])
+        assert modify(deferrable=False, timeout=20).execute(context)["status"] == "SUCCESS"
+        assert (len(submissions(luma)), luma.accepted) == (4, 1)

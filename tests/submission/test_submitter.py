@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The submitter by itself: what it returns when time passes, or a connection changes, while it asks Luma."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.protocol import ModifyRequest
+from airflow_provider_luma.submission.store import SubmissionStore
+from airflow_provider_luma.submission.submitter import Submitter
+
+
+@pytest.fixture
+def submitter(luma_conn: str) -> Submitter:
+    """A first try of a task that may be deferred, on an Airflow without a task state store."""
+    return Submitter(
+        client=LumaHook(luma_conn),
+        store=SubmissionStore({}),
+        try_number=1,
+        max_tries=0,
+        can_defer=True,
+        resubmit_on_unknown=False,
+        timeout=20,
+        poll_interval=1,
+        log=logging.getLogger(__name__),
+        on_job_known=lambda _luma_task_id: None,
+    )
+
+
+def test_wait_for_a_callback_whose_time_ends_while_luma_is_asked_fails_at_once(luma, submitter):
+    luma.configure(faults=["status:hang,seconds=0.5,times=1"])
+    deferral = DeferralState(reference="a-reference", end_time=time.time() + 0.2)
+    with pytest.raises(AirflowFailException, match="no callback has come"):
+        submitter.recover(deferral, "a-job-that-luma-does-not-know", needs_result=True)
+
+
+def test_api_key_that_is_replaced_between_the_checks_and_the_submission_is_used(
+    luma, submitter, submit, set_connection
+):
+    request = ModifyRequest("make it snow", luma.sample_url)
+    submitter.client.check_request(request)
+    asked_about = submit(processing_seconds=0)
+    luma.configure(api_key="the-next-key")
+    set_connection(luma.base_url, key="the-next-key")
+    try:
+        submitter.client.get_task(asked_about)
+        step = submitter.submit(request, DeferralState())
+        assert step.luma_task_id == luma.jobs[-1].task_id != asked_about
+    finally:
+        luma.reset()

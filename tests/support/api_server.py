@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API server: it mounts the plugin's application as Airflow does, and is called as Luma and others call it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from airflow_provider_luma.callbacks import routes
+from airflow_provider_luma.callbacks.token import callback_url
+from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.plugins.luma import LumaPlugin
+from airflow_provider_luma.submission.decision import new_reference
+from tests.support.metadata_db import JOB
+
+#: The API key of the connection luma_default in the API server.
+KEY = "sk-of-the-receiver-0123456789"
+
+#: The body of a callback.
+ENDED = {"code": 200, "msg": "Video modified successfully.", "data": {"taskId": JOB, "resultUrls": []}}
+
+
+class ApiServer:
+    """
+    The API server.
+
+    :ivar scopes: the ASGI scope of each request, as the server's access log reads it afterwards
+    """
+
+    def __init__(self) -> None:
+        self.scopes: list[Any] = []
+        self.app = FastAPI()
+        for mounted in LumaPlugin.fastapi_apps:
+            self.app.mount(mounted["url_prefix"], mounted["app"])
+        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(self._outermost), base_url="http://airflow")
+
+    async def _outermost(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        await self.app(scope, receive, send)
+
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request, and return without waiting for what the server does after its answer."""
+        return await self._client.request(method, path, **options)
+
+    async def callback(self, query: str, body: Any = ENDED, **options: Any) -> httpx.Response:
+        """Send a callback as Luma does, and wait until the server has resumed the tasks."""
+        content = body if not isinstance(body, (dict, list)) else json.dumps(body).encode()
+        answer = await self.request("POST", f"/luma/callback?{query}", content=content, **options)
+        await self.tasks_resumed()
+        return answer
+
+    @staticmethod
+    async def tasks_resumed() -> None:
+        """Wait until no callback is being processed any more."""
+        while routes._resuming:
+            await asyncio.gather(*routes._resuming)
+
+    async def raw_request(self, scope: dict[str, Any], chunks: list[bytes], *, is_whole: bool = True) -> int:
+        """
+        Send a request byte by byte as it is, then disconnect.
+
+        :returns: the status of the answer, or 0 if none came
+        """
+        statuses: list[int] = []
+        bodies = [
+            {"type": "http.request", "body": chunk, "more_body": not is_whole or number < len(chunks)}
+            for number, chunk in enumerate(chunks or [b""], start=1)
+        ]
+
+        async def receive() -> dict[str, Any]:
+            return bodies.pop(0) if bodies else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        start = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "http",
+            "server": ("airflow", 80),
+            "client": ("192.0.2.1", 4711),
+            "root_path": "",
+            "headers": [],
+        }
+        path = {"raw_path": scope["path"].encode("utf-8", "replace")}
+        await self._outermost({**start, **path, **scope}, receive, send)
+        return statuses[0] if statuses else 0
+
+    async def close(self) -> None:
+        await self.tasks_resumed()
+        await self._client.aclose()
+
+
+def proof(reference: str | None = None, *, conn_id: str = "luma_default", key: str = KEY) -> str:
+    """Return the query of the address that a submission gives to Luma."""
+    connection = LumaConnection("http://127.0.0.1:9", key, callback_base_url="http://airflow")
+    url = callback_url(connection, conn_id, reference or new_reference())
+    assert url is not None
+    return url.partition("?")[2]
+
+
+#: Queries that prove nothing. Some name connections that the fixture ``other_connections`` creates.
+FORGED_QUERIES = {
+    "no query": lambda: "",
+    "a wrong token": lambda: proof()[:-64] + "0" * 64,
+    "a token cut short": lambda: proof()[:-1],
+    "the token of another submission": lambda: proof().replace("reference=", "reference=0")[:-1],
+    "the token of another connection": lambda: proof(conn_id="luma_default", key="the-key-of-luma_other"),
+    "the name of another connection": lambda: proof(conn_id="luma_other", key=KEY),
+    "a connection of another type": lambda: proof(conn_id="a_database", key=KEY),
+    "a connection without a key": lambda: proof(conn_id="luma_keyless", key=KEY),
+    "a connection that is invalid": lambda: proof(conn_id="luma_invalid", key=KEY),
+    "a missing connection": lambda: proof(conn_id="luma_nowhere", key=KEY),
+    "an empty key": lambda: proof(conn_id="luma_keyless", key=""),
+    "a field twice": lambda: proof() + "&conn_id=luma_default",
+    "a field too many": lambda: proof() + "&more=1",
+    "a field too few": lambda: proof().partition("&")[2],
+    "a name with a zero byte": lambda: proof(conn_id="luma_default\0", key=KEY),
+    "bytes that are no text": lambda: proof().replace("luma_default", "%ff%fe"),
+}

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Airflow's metadata database with deferred tasks, written there as the worker and the API server do it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import structlog
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.trigger import Trigger
+from airflow.providers.common.compat.sdk import TaskDeferred
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk.execution_time.task_runner import _defer_task
+from airflow.serialization.serialized_objects import BaseSerialization
+from airflow.utils.session import create_session
+from sqlalchemy import delete, insert, select
+
+from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.operators.luma import LumaModifyOperator
+from airflow_provider_luma.sensors.luma import LumaTaskSensor
+from airflow_provider_luma.submission.decision import SubmissionRecord
+from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
+from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
+from tests.support.deferrals import deferral_of
+
+try:
+    from airflow.models.task_state_store import TaskStateStoreModel
+except ImportError:  # Airflow below 3.3
+    TaskStateStoreModel = None
+
+#: The Luma task that the deferred tasks wait for, unless they say otherwise.
+JOB = "6b7e5e3f2a1d4c0b9a8f7e6d5c4b3a29"
+
+needs_task_state = pytest.mark.skipif(TaskStateStoreModel is None, reason="Airflow below 3.3 keeps no task state")
+
+
+class TaskInstanceState(NamedTuple):
+    """What of a task instance a callback may change."""
+
+    state: str
+    trigger_id: int | None
+    next_method: str
+    next_kwargs: dict[str, Any]
+
+
+class MetadataDb:
+    """The metadata database."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def defer(
+        self, *deferrals: TaskDeferred, dag_id: str = "films", seconds: float = 60, state: str = "deferred"
+    ) -> list[Any]:
+        """
+        Write the task instances of a new run, one for each deferral; return their ids.
+
+        :param seconds: how long ago they were deferred
+        :param state: the state in which they are
+        """
+        run_id, deferred_at = f"manual__{next(self._numbers)}", datetime.now(UTC) - timedelta(seconds=seconds)
+        triggers, tasks = [], []
+        for number, deferral in enumerate(deferrals):
+            task_id = f"task_{number}"
+            sent, _ = _defer_task(
+                deferral, SimpleNamespace(dag_id=dag_id, run_id=run_id, task_id=task_id), structlog.get_logger()
+            )
+            # Through JSON, as on the way from the worker to the API server.
+            sent = json.loads(
+                sent.model_dump_json(include={"classpath", "trigger_kwargs", "next_method", "next_kwargs"})
+            )
+            if "__var" in sent["next_kwargs"]:  # below Airflow 3.2 the API server decodes it again
+                sent["next_kwargs"] = BaseSerialization.deserialize(sent["next_kwargs"])
+            triggers.append(Trigger(classpath=sent["classpath"], kwargs={}, created_date=deferred_at))
+            triggers[-1].encrypted_kwargs = json.dumps(sent["trigger_kwargs"])
+            tasks.append({"task_id": task_id, "next_method": sent["next_method"], "next_kwargs": sent["next_kwargs"]})
+        with create_session() as session:
+            run = {"dag_id": dag_id, "run_id": run_id, "run_type": "manual", "state": "running"}
+            session.execute(insert(DagRun).values(**run, run_after=deferred_at, clear_number=0))
+            session.add_all(triggers)
+            session.flush()
+            same = {"dag_id": dag_id, "run_id": run_id, "map_index": -1, "pool": "default_pool", "state": state}
+            session.execute(
+                insert(TaskInstance),
+                [{**same, **task, "trigger_id": trigger.id} for task, trigger in zip(tasks, triggers, strict=True)],
+            )
+            of_the_run = (TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
+            rows = session.execute(select(TaskInstance.task_id, TaskInstance.id).where(*of_the_run)).all()
+        ids = {row.task_id: row.id for row in rows}
+        return [ids[task["task_id"]] for task in tasks]
+
+    def states(self, ids: list[Any]) -> list[TaskInstanceState]:
+        """Return what callbacks may change, of each of these task instances."""
+        columns = [getattr(TaskInstance, name) for name in TaskInstanceState._fields]
+        with create_session() as session:
+            rows = [session.execute(select(*columns).where(TaskInstance.id == one)).one() for one in ids]
+        return [TaskInstanceState(*row) for row in rows]
+
+    def resumed(self) -> set[Any]:
+        """Return the ids of all task instances that are not deferred."""
+        with create_session() as session:
+            return set(session.scalars(select(TaskInstance.id).where(TaskInstance.state != "deferred")))
+
+    def resumed_after(self, task_instance_id: Any) -> float:
+        """Return the seconds from the deferral of a task to its end."""
+        with create_session() as session:
+            scheduled_at, deferred_at = session.execute(
+                select(TaskInstance.scheduled_dttm, DagRun.run_after)
+                .join(DagRun, (DagRun.dag_id == TaskInstance.dag_id) & (DagRun.run_id == TaskInstance.run_id))
+                .where(TaskInstance.id == task_instance_id)
+            ).one()
+        return (scheduled_at - deferred_at).total_seconds()
+
+    def save_record(self, task_instance_id: Any, record: SubmissionRecord | str, **options: Any) -> None:
+        """Save a submission's record in the task state store, as a task does through the Execution API."""
+        from airflow.state.metastore import MetastoreBackend
+
+        value = record if isinstance(record, str) else json.dumps(record.as_dict())
+        MetastoreBackend().set(self._scope(task_instance_id), STORE_KEY, value, **options)
+
+    def recorded_callback(self, task_instance_id: Any) -> Any:
+        """Return what a callback has recorded for a task."""
+        from airflow.state.metastore import MetastoreBackend
+
+        stored = MetastoreBackend().get(self._scope(task_instance_id), CALLBACK_KEY)
+        return stored and json.loads(stored)
+
+    @staticmethod
+    def _scope(task_instance_id: Any) -> Any:
+        from airflow.state.metastore import TaskScope
+
+        columns = (TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInstance.map_index)
+        with create_session() as session:
+            return TaskScope(*session.execute(select(*columns).where(TaskInstance.id == task_instance_id)).one())
+
+    @staticmethod
+    def empty() -> None:
+        """Delete all tasks."""
+        with create_session() as session:
+            for model in filter(None, (TaskStateStoreModel, TaskInstance, Trigger, DagRun)):
+                session.execute(delete(model))
+
+
+def operator_awaiting_job(luma_task_id: str = JOB) -> TaskDeferred:
+    """Return the deferral of an operator that has submitted a job."""
+    state = DeferralState(luma_task_id=luma_task_id, end_time=time.time() + 1800)
+    return deferral_of(_operator().defer_for_job, state, poll_interval=30)
+
+
+def sensor_awaiting_job(luma_task_id: str = JOB) -> TaskDeferred:
+    """Return the deferral of a sensor."""
+    sensor = LumaTaskSensor(task_id="wait", luma_task_id=luma_task_id, execution_timeout=timedelta(hours=1))
+    state = DeferralState(luma_task_id=luma_task_id, end_time=time.time() + 1800)
+    return deferral_of(sensor.defer_for_job, state, poll_interval=30)
+
+
+def operator_awaiting_callback(reference: str) -> TaskDeferred:
+    """Return the deferral of an operator that has lost the answer to its submission."""
+    state = DeferralState(reference=reference, end_time=time.time() + 1800)
+    trigger = LumaCallbackTrigger(state.as_kwargs(), until=time.time() + 300)
+    return deferral_of(_operator().defer_with, trigger, "execute_with_callback", state)
+
+
+def _operator() -> LumaModifyOperator:
+    return LumaModifyOperator(task_id="modify", prompt="make it snow", video_url="https://e.com/v.mp4")
+
+
+def another_providers_task(**kwargs: Any) -> TaskDeferred:
+    """Return the deferral of a task that has nothing to do with Luma."""
+    return TaskDeferred(
+        trigger=TimeDeltaTrigger(timedelta(hours=1)), method_name="execute_complete", kwargs=kwargs or None
+    )

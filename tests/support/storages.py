@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storages to download to, with another way to read and write them than the code under test has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+BUCKET = "films"
+
+
+class Storage:
+    """
+    A folder on a storage.
+
+    :ivar destination: the folder, as an argument of a download
+    """
+
+    destination: str
+
+    def files(self) -> dict[str, bytes]:
+        """Return the content of each file, by its path below the folder."""
+        raise NotImplementedError
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file."""
+        raise NotImplementedError
+
+
+class Disk(Storage):
+    """A folder on the local disk."""
+
+    def __init__(self, folder: Path, destination: str) -> None:
+        self.folder = folder
+        self.destination = destination
+
+    def files(self) -> dict[str, bytes]:
+        found = self.folder.rglob("*")
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in found if path.is_file()}
+
+    def put(self, name: str, content: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_bytes(content)
+
+
+class Bucket(Storage):
+    """A prefix in a bucket of an S3 server."""
+
+    def __init__(self, endpoint: str, destination: str, prefix: str) -> None:
+        self.destination = destination
+        self.prefix = prefix
+        self.s3 = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+
+    def files(self) -> dict[str, bytes]:
+        listed = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=self.prefix).get("Contents", [])
+        return {
+            entry["Key"].removeprefix(self.prefix): self.s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+            for entry in listed
+        }
+
+    def put(self, name: str, content: bytes) -> None:
+        self.s3.put_object(Bucket=BUCKET, Key=self.prefix + name, Body=content)
+
+
+def aws_connection(endpoint: str, **extra: Any) -> str:
+    """Write an Airflow connection to an S3 server."""
+    extra = {"endpoint_url": endpoint, "region_name": "us-east-1", **extra}
+    return json.dumps({"conn_type": "aws", "login": "testing", "password": "testing", "extra": extra})

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of the package: imports run one way, heavy libraries stay where they belong, and modules stay small."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import airflow_provider_luma
+
+PACKAGE = Path(airflow_provider_luma.__file__).parent
+NAME = PACKAGE.name
+
+#: From top to bottom. A layer imports those below it, and itself.
+LAYERS = (
+    ("operators", "sensors"),
+    ("triggers", "links", "plugins"),
+    ("hooks",),
+    ("callbacks", "transfers"),
+    ("submission",),
+    ("polling",),
+    ("deferral",),
+    ("connection",),
+    ("protocol",),
+    ("validation", "backoff", "untrusted"),
+    ("exceptions",),
+)
+RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
+
+HTTP_LIBRARIES = {"aiohttp", "httpx", "requests", "urllib3"}
+
+#: Modules without I/O: they import neither Airflow nor an HTTP library.
+PURE = (
+    "backoff",
+    "callbacks.token",
+    "deferral",
+    "exceptions",
+    "polling.durations",
+    "polling.rate_limiter",
+    "polling.state",
+    "protocol",
+    "submission.decision",
+    "untrusted",
+    "validation",
+)
+
+
+def modules() -> dict[str, Path]:
+    """Return the package's modules but the simulator's, named without the package."""
+    files = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
+    return {name: file for name, file in files.items() if not name.startswith("simulator")}
+
+
+def is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports_of(tree: ast.AST, *, inside_functions: bool) -> Iterator[str]:
+    """Yield the names that a module imports when it runs, as absolute dotted names."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif is_for_types_only(node):
+            continue
+        elif inside_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from imports_of(node, inside_functions=inside_functions)
+
+
+@cache
+def imports(name: str, *, inside_functions: bool = True) -> frozenset[str]:
+    tree = ast.parse(modules()[name].read_text())
+    return frozenset(imports_of(tree, inside_functions=inside_functions))
+
+
+def own(name: str, *, inside_functions: bool = True) -> set[str]:
+    """Return the modules of this package that a module imports."""
+    found = set()
+    for imported in imports(name, inside_functions=inside_functions):
+        if imported.startswith(f"{NAME}."):
+            inner = imported.removeprefix(f"{NAME}.")
+            found.add(inner if inner in modules() else inner.rpartition(".")[0] or inner)
+    return found
+
+
+def foreign(name: str) -> set[str]:
+    return {imported.partition(".")[0] for imported in imports(name)} - {NAME}
+
+
+def layered() -> list[str]:
+    return sorted(name for name in modules() if name.partition(".")[0] in RANK)
+
+
+def test_every_module_belongs_to_a_layer():
+    assert sorted(set(modules()) - set(layered())) == ["__init__"]
+
+
+@pytest.mark.parametrize("name", layered())
+def test_module_imports_only_its_own_layer_and_those_below(name):
+    rank = RANK[name.partition(".")[0]]
+    assert [other for other in own(name) if RANK[other.partition(".")[0]] > rank] == []
+
+
+def test_modules_import_each_other_without_a_cycle():
+    TopologicalSorter({name: own(name) - {name} for name in modules()}).prepare()
+
+
+def test_packages_import_each_other_without_a_cycle():
+    graph: dict[str, set[str]] = {}
+    for name in modules():
+        package = name.partition(".")[0]
+        graph.setdefault(package, set()).update({other.partition(".")[0] for other in own(name)} - {package})
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("name", layered())
+def test_http_libraries_are_imported_by_hooks_and_transfers_alone(name):
+    if name.partition(".")[0] not in ("hooks", "transfers"):
+        assert foreign(name) & HTTP_LIBRARIES == set()
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_module_imports_neither_airflow_nor_an_http_library(name):
+    assert foreign(name) & {"airflow", *HTTP_LIBRARIES} == set()
+    assert own(name) <= set(PURE) | {"connection"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in layered() if name.partition(".")[0] in ("operators", "sensors", "links")]
+)
+def test_what_a_dag_file_imports_leaves_protocol_submission_and_hooks_for_the_run(name):
+    packages = {other.partition(".")[0] for other in own(name, inside_functions=False)}
+    assert packages <= {"operators", "links", "deferral", "validation", "exceptions"}
+
+
+def test_only_callbacks_resume_imports_airflows_database_models():
+    users = [name for name in modules() if any(i.startswith(("airflow.models.t", "sqlalchemy")) for i in imports(name))]
+    assert users == ["callbacks.resume"]
+
+
+def test_nothing_imports_the_simulator():
+    assert [name for name in modules() if any(".simulator" in imported for imported in imports(name))] == []
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_modules_and_functions_stay_small(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 40, f"{node.name} is too long"
+        if isinstance(node, ast.ClassDef) and node.name == "LumaModifyOperator":
+            assert node.end_lineno - node.lineno < 250

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Import cost: a DAG file is parsed every half a minute, and pays for what its imports load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, sys
+import airflow.sdk
+from airflow.sdk import BaseOperator, BaseSensorOperator
+before = set(sys.modules)
+import {module}
+print("RESULT" + json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def loaded_by(module: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(module=module)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    return set(json.loads(line.removeprefix("RESULT")))
+
+
+@pytest.mark.parametrize("module", ["airflow_provider_luma.operators.luma", "airflow_provider_luma.sensors.luma"])
+def test_operators_and_sensors_load_no_http_library(module):
+    modules = loaded_by(module)
+    assert module in modules
+    heavy = {"requests", "aiohttp", "tenacity", "airflow_provider_luma.hooks.luma", "airflow.providers.http.hooks.http"}
+    assert modules & heavy == set()
+
+
+def test_triggers_load_no_http_library_in_the_event_loop():
+    modules = loaded_by("airflow_provider_luma.triggers.luma")
+    assert modules & {"requests", "aiohttp", "airflow_provider_luma.polling.poller"} == set()
+
+
+def test_package_itself_loads_nothing_else():
+    modules = {one for one in loaded_by("airflow_provider_luma") if not one.startswith("airflow_provider_luma")}
+    assert modules == set()
+
+
+def test_package_does_not_load_the_simulator():
+    packages = ("operators", "sensors", "triggers", "hooks")
+    modules = loaded_by(", ".join(f"airflow_provider_luma.{package}.luma" for package in packages))
+    assert {f"airflow_provider_luma.{package}.luma" for package in packages} <= modules
+    assert [one for one in modules if "simulator" in one] == []

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the tests of transfers: file servers, a hook that may download from them, and storages to download to."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from airflow.sdk.io import store
+from moto.server import ThreadedMotoServer
+
+from airflow_provider_luma.hooks.luma import LumaHook
+from tests.support.downloads import Interrupted
+from tests.support.file_server import FileServer
+from tests.support.storages import BUCKET, Bucket, Disk, Storage, aws_connection
+
+
+@pytest.fixture(autouse=True)
+def _short_backoff(short_backoff: None) -> None:
+    """Resume interrupted downloads at once."""
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    server = FileServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def another_server() -> Iterator[FileServer]:
+    server = FileServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def hook(server: FileServer, set_connection: Callable[..., None]) -> LumaHook:
+    """A hook whose service is on this machine, so that files of this machine may be downloaded."""
+    set_connection(server.url(""), timeout=10)
+    return LumaHook()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server."""
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    yield "http://{}:{}".format(*moto.get_host_and_port())
+    moto.stop()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket behind the connection my_s3."""
+    monkeypatch.setenv("AIRFLOW_CONN_MY_S3", aws_connection(s3_endpoint))
+    requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
+    bucket = Bucket(s3_endpoint, f"s3://my_s3@{BUCKET}/videos", "videos/")
+    bucket.s3.create_bucket(Bucket=BUCKET)
+    store._STORE_CACHE.pop("s3-my_s3", None)
+    yield bucket
+    store._STORE_CACHE.pop("s3-my_s3", None)
+
+
+@pytest.fixture(params=["plain path", "file://", "s3://"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """Each kind of storage."""
+    folder = tmp_path / "deep" / "videos"
+    if request.param == "plain path":
+        return Disk(folder, str(folder))
+    if request.param == "file://":
+        return Disk(folder, f"file://{folder}")
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return bucket
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    """A folder on the local disk, given as a plain path."""
+    return Disk(tmp_path / "videos", str(tmp_path / "videos"))
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[], None]]:
+    """Raises Interrupted in the main thread, from any other, as a signal does."""
+
+    def _raise(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, _raise)
+    main = threading.main_thread().ident
+    assert main is not None
+    yield lambda: signal.pthread_kill(main, signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)

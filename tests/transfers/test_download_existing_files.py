@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file that exists already: kept if it is the same, replaced only with overwrite."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.simulator import Simulator
+from tests.support.downloads import result_url
+from tests.support.file_server import BLOCK, FILM, OTHER_FILM, FileServer, Reply
+from tests.support.storages import BUCKET, Bucket, Disk, Storage
+
+
+def test_existing_file_of_the_right_length_is_not_downloaded_again(
+    disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    url = server.serve("/film.mp4", Reply(FILM), Reply(blocks=64, announced=len(FILM)))
+    path = hook.download(url, disk.destination)
+    before = (disk.folder / "film.mp4").stat()
+    assert hook.download(url, disk.destination) == path
+    after = (disk.folder / "film.mp4").stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert disk.files() == {"film.mp4": FILM}
+    assert len(server.requests) == 2
+
+
+def test_comparing_with_an_existing_file_does_not_read_the_body(disk: Disk, server: FileServer, hook: LumaHook) -> None:
+    size = 64 * len(BLOCK)
+    disk.folder.mkdir()
+    with (disk.folder / "film.mp4").open("wb") as file:
+        file.truncate(size)
+    url = server.serve("/film.mp4", Reply(blocks=64))
+    hook.download(url, disk.destination)
+    server.close()
+    assert len(server.requests) == 1
+    # What fits into the buffers of the connection may have been sent, but not the file.
+    assert server.requests[0].sent < size / 2
+
+
+def test_existing_object_of_the_right_length_is_not_written_again(
+    bucket: Bucket, server: FileServer, hook: LumaHook
+) -> None:
+    bucket.put("film.mp4", OTHER_FILM)
+    url = server.serve("/film.mp4", Reply(FILM))
+    hook.download(url, bucket.destination)
+    assert bucket.files() == {"film.mp4": OTHER_FILM}
+    assert len(server.requests) == 1
+
+
+def test_existing_file_of_another_length_is_replaced_only_with_overwrite(
+    storage: Storage, server: FileServer, hook: LumaHook
+) -> None:
+    storage.put("film.mp4", b"precious")
+    url = server.serve("/film.mp4", Reply(FILM))
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        hook.download(url + "?signature=s3cr3t", storage.destination)
+    assert storage.files() == {"film.mp4": b"precious"}
+    hook.download(url, storage.destination, overwrite=True)
+    assert storage.files() == {"film.mp4": FILM}
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_existing_file_is_kept_when_its_address_has_expired(
+    status: int, storage: Storage, server: FileServer, hook: LumaHook
+) -> None:
+    storage.put("film.mp4", FILM)
+    url = server.serve("/film.mp4", Reply(status=status))
+    hook.download(url, storage.destination)
+    assert storage.files() == {"film.mp4": FILM}
+
+
+def test_downloaded_result_is_kept_after_luma_has_deleted_it(luma: Simulator, luma_conn: str, disk: Disk) -> None:
+    url = result_url(luma)
+    hook = LumaHook(luma_conn)
+    path = hook.download(url, disk.destination)
+    content = path.read_bytes()
+    luma.configure(result_ttl=0)
+    assert hook.download(url, disk.destination) == path
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", ["appeared", "vanished"])
+def test_stale_listing_of_the_object_store_is_not_relied_on(
+    change: str, bucket: Bucket, server: FileServer, hook: LumaHook
+) -> None:
+    # The store's client caches listings, which do not show what others write or delete meanwhile.
+    folder = ObjectStoragePath(bucket.destination)
+    bucket.put("other.mp4", b"other")
+    if change == "vanished":
+        bucket.put("film.mp4", FILM)
+    assert {path.name for path in folder.iterdir()} == set(bucket.files())
+    url = server.serve("/film.mp4", Reply(FILM))
+    if change == "vanished":
+        bucket.s3.delete_object(Bucket=BUCKET, Key="videos/film.mp4")
+        hook.download(url, bucket.destination)
+        assert bucket.files() == {"film.mp4": FILM, "other.mp4": b"other"}
+    else:
+        bucket.put("film.mp4", b"precious")
+        with pytest.raises(FileExistsError):
+            hook.download(url, bucket.destination)
+        assert bucket.files()["film.mp4"] == b"precious"
