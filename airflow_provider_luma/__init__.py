@@ -27,6 +27,12 @@ _CONNECTION_FIELDS = {
         "without its signature are then refused. Leave empty if it is not.",
         "schema": {"type": ["string", "null"], "format": "password"},
     },
+    "submission_store": {
+        "label": "Submission store",
+        "description": "A folder that all workers share, e.g. s3://my_aws@bucket/luma, to remember what was submitted "
+        "over every retry and Clear. Leave empty for Airflow's own task state (Airflow 3.3 and newer).",
+        "schema": {"type": ["string", "null"]},
+    },
     "requests_per_second": {
         "label": "Status checks per second",
         "description": "How often the account may be asked about its jobs (10 if empty).",

@@ -47,6 +47,7 @@ class LumaConnection:
     :param callback_base_url: public address of Airflow's API server, without a slash at its end; None to poll
     :param requests_per_second: how many status checks a second the account allows
     :param webhook_secret: the key with which the service signs callbacks, if the account has that turned on
+    :param submission_store: a folder on any storage that keeps the records of submissions; None for Airflow's own
     """
 
     base_url: str
@@ -61,6 +62,7 @@ class LumaConnection:
     callback_base_url: str | None = None
     requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
     webhook_secret: str | None = field(default=None, repr=False)
+    submission_store: str | None = None
 
     @classmethod
     def of(cls, connection: Connection) -> LumaConnection:
@@ -87,6 +89,7 @@ class LumaConnection:
                 extra.get("requests_per_second", DEFAULT_REQUESTS_PER_SECOND), "requests_per_second", name
             ),
             webhook_secret=_webhook_secret(extra.get("webhook_secret"), name),
+            submission_store=_submission_store(extra.get("submission_store"), name),
         )
 
     @property
@@ -155,6 +158,17 @@ def _webhook_secret(value: object, name: str) -> str | None:
     if not isinstance(value, str) or not value.strip():
         raise LumaValidationError(None, f"{name}: webhook_secret in its extra must be a text")
     return value.strip()
+
+
+def _submission_store(value: object, name: str) -> str | None:
+    folder = value.strip().rstrip("/") if isinstance(value, str) else ""
+    if value is not None and not re.match(r"/.|[a-z][a-z0-9+.-]*://.", folder):
+        raise LumaValidationError(
+            None,
+            f"{name}: submission_store in its extra must be a folder that all workers share, e.g. "
+            "s3://my_aws@bucket/luma or file:///shared/luma",
+        )
+    return folder or None
 
 
 def _api_key(connection: Connection, name: str) -> str:

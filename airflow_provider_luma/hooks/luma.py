@@ -38,6 +38,7 @@ from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
 from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
 from airflow_provider_luma.hooks.transport import (
     BearerAuth,
+    check_before_send,
     reason_of,
     requests_session,
     to_response,
@@ -65,6 +66,11 @@ class LumaHook(LumaHookBase, HttpHook):
 
     #: With which a request was checked: the attempt to submit that follows uses the same.
     _checked_connection: LumaConnection | None = None
+
+    @property
+    def luma_connection(self) -> LumaConnection:
+        """The connection with which a request was checked, or else a fresh one."""
+        return self._checked_connection or self.get_luma_connection()
 
     def get_luma_connection(self) -> LumaConnection:
         """
@@ -141,18 +147,19 @@ class LumaHook(LumaHookBase, HttpHook):
         if expects_callback and (problem := token.base_url_problem(connection)):
             raise LumaValidationError(None, f"connection {self.luma_conn_id!r}: {problem}")
 
-    def submit(self, request: ModifyRequest) -> str:
+    def submit(self, request: ModifyRequest, *, before_send: Callable[[], None] = lambda: None) -> str:
         """
         Submit a job in one single attempt.
 
+        :param before_send: called on the open connection, just before anything is sent; what it raises ends the attempt
         :returns: the job's id at Luma
         :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
         :raises LumaError: surely nothing was accepted
         """
-        connection, self._checked_connection = self._checked_connection or self.get_luma_connection(), None
+        connection, self._checked_connection = self.luma_connection, None
         try:
             # A redirect could deliver the submission twice, or hide that it was delivered at all.
-            response = self._send(request.encode(), replace(connection, allow_redirects=False))
+            response = self._send(request.encode(), replace(connection, allow_redirects=False), before_send)
         except requests.RequestException as error:
             if was_never_connected(error):
                 raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason_of(error)}") from None
@@ -181,7 +188,7 @@ class LumaHook(LumaHookBase, HttpHook):
 
         :param reference: a name for the submission that nobody can guess
         """
-        connection = self._checked_connection or self.get_luma_connection()
+        connection = self.luma_connection
         url = token.callback_url(connection, self.luma_conn_id, reference)
         if url is not None:
             mask_secret(token.token_of(url))
@@ -345,10 +352,17 @@ class LumaHook(LumaHookBase, HttpHook):
             raise LumaUnavailableError(None, f"{self.base_url} did not answer: {reason_of(error)}") from None
         return read(response)
 
-    def _send(self, request: protocol.Request, connection: LumaConnection) -> protocol.Response:
+    def _send(
+        self,
+        request: protocol.Request,
+        connection: LumaConnection,
+        before_send: Callable[[], None] | None = None,
+    ) -> protocol.Response:
         # A session per call, as in HttpHook: a kept connection that the server has closed meanwhile would make
         # the outcome of a submission unknown without need.
         with self._open(connection) as session:
+            if before_send is not None:
+                check_before_send(session, before_send)
             response = session.request(
                 request.method,
                 self.base_url + request.path,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.protocol import Response
@@ -56,6 +57,45 @@ class BearerAuth(requests.auth.AuthBase):
         """Add the header."""
         request.headers["Authorization"] = f"Bearer {self._api_key}"
         return request
+
+
+class _CheckedAdapter(HTTPAdapter):
+    """Calls ``check`` on each open connection, just before a request is sent."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        kinds = (urllib3.HTTPConnectionPool, urllib3.HTTPSConnectionPool)
+        self._pools = {kind.scheme: _checked_pool(kind, check) for kind in kinds}
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*arguments, **options)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+def _checked_pool(pool: Any, check: Callable[[], None]) -> Any:
+    class Connection(pool.ConnectionCls):  # type: ignore[misc]
+        def send(self, data: Any) -> None:
+            if self.sock is None:
+                self.connect()
+            check()
+            super().send(data)
+
+    return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
+
+
+def check_before_send(session: requests.Session, check: Callable[[], None]) -> None:
+    """
+    Have a session call ``check`` on each open connection, just before a request is sent.
+
+    Opening a connection can take half a minute, in which the reason for the request may have gone.
+    """
+    for prefix in ("https://", "http://"):
+        session.mount(prefix, _CheckedAdapter(check))
 
 
 def requests_session(connection: LumaConnection) -> requests.Session:

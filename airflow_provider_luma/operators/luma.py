@@ -8,13 +8,14 @@ when a task runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.deferral import DeferralState
-from airflow_provider_luma.exceptions import PERMANENT, LumaTimeoutError, LumaValidationError
+from airflow_provider_luma.exceptions import PERMANENT, LumaGenerationError, LumaTimeoutError, LumaValidationError
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator
 from airflow_provider_luma.validation import check_callback_url, check_positive, check_prompt, check_video_url
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.deferral import DeferralExpired, Event
     from airflow_provider_luma.protocol import ModifyRequest
+    from airflow_provider_luma.submission.store import SubmissionStore
     from airflow_provider_luma.submission.submitter import NextStep, Submitter, WaitForJob
 
 
@@ -60,6 +62,9 @@ class LumaModifyOperator(LumaBaseOperator):
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted, at
         the risk of paying twice. By default such a task fails without using its retries. If a callback is expected,
         and the task is deferrable, it waits for the callback first, which tells
+    :param resubmit_on_failure: let Airflow's retries submit a new, separately billed, job when one has failed at Luma.
+        If False such a task fails without using its retries: a prompt or a video that Luma's moderation refuses is
+        refused again, minutes after each submission
     """
 
     template_fields: Sequence[str] = ("prompt", "video_url", "watermark", "callback_url", "luma_conn_id")
@@ -80,6 +85,7 @@ class LumaModifyOperator(LumaBaseOperator):
         poll_interval: float = 30,
         timeout: float = 1800,
         resubmit_on_unknown: bool = False,
+        resubmit_on_failure: bool = True,
         multiple_outputs: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -94,7 +100,9 @@ class LumaModifyOperator(LumaBaseOperator):
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.resubmit_on_unknown = resubmit_on_unknown
+        self.resubmit_on_failure = resubmit_on_failure
         self._luma_task_id: str | None = None
+        self._is_killed = False
 
         check_positive("poll_interval", poll_interval)
         check_positive("timeout", timeout)
@@ -109,19 +117,19 @@ class LumaModifyOperator(LumaBaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Submit the job and, unless told otherwise, wait for it."""
-        with pushed_failure(context):
+        with self._delivered_failure(context):
             return self._submit(context, DeferralState())
 
     def execute_from_queue(self, context: Context, event: DeferralExpired, **state: Any) -> dict[str, Any]:
         """Submit the job again, after Luma has refused it for a while."""
-        with pushed_failure(context):
+        with self._delivered_failure(context):
             return self._submit(context, DeferralState.read(state, event), permitted_at=event["at"])
 
     def execute_with_callback(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
         """Continue a submission whose answer was lost, with the job that its callback has named, if one has come."""
         deferral = DeferralState.read(state, event)
         named = event["callback"]["luma_task_id"] if "callback" in event else None
-        with pushed_failure(context):
+        with self._delivered_failure(context):
             step = self._submitter(context).recover(deferral, named, needs_result=self.wait_for_completion)
             return self._take(step, context)
 
@@ -129,8 +137,9 @@ class LumaModifyOperator(LumaBaseOperator):
         """Return the job's result, raise what ended the wait, or keep waiting after a callback that came too early."""
         deferral = DeferralState.read(state, event)
         self._luma_task_id = deferral.luma_task_id
-        with pushed_failure(context):
-            return self._result(self.resume_wait(event, deferral, poll_interval=self.poll_interval)["task"])
+        with self._delivered_failure(context):
+            finished = self.resume_wait(event, deferral, poll_interval=self.poll_interval)
+            return self._result(finished["task"], context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Name the job when ``execution_timeout`` has ended the wait for it."""
@@ -141,7 +150,8 @@ class LumaModifyOperator(LumaBaseOperator):
                 raise self._execution_timeout_error(context) from error
 
     def on_kill(self) -> None:
-        """Log that the job is not cancelled, and its id."""
+        """Send no submission from now on; log that the job is not cancelled, and its id."""
+        self._is_killed = True
         if self._luma_task_id is None:
             self.log.warning("Killed before Luma had given a task id; check the Luma account for the job")
         else:
@@ -171,21 +181,27 @@ class LumaModifyOperator(LumaBaseOperator):
         return request
 
     def _submitter(self, context: Context) -> Submitter:
-        from airflow_provider_luma.submission.store import SubmissionStore
         from airflow_provider_luma.submission.submitter import Submitter
 
         return Submitter(
             client=self.hook,
-            store=SubmissionStore(context),
+            store=self._open_store(context),
             try_number=context["ti"].try_number,
             max_tries=context["ti"].max_tries,
             can_defer=self.deferrable,
             resubmit_on_unknown=self.resubmit_on_unknown,
+            resubmit_on_failure=self.resubmit_on_failure,
             timeout=self.timeout,
             poll_interval=self.poll_interval,
             log=self.log,
             on_job_known=self._on_job_known,
+            is_killed=lambda: self._is_killed,
         )
+
+    def _open_store(self, context: Context) -> SubmissionStore:
+        from airflow_provider_luma.submission.store import open_store
+
+        return open_store(context, self.hook.luma_connection.submission_store)
 
     def _on_job_known(self, luma_task_id: str) -> None:
         self._luma_task_id = luma_task_id
@@ -211,19 +227,17 @@ class LumaModifyOperator(LumaBaseOperator):
         context["ti"].xcom_push(key="luma_task_id", value=job.luma_task_id)
         if not self.wait_for_completion:
             self.log.info("Not waiting for it, as wait_for_completion is off")
-            return LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict()
+            return self._delivered(LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict(), context)
         if job.finished is None and self.deferrable:
             self.log.info("Waiting for it in the triggerer")
             self.defer_for_job(job.state, poll_interval=self.poll_interval, created_at=job.created_at)
         finished = job.finished or self.hook.wait_for_completion(
             job.luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval
         )
-        return self._result(finished.as_dict())
+        return self._result(finished.as_dict(), context)
 
     def _execution_timeout_error(self, context: Context) -> LumaTimeoutError:
-        from airflow_provider_luma.submission.store import SubmissionStore
-
-        ti, store = context["ti"], SubmissionStore(context)
+        ti, store = context["ti"], self._open_store(context)
         luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
         record = store.load()
         if luma_task_id:
@@ -240,9 +254,34 @@ class LumaModifyOperator(LumaBaseOperator):
             luma_task_id=luma_task_id,
         )
 
-    def _result(self, result: dict[str, Any]) -> dict[str, Any]:
+    # -- the outcome ------------------------------------------------------------------------------------------------
+
+    def _result(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
+        return self._delivered(result, context)
+
+    def _delivered(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        self._mark_delivered(result["luma_task_id"], context)
         return result
+
+    @contextmanager
+    def _delivered_failure(self, context: Context) -> Iterator[None]:
+        """Let a person know how the job has failed, and record that; spend no retries if a new job is not wanted."""
+        with pushed_failure(context):
+            try:
+                yield
+            except LumaGenerationError as failure:
+                self._mark_delivered(failure.luma_task_id, context)
+                if self.resubmit_on_failure:
+                    raise
+                raise AirflowFailException(str(failure)) from failure
+
+    def _mark_delivered(self, luma_task_id: str | None, context: Context) -> None:
+        from airflow_provider_luma.submission.store import mark_delivered, try_store
+
+        store = try_store(self.log, self._open_store, context)
+        if store is not None and luma_task_id is not None:
+            mark_delivered(store, self.log, luma_task_id)
 
 
 class LumaDownloadOperator(LumaBaseOperator):

@@ -7,12 +7,13 @@ records an intent (a :class:`SubmissionRecord` without an id) *before* the reque
 answer. Wherever a process is killed, the next try finds one of three things: no record (nothing was sent), an intent
 (something may have been sent), or an id.
 
-What to do then is a table, :data:`TABLE`, and :func:`decide` reads it. Two facts decide beside the record:
+What to do then is a table, :data:`TABLE`, and :func:`decide` reads it. Three facts decide beside the record:
 
 * whether the request is still the same one, by its fingerprint;
 * whether this try is a retry by Airflow or was cleared by a person. A retry wants what the last try wanted; a person
-  who clears a task that has ended wants a new video. Airflow does not say which it is, but Clear sets the task's
-  ``max_tries`` anew (to the tries so far and ``retries`` more), and a retry leaves it unchanged.
+  who clears a task whose outcome is known wants a new video. Airflow does not say which it is, but Clear sets the
+  task's ``max_tries`` anew (to the tries so far and ``retries`` more), and a retry leaves it unchanged;
+* whether that outcome is known: a result or a failure was delivered, or it was reported that nobody knows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import uuid
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, NamedTuple
+
+#: Seconds for which Luma keeps its records of a job, two months (https://docs.kie.ai), and so we keep ours.
+RECORDS_KEPT = 62 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class SubmissionRecord:
     :param max_tries: the task's ``max_tries`` when it was written
     :param try_number: the try that submitted
     :param expects_callback: whether Luma was given a callback address of ours
+    :param submitted_at: when it was written, in seconds since the epoch; None in a record of version 1.0.0
+    :param delivered: whether the outcome was delivered: a result returned, or the service's own failure raised
+    :param reported: whether a task has failed because it is unknown if the submission was accepted
     """
 
     reference: str
@@ -42,6 +49,9 @@ class SubmissionRecord:
     max_tries: int
     try_number: int
     expects_callback: bool = False
+    submitted_at: float | None = None
+    delivered: bool = False
+    reported: bool = False
 
     @classmethod
     def load(cls, stored: Any) -> SubmissionRecord | None:
@@ -64,7 +74,8 @@ class JobStatus(Enum):
     RUNNING = "running"
     SUCCEEDED = "has succeeded"
     FAILED = "has failed"
-    FORGOTTEN = "is no longer known"
+    FORGOTTEN = "is no longer known, as Luma keeps records for two months"
+    NOT_FOUND = "is not known, although Luma keeps records for two months"
     UNAVAILABLE = "cannot be asked"
 
 
@@ -76,6 +87,8 @@ class Step(Enum):
     TAKE_RESULT = "take the recorded job's result"
     AWAIT_CALLBACK = "wait for the callback that tells the job's id"
     FAIL = "fail, and let a person check the account"
+    RAISE_FAILURE = "fail as the recorded job has"
+    NOT_FOUND = "fail, as paying again is no answer to a job that Luma does not find"
     ASK_LATER = "fail, and ask again at the next try"
 
 
@@ -87,6 +100,7 @@ class Row(NamedTuple):
     :param request: ``same`` or ``changed``
     :param by: ``retry``, or ``clear`` by a person
     :param status: what Luma says of the recorded job
+    :param told: whether a person can know the outcome: a job's was delivered, or an intent's was reported as unknown
     :param step: what to do
     :param reason: the text for the task's log
     """
@@ -95,6 +109,7 @@ class Row(NamedTuple):
     request: str | None
     by: str | None
     status: JobStatus | None
+    told: bool | None
     step: Step
     reason: str
 
@@ -102,48 +117,67 @@ class Row(NamedTuple):
 # Why each row is as it is:
 #   none                     Nothing was ever sent, or what was sent was surely refused.
 #   id, same, retry          A failed try is no reason to pay again: the job runs whether somebody waits or not.
-#                            Only a job that brought nothing (failed, or forgotten by Luma) is replaced.
-#                            Where Luma cannot be asked, waiting is what costs nothing.
+#                            Only a job that brought nothing is replaced. Where Luma cannot be asked, waiting is what
+#                            costs nothing.
+#   id, same, not found      Luma keeps its records for two months. Before that, "no such task" is an error of the
+#                            service or of the connection, and paying again is no answer to it.
 #   id, changed              The recorded job makes another video than the one that is wanted now.
-#   id, same, clear          A running job cannot be cancelled and is paid for, so it is the new video; of one that
-#                            has ended the person has seen the outcome, and wants another. Which of the two it is
-#                            only Luma can tell.
-#   callback, retry          If a job was accepted, its callback tells its id; waiting for that costs nothing.
+#   id, same, clear          A running job cannot be cancelled and is paid for, so it is the new video; so is one that
+#                            has ended and whose result nobody has got. Of one that was delivered, a person wants
+#                            another. Which of these it is only Luma can tell.
+#   callback                 If a job was accepted, its callback tells its id; waiting for that costs nothing.
 #   intent, retry            It may be running, and nobody can ask. A second may be one too many: a person must check.
-#   intent, clear            A person has checked.
+#   intent, clear            A person has checked, if it was ever reported that there is something to check.
 TABLE = (
-    Row("none", None, None, None, Step.SUBMIT, "Nothing was submitted before; this try submits"),
-    Row("id", "same", "retry", JobStatus.RUNNING, Step.WAIT,
+    Row("none", None, None, None, None, Step.SUBMIT, "Nothing was submitted before; this try submits"),
+    Row("id", "same", "retry", JobStatus.RUNNING, None, Step.WAIT,
         "This try continues Luma task {id}, submitted by try {number}; nothing new is billed"),
-    Row("id", "same", "retry", JobStatus.SUCCEEDED, Step.TAKE_RESULT,
+    Row("id", "same", "retry", JobStatus.SUCCEEDED, None, Step.TAKE_RESULT,
         "This try takes the result of Luma task {id}, submitted by try {number}; nothing new is billed"),
-    Row("id", "same", "retry", JobStatus.FAILED, Step.SUBMIT,
+    Row("id", "same", "retry", JobStatus.FAILED, None, Step.SUBMIT,
         "Luma task {id}, submitted by try {number}, has failed; this try submits a new job"),
-    Row("id", "same", "retry", JobStatus.FORGOTTEN, Step.SUBMIT,
-        "Luma no longer knows Luma task {id}, submitted by try {number}; this try submits a new job"),
-    Row("id", "same", "retry", JobStatus.UNAVAILABLE, Step.WAIT,
+    Row("id", "same", None, JobStatus.FORGOTTEN, None, Step.SUBMIT,
+        "Luma no longer knows Luma task {id}, submitted by try {number} over two months ago; this try submits a new "
+        "job"),
+    Row("id", "same", None, JobStatus.NOT_FOUND, None, Step.NOT_FOUND,
+        "Luma says that it does not know Luma task {id}, submitted by try {number}, although it keeps records for two "
+        "months; nothing is submitted"),
+    Row("id", "same", "retry", JobStatus.UNAVAILABLE, None, Step.WAIT,
         "Luma cannot be asked for now; this try continues Luma task {id}, submitted by try {number}"),
-    Row("id", "changed", "retry", None, Step.SUBMIT,
+    Row("id", "changed", "retry", None, None, Step.SUBMIT,
         "The request has changed since try {number} submitted Luma task {id}; this try submits a new job"),
-    Row("id", "same", "clear", JobStatus.RUNNING, Step.WAIT,
+    Row("id", "same", "clear", JobStatus.RUNNING, None, Step.WAIT,
         "The task was cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid "
         "for: this try continues it; nothing new is billed"),
-    Row("id", "same", "clear", JobStatus.UNAVAILABLE, Step.ASK_LATER,
-        "The task was cleared, and Luma cannot be asked whether Luma task {id} of try {number} is still running; "
+    Row("id", "same", "clear", JobStatus.UNAVAILABLE, None, Step.ASK_LATER,
+        "The task was cleared, and Luma cannot be asked what has become of Luma task {id} of try {number}; "
         "nothing is submitted before it answers"),
-    Row("id", "same", "clear", None, Step.SUBMIT,
-        "The task was cleared after Luma task {id} of try {number} had ended; this try submits a new job"),
-    Row("id", "changed", "clear", None, Step.SUBMIT,
+    Row("id", "same", "clear", JobStatus.SUCCEEDED, False, Step.TAKE_RESULT,
+        "The task was cleared, but nobody has got the result of Luma task {id} of try {number} yet, and it is paid "
+        "for: this try returns it; nothing new is billed. Clear the task again for a new video"),
+    Row("id", "same", "clear", JobStatus.SUCCEEDED, True, Step.SUBMIT,
+        "The task was cleared after the result of Luma task {id} of try {number} had been returned; "
+        "this try submits a new job"),
+    Row("id", "same", "clear", JobStatus.FAILED, None, Step.SUBMIT,
+        "The task was cleared after Luma task {id} of try {number} had failed; this try submits a new job"),
+    Row("id", "changed", "clear", None, None, Step.SUBMIT,
         "The task was cleared, and its request has changed since try {number} submitted Luma task {id}; "
         "this try submits a new job"),
-    Row("callback", "same", "retry", None, Step.AWAIT_CALLBACK,
+    Row("callback", "same", "retry", None, None, Step.AWAIT_CALLBACK,
         "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. If a job "
         "was accepted, its callback comes when it has ended: this try waits for that; nothing new is billed"),
-    Row("intent", None, "retry", None, Step.FAIL,
+    Row("callback", "same", "clear", None, False, Step.AWAIT_CALLBACK,
+        "The task was cleared while try {number} was about to submit, or had submitted; no answer of Luma is recorded. "
+        "If a job was accepted, its callback comes when it has ended: this try waits for that; nothing new is billed"),
+    Row("intent", None, "retry", None, None, Step.FAIL,
         "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. "
         "A job may have been accepted"),
-    Row("intent", None, "clear", None, Step.SUBMIT,
-        "It is unknown whether try {number} had submitted a job, but the task was cleared since; this try submits"),
+    Row("intent", None, "clear", None, False, Step.FAIL,
+        "The task was cleared while try {number} was about to submit, or had submitted; no answer of Luma is recorded. "
+        "A job may have been accepted"),
+    Row("intent", None, "clear", None, True, Step.SUBMIT,
+        "It is unknown whether try {number} had submitted a job; that was reported, and the task was cleared since: "
+        "this try submits"),
 )  # fmt: skip
 
 
@@ -167,6 +201,7 @@ def decide(
     status: JobStatus | None = None,
     can_await_callback: bool = False,
     resubmit_on_unknown: bool = False,
+    resubmit_on_failure: bool = True,
 ) -> Decision:
     """
     Decide what a try does.
@@ -177,20 +212,27 @@ def decide(
     :param status: what Luma says of the recorded job, where :func:`must_ask` is true
     :param can_await_callback: the task can be deferred until a callback comes
     :param resubmit_on_unknown: the user would rather pay twice than have a person check the account
+    :param resubmit_on_failure: a job that has failed at Luma is replaced, unless a person has seen the failure anyway
     """
     kinds = _kinds(record, can_await_callback=can_await_callback)
     request = "same" if record is not None and record.fingerprint == fingerprint else "changed"
     by = "clear" if record is not None and max_tries != record.max_tries else "retry"
-    facts = (request, by, status)
+    told = record is not None and (record.reported if record.luma_task_id is None else record.delivered)
+    facts = (request, by, status, told)
     row = next(
         row
         for row in TABLE
         if row.record in kinds
-        and all(column in (None, fact) for column, fact in zip((row.request, row.by, row.status), facts, strict=True))
+        and all(
+            column in (None, fact)
+            for column, fact in zip((row.request, row.by, row.status, row.told), facts, strict=True)
+        )
     )
     reason = row.reason.format(id=record.luma_task_id, number=record.try_number) if record is not None else row.reason
     if row.step is Step.FAIL and resubmit_on_unknown:
         return Decision(Step.SUBMIT, f"{reason}. As resubmit_on_unknown is on, this try submits again")
+    if status is JobStatus.FAILED and not resubmit_on_failure and not (by == "clear" and told):
+        return Decision(Step.RAISE_FAILURE, f"{reason.partition(';')[0]}; resubmit_on_failure is off")
     return Decision(row.step, reason)
 
 

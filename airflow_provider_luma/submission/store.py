@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Submission store: where the record of a submission lives, so that it survives retries, crashes and deferrals.
+Submission stores: where the record of a submission lives, so that it survives retries, crashes and deferrals.
 
-It is Airflow's task state store (Airflow 3.3 and newer), which keeps one record for each task instance. Below 3.3 there
-is none, and every try finds nothing.
+With ``submission_store`` in the connection's extra it is a folder on any storage (:mod:`.object_store`). Otherwise it
+is Airflow's task state store (Airflow 3.3 and newer), which keeps one record for each task instance; from Airflow 3.4 a
+Clear discards it by default. Below 3.3 there is none, and every try finds nothing.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_luma.submission.decision import SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.types import Logger
+
+T = TypeVar("T")
 
 #: The key of the record in the task state store.
 STORE_KEY = "luma_submission"
@@ -23,49 +29,132 @@ STORE_KEY = "luma_submission"
 CALLBACK_KEY = "luma_callback"
 
 
-class SubmissionStore:
-    """
-    What the running task instance keeps of its latest submission.
+class SubmissionStore(ABC):
+    """What a task instance keeps of its latest submission."""
 
-    :param context: of the task instance
-    """
+    #: Whether the next try finds what this one writes.
+    is_durable = True
 
-    def __init__(self, context: Context) -> None:
-        self._state = context.get("task_state_store")
-
-    @property
-    def is_durable(self) -> bool:
-        """Whether the next try finds what this one writes."""
-        return self._state is not None
-
+    @abstractmethod
     def load(self) -> SubmissionRecord | None:
         """Return the record, if there is one."""
-        return SubmissionRecord.load(self._state.get(STORE_KEY)) if self._state is not None else None
 
+    @abstractmethod
+    def begin(self, intent: SubmissionRecord) -> None:
+        """Write the intent of a new submission; raise if it cannot be written, so that nothing is submitted."""
+
+    @abstractmethod
     def save(self, record: SubmissionRecord) -> None:
-        """Write the record: an intent before the request, the id after its answer."""
-        if self._state is not None:
-            self._state.set(STORE_KEY, record.as_dict())
+        """Write what has become of a submission that was begun."""
 
-    def forget(self) -> None:
-        """Delete the record of a submission that was surely not accepted."""
-        if self._state is not None:
-            self._state.delete(STORE_KEY)
+    @abstractmethod
+    def forget(self, intent: SubmissionRecord) -> None:
+        """Forget a submission that was surely not accepted."""
 
-    def complete(self, reference: str, luma_task_id: str, *, max_tries: int) -> SubmissionRecord | None:
+    @abstractmethod
+    def callback_task_id(self, reference: str) -> str | None:
+        """Return the id of the job that a callback has named for a submission; it is not verified."""
+
+    def update(self, reference: str, **changes: Any) -> SubmissionRecord | None:
         """
-        Put the job's id into the record of a submission whose answer was lost.
+        Change the record of a submission.
 
+        :param reference: the submission's name
         :returns: the record that is stored now; it is unchanged if it belongs to a later submission
         """
         record = self.load()
         if record is None or record.reference != reference:
             return record
-        record = replace(record, luma_task_id=luma_task_id, max_tries=max_tries)
-        self.save(record)
-        return record
+        changed = replace(record, **changes)
+        if changed != record:
+            self.save(changed)
+        return changed
+
+
+class NoStore(SubmissionStore):
+    """Nothing is kept."""
+
+    is_durable = False
+
+    def load(self) -> None:
+        """Find nothing."""
+
+    def begin(self, intent: SubmissionRecord) -> None:
+        """Write nothing."""
+
+    def save(self, record: SubmissionRecord) -> None:
+        """Write nothing."""
+
+    def forget(self, intent: SubmissionRecord) -> None:
+        """Forget nothing."""
+
+    def callback_task_id(self, reference: str) -> None:
+        """Find nothing."""
+
+
+class TaskStateSubmissionStore(SubmissionStore):
+    """
+    The record in Airflow's task state store.
+
+    :param state: the task instance's part of it
+    """
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def load(self) -> SubmissionRecord | None:
+        """Return the record, if there is one."""
+        return SubmissionRecord.load(self._state.get(STORE_KEY))
+
+    def begin(self, intent: SubmissionRecord) -> None:
+        """Write the intent in place of an earlier submission's record."""
+        self.save(intent)
+
+    def save(self, record: SubmissionRecord) -> None:
+        """Write the record."""
+        self._state.set(STORE_KEY, record.as_dict())
+
+    def forget(self, intent: SubmissionRecord) -> None:
+        """Delete the record."""
+        self._state.delete(STORE_KEY)
 
     def callback_task_id(self, reference: str) -> str | None:
-        """Return the id of the job that a callback has named for a submission; it is not verified."""
-        callback: Any = self._state.get(CALLBACK_KEY) if self._state is not None else None
+        """Return the id that the receiver of callbacks has written beside the record."""
+        callback: Any = self._state.get(CALLBACK_KEY)
         return callback["luma_task_id"] if callback and callback["reference"] == reference else None
+
+
+def open_store(context: Context, folder: str | None) -> SubmissionStore:
+    """
+    Return the store of the running task instance.
+
+    :param context: of the task instance
+    :param folder: ``submission_store`` of the connection, if it names one
+    """
+    if folder is not None:
+        from airflow_provider_luma.submission.object_store import ObjectSubmissionStore
+
+        ti = context["ti"]
+        map_index = -1 if ti.map_index is None else ti.map_index
+        return ObjectSubmissionStore(folder, (ti.dag_id, ti.run_id, ti.task_id, map_index))
+    state = context.get("task_state_store")
+    return TaskStateSubmissionStore(state) if state is not None else NoStore()
+
+
+def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str) -> None:
+    """Record that a job's outcome reaches a person now: who clears the task from now on wants a new video."""
+    record = try_store(log, store.load)
+    if record is not None and record.luma_task_id == luma_task_id:
+        try_store(log, store.update, record.reference, delivered=True)
+
+
+def try_store(log: Logger, access: Callable[..., T], *arguments: Any, **changes: Any) -> T | None:
+    """Use the store; if that fails, log it and return None, because what Luma has answered matters more."""
+    try:
+        return access(*arguments, **changes)
+    except Exception:
+        log.exception(
+            "The submission store could not be used: should this try not end well, the next one may have to ask a "
+            "person to check the Luma account"
+        )
+        return None

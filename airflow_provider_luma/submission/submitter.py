@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, Stats
-from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.providers.common.compat.sdk import AirflowFailException, Stats
 
 from airflow_provider_luma import backoff
 from airflow_provider_luma.deferral import DeferralState
@@ -29,7 +28,10 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
 )
 from airflow_provider_luma.polling.state import INTERVALS_WITH_CALLBACK
+from airflow_provider_luma.submission.attempt import SubmissionAttempt
 from airflow_provider_luma.submission.decision import (
+    RECORDS_KEPT,
+    Decision,
     JobStatus,
     Step,
     SubmissionRecord,
@@ -37,7 +39,7 @@ from airflow_provider_luma.submission.decision import (
     must_ask,
     new_reference,
 )
-from airflow_provider_luma.submission.store import SubmissionStore
+from airflow_provider_luma.submission.store import SubmissionStore, try_store
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -101,10 +103,12 @@ class Submitter:
     :param max_tries: the task's ``max_tries``, which tells a Clear from a retry
     :param can_defer: whether the task may wait in the triggerer
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted
+    :param resubmit_on_failure: submit again when the job of an earlier try has failed at Luma
     :param timeout: seconds to wait for the video, and before that for Luma to accept the job
     :param poll_interval: seconds between two status checks
     :param log: the task's log
     :param on_job_known: is told the job's id as soon as there is one
+    :param is_killed: tells whether the task was killed: then nothing is sent any more
     """
 
     client: LumaHook
@@ -113,10 +117,12 @@ class Submitter:
     max_tries: int
     can_defer: bool
     resubmit_on_unknown: bool
+    resubmit_on_failure: bool
     timeout: float
     poll_interval: float
     log: Logger
     on_job_known: Callable[[str], None]
+    is_killed: Callable[[], bool]
 
     def submit(self, request: ModifyRequest, deferral: DeferralState) -> NextStep:
         """
@@ -129,7 +135,7 @@ class Submitter:
         """
         record = self._load_record()
         fingerprint = request.fingerprint(self.client.luma_conn_id)
-        status, finished = self._ask(record) if must_ask(record, fingerprint) else (None, None)
+        status, told = self._ask(record) if must_ask(record, fingerprint) else (None, None)
         decision = decide(
             record,
             fingerprint=fingerprint,
@@ -137,21 +143,36 @@ class Submitter:
             status=status,
             can_await_callback=self.can_defer,
             resubmit_on_unknown=self.resubmit_on_unknown,
+            resubmit_on_failure=self.resubmit_on_failure,
         )
         if self.store.is_durable:
             self.log.info(decision.reason)
         else:
-            self.log.info("Airflow keeps no task state below 3.3: every try submits a job of its own")
-        if decision.step is Step.ASK_LATER:
-            raise LumaUnavailableError(None, decision.reason)
-        if decision.step is Step.FAIL:
-            _fail(LumaSubmissionUnknownError(None, decision.reason))
+            self.log.info(
+                "Every try submits a job of its own: Airflow keeps no task state below 3.3, and the connection's extra "
+                "names no submission_store"
+            )
         if decision.step is Step.SUBMIT:
             return self._submit(request, fingerprint, deferral)
         assert record is not None, "only a recorded submission can be continued"
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)
-        return self._continue(record, finished, deferral)
+        if decision.step in (Step.WAIT, Step.TAKE_RESULT):
+            return self._continue(record, None if isinstance(told, LumaError) else told, deferral)
+        raise self._refusal(decision, record, told)
+
+    def _refusal(
+        self, decision: Decision, record: SubmissionRecord, told: LumaTask | LumaError | None
+    ) -> LumaError | AirflowFailException:
+        """Return what to raise where the decision is neither to submit nor to wait."""
+        if decision.step is Step.ASK_LATER:
+            return LumaUnavailableError(None, decision.reason)
+        if decision.step is Step.NOT_FOUND:
+            advice = "If the account is the right one, delete this task's submission record: the next try submits anew"
+            return LumaNotFoundError(None, f"{decision.reason}. {advice}", luma_task_id=record.luma_task_id)
+        if decision.step is Step.RAISE_FAILURE and isinstance(told, LumaError):
+            return told
+        return self._reported(LumaSubmissionUnknownError(None, decision.reason), record.reference)
 
     def recover(self, deferral: DeferralState, luma_task_id: str | None, *, needs_result: bool) -> NextStep:
         """
@@ -176,11 +197,11 @@ class Submitter:
             if _is_over(deferral):
                 self._give_up(reference)
             return self._await_callback(reference, deferral)
+        self.store.update(reference, luma_task_id=named, max_tries=self.max_tries)
         finished: LumaTask | None = None
         if needs_result:
             with suppress(*TRANSIENT):  # the wait for the job polls it again
                 finished = self.client.check(named)
-        self.store.complete(reference, named, max_tries=self.max_tries)
         return self._wait_for(named, deferral, finished=finished)
 
     # -- what an earlier try has left -------------------------------------------------------------------------------
@@ -194,7 +215,7 @@ class Submitter:
         if named is None or not self._is_our_job(named, record.reference):
             return record
         # A person who has cleared the task since has not seen this job: it counts as one that a retry has found.
-        return self.store.complete(record.reference, named, max_tries=self.max_tries)
+        return self.store.update(record.reference, luma_task_id=named, max_tries=self.max_tries)
 
     def _is_our_job(self, luma_task_id: str, reference: str) -> bool:
         """Ask Luma whether a job that a callback has named comes from a submission of this task."""
@@ -208,25 +229,26 @@ class Submitter:
         self.log.warning("A callback named Luma task %s, which this task did not submit: ignored", luma_task_id)
         return False
 
-    def _ask(self, record: SubmissionRecord | None) -> tuple[JobStatus, LumaTask | None]:
-        """Ask Luma about the recorded job."""
+    def _ask(self, record: SubmissionRecord | None) -> tuple[JobStatus, LumaTask | LumaError | None]:
+        """Ask Luma about the recorded job; return the job if it has ended well, or the error that it has ended with."""
         assert record is not None and record.luma_task_id is not None, "only a job with an id can be asked about"
         self.on_job_known(record.luma_task_id)
         try:
             finished = self.client.check(record.luma_task_id, retry_timeout=backoff.READ_RETRY_TIMEOUT)
-        except TRANSIENT:
-            return JobStatus.UNAVAILABLE, None
-        except LumaGenerationError:
-            return JobStatus.FAILED, None
-        except LumaNotFoundError:
-            return JobStatus.FORGOTTEN, None
+        except TRANSIENT as error:
+            return JobStatus.UNAVAILABLE, error
+        except LumaGenerationError as error:
+            return JobStatus.FAILED, error
+        except LumaNotFoundError as error:
+            is_old = record.submitted_at is not None and time.time() - record.submitted_at > RECORDS_KEPT
+            return (JobStatus.FORGOTTEN if is_old else JobStatus.NOT_FOUND), error
         return (JobStatus.SUCCEEDED if finished else JobStatus.RUNNING), finished
 
     def _continue(self, record: SubmissionRecord, finished: LumaTask | None, deferral: DeferralState) -> WaitForJob:
         assert record.luma_task_id is not None, "only a job with an id can be waited for"
         if record.max_tries != self.max_tries:
             # From here on a new try is a retry of this one, and no longer the one that a person cleared.
-            self.store.save(replace(record, max_tries=self.max_tries))
+            self.store.update(record.reference, max_tries=self.max_tries)
         return self._wait_for(record.luma_task_id, deferral, finished=finished)
 
     # -- waiting ----------------------------------------------------------------------------------------------------
@@ -255,7 +277,9 @@ class Submitter:
     def _submit(self, request: ModifyRequest, fingerprint: str, deferral: DeferralState) -> NextStep:
         request, intent = self._prepare(request, fingerprint)
         self.log.info("Submitting %s to Luma with the prompt %r", request.video_url, request.prompt)
-        attempt = _Attempt(self, request, intent)
+        attempt = SubmissionAttempt(
+            self.client, self.store, self.log, request=request, intent=intent, is_killed=self.is_killed
+        )
         try:
             luma_task_id = attempt() if self.can_defer else self.client.retry_submission(attempt, self.timeout)
         except PERMANENT as error:
@@ -271,7 +295,7 @@ class Submitter:
                 return self._await_callback(intent.reference, deferral)
             if self.resubmit_on_unknown:
                 raise
-            _fail(error)
+            raise self._reported(error, intent.reference) from error
         return self._wait_for(luma_task_id, deferral, created_at=time.time())
 
     def _prepare(self, request: ModifyRequest, fingerprint: str) -> tuple[ModifyRequest, SubmissionRecord]:
@@ -281,7 +305,7 @@ class Submitter:
             request = replace(request, callback_url=self.client.get_callback_url(reference))
             expects_callback = request.callback_url is not None
         return request, SubmissionRecord(
-            reference, fingerprint, None, self.max_tries, self.try_number, expects_callback
+            reference, fingerprint, None, self.max_tries, self.try_number, expects_callback, submitted_at=time.time()
         )
 
     def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
@@ -307,51 +331,18 @@ class Submitter:
             "It may have been accepted all the same",
         )
         if not self.resubmit_on_unknown:
-            _fail(error)
+            raise self._reported(error, reference)
         record = self.store.load()
         if record is not None and record.reference == reference:
-            self.store.forget()  # so that the next try submits again
+            self.store.forget(record)  # so that the next try submits again
         raise error
 
-
-class _Attempt:
-    """
-    One attempt to submit, with the intent in the store before the request, and the id after its answer.
-
-    :ivar is_forgotten: whether the store holds no intent of an attempt that was refused
-    """
-
-    def __init__(self, submitter: Submitter, request: ModifyRequest, intent: SubmissionRecord) -> None:
-        self._client, self._store, self._log = submitter.client, submitter.store, submitter.log
-        self._request = request
-        self._intent = intent
-        self.is_forgotten = True
-
-    def __call__(self) -> str:
-        self._store.save(self._intent)
-        try:
-            luma_task_id = self._client.submit(self._request)
-        except LumaSubmissionUnknownError:
-            raise  # the intent stays, for the next try to find
-        except (LumaError, AirflowException, AirflowRuntimeError):
-            # Refused, never sent, or the connection could not be read: surely nothing was accepted.
-            self.is_forgotten = self._try_store(self._store.forget)
-            raise
-        self._log.info("Luma accepted the job as Luma task %s", luma_task_id)
-        self._try_store(self._store.save, replace(self._intent, luma_task_id=luma_task_id))
-        return luma_task_id
-
-    def _try_store(self, change: Callable[..., None], *arguments: Any) -> bool:
-        """Change the store; if that fails, log it and return False, because what Luma has answered matters more."""
-        try:
-            change(*arguments)
-        except Exception:
-            self._log.exception(
-                "The submission store could not be changed and holds an intent now: should this try not end well, "
-                "the next one fails and asks a person to check the Luma account"
-            )
-            return False
-        return True
+    def _reported(self, error: LumaSubmissionUnknownError, reference: str) -> AirflowFailException:
+        """Return what fails the task without using its retries; record that a person is asked: then a Clear submits."""
+        try_store(self.log, self.store.update, reference, reported=True, max_tries=self.max_tries)
+        failure = AirflowFailException(str(error))
+        failure.__cause__ = error
+        return failure
 
 
 def _is_over(deferral: DeferralState) -> bool:

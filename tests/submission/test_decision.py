@@ -31,21 +31,22 @@ RECORDS = {
     "intent": INTENT,
     "callback": replace(INTENT, expects_callback=True),
     "id": replace(INTENT, luma_task_id=JOB),
+    "id, delivered": replace(INTENT, luma_task_id=JOB, delivered=True),
+    "intent, reported": replace(INTENT, reported=True),
+    "callback, reported": replace(INTENT, expects_callback=True, reported=True),
 }
 REQUESTS = {"same": WANTED, "changed": CHANGED}
 MAX_TRIES = {"retry": 3, "clear": 8}
 
 
-def decision(
-    record: str, request: str, by: str, status: JobStatus | None = None, *, resubmit_on_unknown: bool = False
-) -> Decision:
+def decision(record: str, request: str, by: str, status: JobStatus | None = None, **options: bool) -> Decision:
     return decide(
         RECORDS[record],
         fingerprint=REQUESTS[request],
         max_tries=MAX_TRIES[by],
         status=status,
         can_await_callback=True,
-        resubmit_on_unknown=resubmit_on_unknown,
+        **options,
     )
 
 
@@ -86,8 +87,26 @@ class TestId:
         assert decision("id", "same", "clear", JobStatus.RUNNING).step is Step.WAIT
 
     @pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.FORGOTTEN])
-    def test_cleared_task_submits_when_its_job_has_ended(self, status):
-        assert decision("id", "same", "clear", status).step is Step.SUBMIT
+    def test_cleared_task_submits_when_the_outcome_of_its_job_was_delivered(self, status):
+        assert decision("id, delivered", "same", "clear", status).step is Step.SUBMIT
+
+    def test_cleared_task_takes_a_result_that_nobody_has_got(self):
+        assert decision("id", "same", "clear", JobStatus.SUCCEEDED).step is Step.TAKE_RESULT
+
+    @pytest.mark.parametrize("record", ["id", "id, delivered"])
+    @pytest.mark.parametrize("by", MAX_TRIES)
+    def test_no_try_pays_for_a_job_that_luma_does_not_find_within_two_months(self, record, by):
+        assert decision(record, "same", by, JobStatus.NOT_FOUND).step is Step.NOT_FOUND
+
+    @pytest.mark.parametrize(("record", "by"), [("id", "retry"), ("id", "clear"), ("id, delivered", "retry")])
+    def test_failed_job_is_not_replaced_if_resubmit_on_failure_is_off(self, record, by):
+        chosen = decision(record, "same", by, JobStatus.FAILED, resubmit_on_failure=False)
+        assert chosen.step is Step.RAISE_FAILURE
+        assert "resubmit_on_failure is off" in chosen.reason
+
+    def test_person_who_has_seen_the_failure_gets_a_new_job_although_resubmit_on_failure_is_off(self):
+        chosen = decision("id, delivered", "same", "clear", JobStatus.FAILED, resubmit_on_failure=False)
+        assert chosen.step is Step.SUBMIT
 
     def test_cleared_task_fails_until_luma_can_be_asked_about_its_job(self):
         assert decision("id", "same", "clear", JobStatus.UNAVAILABLE).step is Step.ASK_LATER
@@ -97,7 +116,7 @@ class TestId:
 
     def test_luma_is_asked_only_about_a_recorded_job_of_the_same_request(self):
         asked = [(kind, of) for kind in RECORDS for of in REQUESTS if must_ask(RECORDS[kind], REQUESTS[of])]
-        assert asked == [("id", "same")]
+        assert asked == [("id", "same"), ("id, delivered", "same")]
 
 
 class TestIntent:
@@ -113,7 +132,14 @@ class TestIntent:
 
     @pytest.mark.parametrize("request_", REQUESTS)
     def test_cleared_task_submits_as_a_person_has_decided(self, request_):
-        assert decision("intent", request_, "clear").step is Step.SUBMIT
+        assert decision("intent, reported", request_, "clear").step is Step.SUBMIT
+
+    @pytest.mark.parametrize("request_", REQUESTS)
+    def test_cleared_task_does_not_submit_if_nobody_was_told_that_the_outcome_is_unknown(self, request_):
+        assert decision("intent", request_, "clear").step is Step.FAIL
+        assert decision("callback", request_, "clear").step is (
+            Step.AWAIT_CALLBACK if request_ == "same" else Step.FAIL
+        )
 
     def test_retry_waits_for_the_callback_that_tells_what_was_accepted(self):
         assert decision("callback", "same", "retry").step is Step.AWAIT_CALLBACK
@@ -125,14 +151,14 @@ class TestIntent:
 
     @pytest.mark.parametrize(("request_", "by"), [("changed", "retry"), ("same", "clear"), ("changed", "clear")])
     def test_changed_or_cleared_task_takes_a_record_with_a_callback_for_an_ordinary_intent(self, request_, by):
-        assert decision("callback", request_, by) == decision("intent", request_, by)
+        assert decision("callback, reported", request_, by) == decision("intent, reported", request_, by)
 
 
 class TestClear:
     @pytest.mark.parametrize("retries", [0, 1, 3])
     def test_max_tries_that_differ_mean_that_the_task_was_cleared_even_if_they_are_lower(self, retries):
         """A retry leaves max_tries unchanged; Clear sets it to try_number + retries, which may have been lowered."""
-        first = replace(INTENT, try_number=1, max_tries=5)
+        first = replace(INTENT, try_number=1, max_tries=5, reported=True)
         assert decide(first, fingerprint=WANTED, max_tries=first.try_number + retries).step is Step.SUBMIT
 
 
@@ -142,8 +168,8 @@ class TestTable:
         assert chosen == {row.reason.format(id=JOB, number=7) for row in TABLE}
 
     def test_there_are_no_two_rows_for_one_situation(self):
-        rows = [(row.record, row.request, row.by, row.status) for row in TABLE]
-        assert len(set(rows)) == len(rows) == 14
+        rows = [(row.record, row.request, row.by, row.status, row.told) for row in TABLE]
+        assert len(set(rows)) == len(rows) == 19
 
     @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
     @pytest.mark.parametrize(("record", "request_", "by", "status"), situations())
@@ -159,10 +185,11 @@ class TestTable:
             assert chosen.step is Step.SUBMIT
             return
         assert "try 7" in chosen.reason.lower()
-        assert (JOB in chosen.reason) == (record == "id")
-        assert chosen.step is not Step.FAIL or record in ("intent", "callback")
-        assert chosen.step is not Step.AWAIT_CALLBACK or record == "callback"
-        assert chosen.step not in (Step.WAIT, Step.TAKE_RESULT) or record == "id"
+        kind = record.partition(",")[0]
+        assert (JOB in chosen.reason) == (kind == "id")
+        assert chosen.step is not Step.FAIL or kind in ("intent", "callback")
+        assert chosen.step is not Step.AWAIT_CALLBACK or kind == "callback"
+        assert chosen.step not in (Step.WAIT, Step.TAKE_RESULT) or kind == "id"
 
     def test_resubmit_on_unknown_matters_only_where_the_outcome_is_unknown(self):
         differing = {
@@ -173,7 +200,13 @@ class TestTable:
         assert differing == {
             ("intent", "same", "retry", None),
             ("intent", "changed", "retry", None),
+            ("intent", "same", "clear", None),
+            ("intent", "changed", "clear", None),
+            ("intent, reported", "same", "retry", None),
+            ("intent, reported", "changed", "retry", None),
             ("callback", "changed", "retry", None),
+            ("callback", "changed", "clear", None),
+            ("callback, reported", "changed", "retry", None),
         }
 
 
@@ -186,6 +219,8 @@ records = st.builds(
     max_tries=st.integers(0, 50),
     try_number=st.integers(1, 50),
     expects_callback=st.booleans(),
+    delivered=st.booleans(),
+    reported=st.booleans(),
 )
 
 

@@ -93,6 +93,9 @@ class TestRecord:
             max_tries=st.integers(0, 50),
             try_number=st.integers(1, 50),
             expects_callback=st.booleans(),
+            submitted_at=st.none() | st.floats(0, 2e9),
+            delivered=st.booleans(),
+            reported=st.booleans(),
         )
     )
     def test_record_survives_the_store(self, record):
@@ -106,10 +109,18 @@ class TestRecord:
             "max_tries",
             "try_number",
             "expects_callback",
+            "submitted_at",
+            "delivered",
+            "reported",
         }
 
     def test_fields_that_another_version_has_added_are_ignored(self):
         assert SubmissionRecord.load({**INTENT.as_dict(), "added": 1}) == INTENT
+
+    def test_record_of_version_1_0_0_tells_of_nothing_that_a_person_knows(self):
+        old = {name: INTENT.as_dict()[name] for name in list(INTENT.as_dict())[:6]}
+        assert SubmissionRecord.load(old) == INTENT
+        assert (INTENT.submitted_at, INTENT.delivered, INTENT.reported) == (None, False, False)
 
     def test_nothing_stored_is_no_record(self):
         assert SubmissionRecord.load(None) is None

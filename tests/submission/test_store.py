@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_luma.submission.decision import SubmissionRecord
-from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY, SubmissionStore
+from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY, SubmissionStore, open_store
 from tests.support.task_instance import TaskInstance, TaskStateStore
 
 JOB = "0123456789abcdef0123456789abcdef"
@@ -22,7 +22,7 @@ class TestWithTaskStateStore:
 
     @pytest.fixture
     def store(self, state) -> SubmissionStore:
-        return SubmissionStore({"ti": TaskInstance(), "task_state_store": state})
+        return open_store({"ti": TaskInstance(), "task_state_store": state}, None)
 
     def test_record_is_durable_with_a_task_state_store(self, store):
         assert store.is_durable
@@ -33,7 +33,7 @@ class TestWithTaskStateStore:
     def test_next_try_loads_what_was_saved_last(self, store, state):
         store.save(INTENT)
         store.save(replace(INTENT, luma_task_id=JOB))
-        next_try = SubmissionStore({"ti": TaskInstance(2), "task_state_store": state})
+        next_try = open_store({"ti": TaskInstance(2), "task_state_store": state}, None)
         assert next_try.load() == replace(INTENT, luma_task_id=JOB)
 
     def test_record_is_stored_as_a_dict_under_a_key_of_its_own(self, store, state):
@@ -43,32 +43,32 @@ class TestWithTaskStateStore:
 
     def test_forgotten_record_is_gone(self, store):
         store.save(INTENT)
-        store.forget()
+        store.forget(INTENT)
         assert store.load() is None
 
     def test_forgetting_without_a_record_does_nothing(self, store):
-        store.forget()
+        store.forget(INTENT)
         assert store.load() is None
 
     def test_forgetting_keeps_the_callback(self, store, state):
         store.save(INTENT)
         state.record_callback(JOB)
-        store.forget()
+        store.forget(INTENT)
         assert store.callback_task_id(INTENT.reference) == JOB
 
-    def test_complete_puts_the_id_and_max_tries_into_the_record_of_the_submission(self, store):
+    def test_update_puts_the_id_and_max_tries_into_the_record_of_the_submission(self, store):
         store.save(INTENT)
-        completed = store.complete(INTENT.reference, JOB, max_tries=5)
+        completed = store.update(INTENT.reference, luma_task_id=JOB, max_tries=5)
         assert completed == store.load() == replace(INTENT, luma_task_id=JOB, max_tries=5)
 
-    def test_complete_leaves_the_record_of_a_later_submission_unchanged(self, store, state):
+    def test_update_leaves_the_record_of_a_later_submission_unchanged(self, store, state):
         store.save(INTENT)
-        assert store.complete("an-earlier-reference", JOB, max_tries=5) == INTENT
+        assert store.update("an-earlier-reference", luma_task_id=JOB, max_tries=5) == INTENT
         assert store.load() == INTENT
         assert state.operations == [("set", None)]
 
-    def test_complete_writes_no_record_where_there_is_none(self, store, state):
-        assert store.complete(INTENT.reference, JOB, max_tries=5) is None
+    def test_update_writes_no_record_where_there_is_none(self, store, state):
+        assert store.update(INTENT.reference, luma_task_id=JOB, max_tries=5) is None
         assert state.operations == []
 
     def test_callback_names_the_job_of_its_submission(self, store, state):
@@ -89,20 +89,20 @@ class TestWithoutTaskStateStore:
     """Airflow below 3.3."""
 
     def test_record_is_not_durable_without_a_task_state_store(self, context):
-        assert not SubmissionStore(context).is_durable
+        assert not open_store(context, None).is_durable
 
     def test_saved_record_is_not_kept_without_a_task_state_store(self, context):
-        store = SubmissionStore(context)
+        store = open_store(context, None)
         store.save(INTENT)
         assert store.load() is None
 
     def test_forgetting_does_nothing_without_a_task_state_store(self, context):
-        store = SubmissionStore(context)
-        store.forget()
+        store = open_store(context, None)
+        store.forget(INTENT)
         assert store.load() is None
 
-    def test_complete_finds_no_record_without_a_task_state_store(self, context):
-        assert SubmissionStore(context).complete(INTENT.reference, JOB, max_tries=5) is None
+    def test_update_finds_no_record_without_a_task_state_store(self, context):
+        assert open_store(context, None).update(INTENT.reference, luma_task_id=JOB, max_tries=5) is None
 
     def test_no_callback_is_found_without_a_task_state_store(self, context):
-        assert SubmissionStore(context).callback_task_id(INTENT.reference) is None
+        assert open_store(context, None).callback_task_id(INTENT.reference) is None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 
 import pytest
@@ -13,7 +14,9 @@ from airflow_provider_luma import backoff
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
+    LumaGenerationError,
     LumaInsufficientCreditsError,
+    LumaNotFoundError,
     LumaTimeoutError,
 )
 from airflow_provider_luma.polling import state as polling_state
@@ -28,7 +31,7 @@ class TestFirstTry:
         result = task.run_try()
         assert luma.accepted == 1
         assert_result_is_of(luma.jobs[0].task_id, task, result)
-        assert task.store.operations == [("set", None), ("set", luma.jobs[0].task_id)]
+        assert task.store.operations == [("set", None), ("set", luma.jobs[0].task_id), ("set", "delivered")]
         assert len(messages(task_log, "Nothing was submitted before")) == 1
 
     def test_mapped_task_instances_do_not_share_a_record(self, luma, modify):
@@ -97,9 +100,25 @@ class TestRetry:
         assert task.store.record["try_number"] == 2
         assert len(messages(task_log, "has failed", job, "try 1")) == 1
 
-    def test_retry_replaces_a_job_that_luma_no_longer_knows(self, luma, task, leave_ended, monkeypatch, task_log):
+    @pytest.mark.parametrize("run", ["run_try", "clear_and_run"])
+    def test_job_that_luma_does_not_find_within_two_months_is_not_paid_for_again(
+        self, luma, task, leave_ended, monkeypatch, run
+    ):
         monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0)
         job = leave_ended(task)
+        luma.configure(faults=["status:refuse,code=404"])
+        with pytest.raises(LumaNotFoundError, match="keeps records for two months.*delete this task's submission"):
+            getattr(task, run)()
+        luma.configure(faults=[])
+        result = task.run_try()
+        assert (result["luma_task_id"], luma.accepted) == (job, 1)
+
+    def test_retry_replaces_a_job_that_luma_no_longer_knows_after_two_months(
+        self, luma, task, leave_ended, monkeypatch, task_log
+    ):
+        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0)
+        job = leave_ended(task)
+        task.store.change(submitted_at=time.time() - 63 * 86_400)
         luma.reset()
         result = task.run_try()
         assert luma.accepted == 1
@@ -143,6 +162,19 @@ class TestClearedTask:
         assert_result_is_of(luma.jobs[1].task_id, task, result)
         assert len(messages(task_log, "cleared", job, "try 1")) == 1
 
+    def test_cleared_task_returns_the_result_that_nobody_has_got(self, luma, task, leave_running, until, task_log):
+        """It has timed out, and the job has ended since: the video is paid for."""
+        luma.configure(faults=["status:unknown_flag,flag=0"])
+        with suppress(LumaTimeoutError):
+            task.run_try(timeout=0.05)
+        task.store.change(delivered=False)
+        luma.configure(faults=[])
+        until(lambda: luma.jobs[0].complete_time)
+        result = task.clear_and_run()
+        assert (result["luma_task_id"], luma.accepted) == (luma.jobs[0].task_id, 1)
+        assert len(messages(task_log, "cleared", "nobody has got the result")) == 1
+        assert task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id, "now it was returned"
+
     def test_each_clear_submits_another_job(self, luma, sync_task):
         for accepted in (1, 2, 3):
             sync_task.clear_and_run()
@@ -160,6 +192,36 @@ class TestClearedTask:
         leave_ended(task)
         task.clear_and_run()
         assert luma.accepted == 2
+
+
+class TestResubmitOnFailure:
+    def test_failed_job_fails_the_task_without_using_its_retries_if_off(self, luma, sync_task):
+        luma.configure(processing_seconds=0, outcome="generate_failed", error_message="Refused by moderation.")
+        for _ in range(2):
+            with pytest.raises(AirflowFailException, match="Refused by moderation"):
+                sync_task.run_try(resubmit_on_failure=False)
+        assert luma.accepted == 1
+
+    def test_deferred_task_fails_without_using_its_retries_if_off(self, luma, modify):
+        luma.configure(processing_seconds=0, outcome="generate_failed")
+        task = TaskRun(modify, TaskStateStore())
+        with pytest.raises(AirflowFailException, match="GENERATE_FAILED"):
+            task.run_try(resubmit_on_failure=False)
+        assert task.store.record["delivered"]
+
+    def test_failed_job_is_replaced_by_a_retry_by_default(self, luma, sync_task):
+        luma.configure(processing_seconds=0, outcome="generate_failed")
+        with pytest.raises(LumaGenerationError):
+            sync_task.run_try()
+        luma.configure(outcome="success")
+        assert sync_task.run_try()["luma_task_id"] == luma.jobs[1].task_id
+
+    def test_person_who_has_seen_the_failure_and_clears_the_task_gets_a_new_job(self, luma, sync_task):
+        luma.configure(processing_seconds=0, outcome="generate_failed")
+        with pytest.raises(AirflowFailException):
+            sync_task.run_try(resubmit_on_failure=False)
+        luma.configure(outcome="success")
+        assert sync_task.clear_and_run(resubmit_on_failure=False)["luma_task_id"] == luma.jobs[1].task_id
 
 
 class TestRetryAfterAClear:

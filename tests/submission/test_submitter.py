@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.protocol import ModifyRequest
-from airflow_provider_luma.submission.store import SubmissionStore
+from airflow_provider_luma.submission.store import NoStore
 from airflow_provider_luma.submission.submitter import Submitter
 
 
@@ -21,15 +21,17 @@ def submitter(luma_conn: str) -> Submitter:
     """A first try of a task that may be deferred, on an Airflow without a task state store."""
     return Submitter(
         client=LumaHook(luma_conn),
-        store=SubmissionStore({}),
+        store=NoStore(),
         try_number=1,
         max_tries=0,
         can_defer=True,
         resubmit_on_unknown=False,
+        resubmit_on_failure=True,
         timeout=20,
         poll_interval=1,
         log=logging.getLogger(__name__),
         on_job_known=lambda _luma_task_id: None,
+        is_killed=lambda: False,
     )
 
 

@@ -39,7 +39,7 @@ class TestUnknownOutcome:
         with pytest.raises(AirflowFailException, match="log page") as first:
             task.run_try()
         assert isinstance(first.value.__cause__, LumaSubmissionUnknownError)
-        assert task.store.operations == [("set", None)]
+        assert task.store.operations == [("set", None), ("set", "reported")]
         accepted = luma.accepted
         for _ in range(2):
             with pytest.raises(AirflowFailException, match="log page.*LumaTaskSensor") as again:

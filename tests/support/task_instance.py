@@ -44,7 +44,8 @@ class TaskStateStore:
     """
     The part of Airflow's task state store that the operators use: it outlives the tries of one task instance.
 
-    :ivar operations: what was done to it, in order: ``("set", the record's id)`` or ``"delete"``
+    :ivar operations: what was done to it, in order: ``("set", the record's id)``, ``("set", "delivered")``,
+        ``("set", "reported")`` or ``"delete"``
     :ivar around_set: called before and after each ``set``, with the number of the call and whether it is done
     """
 
@@ -71,7 +72,8 @@ class TaskStateStore:
         number = next(self._numbers)
         self.around_set(number, False)
         self._values[key] = json.dumps(value)
-        self.operations.append(("set", value["luma_task_id"]))
+        told = [mark for mark in ("delivered", "reported") if value.get(mark)]
+        self.operations.append(("set", *(told or [value.get("luma_task_id")])))
         self.around_set(number, True)
 
     def delete(self, key: str) -> None:
@@ -83,6 +85,10 @@ class TaskStateStore:
         """The record of the submission, if there is one."""
         assert set(self._values) <= {STORE_KEY, CALLBACK_KEY}
         return self.get(STORE_KEY)
+
+    def change(self, **changes: Any) -> None:
+        """Change the record behind the task's back."""
+        self._values[STORE_KEY] = json.dumps({**self.record, **changes})
 
     def record_callback(self, luma_task_id: str, reference: str | None = None) -> None:
         """Record which job a submission has become, as the receiver of callbacks does."""

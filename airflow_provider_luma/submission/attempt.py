@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attempt to submit: an intent in the store before the request, and the job's id after its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import AirflowException
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from airflow_provider_luma.exceptions import LumaError, LumaSubmissionUnknownError
+from airflow_provider_luma.submission.store import try_store
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
+
+    from airflow_provider_luma.hooks.luma import LumaHook
+    from airflow_provider_luma.protocol import ModifyRequest
+    from airflow_provider_luma.submission.decision import SubmissionRecord
+    from airflow_provider_luma.submission.store import SubmissionStore
+
+
+class SubmissionAttempt:
+    """
+    A submission that is sent once each time it is called.
+
+    :param client: the service
+    :param store: where the record of the task's submission lives
+    :param log: the task's log
+    :param request: what to submit
+    :param intent: the record to write before
+    :param is_killed: tells whether the task was killed: then nothing is sent
+    :ivar is_forgotten: whether the store holds no intent of an attempt that was refused
+    """
+
+    def __init__(
+        self,
+        client: LumaHook,
+        store: SubmissionStore,
+        log: Logger,
+        *,
+        request: ModifyRequest,
+        intent: SubmissionRecord,
+        is_killed: Callable[[], bool],
+    ) -> None:
+        self._client, self._store, self._log = client, store, log
+        self._request = request
+        self._intent = intent
+        self._is_killed = is_killed
+        self.is_forgotten = True
+
+    def __call__(self) -> str:
+        """
+        Submit.
+
+        :returns: the job's id at Luma
+        :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
+        :raises AirflowException: the intent could not be recorded, or the task was killed; nothing was sent
+        :raises LumaError: surely nothing was accepted
+        """
+        self._fail_if_killed()
+        self._store.begin(self._intent)
+        try:
+            luma_task_id = self._client.submit(self._request, before_send=self._fail_if_killed)
+        except LumaSubmissionUnknownError:
+            raise  # the intent stays, for the next try to find
+        except (LumaError, AirflowException, AirflowRuntimeError):
+            # Refused, never sent, or the connection could not be read: surely nothing was accepted.
+            self.is_forgotten = try_store(self._log, self._forget) is True
+            raise
+        self._log.info("Luma accepted the job as Luma task %s", luma_task_id)
+        try_store(self._log, self._store.save, replace(self._intent, luma_task_id=luma_task_id))
+        return luma_task_id
+
+    def _forget(self) -> bool:
+        self._store.forget(self._intent)
+        return True
+
+    def _fail_if_killed(self) -> None:
+        if self._is_killed():
+            raise AirflowException("The task was killed before its submission was sent; nothing was submitted")
