@@ -2,6 +2,7 @@
 """Fixtures of the tests of submit-once."""
 
 from tests.support.operator_fixtures import context, modify
+from tests.support.s3_fixtures import bucket, s3_endpoint
 from tests.support.submission_fixtures import (
     await_job_ends,
     callbacks_on,
@@ -15,6 +16,7 @@ from tests.support.submission_fixtures import (
 
 __all__ = [
     "await_job_ends",
+    "bucket",
     "callbacks_on",
     "context",
     "fast_queue",
@@ -22,6 +24,7 @@ __all__ = [
     "leave_running",
     "modify",
     "relay",
+    "s3_endpoint",
     "sync_task",
     "task",
 ]

@@ -65,7 +65,19 @@ class TestRetryBeforeTheCallback:
                 resume(modify(), deferred, killed, expiry_event(deferred))
         assert luma.accepted == len(submissions(luma)) == 1
 
-    def test_cleared_task_submits_another_job(self, luma, modify, killed):
+    def test_cleared_task_waits_for_the_callback_as_nobody_was_told_of_the_unknown_outcome(self, luma, modify, killed):
+        killed["ti"] = TaskInstance(2, max_tries=3)
+        deferred = deferral_of(modify().execute, killed)
+        assert isinstance(deferred.trigger, LumaCallbackTrigger)
+        assert luma.accepted == 1
+
+    def test_task_that_is_cleared_after_the_unknown_outcome_was_reported_submits_another_job(
+        self, luma, modify, killed
+    ):
+        deferred = deferral_of(modify().execute, killed)
+        deferred.kwargs["end_time"] = time.time() - 1
+        with pytest.raises(AirflowFailException):
+            resume(modify(), deferred, killed, expiry_event(deferred))
         killed["ti"] = TaskInstance(2, max_tries=3)
         assert awaited_job(deferral_of(modify().execute, killed)) == luma.jobs[1].task_id
         assert luma.accepted == 2

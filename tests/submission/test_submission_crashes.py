@@ -39,7 +39,7 @@ class TestOrderOfRecordAndRequest:
         assert len(seen) == 2
         for record in seen:
             assert (record["luma_task_id"], record["try_number"], record["max_tries"]) == (None, 1, 2)
-        assert task.store.record == {**seen[0], "luma_task_id": luma.jobs[0].task_id}
+        assert task.store.record == {**seen[0], "luma_task_id": luma.jobs[0].task_id, "delivered": True}
 
     def test_intent_is_recorded_before_each_repeated_request(self, relay, luma, task, short_backoff, fast_queue):
         seen = []
@@ -48,7 +48,8 @@ class TestOrderOfRecordAndRequest:
         task.run_try()
         assert [record["luma_task_id"] for record in seen] == [None, None, None]
         job = luma.jobs[0].task_id
-        assert task.store.operations == [("set", None), "delete", ("set", None), "delete", ("set", None), ("set", job)]
+        refused = [("set", None), "delete"]
+        assert task.store.operations == [*refused, *refused, ("set", None), ("set", job), ("set", "delivered")]
 
     def test_no_intent_is_recorded_during_the_backoff_after_a_refusal(self, relay, luma, sync_task, monkeypatch):
         luma.configure(faults=["submit:refuse,code=429,times=1"])

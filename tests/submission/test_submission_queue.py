@@ -75,9 +75,9 @@ class TestQueued:
         )
         result = task.run_try()
         assert result["luma_task_id"] == luma.jobs[0].task_id
-        assert task.store.operations == [
-            ("set", None), "delete", ("set", None), "delete", ("set", None), ("set", luma.jobs[0].task_id)
-        ]  # fmt: skip
+        refused = [("set", None), "delete"]
+        job = luma.jobs[0].task_id
+        assert task.store.operations == [*refused, *refused, ("set", None), ("set", job), ("set", "delivered")]
 
     def test_each_refused_mapped_task_submits_once_it_is_permitted(self, luma, modify):
         luma.configure(faults=["submit:refuse,code=429,times=3"])

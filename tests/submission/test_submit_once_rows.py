@@ -109,9 +109,10 @@ class TestRetry:
         luma.configure(faults=["status:refuse,code=404"])
         with pytest.raises(LumaNotFoundError, match="keeps records for two months.*delete this task's submission"):
             getattr(task, run)()
+        assert luma.accepted == 1
         luma.configure(faults=[])
-        result = task.run_try()
-        assert (result["luma_task_id"], luma.accepted) == (job, 1)
+        if run == "run_try":
+            assert task.run_try()["luma_task_id"] == job
 
     def test_retry_replaces_a_job_that_luma_no_longer_knows_after_two_months(
         self, luma, task, leave_ended, monkeypatch, task_log

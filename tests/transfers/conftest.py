@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import requests
-from airflow.sdk.io import store
-from moto.server import ThreadedMotoServer
 
 from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.downloads import Interrupted
 from tests.support.file_server import FileServer
-from tests.support.storages import BUCKET, Bucket, Disk, Storage, aws_connection
+from tests.support.s3_fixtures import bucket, s3_endpoint
+from tests.support.storages import Bucket, Disk, Storage
+
+__all__ = ["bucket", "s3_endpoint"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,27 +43,6 @@ def hook(server: FileServer, set_connection: Callable[..., None]) -> LumaHook:
     """A hook whose service is on this machine, so that files of this machine may be downloaded."""
     set_connection(server.url(""), timeout=10)
     return LumaHook()
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """The address of an S3 server."""
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    yield "http://{}:{}".format(*moto.get_host_and_port())
-    moto.stop()
-
-
-@pytest.fixture
-def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """An empty bucket behind the connection my_s3."""
-    monkeypatch.setenv("AIRFLOW_CONN_MY_S3", aws_connection(s3_endpoint))
-    requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
-    bucket = Bucket(s3_endpoint, f"s3://my_s3@{BUCKET}/videos", "videos/")
-    bucket.s3.create_bucket(Bucket=BUCKET)
-    store._STORE_CACHE.pop("s3-my_s3", None)
-    yield bucket
-    store._STORE_CACHE.pop("s3-my_s3", None)
 
 
 @pytest.fixture(params=["plain path", "file://", "s3://"])
