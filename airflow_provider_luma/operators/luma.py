@@ -199,7 +199,7 @@ class LumaModifyOperator(LumaBaseOperator):
         )
 
     def _open_store(self, context: Context) -> SubmissionStore:
-        from airflow_provider_luma.submission.store import open_store
+        from airflow_provider_luma.submission.stores import open_store
 
         return open_store(context, self.hook.luma_connection.submission_store)
 

@@ -214,12 +214,26 @@ def decide(
     :param resubmit_on_unknown: the user would rather pay twice than have a person check the account
     :param resubmit_on_failure: a job that has failed at Luma is replaced, unless a person has seen the failure anyway
     """
+    by = "clear" if record is not None and max_tries != record.max_tries else "retry"
+    row = _row(record, fingerprint, by, status, can_await_callback=can_await_callback)
+    reason = row.reason.format(id=record.luma_task_id, number=record.try_number) if record is not None else row.reason
+    if row.step is Step.FAIL and resubmit_on_unknown:
+        return Decision(Step.SUBMIT, f"{reason}. As resubmit_on_unknown is on, this try submits again")
+    has_seen_failure = record is not None and record.delivered and by == "clear"
+    if status is JobStatus.FAILED and not resubmit_on_failure and not has_seen_failure:
+        return Decision(Step.RAISE_FAILURE, f"{reason.partition(';')[0]}; resubmit_on_failure is off")
+    return Decision(row.step, reason)
+
+
+def _row(
+    record: SubmissionRecord | None, fingerprint: str, by: str, status: JobStatus | None, *, can_await_callback: bool
+) -> Row:
+    """Return the first row of the table that fits."""
     kinds = _kinds(record, can_await_callback=can_await_callback)
     request = "same" if record is not None and record.fingerprint == fingerprint else "changed"
-    by = "clear" if record is not None and max_tries != record.max_tries else "retry"
     told = record is not None and (record.reported if record.luma_task_id is None else record.delivered)
     facts = (request, by, status, told)
-    row = next(
+    return next(
         row
         for row in TABLE
         if row.record in kinds
@@ -228,12 +242,6 @@ def decide(
             for column, fact in zip((row.request, row.by, row.status, row.told), facts, strict=True)
         )
     )
-    reason = row.reason.format(id=record.luma_task_id, number=record.try_number) if record is not None else row.reason
-    if row.step is Step.FAIL and resubmit_on_unknown:
-        return Decision(Step.SUBMIT, f"{reason}. As resubmit_on_unknown is on, this try submits again")
-    if status is JobStatus.FAILED and not resubmit_on_failure and not (by == "clear" and told):
-        return Decision(Step.RAISE_FAILURE, f"{reason.partition(';')[0]}; resubmit_on_failure is off")
-    return Decision(row.step, reason)
 
 
 def _kinds(record: SubmissionRecord | None, *, can_await_callback: bool) -> tuple[str, ...]:

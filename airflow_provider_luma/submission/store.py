@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_provider_luma.submission.decision import SubmissionRecord
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
     from airflow.sdk.types import Logger
 
 T = TypeVar("T")
@@ -122,23 +121,6 @@ class TaskStateSubmissionStore(SubmissionStore):
         """Return the id that the receiver of callbacks has written beside the record."""
         callback: Any = self._state.get(CALLBACK_KEY)
         return callback["luma_task_id"] if callback and callback["reference"] == reference else None
-
-
-def open_store(context: Context, folder: str | None) -> SubmissionStore:
-    """
-    Return the store of the running task instance.
-
-    :param context: of the task instance
-    :param folder: ``submission_store`` of the connection, if it names one
-    """
-    if folder is not None:
-        from airflow_provider_luma.submission.object_store import ObjectSubmissionStore
-
-        ti = context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
-        return ObjectSubmissionStore(folder, (ti.dag_id, ti.run_id, ti.task_id, map_index))
-    state = context.get("task_state_store")
-    return TaskStateSubmissionStore(state) if state is not None else NoStore()
 
 
 def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str) -> None:

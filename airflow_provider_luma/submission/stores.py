@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choice of a task instance's submission store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_provider_luma.submission.store import NoStore, SubmissionStore, TaskStateSubmissionStore
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+def open_store(context: Context, folder: str | None) -> SubmissionStore:
+    """
+    Return the store of the running task instance.
+
+    :param context: of the task instance
+    :param folder: ``submission_store`` of the connection, if it names one
+    """
+    if folder is not None:
+        from airflow_provider_luma.submission.object_store import ObjectSubmissionStore
+
+        ti = context["ti"]
+        map_index = -1 if ti.map_index is None else ti.map_index
+        return ObjectSubmissionStore(folder, (ti.dag_id, ti.run_id, ti.task_id, map_index))
+    state = context.get("task_state_store")
+    return TaskStateSubmissionStore(state) if state is not None else NoStore()
