@@ -8,6 +8,7 @@ BIN = $(VENV)/bin
 PINS = constraints/airflow-$(AIRFLOW).txt
 # Tests wait more than they work. Those that share an Airflow stay together.
 IN_PARALLEL = -n 3 --dist loadgroup
+COMPILE = --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade --all-extras pyproject.toml
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
 .DEFAULT_GOAL := help
@@ -29,6 +30,7 @@ test-matrix:  ## Run the tests, without the long ones, on every supported Airflo
 	$(MAKE) test AIRFLOW=3.1 PYTEST_ARGS='-m "not long"'
 	$(MAKE) test AIRFLOW=3.2 PYTEST_ARGS='-m "not long"'
 	$(MAKE) test AIRFLOW=3.3 PYTEST_ARGS='-m "not long"'
+	$(MAKE) test AIRFLOW=3.4 PYTEST_ARGS='-m "not long"'
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
@@ -46,10 +48,11 @@ build: $(VENV)/.dev  ## Build wheel and sdist into dist/
 # Airflow 3.2 does not work with FastAPI 0.137 or newer, though only 3.3 says so.
 constraints: $(VENV)/.dev  ## Pin the newest versions that go together, for every supported Airflow
 	$(PIP) uv
+	printf "apache-airflow==3.4.0b2\napache-airflow-core==3.4.0b2\napache-airflow-task-sdk==1.4.0b2\n" | \
+		$(BIN)/uv pip compile $(COMPILE) --constraint /dev/stdin --output-file constraints/airflow-3.4.txt
 	for airflow in 3.1 3.2 3.3; do \
-		printf "apache-airflow~=$$airflow.0\nfastapi<0.137\n" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-			--no-annotate --no-header --upgrade --all-extras pyproject.toml --constraint /dev/stdin \
-			--output-file constraints/airflow-$$airflow.txt || exit 1; \
+		printf "apache-airflow~=$$airflow.0\nfastapi<0.137\n" | $(BIN)/uv pip compile $(COMPILE) \
+			--constraint /dev/stdin --output-file constraints/airflow-$$airflow.txt || exit 1; \
 	done
 
 clean:  ## Remove all that the other targets made

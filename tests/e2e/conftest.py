@@ -19,10 +19,11 @@ from demo.local_airflow import LocalAirflow
 from demo.postgres import binaries, postgres
 
 REPOSITORY = Path(__file__).parent.parent.parent
-#: For tests of what an Airflow below 3.3 has no memory for.
-needs_task_state = pytest.mark.skipif(
-    tuple(int(part) for part in version("apache-airflow").split(".")[:2]) < (3, 3), reason="needs Airflow 3.3"
-)
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
+#: For tests of Airflow's own record of a submission.
+needs_task_state = pytest.mark.skipif(AIRFLOW < (3, 3), reason="needs Airflow 3.3")
+#: On 3.3 records live in Airflow's task state store, which 3.1 and 3.2 lack, and which a Clear on 3.4 discards.
+USES_SUBMISSION_STORE = AIRFLOW != (3, 3)
 
 API_KEY = "the-key-that-must-not-be-seen-anywhere"
 WEBHOOK_SECRET = "and-neither-must-the-key-that-signs"
@@ -50,12 +51,20 @@ def lumas() -> Iterator[dict[str, Simulator]]:
         yield lumas
 
 
+def set_connection(environment: dict[str, str], name: str, luma: Simulator, **extra: str) -> None:
+    """Set the connection to a Luma, with this extra beside what it has."""
+    variable = f"AIRFLOW_CONN_LUMA_{name.upper()}"
+    extra = {**json.loads(environment.get(variable, "{}")).get("extra", {}), **extra}
+    environment[variable] = json.dumps(
+        {"conn_type": "luma", "host": luma.base_url, "password": API_KEY, "extra": extra}
+    )
+
+
 def enable_callbacks(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
     """Give connections the address of an Airflow that is not started yet."""
     for name in (*CALLBACKS, "crash_at_random", "default"):
-        extra = {"callback_base_url": airflow.url, "webhook_secret": WEBHOOK_SECRET}
-        airflow.environment[f"AIRFLOW_CONN_LUMA_{name.upper()}"] = json.dumps(
-            {"conn_type": "luma", "host": lumas[name].base_url, "password": API_KEY, "extra": extra}
+        set_connection(
+            airflow.environment, name, lumas[name], callback_base_url=airflow.url, webhook_secret=WEBHOOK_SECRET
         )
 
 
@@ -116,9 +125,12 @@ def environment(
             }
         ),
     }
+    store = str(tmp_path_factory.mktemp("submissions"))
     for name, luma in lumas.items():
-        address = luma.base_url.removeprefix("http://")
-        environment[f"AIRFLOW_CONN_LUMA_{name.upper()}"] = f"luma://:{API_KEY}@{address}/http"
+        set_connection(environment, name, luma)
+        is_recorded = USES_SUBMISSION_STORE and name in {*CRASHES, *CALLBACKS} - {"crash_cleared"}
+        if is_recorded or name == "crash_cleared_with_store":
+            set_connection(environment, name, luma, submission_store=store)
     return environment
 
 

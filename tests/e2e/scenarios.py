@@ -67,6 +67,11 @@ FAILURES = {
         {"execution_timeout": 20},
         says=("not finished within execution_timeout", "it is still running there under this id"),
     ),
+    "accepted_with_a_500": Rehearsal(
+        submit("refuse", code=500, after_accept=True),
+        retries=2,
+        says=("It may have been accepted", "log page of the Luma account", "Clearing this task submits another"),
+    ),
     "lost_answer": Rehearsal(
         submit("cut", after_accept=True), retries=2, says=("It may have been accepted", "log page of the Luma account")
     ),
@@ -92,6 +97,8 @@ CRASHES = {
         "timed_out",
         "at_random",
         "cleared",
+        "cleared_with_store",
+        "never_delivered",
         "in_queue",
     )
 }

@@ -17,12 +17,11 @@ from collections import Counter
 
 import psutil
 import pytest
-from conftest import needs_task_state
 
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.long, needs_task_state]
+pytestmark = pytest.mark.long
 
 JOBS = 100
 SECONDS_OF_KILLING = 150

@@ -54,6 +54,7 @@ for name, options in {
     "scheduler": {},
     "synchronous": {"deferrable": False},
     "timed_out": {"timeout": 5},
+    "never_delivered": {"timeout": 5, "retries": 0},
 }.items():
     with DAG(dag_id=f"crash_{name}", schedule=None):
         Held(
@@ -62,19 +63,19 @@ for name, options in {
             video_url=os.environ["LUMA_VIDEO_URL"],
             luma_conn_id=f"luma_crash_{name}",
             poll_interval=2,
-            retries=2,
             retry_delay=timedelta(seconds=1),
-            **options,
+            **{"retries": 2, **options},
         )
 
-with DAG(dag_id="cleared", schedule=None):
-    LumaModifyOperator(
-        task_id="modify",
-        prompt="{{ var.value.get('prompt', 'Make it a snowy morning') }}",
-        video_url=os.environ["LUMA_VIDEO_URL"],
-        luma_conn_id="luma_crash_cleared",
-        poll_interval=2,
-    )
+for name in ("cleared", "cleared_with_store"):
+    with DAG(dag_id=name, schedule=None):
+        LumaModifyOperator(
+            task_id="modify",
+            prompt="{{ var.value.get('prompt', 'Make it a snowy morning') }}",
+            video_url=os.environ["LUMA_VIDEO_URL"],
+            luma_conn_id=f"luma_crash_{name}",
+            poll_interval=2,
+        )
 
 with DAG(dag_id="crash_at_random", schedule=None):
     LumaModifyOperator.partial(
