@@ -23,6 +23,19 @@ _OTHER_FILE_EXTENSIONS = frozenset(
     "mpd mpeg mpg mts mxf ogg ogv pdf png rar rm svg tar tif tiff ts txt vob wav webm webp wmv xml zip".split()
 )
 
+#: Ends of names that no public DNS resolves, among them those of Kubernetes and of the clouds' own services.
+_PRIVATE_ZONES = tuple(
+    ".localhost .local .localdomain .internal .intranet .private .corp .home .home.arpa .lan .svc".split()
+)
+
+#: Networks whose addresses hold an IPv4 address in their last bits: compatible, mapped, translated, and NAT64.
+_EMBEDDING_IPV4 = tuple(
+    ipaddress.IPv6Network(network) for network in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")
+)
+
+#: NAT64 within a network (RFC 8215). Where in it the IPv4 address stands is the network's own affair.
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+
 
 def check_prompt(prompt: object) -> None:
     """
@@ -142,14 +155,30 @@ def is_private_host(host: str) -> bool:
     host = host.strip("[]").rstrip(".").lower()
     address = _ip_address(host)
     if address is not None:
-        return not address.is_global or address.is_multicast
-    private_zones = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-    return "." not in host or host.endswith(private_zones)
+        return _is_private_address(address)
+    return "." not in host or host.endswith(_PRIVATE_ZONES)
+
+
+def _is_private_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        embedded = _embedded_ipv4_address(address)
+        if embedded is not None:
+            return _is_private_address(embedded)
+        if address.is_site_local or address in _LOCAL_NAT64:
+            return True
+    return not address.is_global or address.is_multicast
+
+
+def _embedded_ipv4_address(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv6 address leads to: by mapping, NAT64 or 6to4."""
+    if any(address in network for network in _EMBEDDING_IPV4):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour
 
 
 def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         # Clients also read 127.1, 0x7f.1 and 2130706433 as IPv4 addresses.
         if not re.fullmatch(r"[0-9a-fx.]+", host):
@@ -158,5 +187,3 @@ def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
             return ipaddress.IPv4Address(socket.inet_aton(host))
         except OSError:
             return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address

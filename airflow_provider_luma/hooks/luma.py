@@ -313,13 +313,14 @@ class LumaHook(LumaHookBase, HttpHook):
         :param destination: a file (its name ends in an extension), or a folder, in which the file gets the name
             it has in the URL, as far as that is harmless
         :param name: the file's name; then the destination is a folder in any case
-        :param overwrite: fetch, and replace, a file that is there already; otherwise one of the right length is
-            kept as it is
+        :param overwrite: fetch, and replace, a file that is there already; otherwise one that is shown to be the
+            same is kept as it is
         :returns: where the file is
-        :raises LumaValidationError: the address is no http(s) address, or leads to a private network
+        :raises LumaValidationError: the address is no http(s) address, or leads to a private network, or the file
+            is longer than 10 GiB
         :raises LumaNotFoundError: there is no such file, e.g. because the result has expired
         :raises LumaUnavailableError: the file could not be had in one piece
-        :raises FileExistsError: another file has that name, and ``overwrite`` is off
+        :raises FileExistsError: what may be another file has that name, and ``overwrite`` is off
         """
         connection = self.get_luma_connection()
         return Download(

@@ -7,7 +7,7 @@ import random
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +34,8 @@ class Reply:
     :param ranges: whether it answers Range requests with a part
     :param stop_after: bytes of this answer's body after which the connection is cut; -1 for not even a status line
     :param announced: the Content-Length to announce instead of the true one; -1 for none
+    :param content_range: what to say of a part instead of the truth
+    :param raw: instead of all that: what to put on the wire, piece by piece
     :param halfway: called when half of this answer's body is on its way and the rest is not
     """
 
@@ -46,6 +48,8 @@ class Reply:
     announced: int | None = None
     content_type: str = "video/mp4"
     headers: dict[str, str] = field(default_factory=dict)
+    content_range: str | None = None
+    raw: Callable[[], Iterable[bytes]] | None = None
     halfway: Callable[[], object] | None = None
 
     @property
@@ -78,7 +82,7 @@ class FileRequest:
 class FileServer:
     """Serves replies by path: the first request gets the first one, and so on; the last one stays."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.requests: list[FileRequest] = []
         self._replies: dict[str, list[Reply]] = {}
         outer = self
@@ -95,7 +99,7 @@ class FileServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -132,12 +136,17 @@ class FileServer:
         if reply.stop_after == -1:
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
+        if reply.raw is not None:
+            for piece in reply.raw():
+                handler.connection.sendall(piece)
+                request.sent += len(piece)
+            return
         status, start = reply.status, 0
         asked = re.fullmatch(r"bytes=(\d+)-", request.range or "")
         if asked and reply.ranges and status == 200:
             start = int(asked[1])
             status = 206 if start < reply.size else 416
-        size = 0 if status == 416 else reply.size - start
+        size = max(reply.size - start, 0)
         self._send_head(handler, reply, status, start, size)
         remaining = size if reply.stop_after is None else min(size, reply.stop_after)
         for number, piece in enumerate(reply.pieces(start) if size else ()):
@@ -153,7 +162,8 @@ class FileServer:
     def _send_head(handler: BaseHTTPRequestHandler, reply: Reply, status: int, start: int, size: int) -> None:
         handler.send_response(status)
         if status == 206:
-            handler.send_header("Content-Range", f"bytes {start}-{reply.size - 1}/{reply.size}")
+            truth = f"bytes {start}-{reply.size - 1}/{reply.size}"
+            handler.send_header("Content-Range", truth if reply.content_range is None else reply.content_range)
         if status == 416:
             handler.send_header("Content-Range", f"bytes */{reply.size}")
         if reply.announced != -1:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.transfers import connections
+from airflow_provider_luma.validation import is_private_host
 from tests.support.downloads import new_download
 from tests.support.file_server import CUT, FILM, FileServer, Reply
 from tests.support.storages import Disk
@@ -157,3 +160,63 @@ def test_password_in_a_url_is_neither_logged_nor_part_of_an_error(disk: Disk, se
         download.run(url, disk.destination, overwrite=False)
     assert "hunter2" not in str(raised.value)
     assert "hunter2" not in "".join(messages)
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives names of example.com addresses of this machine."""
+
+    def _resolve(**addresses: str) -> None:
+        known = {f"{name}.example.com": address for name, address in addresses.items()}
+        lookup = socket.getaddrinfo
+        monkeypatch.setattr("socket.getaddrinfo", lambda host, *args: lookup(known.get(host, host), *args))
+
+    return _resolve
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_public_name_that_resolves_to_a_private_address_is_refused_before_anything_is_sent(
+    scheme: str, disk: Disk, resolve: Callable[..., None]
+) -> None:
+    resolve(files="127.0.0.1")
+    download, messages = new_download(service_is_public=True)
+    with socket.create_server(("127.0.0.1", 0)) as internal:
+        url = f"{scheme}://user:hunter2@files.example.com:{internal.getsockname()[1]}/film.mp4?signature=s3cr3t"
+        with pytest.raises(LumaValidationError, match=r"urls: .*files\.example\.com.*127\.0\.0\.1") as raised:
+            download.run(url, disk.destination)
+        with internal.accept()[0] as connection:
+            assert connection.recv(1) == b""
+    assert "hunter2" not in str(raised.value) + "".join(messages)
+    assert "s3cr3t" not in str(raised.value) + "".join(messages)
+    assert disk.files() == {}
+
+
+def test_private_address_behind_a_name_is_refused_at_each_step_of_a_redirect(
+    disk: Disk, resolve: Callable[..., None], server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # There is no public address here, so one of this machine counts as public.
+    monkeypatch.setattr(connections, "is_private_host", lambda host: host != "127.0.0.1" and is_private_host(host))
+    resolve(public="127.0.0.1", internal="127.0.0.2")
+    download, _ = new_download(service_is_public=True)
+    internal = FileServer("127.0.0.2")
+    try:
+        internal.serve("/film.mp4", Reply(FILM))
+        server.redirect("/1.mp4", f"http://internal.example.com:{internal.port}/film.mp4")
+        server.redirect("/2.mp4", f"http://public.example.com:{server.port}/film.mp4")
+        server.serve("/film.mp4", Reply(FILM))
+        with pytest.raises(LumaValidationError, match=r"internal\.example\.com.*127\.0\.0\.2"):
+            download.run(f"http://public.example.com:{server.port}/1.mp4", disk.destination)
+    finally:
+        internal.close()
+    assert internal.requests == []
+    download.run(f"http://public.example.com:{server.port}/2.mp4", disk.destination)
+    assert disk.files() == {"2.mp4": FILM}
+
+
+def test_name_that_resolves_to_a_private_address_is_downloaded_from_for_a_service_on_this_network(
+    disk: Disk, resolve: Callable[..., None], server: FileServer, hook: LumaHook
+) -> None:
+    resolve(files="127.0.0.1")
+    server.serve("/film.mp4", Reply(FILM))
+    hook.download(f"http://files.example.com:{server.port}/film.mp4", disk.destination)
+    assert disk.files() == {"film.mp4": FILM}

@@ -76,6 +76,34 @@ def test_file_name_is_made_of_the_harmless_characters_of_the_urls_last_part(last
     assert safe_name(f"https://x.example/{last}") == name
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("mine.mp4", "mine.mp4"),
+        ("2-film.mp4", "2-film.mp4"),
+        ("../../escaped.mp4", "escaped.mp4"),
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\win.ini", "win.ini"),
+        (".bashrc", "bashrc"),
+        ("..", "video.mp4"),
+        ("", "video.mp4"),
+        ("a\0b\nc.mp4", "a_b_c.mp4"),
+        ("100%25?.mp4", "100_25.mp4"),
+    ],
+)
+def test_name_that_is_given_is_made_harmless_too(
+    name: str, written: str, tmp_path: Path, server: FileServer, hook: LumaHook
+) -> None:
+    url = server.serve("/film.mp4", Reply(FILM))
+    hook.download(url, str(tmp_path / "videos"), name=name)
+    assert Disk(tmp_path, "").files() == {f"videos/{written}": FILM}
+
+
+def test_number_before_a_long_name_does_not_make_two_names_one() -> None:
+    long = safe_name("https://x.example/" + "x" * 500 + ".mp4")
+    assert destination_file("https://x.example/", "/data", f"12-{long}").name == f"12-{long}"
+
+
 @pytest.mark.parametrize("last", ["видео.mp4", "%E8%A7%86%E9%A2%91.mp4", "x" * 500 + ".mp4", "-_.mp4"])
 def test_file_name_keeps_the_extension_of_the_url(last: str) -> None:
     assert safe_name(f"https://x.example/{last}").endswith(".mp4")

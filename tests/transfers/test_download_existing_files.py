@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import nullcontext
+
 import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.simulator import Simulator
+from airflow_provider_luma.transfers.download import COMPARED_SIZE
 from tests.support.downloads import result_url
 from tests.support.file_server import BLOCK, FILM, OTHER_FILM, FileServer, Reply
 from tests.support.storages import BUCKET, Bucket, Disk, Storage
@@ -16,7 +20,7 @@ from tests.support.storages import BUCKET, Bucket, Disk, Storage
 def test_existing_file_of_the_right_length_is_not_downloaded_again(
     disk: Disk, server: FileServer, hook: LumaHook
 ) -> None:
-    url = server.serve("/film.mp4", Reply(FILM), Reply(blocks=64, announced=len(FILM)))
+    url = server.serve("/film.mp4", Reply(FILM))
     path = hook.download(url, disk.destination)
     before = (disk.folder / "film.mp4").stat()
     assert hook.download(url, disk.destination) == path
@@ -30,6 +34,7 @@ def test_comparing_with_an_existing_file_does_not_read_the_body(disk: Disk, serv
     size = 64 * len(BLOCK)
     disk.folder.mkdir()
     with (disk.folder / "film.mp4").open("wb") as file:
+        file.write(BLOCK)
         file.truncate(size)
     url = server.serve("/film.mp4", Reply(blocks=64))
     hook.download(url, disk.destination)
@@ -42,11 +47,99 @@ def test_comparing_with_an_existing_file_does_not_read_the_body(disk: Disk, serv
 def test_existing_object_of_the_right_length_is_not_written_again(
     bucket: Bucket, server: FileServer, hook: LumaHook
 ) -> None:
-    bucket.put("film.mp4", OTHER_FILM)
+    same_start = FILM[:COMPARED_SIZE] + OTHER_FILM[COMPARED_SIZE:]
+    bucket.put("film.mp4", same_start)
     url = server.serve("/film.mp4", Reply(FILM))
     hook.download(url, bucket.destination)
-    assert bucket.files() == {"film.mp4": OTHER_FILM}
+    assert bucket.files() == {"film.mp4": same_start}
     assert len(server.requests) == 1
+
+
+def test_existing_file_of_the_same_length_that_begins_differently_is_not_taken_for_the_same(
+    storage: Storage, server: FileServer, hook: LumaHook
+) -> None:
+    storage.put("film.mp4", OTHER_FILM)
+    url = server.serve("/film.mp4", Reply(FILM))
+    for destination in (storage.destination, f"{storage.destination}/film.mp4"):
+        with pytest.raises(FileExistsError, match="overwrite=True"):
+            hook.download(url, destination)
+    assert storage.files() == {"film.mp4": OTHER_FILM}
+
+
+@pytest.mark.parametrize("last", ["", "/film.mp4"])
+def test_existing_file_is_compared_again_when_the_connection_breaks_meanwhile(
+    last: str, disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    disk.put("film.mp4", FILM)
+    url = server.serve("/film.mp4", Reply(FILM, stop_after=1000), Reply(FILM))
+    hook.download(url, disk.destination + last)
+    assert disk.files() == {"film.mp4": FILM}
+    assert len(server.requests) == 2
+
+
+def test_existing_file_of_the_urls_own_name_is_kept_when_the_server_says_no_length_and_it_begins_the_same(
+    disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    disk.put("film.mp4", FILM)
+    url = server.serve("/film.mp4", Reply(FILM, announced=-1), Reply(OTHER_FILM, announced=-1))
+    hook.download(url, disk.destination)
+    with pytest.raises(FileExistsError):
+        hook.download(url, disk.destination)
+    assert disk.files() == {"film.mp4": FILM}
+
+
+@pytest.mark.parametrize("gone", [Reply(status=404), Reply(FILM, announced=-1)], ids=["vanished", "no length"])
+@pytest.mark.parametrize(("last", "name"), [("/film.mp4", None), ("", "mine.mp4")])
+def test_existing_file_whose_name_was_chosen_for_it_is_the_same_only_if_that_is_shown(
+    gone: Reply, last: str, name: str | None, storage: Storage, server: FileServer, hook: LumaHook
+) -> None:
+    # It may be the video of an earlier run.
+    existing = name or "film.mp4"
+    storage.put(existing, FILM)
+    url = server.serve("/film.mp4", Reply(FILM), gone)
+    hook.download(url, storage.destination + last, name=name)
+    with pytest.raises(FileExistsError, match="is there already"):
+        hook.download(url + "?signature=s3cr3t", storage.destination + last, name=name)
+    assert storage.files() == {existing: FILM}
+
+
+def test_error_about_a_video_that_may_be_of_an_earlier_run_says_what_to_do(
+    disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    disk.put("film.mp4", OTHER_FILM)
+    with pytest.raises(FileExistsError, match="earlier run.*mark this task as success.*for each run"):
+        hook.download(server.url("/gone.mp4"), f"{disk.destination}/film.mp4")
+
+
+def test_existing_video_whose_url_had_no_name_of_its_own_is_not_kept_for_another_that_has_vanished(
+    disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    disk.put("video.mp4", OTHER_FILM)
+    with pytest.raises(FileExistsError, match="earlier run"):
+        hook.download(server.url("/"), disk.destination)
+
+
+def test_file_that_appears_during_the_download_is_left_as_it_is(
+    storage: Storage, server: FileServer, hook: LumaHook
+) -> None:
+    url = server.serve("/film.mp4", Reply(FILM, halfway=lambda: storage.put("film.mp4", b"precious")))
+    with pytest.raises(FileExistsError, match="appeared"):
+        hook.download(url, storage.destination)
+    assert storage.files() == {"film.mp4": b"precious"}
+
+
+@pytest.mark.parametrize("appears", [False, True])
+def test_disk_without_links_is_written_to_as_well(
+    appears: bool, disk: Disk, server: FileServer, hook: LumaHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    url = server.serve("/film.mp4", Reply(FILM, halfway=lambda: appears and disk.put("film.mp4", b"precious")))
+    with pytest.raises(FileExistsError, match="appeared") if appears else nullcontext():
+        hook.download(url, disk.destination)
+    assert disk.files() == {"film.mp4": b"precious" if appears else FILM}
 
 
 def test_existing_file_of_another_length_is_replaced_only_with_overwrite(

@@ -11,7 +11,7 @@ from airflow_provider_luma.exceptions import LumaUnavailableError
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.simulator import Simulator
 from airflow_provider_luma.simulator.faults import Fault
-from airflow_provider_luma.transfers import download as download_module
+from airflow_provider_luma.transfers import progress
 from tests.support.calls import file_requests
 from tests.support.downloads import new_download, result_url, sha256
 from tests.support.file_server import CUT, FILM, OTHER_FILM, SHORT_FILM, FileServer, Reply
@@ -73,20 +73,48 @@ def test_download_of_a_file_whose_length_changes_in_between_starts_over_without_
     assert sha256(disk.files()["film.mp4"]) == sha256(longer)
 
 
+def test_broken_download_of_a_file_without_a_version_starts_over(
+    disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    # The rest might be that of another file of the same length.
+    url = server.serve("/film.mp4", Reply(FILM, stop_after=CUT, etag=None), Reply(OTHER_FILM, etag=None))
+    hook.download(url, disk.destination)
+    assert sha256(disk.files()["film.mp4"]) == sha256(OTHER_FILM)
+    assert [request.range for request in server.requests] == [None, None]
+
+
+@pytest.mark.parametrize("status", [200, 416])
+def test_answer_200_or_416_to_a_request_for_the_rest_starts_over(
+    status: int, disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    refusal = Reply(OTHER_FILM, status=status, ranges=False)
+    url = server.serve("/film.mp4", Reply(FILM, stop_after=CUT), refusal, Reply(FILM))
+    hook.download(url, disk.destination)
+    assert sha256(disk.files()["film.mp4"]) == sha256(FILM)
+    assert [request.range for request in server.requests] == [None, f"bytes={CUT}-", None]
+
+
+@pytest.mark.parametrize("status", [201, 203, 204, 206, 300, 416])
+def test_only_an_answer_200_is_a_whole_file(status: int, disk: Disk, server: FileServer, hook: LumaHook) -> None:
+    url = server.serve("/film.mp4", Reply(b"a page, or a piece", status=status), Reply(FILM))
+    hook.download(url, disk.destination)
+    assert disk.files() == {"film.mp4": FILM}
+
+
 def test_download_is_given_up_after_several_attempts_without_progress(
     disk: Disk, server: FileServer, hook: LumaHook
 ) -> None:
     url = server.serve("/film.mp4", Reply(stop_after=-1))
     with pytest.raises(LumaUnavailableError, match=r"film\.mp4"):
         hook.download(url, disk.destination)
-    assert len(server.requests) == download_module.MAX_ATTEMPTS_WITHOUT_PROGRESS
+    assert len(server.requests) == progress.MAX_ATTEMPTS_WITHOUT_PROGRESS
     assert disk.files() == {}
 
 
 def test_download_that_makes_progress_is_resumed_any_number_of_times(
     disk: Disk, server: FileServer, hook: LumaHook
 ) -> None:
-    steps = download_module.MAX_ATTEMPTS_WITHOUT_PROGRESS * 3
+    steps = progress.MAX_ATTEMPTS_WITHOUT_PROGRESS * 3
     pieces = [Reply(FILM, stop_after=1000)] * steps
     url = server.serve("/film.mp4", *pieces, Reply(FILM))
     hook.download(url, disk.destination)
@@ -115,15 +143,15 @@ def test_download_that_has_to_start_over_again_and_again_is_given_up(
 def test_progress_of_a_long_download_is_logged_without_the_urls_query(
     disk: Disk, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download_module, "PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
     download, messages = new_download()
     url = server.serve("/film.mp4", Reply(blocks=4))
     download.run(url + "?signature=s3cr3t", disk.destination, overwrite=False)
-    progress = [message for message in messages if message.startswith("Downloaded")]
-    assert len(progress) > 2
+    told = [message for message in messages if message.startswith("Downloaded")]
+    assert len(told) > 2
     pattern = rf"Downloaded \d\.\d MB of 4\.2 MB, \d+% of {re.escape(url)}"
-    assert all(re.fullmatch(pattern, message) for message in progress)
-    assert progress[-1] == f"Downloaded 4.2 MB of 4.2 MB, 100% of {url}"
+    assert all(re.fullmatch(pattern, message) for message in told)
+    assert told[-1] == f"Downloaded 4.2 MB of 4.2 MB, 100% of {url}"
     assert any(message.startswith("Wrote") and "4.2 MB" in message for message in messages)
     assert "s3cr3t" not in "".join(messages)
 

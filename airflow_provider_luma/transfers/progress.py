@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The progress of a download over all its connections: when it is resumed, starts over, and is given up."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from airflow_provider_luma.backoff import backoff_delay
+from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.transfers.connections import Throughput
+from airflow_provider_luma.transfers.source import content_length, validator, without_secrets
+
+if TYPE_CHECKING:
+    import requests
+    from airflow.sdk.types import Logger
+
+#: Bytes of the longest file that is downloaded.
+MAX_SIZE = 10 * 1024**3
+
+#: Attempts in a row without a new byte, and restarts of what cannot be resumed, after which a download is given up.
+MAX_ATTEMPTS_WITHOUT_PROGRESS, MAX_RESTARTS = 5, 5
+
+#: Seconds between two lines about a download's progress.
+PROGRESS_INTERVAL = 10.0
+
+
+@dataclass
+class Transfer:
+    """
+    The progress of a download, and its failures so far.
+
+    :param original_url: the file's own address
+    :param url: where it is fetched from
+    :param log: where progress is told
+    """
+
+    original_url: str
+    url: str
+    log: Logger
+    done: int = 0
+    total: int | None = None
+    validator: str | None = None
+    failures: int = 0
+    restarts: int = 0
+    renewed_at: int | None = None
+    throughput: Throughput = field(default_factory=Throughput)
+    logged_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all bytes have come, if the connection has ended well."""
+        return self.done == self.total if self.total is not None else self.done > 0
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether the next bytes can be asked for: a server that names no version might send those of another file."""
+        return self.done == 0 or (self.validator is not None and (self.total is None or self.done <= self.total))
+
+    def continues_with(self, response: requests.Response) -> bool:
+        """
+        Tell whether an answer continues the same file where the last one ended.
+
+        :raises LumaValidationError: the file is too long
+        """
+        if self.done == 0:
+            self.total, self.validator = content_length(response), validator(response)
+            self._check_size(self.total or 0)
+            return True
+        part = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip())
+        if (
+            response.status_code != 206
+            or part is None
+            or int(part[1]) != self.done
+            or validator(response) != self.validator
+        ):
+            return False
+        if self.total is None and part[2] != "*":
+            self.total = int(part[2])
+        return part[2] in ("*", str(self.total))
+
+    def add(self, count: int, seconds: float) -> None:
+        """
+        Count bytes that have come.
+
+        :param seconds: how long they were waited for
+        :raises LumaUnavailableError: they come too slowly
+        :raises LumaValidationError: they are too many
+        """
+        self.done += count
+        self.failures = 0
+        self._check_size(self.done)
+        self.throughput.add(count, seconds)
+        if self.throughput.is_stalled:
+            raise LumaUnavailableError(None, "the server sends next to nothing")
+        if time.monotonic() - self.logged_at >= PROGRESS_INTERVAL:
+            self.logged_at = time.monotonic()
+            share = f" of {megabytes(self.total)}, {self.done / self.total:.0%}" if self.total else ""
+            self.log.info("Downloaded %s%s of %s", megabytes(self.done), share, without_secrets(self.url))
+
+    def on_interruption(self, reason: str) -> None:
+        """
+        Wait before the next attempt.
+
+        :raises LumaUnavailableError: there have been too many without a byte, or they bring too few
+        """
+        self.failures += 1
+        self._give_up_if(self.throughput.is_stalled or self.failures >= MAX_ATTEMPTS_WITHOUT_PROGRESS, reason)
+        seconds = backoff_delay(self.failures)
+        self.log.warning("The download was interrupted (%s); it resumes in %.0f s", reason, seconds)
+        time.sleep(seconds)
+        self.throughput.add(0, seconds)
+
+    def start_over(self) -> None:
+        """
+        Begin again at the first byte.
+
+        :raises LumaUnavailableError: that has been tried too often
+        """
+        self.restarts += 1
+        self._give_up_if(self.restarts > MAX_RESTARTS, "it breaks off, and the server cannot resume it")
+        self.log.info("The server cannot resume the file as it was; the download starts over")
+        self.done = 0
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_SIZE:
+            raise LumaValidationError(
+                None,
+                f"urls: {without_secrets(self.original_url)} is longer than {megabytes(MAX_SIZE)}, "
+                "the longest file that is downloaded",
+            )
+
+    def _give_up_if(self, hopeless: bool, reason: str) -> None:
+        if hopeless:
+            raise LumaUnavailableError(
+                None, f"{without_secrets(self.original_url)} could not be downloaded in one piece: {reason}"
+            )
+
+
+def megabytes(size: int | None) -> str:
+    """Return a number of bytes as it is told."""
+    return f"{(size or 0) / 1e6:.1f} MB"

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where a download comes from: one file on a web server that is not trusted.
+
+Only http(s) is followed, redirects included, and for a service on the public Internet no step of the way may lead into
+a private network. No message quotes the query of an address, or a password in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+
+from airflow_provider_luma.exceptions import LumaNotFoundError, LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.protocol import VIDEO_EXTENSIONS
+from airflow_provider_luma.transfers.connections import PrivateAddressError, UntrustedServerAdapter
+from airflow_provider_luma.validation import is_private_host
+
+CHUNK_SIZE = 1024 * 1024
+
+_MAX_REDIRECTS = 5
+
+#: Answers that mean there is nothing (any more) behind an address; object stores answer 403 for a missing file.
+_GONE = frozenset({401, 403, 404, 410})
+
+
+@dataclass
+class FileSource:
+    """
+    How a file is asked for.
+
+    :param session: makes a session without credentials
+    :param timeout: seconds without a byte after which a connection counts as broken
+    :param is_public: private addresses are refused
+    """
+
+    session: Callable[[], requests.Session]
+    timeout: float
+    is_public: bool
+
+    @contextmanager
+    def open(self, url: str, offset: int = 0) -> Iterator[requests.Response]:
+        """
+        Ask for the file from an offset on; its answer is 200, or, at an offset, also 206 or 416.
+
+        :raises LumaNotFoundError: there is no such file
+        :raises LumaUnavailableError: any other answer, or none
+        :raises LumaValidationError: the address, or one that it redirects to, is not followed
+        """
+        with self.session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, UntrustedServerAdapter(public_only=self.is_public))
+            # requests would read the body of a redirect, of any length, into memory.
+            session.resolve_redirects = lambda *_, **__: iter(())  # type: ignore[method-assign]
+            with self._get(session, url, offset) as response:
+                yield response
+
+    def checked(self, url: str) -> str:
+        """
+        Return the address as it will be sent; what requests makes of it is what counts.
+
+        :raises LumaValidationError: it is no http(s) address, or a private one
+        """
+        try:
+            prepared = requests.Request("GET", url).prepare().url or ""
+            parts = urlsplit(prepared)
+            host = parts.hostname
+        except ValueError as error:
+            raise LumaValidationError(None, f"urls: {without_secrets(url)!r} is no valid address") from error
+        if parts.scheme not in ("http", "https") or not host:
+            raise LumaValidationError(
+                None, f"urls: only http(s) addresses can be downloaded, not {without_secrets(url)!r}"
+            )
+        if self.is_public and is_private_host(host):
+            raise _leads_into_private_network(prepared, host)
+        return prepared
+
+    def _get(self, session: requests.Session, url: str, offset: int) -> requests.Response:
+        for _ in range(_MAX_REDIRECTS + 1):
+            url = self.checked(url)
+            response = self._send(session, url, offset)
+            target = _redirect_target(session, response)
+            if target is None:
+                return _accepted(response, offset)
+            response.close()
+            url = target
+        raise LumaUnavailableError(None, f"{without_secrets(url)}: more than {_MAX_REDIRECTS} redirects")
+
+    def _send(self, session: requests.Session, url: str, offset: int) -> requests.Response:
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        try:
+            return session.get(url, headers=headers, timeout=self.timeout, stream=True, allow_redirects=False)
+        except PrivateAddressError as error:
+            raise _leads_into_private_network(url, error.address) from None
+        except (requests.RequestException, ValueError) as error:
+            if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidHeader):
+                raise LumaValidationError(None, f"urls: {without_secrets(url)} is no valid address") from error
+            # Its text would quote the whole URL, and the query of a signed one is a credential.
+            reason = f"{without_secrets(url)} did not answer ({type(error).__name__})"
+            raise LumaUnavailableError(None, reason) from None
+
+
+def _leads_into_private_network(url: str, host: str) -> LumaValidationError:
+    return LumaValidationError(
+        None, f"urls: {without_secrets(url)} leads into a private network ({host}), where no result of Luma can be"
+    )
+
+
+def _redirect_target(session: requests.Session, response: requests.Response) -> str | None:
+    try:
+        target = session.get_redirect_target(response)
+        return None if target is None else urljoin(response.url, target)
+    except ValueError as error:
+        response.close()
+        raise LumaValidationError(
+            None, f"urls: {without_secrets(response.url)} redirects to no valid address"
+        ) from error
+
+
+def _accepted(response: requests.Response, offset: int) -> requests.Response:
+    """Return an answer that is a file, or tells that it has become shorter; raise what any other stands for."""
+    status = response.status_code
+    if offset and status == 416:
+        return response
+    if status == 200 or (offset and status == 206):
+        if _is_a_message(response):
+            response.close()
+            raise LumaUnavailableError(None, "the server answered with a message instead of the video")
+        return response
+    response.close()
+    kind = LumaNotFoundError if status in _GONE else LumaUnavailableError
+    raise kind(status, f"the server answered HTTP {status}")
+
+
+def _is_a_message(response: requests.Response) -> bool:
+    """Tell whether, in place of a video, there came an error page, a refusal as JSON, or nothing."""
+    if not url_path(response.url).lower().endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)):
+        return False
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind in ("text/html", "application/json") or content_length(response) == 0
+
+
+def chunks(response: requests.Response) -> Iterator[bytes]:
+    """Yield bytes as soon as they are there, so that a break loses none that have arrived."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise LumaUnavailableError(None, "the server compressed the file although asked not to")
+    try:
+        while chunk := response.raw.read1(CHUNK_SIZE):
+            yield chunk
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise LumaUnavailableError(None, f"the connection broke: {type(error).__name__}") from None
+
+
+def validator(response: requests.Response) -> str | None:
+    """Return what tells two versions of a file apart, if the server says it."""
+    return response.headers.get("ETag") or response.headers.get("Last-Modified")
+
+
+def content_length(response: requests.Response) -> int | None:
+    """Return how many bytes the body has, if the server says it."""
+    length = response.headers.get("Content-Length", "")
+    # A header is Latin-1, which has superscript digits, too; and Python reads no number of 5000 digits.
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) and "Content-Encoding" not in response.headers else None
+
+
+def url_path(url: str) -> str:
+    """Return an address's path; nothing if it is no valid one."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
+
+
+def without_secrets(url: object) -> str:
+    """Return an address fit for a log: the query of a signed URL, and what stands before an @, are credentials."""
+    text = str(url).partition("?")[0].partition("#")[0]
+    return re.sub(r"//[^/@]*@", "//", text)
