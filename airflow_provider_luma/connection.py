@@ -79,7 +79,7 @@ class LumaConnection:
             api_key=_api_key(connection, name),
             timeout=_number(extra.get("timeout", DEFAULT_TIMEOUT), "timeout", name),
             proxies=_proxies(extra.get("proxies", extra.get("proxy")), name),
-            verify=_verify(extra.get("verify", extra.get("verify_ssl", True)), name),
+            verify=_verify(extra.get("verify", extra.get("verify_ssl", True))),
             cert=_cert(extra.get("cert"), name),
             trust_env=_is_true(extra.get("trust_env", True)),
             allow_redirects=_is_true(extra.get("allow_redirects", False)),
@@ -208,9 +208,9 @@ def _is_http_address(url: str) -> bool:
         return False
 
 
-def _verify(value: object, name: str) -> bool | str:
+def _verify(value: object) -> bool | str:
     if isinstance(value, str) and value.strip().lower() not in ("true", "false", "1", "0"):
-        return _existing(value, f"{name}: verify in its extra")
+        return _expanded(value)
     return _is_true(value)
 
 
@@ -219,17 +219,15 @@ def _cert(value: object, name: str) -> str | tuple[str, str] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return _existing(value, parameter)
+        return _expanded(value)
     if isinstance(value, list) and len(value) == 2 and all(isinstance(file, str) for file in value):
-        return _existing(value[0], parameter), _existing(value[1], parameter)
+        return _expanded(value[0]), _expanded(value[1])
     raise LumaValidationError(None, f"{parameter} must be one file, or a list of two: certificate and key")
 
 
-def _existing(path: str, parameter: str) -> str:
-    expanded = Path(path).expanduser()
-    if not expanded.exists():
-        raise LumaValidationError(None, f"{parameter}: there is no {path!r} on this machine")
-    return str(expanded)
+def _expanded(path: str) -> str:
+    # Whether it exists is found out where it is used: the API server reads connections, too, and needs no such file.
+    return str(Path(path).expanduser())
 
 
 def _max_redirects(value: object, name: str) -> int:

@@ -35,6 +35,7 @@ class DeferralState(NamedTuple):
     :param execution_deadline: when ``execution_timeout`` ends this try
     :param first_attempt_at: when the task first tried to submit
     :param outage_since: since when Luma has been unavailable for the submission
+    :param luma_conn_id: the task's connection; None if it was deferred before there was this field
     """
 
     luma_task_id: str | None = None
@@ -44,6 +45,7 @@ class DeferralState(NamedTuple):
     execution_deadline: float | None = None
     first_attempt_at: float | None = None
     outage_since: float | None = None
+    luma_conn_id: str | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
         """Return what is set, as JSON values. Airflow stores them unencrypted, for :meth:`is_resumed_by` to read."""
@@ -63,9 +65,13 @@ class DeferralState(NamedTuple):
         return cls(**{name: kwargs[name] for name in cls._fields if name in kwargs})
 
     @staticmethod
-    def is_resumed_by(kwargs: Mapping[str, Any] | None, *, luma_task_id: str, reference: str) -> bool:
-        """Tell whether the task that stored these keyword arguments waits for a callback of this job and submission."""
+    def is_resumed_by(
+        kwargs: Mapping[str, Any] | None, *, luma_task_id: str, reference: str, luma_conn_id: str
+    ) -> bool:
+        """Tell whether a callback of this job, submission and connection is for the task that stored these kwargs."""
         stored = kwargs or {}
+        if stored.get("luma_conn_id") not in (None, luma_conn_id):
+            return False
         return stored.get("luma_task_id") == luma_task_id or stored.get("reference") == reference
 
 

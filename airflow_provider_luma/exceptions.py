@@ -11,12 +11,23 @@ Errors travel from the triggerer to the worker as plain dicts: see :meth:`LumaEr
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
+
+from airflow_provider_luma.untrusted import plain_text, read_integer
+
+#: Characters of a message that are kept: it goes into logs, events, XComs and pages.
+MAX_MSG_LENGTH = 2000
+
+_USER_IN_ADDRESS = re.compile(r"(?<=//)[^/\s?#]*@")
 
 
 class LumaError(Exception):
     """
     The root of everything this package raises about Luma.
+
+    Its texts may come from anywhere, and go everywhere: they become plain, are cut off after 2,000 characters, and
+    lose the user and password of an address, such as a proxy's.
 
     :param code: Luma's code for the error, or the HTTP status where that is all there was; None if neither came
     :param msg: what happened, in Luma's words or ours
@@ -35,10 +46,10 @@ class LumaError(Exception):
         luma_task_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(code, msg)
-        self.code = code
-        self.msg = msg
-        self.luma_task_id = luma_task_id
+        self.code = read_integer(code)
+        self.msg = _plain_msg(msg)
+        super().__init__(self.code, self.msg)
+        self.luma_task_id = None if luma_task_id is None else plain_text(luma_task_id)
         self.retry_after = retry_after
 
     def __str__(self) -> str:
@@ -120,6 +131,11 @@ TRANSIENT = (LumaRateLimitError, LumaUnavailableError)
 
 #: Errors of a submission that the same submission will always meet again.
 PERMANENT = (LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureDisabledError)
+
+
+def _plain_msg(msg: str) -> str:
+    msg = _USER_IN_ADDRESS.sub("", plain_text(msg))
+    return msg if len(msg) <= MAX_MSG_LENGTH else f"{msg[: MAX_MSG_LENGTH - 1]}…"
 
 
 def _subclasses(kind: type[LumaError]) -> list[type[LumaError]]:

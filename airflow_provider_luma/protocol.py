@@ -36,6 +36,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.untrusted import (
     read_integer,
+    read_json,
     read_object,
     read_retry_after,
     read_strings,
@@ -249,10 +250,7 @@ class _Envelope(NamedTuple):
 
 def _envelope(response: Response) -> _Envelope | None:
     """Take the answer apart; None if it is not an envelope, and so not from the service itself."""
-    try:
-        document = json.loads(response.body)
-    except (ValueError, RecursionError):
-        return None
+    document = read_json(response.body)
     if not isinstance(document, dict):
         return None
     code = read_integer(document.get("code"))
@@ -264,6 +262,11 @@ def _envelope(response: Response) -> _Envelope | None:
 
 def _is_success(response: Response, envelope: _Envelope) -> bool:
     return 200 <= response.http_status < 300 and envelope.code == 200
+
+
+def _is_own_refusal(response: Response, envelope: _Envelope) -> bool:
+    """Tell whether the service refuses by itself: an edge that has lost its answer has a status of its own."""
+    return envelope.code != 200 and response.http_status in (envelope.code, *range(200, 300), *range(400, 500))
 
 
 def _refusal(response: Response, envelope: _Envelope | None) -> LumaError:
@@ -310,10 +313,10 @@ def read_submission(response: Response) -> str:
     has_id = isinstance(luma_task_id, str) and bool(luma_task_id.strip())
     if envelope is not None and has_id and _is_success(response, envelope):
         return str(luma_task_id)
-    status = response.http_status
-    is_own_answer = envelope is not None and status in (envelope.code, *range(200, 300), *range(400, 500))
-    if envelope is not None and is_own_answer and not has_id and envelope.code in (*range(400, 500), 505):
+    is_refusal = envelope is not None and envelope.code in (*range(400, 500), 505) and not has_id
+    if envelope is not None and is_refusal and _is_own_refusal(response, envelope):
         raise _refusal(response, envelope)
+    status = response.http_status
     told = _refusal(response, None).msg if 300 <= status < 400 else f"tells of no accepted job: {_excerpt(response)}"
     raise LumaSubmissionUnknownError(
         None, f"the submission was sent, but the answer (HTTP {status}) {told}. It may have been accepted"
@@ -324,18 +327,14 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
     """
     Return the job that a status check has seen.
 
-    :raises LumaError: the service refused; an answer of the wrong shape is a LumaUnavailableError
+    :raises LumaAuthError: the service refuses the key
+    :raises LumaNotFoundError: the service does not know the job, or not yet
+    :raises LumaRateLimitError, LumaUnavailableError: everything else, as it says nothing of the job
     """
-    try:
-        data = _data(response)
-    except LumaError as error:
-        error.luma_task_id = luma_task_id
-        if _envelope(response) is None and not isinstance(error, (LumaAuthError, LumaRateLimitError)):
-            # What an edge says of pages and features ("404", "501") is not the service's word on a job.
-            raise LumaUnavailableError(
-                error.code, error.msg, luma_task_id=luma_task_id, retry_after=error.retry_after
-            ) from None
-        raise
+    envelope = _envelope(response)
+    if envelope is None or not _is_success(response, envelope):
+        raise _task_error(response, envelope, luma_task_id)
+    data = envelope.data
     flag = read_integer(data.get("successFlag")) if isinstance(data, dict) else None
     if flag is None:
         raise LumaUnavailableError(
@@ -355,6 +354,19 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
         video_url=read_text(asked.get("videoUrl")),
         callback_url=read_text(asked.get("callBackUrl")),
     )
+
+
+def _task_error(response: Response, envelope: _Envelope | None, luma_task_id: str) -> LumaError:
+    """Return the error of a status check; only what the service itself says of the key or the job may end a wait."""
+    error = _refusal(response, envelope)
+    kind: type[LumaError] = LumaUnavailableError
+    if isinstance(error, LumaRateLimitError):
+        kind = LumaRateLimitError
+    elif envelope is not None and _is_own_refusal(response, envelope):
+        # Of a job that was only just made the service says 422, "recordInfo is null".
+        own: dict[int, type[LumaError]] = {401: LumaAuthError, 404: LumaNotFoundError, 422: LumaNotFoundError}
+        kind = own.get(envelope.code, LumaUnavailableError)
+    return kind(error.code, error.msg, luma_task_id=luma_task_id, retry_after=error.retry_after)
 
 
 def read_credits(response: Response) -> float:

@@ -3,25 +3,63 @@
 Readers of untrusted values: each takes whatever the service has sent, and returns a plain value or none.
 
 The service writes some numbers as strings and some objects as JSON in a string, and nothing it sends is relied on
-to have the documented type.
+to have the documented type. A plain value is one that every serialiser behind this takes (msgpack, strict UTF-8,
+PostgreSQL): half an emoji in a trigger's event would end the triggerer, and with it the wait of every other job.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+#: Levels of lists and objects that are read; what lies deeper counts as absent. The service's own answers have three.
+MAX_DEPTH = 16
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def plain_text(text: str) -> str:
+    """Return a text without lone surrogates and NUL, in whose place it has U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def read_json(document: str | bytes) -> Any:
+    """Read JSON as plain values; None if it is none. A number that is not finite or beyond 64 bits counts as absent."""
+    try:
+        return _plain(json.loads(document, parse_int=_integer), MAX_DEPTH)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _integer(digits: str) -> int | None:
+    return read_integer(int(digits)) if len(digits) <= 20 else None  # int() refuses a few thousand digits
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return plain_text(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, dict)) and not depth:
+        return None
+    if isinstance(value, list):
+        return [_plain(item, depth - 1) for item in value]
+    if isinstance(value, dict):
+        return {plain_text(key): _plain(item, depth - 1) for key, item in value.items()}
+    return value
+
 
 def read_integer(value: object) -> int | None:
-    """Read an integer, which the service may also write as a string."""
+    """Read an integer of 64 bits, which the service may also write as a string."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return value
+        return value if -(2**63) <= value < 2**63 else None
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
         return int(value)
     return None
@@ -30,10 +68,7 @@ def read_integer(value: object) -> int | None:
 def read_object(value: object) -> Mapping[str, Any]:
     """Read an object, which sibling endpoints of the service write as JSON in a string; empty if it is none."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return {}
+        value = read_json(value)
     return value if isinstance(value, dict) else {}
 
 

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.untrusted import plain_text
 
 #: Extensions that name a file of another kind. Any other ending (``.php``, ``.v2``) is a web address like
 #: any other, and only the service can tell what is behind it.
@@ -41,13 +42,20 @@ def check_prompt(prompt: object) -> None:
     """
     Check the prompt of a submission.
 
+    A Greek letter that stands alone is a symbol, such as π or Ω.
+
     :raises LumaValidationError: it is blank, or not in the Latin script, of which the service takes English only
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise LumaValidationError(
             None, f"prompt is {prompt!r}: say in English how to change the video, e.g. 'make it a rainy night'"
         )
-    foreign = [letter for letter in prompt if letter.isalpha() and not _is_latin(letter)]
+    _check_text("prompt", prompt)
+    foreign = [
+        letter
+        for before, letter, after in zip(f" {prompt}", prompt, f"{prompt[1:]} ", strict=False)
+        if letter.isalpha() and not _is_latin(letter) and (not _is_greek(letter) or _is_greek(before + after))
+    ]
     if foreign:
         raise LumaValidationError(
             None,
@@ -56,11 +64,24 @@ def check_prompt(prompt: object) -> None:
 
 
 def _is_latin(letter: str) -> bool:
-    # A unit such as the micrometre, and an apostrophe typed as a modifier letter, are English too.
-    if letter == "\N{MICRO SIGN}" or unicodedata.category(letter) == "Lm":
-        return True
+    # An apostrophe typed as a modifier letter is English too.
+    return unicodedata.category(letter) == "Lm" or "LATIN" in _name(letter)
+
+
+def _is_greek(letters: str) -> bool:
+    return any("GREEK" in _name(letter) for letter in letters)
+
+
+def _name(letter: str) -> str:
     # The compatibility form brings styled and full-width letters back to the alphabet they belong to.
-    return "LATIN" in unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "")
+    return unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "")
+
+
+def _check_text(parameter: str, text: str) -> None:
+    if plain_text(text) != text:
+        raise LumaValidationError(
+            None, f"{parameter} holds half a character (a lone surrogate, as of a cut emoji) or a NUL: remove it"
+        )
 
 
 def check_video_url(video_url: object, *, service_is_public: bool = False) -> None:
@@ -93,17 +114,18 @@ def check_watermark(watermark: object) -> None:
     """
     Check the text to put into the video.
 
-    :raises LumaValidationError: it is neither a text nor none
+    :raises LumaValidationError: it is neither a text that can be stored nor none
     """
     if watermark is not None and not isinstance(watermark, str):
         raise LumaValidationError(None, f"watermark is {watermark!r}: give a text, or none")
+    _check_text("watermark", watermark or "")
 
 
 def check_luma_task_id(luma_task_id: object) -> None:
     """
-    Check the id of a job. It is opaque: that it is there is all one can tell.
+    Check the id of a job. It is opaque: that it is a text is all one can tell.
 
-    :raises LumaValidationError: there is none
+    :raises LumaValidationError: there is none, or it cannot be stored
     """
     if not isinstance(luma_task_id, str) or not luma_task_id.strip():
         raise LumaValidationError(
@@ -111,6 +133,7 @@ def check_luma_task_id(luma_task_id: object) -> None:
             f"luma_task_id is {luma_task_id!r}: give the id that a submission returned, "
             'e.g. submit.output["luma_task_id"]',
         )
+    _check_text("luma_task_id", luma_task_id)
 
 
 def check_positive(parameter: str, seconds: object) -> None:
@@ -126,6 +149,7 @@ def check_positive(parameter: str, seconds: object) -> None:
 def _check_url(parameter: str, url: object, *, service_is_public: bool) -> None:
     if not isinstance(url, str) or not url.strip():
         raise LumaValidationError(None, f"{parameter} is {url!r}: give a public http(s) address")
+    _check_text(parameter, url)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

@@ -23,10 +23,11 @@ states = st.builds(
     execution_deadline=times,
     first_attempt_at=times,
     outage_since=times,
+    luma_conn_id=ids,
 )
 
 AWAITS_CALLBACK = DeferralState(reference="a-reference", end_time=2000.0, execution_deadline=3000.0)
-CALLBACK = {"luma_task_id": "abc", "reference": "a-reference"}
+CALLBACK = {"luma_task_id": "abc", "reference": "a-reference", "luma_conn_id": "luma_default"}
 QUEUED = DeferralState(first_attempt_at=1000.0, outage_since=1100.0, execution_deadline=3000.0)
 
 
@@ -92,9 +93,15 @@ class TestIsResumedBy:
     def test_callback_resumes_a_task_that_waits_for_the_callback_of_its_submission(self):
         assert DeferralState.is_resumed_by(AWAITS_CALLBACK.as_kwargs(), **CALLBACK)
 
+    def test_callback_resumes_a_task_of_its_connection(self):
+        kwargs = DeferralState(luma_task_id="abc", luma_conn_id="luma_default").as_kwargs()
+        assert DeferralState.is_resumed_by(kwargs, **CALLBACK)
+
     @pytest.mark.parametrize(
         "kwargs",
         [
+            DeferralState(luma_task_id="abc", luma_conn_id="luma_other").as_kwargs(),
+            AWAITS_CALLBACK._replace(luma_conn_id="luma_other").as_kwargs(),
             DeferralState(luma_task_id="another").as_kwargs(),
             DeferralState(reference="another").as_kwargs(),
             DeferralState(luma_task_id="a-reference").as_kwargs(),
@@ -105,6 +112,8 @@ class TestIsResumedBy:
             None,
         ],
         ids=[
+            "its job over another connection",
+            "its submission over another connection",
             "another job",
             "another submission",
             "a job named like the submission",

@@ -103,6 +103,41 @@ def test_error_of_an_unknown_type_is_read_as_a_luma_error():
     assert arrived.msg == "why"
 
 
+class TestTexts:
+    """The texts of an error may come from anywhere, and go into logs, events, XComs and pages."""
+
+    def test_lone_surrogate_and_nul_are_replaced(self):
+        error = LumaError(500, "half \ud83d, NUL \x00", luma_task_id="\udcff")
+        assert (error.msg, error.luma_task_id) == ("half \ufffd, NUL \ufffd", "\ufffd")
+        assert error.args == (500, "half \ufffd, NUL \ufffd")
+
+    def test_long_message_is_cut_off(self):
+        assert len(LumaError(None, "x" * 2000).msg) == 2000
+        error = LumaError(None, "x" * 2001)
+        assert len(error.msg) == 2000
+        assert error.msg.endswith("x…")
+
+    @pytest.mark.parametrize(("code", "kept"), [(10**30, None), (True, None), (1.5, None), ("402", 402), (-1, -1)])
+    def test_code_is_an_integer_of_64_bits_or_none(self, code, kept):
+        assert LumaError(code, "why").code == kept
+
+    @pytest.mark.parametrize(
+        ("msg", "shown"),
+        [
+            ("407 from 'http://user:secret@proxy:8080'", "407 from 'http://proxy:8080'"),
+            ("https://user@host/a@b, socks5://u:p%40@[::1]:1/", "https://host/a@b, socks5://[::1]:1/"),
+            ("//u:p@rt@host?x=a@b", "//host?x=a@b"),
+            ("write to me@example.com or https://example.com", "write to me@example.com or https://example.com"),
+            ("https://user:secret@" + "x" * 3000, "https://" + "x" * 1991 + "…"),
+        ],
+        ids=lambda text: text[:30],
+    )
+    def test_user_and_password_of_an_address_are_left_out(self, msg, shown):
+        error = LumaError(407, msg)
+        assert error.msg == shown
+        assert "secret" not in str(error) + repr(error)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])
 def test_error_survives_being_copied_and_pickled(kind, copied):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -38,6 +39,9 @@ CODES = [
     (501, LumaGenerationError),
     (505, LumaFeatureDisabledError),
 ]
+
+#: What the service's codes mean in answer to a status check. No other says anything of the job or the key.
+TASK_CODES = {401: LumaAuthError, 404: LumaNotFoundError, 422: LumaNotFoundError, 429: LumaRateLimitError}
 
 
 def read_task(response: Response) -> LumaTask:
@@ -167,6 +171,7 @@ class TestRefusals:
             with pytest.raises(LumaSubmissionUnknownError, match="because of that"):
                 read(answer)
             return
+        kind = TASK_CODES.get(code, LumaUnavailableError) if read is read_task else kind
         with pytest.raises(LumaError) as caught:
             read(answer)
         assert type(caught.value) is kind
@@ -176,7 +181,7 @@ class TestRefusals:
     @every_reader_but_submission
     @pytest.mark.parametrize(("code", "kind"), [pair for pair in CODES if pair[0] < 500])
     def test_http_status_without_an_envelope_becomes_the_error_of_that_code(self, read, code, kind):
-        if read is read_task and code in (402, 404, 422):
+        if read is read_task and code != 429:
             kind = LumaUnavailableError  # what an edge says of a page is not the service's word on a job
         with pytest.raises(kind) as caught:
             read(Response(code, b"<h1>no</h1>"))
@@ -184,8 +189,8 @@ class TestRefusals:
 
     @every_reader
     def test_code_may_be_written_as_text(self, read):
-        with pytest.raises(LumaInsufficientCreditsError):
-            read(enveloped(code="402"))
+        with pytest.raises(LumaAuthError):
+            read(enveloped(code="401"))
 
     @every_reader
     @pytest.mark.parametrize("msg", [None, "", 5, ["a"]])
@@ -196,8 +201,25 @@ class TestRefusals:
 
     @every_reader
     def test_code_of_the_body_takes_precedence_over_the_http_status(self, read):
-        with pytest.raises(LumaInsufficientCreditsError):
-            read(enveloped(code=402, status=400))
+        with pytest.raises(LumaAuthError):
+            read(enveloped(code=401, status=400))
+
+    @pytest.mark.parametrize("code", [401, 404, 422])
+    @pytest.mark.parametrize("status", [301, 500, 502, 504])
+    def test_refusal_that_an_edge_has_passed_on_with_its_own_status_ends_no_wait(self, code, status):
+        with pytest.raises(LumaUnavailableError) as caught:
+            read_task(enveloped(code=code, status=status))
+        assert caught.value.code == code
+
+    @pytest.mark.parametrize("status", [401, 404, 422])
+    def test_code_200_with_a_refusing_http_status_ends_no_wait(self, status):
+        with pytest.raises(LumaUnavailableError):
+            read_task(enveloped({"successFlag": 0}, status=status))
+
+    def test_status_check_of_a_job_only_just_made_is_not_found(self):
+        with pytest.raises(LumaNotFoundError, match="recordInfo is null") as caught:
+            read_task(enveloped(code=422, msg="recordInfo is null"))
+        assert (caught.value.code, caught.value.luma_task_id) == (422, "abc")
 
     @every_reader_but_submission
     def test_code_200_in_the_body_does_not_make_an_error_status_a_success(self, read):
@@ -280,39 +302,69 @@ class TestBrokenAnswers:
     @every_reader
     @given(status=st.integers(100, 599), body=st.binary(), retry_after=st.none() | st.text())
     @example(200, b'{"code": 200, "data": 1e999}', None)
+    @example(200, b'{"code": 200, "data": "\\ud83d \\u0000"}', None)
+    @example(200, b'{"code": 200, "data": {"taskId": "\xed\xa0\xbd"}}', None)
+    @example(200, b'{"code": 422, "msg": "\\ud83d", "data": null}', None)
+    @example(200, b'{"code": ' + b"9" * 25 + b', "msg": "x"}', None)
+    @example(407, b"<p>\x00</p>", "\ud83d")
     @example(200, b'{"code": 200, "data": ' + b"9" * 400 + b"}", None)
     @example(200, b"[" * 100_000, None)
     @example(200, b'{"code": 200, "data": {"taskId": "a", "successFlag": ' + b"9" * 400 + b"}}", None)
     @example(200, b'{"code": 200, "data": {"successFlag": 1, "response": "' + b"[" * 100_000 + b'"}}', None)
     @example(200, b'{"code": 200, "data": {"successFlag": 1, "createTime": ' + b"9" * 400 + b"}}", None)
-    def test_any_bytes_give_a_value_or_a_luma_error(self, read, status, body, retry_after):
-        _read_or_luma_error(read, Response(status, body, retry_after))
+    def test_any_bytes_give_a_plain_value_or_a_plain_luma_error(self, read, status, body, retry_after):
+        assert_plain(read_or_luma_error(read, Response(status, body, retry_after)))
 
     @every_reader
     @given(data=st.data())
-    def test_any_json_gives_a_value_or_a_luma_error(self, read, data):
+    def test_any_json_gives_a_plain_value_or_a_plain_luma_error(self, read, data):
+        texts = st.text() | st.text(hostile_letters, min_size=1)
         values = st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+            st.none() | st.booleans() | st.integers() | st.integers(2**62) | st.floats() | texts,
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
             max_leaves=6,
         )
+        asked = st.fixed_dictionaries({"prompt": texts, "videoUrl": texts, "callBackUrl": texts})
         fields = ["taskId", "successFlag", "response", "createTime", "completeTime", "errorCode", "errorMessage"]
         record = st.fixed_dictionaries({}, optional=dict.fromkeys([*fields, "resultUrls", "originUrls"], values))
+        ended = st.fixed_dictionaries(
+            {"successFlag": st.integers(1, 4), "errorCode": values, "errorMessage": texts},
+            optional={"taskId": texts, "response": record | record.map(json.dumps), "paramJson": asked.map(json.dumps)},
+        )
         answer = {
-            "code": data.draw(st.sampled_from([200, "200", 402, 500, None]) | values),
-            "msg": data.draw(values),
-            "data": data.draw(values | record | record.map(lambda inner: {"successFlag": 1, "response": inner})),
+            "code": data.draw(st.sampled_from([200, "200", 401, 402, 422, 500, None]) | values),
+            "msg": data.draw(texts | values),
+            "data": data.draw(values | record | ended),
         }
-        body = json.dumps(answer).encode()
-        _read_or_luma_error(read, Response(data.draw(st.sampled_from([200, 201, 404, 429, 500])), body))
+        response = Response(
+            data.draw(st.sampled_from([200, 201, 301, 404, 429, 500])),
+            json.dumps(answer).encode(),
+            data.draw(st.none() | texts),
+            data.draw(st.none() | texts),
+        )
+        assert_plain(read_or_luma_error(read, response))
 
 
-def _read_or_luma_error(read: Any, response: Response) -> None:
+#: What one serialiser or another does not take.
+hostile_letters = st.sampled_from(["\x00", "\ud83d", "\udcff", "\ude00", "a", "//u:p@h/"])
+
+
+def read_or_luma_error(read: Any, response: Response) -> Any:
     try:
-        read(response)
+        return read(response)
     except LumaError as error:
-        str(error)
-        json.dumps(error.as_dict())
+        return error
+
+
+def assert_plain(read: Any) -> None:
+    """Check that all that a trigger's event or an XCom takes of a value or an error can be written down."""
+    values = [read]
+    if isinstance(read, LumaTask):
+        values = [read.as_dict(), read.request(), read.failure().as_dict(), str(read.failure())]
+    elif isinstance(read, LumaError):
+        values = [read.as_dict(), str(read), read.retry_after]
+    msgpack.packb(values)
+    assert b"\\u0000" not in json.dumps(values, allow_nan=False, ensure_ascii=False).encode("utf-8")
 
 
 class TestSubmission:

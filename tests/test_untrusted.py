@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_luma.untrusted import (
+    MAX_DEPTH,
+    plain_text,
     read_integer,
+    read_json,
     read_object,
     read_retry_after,
     read_strings,
@@ -29,7 +32,9 @@ json_values = st.recursive(
 
 class TestReadInteger:
     @pytest.mark.parametrize(
-        ("value", "expected"), [(0, 0), (7, 7), (-1, -1), (10**400, 10**400), ("7", 7), ("-7", -7), ("007", 7)], ids=str
+        ("value", "expected"),
+        [(0, 0), (7, 7), (-1, -1), (2**63 - 1, 2**63 - 1), (-(2**63), -(2**63)), ("7", 7), ("-7", -7), ("007", 7)],
+        ids=str,
     )
     def test_integer_may_be_a_number_or_its_text(self, value, expected):
         assert read_integer(value) == expected
@@ -42,11 +47,53 @@ class TestReadInteger:
     def test_what_is_no_integer_is_none(self, value):
         assert read_integer(value) is None
 
+    @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400], ids=["too large", "too small", "huge"])
+    def test_integer_beyond_64_bits_is_none(self, value):
+        assert read_integer(value) is None
+
+
+class TestReadJson:
+    """JSON becomes values that msgpack, strict UTF-8 and PostgreSQL take."""
+
+    @pytest.mark.parametrize(
+        ("document", "expected"),
+        [
+            (r'"half \ud83d, NUL \u0000, whole \ud83d\ude00"', "half \ufffd, NUL \ufffd, whole 😀"),
+            (b'"\xed\xa0\xbd"', "\ufffd" * 1),
+            (r'{"\ud83d": ["\u0000"]}', {"\ufffd": ["\ufffd"]}),
+            ("[NaN, Infinity, -Infinity, 1e999, 1.5]", [None, None, None, None, 1.5]),
+            (f"[{2**63 - 1}, {2**63}, {-(2**63)}, {-(2**63) - 1}]", [2**63 - 1, None, -(2**63), None]),
+            (f'{{"a": {"9" * 5000}, "b": 1}}', {"a": None, "b": 1}),
+            ("null", None),
+            ("", None),
+            ("{", None),
+        ],
+        ids=lambda value: ascii(value)[:60],
+    )
+    def test_value_that_some_serialiser_refuses_is_replaced_or_absent(self, document, expected):
+        assert read_json(document) == expected
+
+    def test_what_is_nested_deeper_than_the_limit_is_absent(self):
+        value, depth = read_json("[" * (MAX_DEPTH + 9) + "]" * (MAX_DEPTH + 9)), 0
+        while value is not None:
+            (value,), depth = value, depth + 1
+        assert depth == MAX_DEPTH
+
+    def test_nesting_without_end_is_none(self):
+        assert read_json("[" * 1_000_000) is None
+
+
+def test_plain_text_is_left_as_it_is():
+    assert plain_text("\x01 ä 雨 😀 \ufffd") == "\x01 ä 雨 😀 \ufffd"
+
 
 class TestReadObject:
     @pytest.mark.parametrize("value", [{"a": 1}, '{"a": 1}', ' {"a": 1}\n'], ids=repr)
     def test_object_may_be_json_in_a_string(self, value):
         assert read_object(value) == {"a": 1}
+
+    def test_json_in_a_string_becomes_plain_values_too(self):
+        assert read_object(r'{"a": "\ud83d\u0000", "b": NaN}') == {"a": "\ufffd\ufffd", "b": None}
 
     @pytest.mark.parametrize(
         "value",
@@ -151,4 +198,5 @@ def test_any_json_value_gives_a_plain_value_or_none(value):
 
 @given(json_values)
 def test_any_json_value_written_into_a_string_gives_an_object_or_an_empty_one(value):
-    assert read_object(json.dumps(value)) == (value if isinstance(value, dict) else {})
+    read = read_object(json.dumps(value))
+    assert set(read) == (set(map(plain_text, value)) if isinstance(value, dict) else set())

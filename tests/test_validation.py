@@ -32,6 +32,8 @@ class TestPrompt:
             "1980s film look, 50% slower, €5, № 5, ½",
             "“quotes” — dashes … and 100°",
             "a 5 µm macro shot",
+            "a neon π on the wall, β particles, 10 kΩ and Δt",
+            "𝛽-version (α, ω)",
         ],
     )
     def test_prompt_in_the_latin_script_is_allowed(self, prompt):
@@ -56,6 +58,8 @@ class TestPrompt:
             ("اجعلها تمطر", "اجعلها"),
             ("בגשם", "בגשם"),
             ("κάνε βροχή", "κ"),
+            ("make it με rain", "με"),
+            ("a wall of ΠΩ", "ΠΩ"),
             ("बारिश", "ब"),
             ("make it раin", "ра"),
         ],
@@ -71,12 +75,17 @@ class TestPrompt:
             validation.check_prompt("雨" * 5000)
         assert len(str(caught.value)) < 300
 
+    @pytest.mark.parametrize("half", ["\ud83d", "\x00"], ids=ascii)
+    def test_prompt_with_half_a_character_or_nul_is_refused(self, half):
+        with pytest.raises(LumaValidationError, match="prompt holds half a character"):
+            validation.check_prompt(f"rain {half}")
+
     @given(st.text())
     def test_any_prompt_is_allowed_or_refused_with_a_validation_error(self, prompt):
         try:
             validation.check_prompt(prompt)
         except LumaValidationError:
-            assert not prompt.isascii() or not prompt.strip()
+            assert not prompt.isascii() or not prompt.strip() or "\x00" in prompt
 
 
 CHECKS = {"video_url": validation.check_video_url, "callback_url": validation.check_callback_url}
@@ -275,6 +284,23 @@ def test_watermark_is_any_text_or_none(watermark):
 def test_watermark_that_is_no_text_is_refused(watermark):
     with pytest.raises(LumaValidationError, match="watermark"):
         validation.check_watermark(watermark)
+
+
+@pytest.mark.parametrize("half", ["\ud83d", "\x00"], ids=ascii)
+@pytest.mark.parametrize(
+    ("parameter", "check", "value"),
+    [
+        ("watermark", validation.check_watermark, "mine"),
+        ("luma_task_id", validation.check_luma_task_id, "abc"),
+        ("video_url", validation.check_video_url, "https://example.com/v.mp4?x="),
+        ("callback_url", validation.check_callback_url, "https://example.com/"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_text_with_half_a_character_or_nul_is_refused_and_its_parameter_named(parameter, check, value, half):
+    check(value)
+    with pytest.raises(LumaValidationError, match=f"{parameter} holds half a character"):
+        check(value + half)
 
 
 @pytest.mark.parametrize("luma_task_id", ["774d9a7dd608a0e49293903095e45a4c", "x", "luma-42"])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Resuming deferred tasks: the only module that touches Airflow's database models.
+Resuming deferred tasks: with ``connections``, the only module that touches Airflow's database models.
 
 The models are no public interface of Airflow, so little of them is used, and that is tested on every supported version.
 If a later Airflow changes them, callbacks are refused, and polling finishes the jobs.
@@ -8,8 +8,10 @@ If a later Airflow changes them, callbacks are refused, and polling finishes the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
@@ -25,6 +27,14 @@ try:
     from airflow.models.task_state_store import TaskStateStoreModel
 except ImportError:  # Airflow below 3.3 keeps no task state
     TaskStateStoreModel = None  # type: ignore[assignment,misc]
+
+
+class Deferral(NamedTuple):
+    """One deferral of a task: a task that is deferred again gets another trigger."""
+
+    task_instance_id: str
+    trigger_id: int
+    deferred_at: datetime
 
 
 def record_callback(luma_task_id: str, reference: str) -> bool:
@@ -45,7 +55,8 @@ def record_callback(luma_task_id: str, reference: str) -> bool:
         lost = [row for row in rows if _is_lost(row.value, reference)]
         for row in lost:
             MetastoreBackend().set(
-                TaskScope(row.dag_id, row.run_id, row.task_id, row.map_index),
+                # Its fields differ between versions of Airflow, and are columns of the model in each.
+                TaskScope(**{field.name: getattr(row, field.name) for field in dataclasses.fields(TaskScope)}),
                 CALLBACK_KEY,
                 json.dumps({"reference": reference, "luma_task_id": luma_task_id}),
                 expires_at=row.expires_at,
@@ -54,22 +65,44 @@ def record_callback(luma_task_id: str, reference: str) -> bool:
     return bool(lost)
 
 
-def resume_waiting(luma_task_id: str, reference: str) -> tuple[int, float | None]:
+def find_waiting(luma_task_id: str, reference: str, luma_conn_id: str) -> list[Deferral]:
     """
-    Resume every deferred task that waits for a job, or for a callback of the submission it came from.
+    Return the deferrals that a callback ends: of tasks that wait for its job, or for a callback of its submission.
 
-    :returns: how many tasks were resumed; and, if others were deferred too recently for that, the seconds after which
-        to try again
+    :param luma_conn_id: the connection that the callback has come over
+    """
+    with create_session() as session:
+        deferred = session.execute(
+            select(TaskInstance.id, TaskInstance.trigger_id, Trigger.created_date, TaskInstance.next_kwargs)
+            .join(Trigger, Trigger.id == TaskInstance.trigger_id)
+            .where(
+                TaskInstance.state == TaskInstanceState.DEFERRED,
+                Trigger.classpath.in_(RESUMABLE_TRIGGERS),
+            )
+        ).all()
+    return [
+        Deferral(task_instance_id, trigger_id, deferred_at)
+        for task_instance_id, trigger_id, deferred_at, kwargs in deferred
+        if DeferralState.is_resumed_by(
+            kwargs, luma_task_id=luma_task_id, reference=reference, luma_conn_id=luma_conn_id
+        )
+    ]
+
+
+def resume_waiting(luma_task_id: str, waiting: list[Deferral]) -> tuple[int, list[Deferral], float]:
+    """
+    Resume the tasks that are still in these deferrals.
+
+    :returns: how many tasks were resumed; the deferrals that are too young for that; and the seconds until the first
+        of them no longer is
     """
     event = TriggerEvent(CallbackReceived(callback={"luma_task_id": luma_task_id}))
-    resumed, soonest = 0, None
-    for task_instance_id, trigger_id, age in _waiting(luma_task_id, reference):
-        if age < SHORTEST_DEFERRAL:
-            # Airflow fails a task that is resumed before the scheduler has noticed its deferral.
-            soonest = min(soonest or SHORTEST_DEFERRAL, SHORTEST_DEFERRAL - age)
-        else:
-            resumed += _resume(task_instance_id, trigger_id, event)
-    return resumed, soonest
+    # Airflow fails a task that is resumed before the scheduler has noticed its deferral.
+    age_limit = datetime.now(UTC) - timedelta(seconds=SHORTEST_DEFERRAL)
+    young = [deferral for deferral in waiting if deferral.deferred_at > age_limit]
+    resumed = sum(_resume(deferral, event) for deferral in waiting if deferral.deferred_at <= age_limit)
+    delay = min((deferral.deferred_at - age_limit for deferral in young), default=timedelta(0))
+    return resumed, young, min(delay.total_seconds(), SHORTEST_DEFERRAL)
 
 
 def _is_lost(value: str, reference: str) -> bool:
@@ -80,38 +113,22 @@ def _is_lost(value: str, reference: str) -> bool:
     return isinstance(record, dict) and record.get("reference") == reference and not record.get("luma_task_id")
 
 
-def _waiting(luma_task_id: str, reference: str) -> list[tuple[str, int, float]]:
-    """Return task instance, trigger, and the age of the deferral in seconds, of every task to resume."""
+def _resume(deferral: Deferral, event: TriggerEvent) -> int:
     with create_session() as session:
-        deferred = session.execute(
-            select(TaskInstance.id, TaskInstance.trigger_id, TaskInstance.next_kwargs, Trigger.created_date)
-            .join(Trigger, Trigger.id == TaskInstance.trigger_id)
-            .where(
-                TaskInstance.state == TaskInstanceState.DEFERRED,
-                Trigger.classpath.in_(RESUMABLE_TRIGGERS),
-            )
-        ).all()
-    now = datetime.now(UTC)
-    return [
-        (task_instance_id, trigger_id, max(timedelta(0), now - deferred_at).total_seconds())
-        for task_instance_id, trigger_id, kwargs, deferred_at in deferred
-        if DeferralState.is_resumed_by(kwargs, luma_task_id=luma_task_id, reference=reference)
-    ]
-
-
-def _resume(task_instance_id: str, trigger_id: int, event: TriggerEvent) -> int:
-    with create_session() as session:
-        # Locked, and read again: the trigger may have resumed it a moment ago.
+        # Locked, and read again: the trigger may have resumed it a moment ago, or it may be deferred anew. The time
+        # tells two triggers apart where a database uses an id again.
         still_deferred = session.scalar(
             select(TaskInstance.id)
+            .join(Trigger, Trigger.id == TaskInstance.trigger_id)
             .where(
-                TaskInstance.id == task_instance_id,
-                TaskInstance.trigger_id == trigger_id,
+                TaskInstance.id == deferral.task_instance_id,
                 TaskInstance.state == TaskInstanceState.DEFERRED,
+                Trigger.id == deferral.trigger_id,
+                Trigger.created_date == deferral.deferred_at,
             )
-            .with_for_update()
+            .with_for_update(of=TaskInstance)
         )
         if still_deferred is None:
             return 0
-        Trigger.submit_event(trigger_id, event, session=session)
+        Trigger.submit_event(deferral.trigger_id, event, session=session)
     return 1

@@ -13,20 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from airflow.models.connection import Connection
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
 from airflow_provider_luma.callbacks import resume, token
+from airflow_provider_luma.callbacks.connections import warn
+from airflow_provider_luma.callbacks.lookups import ConnectionLookups, TooManyLookupsError
 from airflow_provider_luma.connection import LumaConnection
-from airflow_provider_luma.exceptions import LumaError
+from airflow_provider_luma.submission import object_store
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,8 @@ MAX_BODY_BYTES = 256 * 1024
 #: Seconds in which a callback must have been received; the service itself gives up after 15.
 BODY_TIMEOUT = 10.0
 
-#: Seconds for which a connection is cached, also one that does not exist: reading it costs a query.
-CONNECTION_TTL = 10.0
-
-#: How many connections are cached: a request may name any.
-CONNECTION_CACHE_SIZE = 256
+#: Seconds after which tasks are resumed although the callback has not been recorded yet.
+RECORD_TIMEOUT = 5.0
 
 _PAGE_HEADERS = {
     # Videos come from wherever the input lies and Luma keeps its results; everything else from here, or not at all.
@@ -55,9 +52,9 @@ _PAGE_HEADERS = {
 }
 
 app = FastAPI(title="Luma", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-# With the time at which each expires.
-_connections: dict[str, tuple[float, LumaConnection | None]] = {}
-_resuming: set[asyncio.Task[None]] = set()
+_connections = ConnectionLookups()
+# What goes on after the answer, or after its recipient has left.
+_running: set[asyncio.Task[Any]] = set()
 # Few and our own: however many call, the API server keeps its threads and its database connections.
 _threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="luma-callback")
 
@@ -80,7 +77,7 @@ async def callback(request: Request) -> Response:
     if request.method != "POST":  # somebody has opened the address in a browser, for example
         return Response(status_code=405, headers={"Allow": "POST"})
     try:
-        reference, connection = await _proven(query)
+        proof, connection = await _proven(query)
         luma_task_id = token.read_luma_task_id(await _body(request))
         if luma_task_id is None:
             raise _Refused(400)
@@ -90,16 +87,9 @@ async def callback(request: Request) -> Response:
             raise _Refused(403)
     except _Refused as refused:
         return Response(status_code=refused.status)
-    try:
-        if await _in_thread(resume.record_callback, luma_task_id, reference):
-            log.info("Recorded Luma task %s for a task that had lost the answer to its submission", luma_task_id)
-    except Exception:
-        log.exception("The callback for Luma task %s could not be recorded; Luma is asked to repeat it", luma_task_id)
-        return Response(status_code=503)
-    resuming = asyncio.create_task(_resume(luma_task_id, reference))
-    _resuming.add(resuming)
-    resuming.add_done_callback(_resuming.discard)
-    return PlainTextResponse("OK")
+    recording = _start(_record(luma_task_id, proof.reference, connection.submission_store))
+    _start(_resume(luma_task_id, proof, recording))
+    return PlainTextResponse("OK") if await asyncio.shield(recording) else Response(status_code=503)
 
 
 @app.get("/result")
@@ -124,29 +114,24 @@ def _static_file(name: str, media_type: str) -> Response:
     return FileResponse(Path(__file__).parent / "static" / name, media_type=media_type, headers=_PAGE_HEADERS)
 
 
-async def _proven(query: str) -> tuple[str, LumaConnection]:
-    """Return the submission and the connection that a callback's address is for, if its token proves them."""
+async def _proven(query: str) -> tuple[token.CallbackProof, LumaConnection]:
+    """Return what a callback's address says, and the connection that its token proves it for."""
     proof = token.CallbackProof.read(query)
     if proof is None:
         raise _Refused(403)
-    until, connection = _connections.get(proof.conn_id, (0.0, None))
-    if time.monotonic() >= until:
-        connection = await _in_thread(_connection, proof.conn_id)
-        if len(_connections) >= CONNECTION_CACHE_SIZE:
-            _connections.clear()
-        _connections[proof.conn_id] = (time.monotonic() + CONNECTION_TTL, connection)
-    if connection is None or not proof.is_valid_for(connection):
-        raise _Refused(403)
-    return proof.reference, connection
-
-
-def _connection(conn_id: str) -> LumaConnection | None:
-    """Read a connection; None if there is none of that name, or none of ours."""
     try:
-        connection: Any = Connection.get_connection_from_secrets(conn_id)
-        return LumaConnection.of(connection) if connection.conn_type == "luma" else None
-    except (AirflowNotFoundException, LumaError):
-        return None
+        connections = await _connections.get(proof.conn_id)
+    except TooManyLookupsError:
+        warn("too many look-ups", "Callbacks name too many connections that may not exist; some are answered 503")
+        raise _Refused(503) from None
+    except Exception as error:
+        warn("failed look-ups", "Connections cannot be read; Luma is asked to repeat its callbacks: %r", error)
+        raise _Refused(503) from error
+    for connection in connections:
+        if proof.is_valid_for(connection):
+            _connections.on_proven(proof.conn_id)
+            return proof, connection
+    raise _Refused(403)
 
 
 async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
@@ -168,14 +153,41 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _resume(luma_task_id: str, reference: str) -> None:
-    """Resume the tasks that wait for a job; those that were deferred only just now, a few seconds later."""
-    delay: float | None = 0.0
-    while delay is not None:
-        await asyncio.sleep(delay)
-        try:
-            resumed, delay = await _in_thread(resume.resume_waiting, luma_task_id, reference)
-        except Exception:
-            log.exception("The tasks that wait for Luma task %s could not be resumed; they keep polling", luma_task_id)
-            return
-        log.info("Callback for Luma task %s: %d tasks resumed", luma_task_id, resumed)
+def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    task = asyncio.create_task(work)
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    return task
+
+
+async def _record(luma_task_id: str, reference: str, submission_store: str | None) -> bool:
+    """Record the callback, where the submission is recorded; return whether that has succeeded."""
+    try:
+        if submission_store is not None:
+            await _in_thread(object_store.record_callback, submission_store, luma_task_id, reference)
+        elif await _in_thread(resume.record_callback, luma_task_id, reference):
+            log.info("Recorded Luma task %s for a task that had lost the answer to its submission", luma_task_id)
+    except Exception:
+        log.exception("The callback for Luma task %s could not be recorded; Luma is asked to repeat it", luma_task_id)
+        return False
+    return True
+
+
+async def _resume(luma_task_id: str, proof: token.CallbackProof, recording: asyncio.Task[bool]) -> None:
+    """
+    Resume the tasks that wait for a job now; those that were deferred only just now, a few seconds later.
+
+    A task that is deferred again meanwhile has asked Luma already, and would ask in vain.
+    """
+    try:
+        # A resumed task may look for the record, and a task that is just being deferred has looked for it before.
+        await asyncio.wait([recording], timeout=RECORD_TIMEOUT)
+        waiting = await _in_thread(resume.find_waiting, luma_task_id, proof.reference, proof.conn_id)
+        while True:
+            resumed, waiting, delay = await _in_thread(resume.resume_waiting, luma_task_id, waiting)
+            log.info("Callback for Luma task %s: %d tasks resumed", luma_task_id, resumed)
+            if not waiting:
+                return
+            await asyncio.sleep(delay)
+    except Exception:
+        log.exception("The tasks that wait for Luma task %s could not be resumed; they keep polling", luma_task_id)

@@ -30,6 +30,16 @@ class LumaHookBase:
         super().__init__(http_conn_id=luma_conn_id)  # type: ignore[call-arg]
         self.luma_conn_id = luma_conn_id
 
+    @staticmethod
+    def _unreadable_connection(error: Exception) -> LumaUnavailableError:
+        """
+        Return what an unreadable connection means for a wait.
+
+        The API server or a secrets backend is down, or somebody is just editing the connection: no reason to give up a
+        job that is paid for.
+        """
+        return LumaUnavailableError(None, f"the connection could not be read: {error}")
+
     def _take(
         self, state: PollState, result: LumaTask | Exception, connection: LumaConnection | None = None
     ) -> PollOutcome:
@@ -46,9 +56,7 @@ class LumaHookBase:
         elif isinstance(result, LumaError):
             outcome = state.on_error(result, now)
         else:
-            # The API server or a secrets backend is down, or the connection is just being replaced: no reason to give
-            # up a job that is paid for.
-            outcome = state.on_error(LumaUnavailableError(None, f"the connection could not be read: {result}"), now)
+            outcome = state.on_error(self._unreadable_connection(result), now)
         if not isinstance(outcome, Failed) and (progress := state.progress(now)):
             self.log.log(*progress)  # type: ignore[attr-defined]
         return outcome

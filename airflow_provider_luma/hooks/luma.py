@@ -37,6 +37,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
 from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
 from airflow_provider_luma.hooks.transport import (
+    MAX_BODY_SIZE,
     BearerAuth,
     check_before_send,
     reason_of,
@@ -160,7 +161,7 @@ class LumaHook(LumaHookBase, HttpHook):
         try:
             # A redirect could deliver the submission twice, or hide that it was delivered at all.
             response = self._send(request.encode(), replace(connection, allow_redirects=False), before_send)
-        except requests.RequestException as error:
+        except OSError as error:
             if was_never_connected(error):
                 raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason_of(error)}") from None
             raise LumaSubmissionUnknownError(
@@ -286,7 +287,7 @@ class LumaHook(LumaHookBase, HttpHook):
                 raise outcome.reason
             if outcome.is_running:
                 return None
-            if outcome.error is not None and time.monotonic() >= give_up_at:
+            if outcome.error is not None and time.monotonic() + outcome.delay >= give_up_at:
                 raise outcome.error
             time.sleep(outcome.delay)
 
@@ -294,7 +295,11 @@ class LumaHook(LumaHookBase, HttpHook):
         """Check the status of a job once, and log what is worth a line."""
         result: LumaTask | Exception
         try:
-            result = self._get_status(state.luma_task_id)
+            connection = self.get_luma_connection()
+        except POLL_ERRORS as error:
+            return self._take(state, self._unreadable_connection(error))
+        try:
+            result = self._get_status(state.luma_task_id, connection)
         except POLL_ERRORS as error:
             result = error
         return self._take(state, result)
@@ -333,9 +338,9 @@ class LumaHook(LumaHookBase, HttpHook):
 
     # -- the wire ---------------------------------------------------------------------------------------------------
 
-    def _get_status(self, luma_task_id: str) -> LumaTask:
+    def _get_status(self, luma_task_id: str, connection: LumaConnection | None = None) -> LumaTask:
         read = partial(protocol.read_task, luma_task_id=luma_task_id)
-        return self._read(protocol.task_request(luma_task_id), read)
+        return self._read(protocol.task_request(luma_task_id), read, connection)
 
     def _get_credits(self) -> float:
         return self._read(protocol.credits_request(), protocol.read_credits)
@@ -344,11 +349,16 @@ class LumaHook(LumaHookBase, HttpHook):
     def _retry_read(read: Callable[[], T]) -> T:
         return tenacity.Retrying(**backoff.retry_options(backoff.READ_RETRY_TIMEOUT))(read)
 
-    def _read(self, request: protocol.Request, read: Callable[[protocol.Response], T]) -> T:
+    def _read(
+        self,
+        request: protocol.Request,
+        read: Callable[[protocol.Response], T],
+        connection: LumaConnection | None = None,
+    ) -> T:
         self._checked_connection = None  # it may be old by the time of a submission that follows
         try:
-            response = self._send(request, self.get_luma_connection())
-        except requests.RequestException as error:
+            response = self._send(request, connection or self.get_luma_connection())
+        except OSError as error:
             # Its text says all; its traceback would only fill a screen of the task's log.
             raise LumaUnavailableError(None, f"{self.base_url} did not answer: {reason_of(error)}") from None
         return read(response)
@@ -371,8 +381,14 @@ class LumaHook(LumaHookBase, HttpHook):
                 json=request.json,
                 timeout=self.merged_extra["timeout"],
                 allow_redirects=self.merged_extra["allow_redirects"],
+                stream=True,
             )
-            return to_response(response.status_code, response.content, response.headers)
+            body = bytearray()
+            for chunk in response.iter_content(65536):
+                body += chunk
+                if len(body) >= MAX_BODY_SIZE:
+                    break
+            return to_response(response.status_code, bytes(body[:MAX_BODY_SIZE]), response.headers)
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

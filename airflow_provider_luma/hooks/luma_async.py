@@ -17,7 +17,7 @@ from airflow_provider_luma import backoff, protocol
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
-from airflow_provider_luma.hooks.transport import proxy_of, ssl_context, to_response
+from airflow_provider_luma.hooks.transport import MAX_BODY_SIZE, proxy_of, ssl_context, to_response
 from airflow_provider_luma.polling.state import PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask
 
@@ -91,6 +91,10 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         """Check the status of a job once, and log what is worth a line."""
         result: LumaTask | Exception
         try:
+            await self._opened()
+        except (*POLL_ERRORS, OSError) as error:
+            return self._take(state, self._unreadable_connection(error))
+        try:
             result = await self._get_status_with_current_key(state.luma_task_id)
         except POLL_ERRORS as error:
             result = error
@@ -111,7 +115,11 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         except (LumaAuthError, LumaNotFoundError):
             # The key, or the whole account, may have been replaced during the wait.
             used = used or self._connection
-            if await self.get_luma_connection() == used:
+            try:
+                is_unchanged = await self.get_luma_connection() == used
+            except POLL_ERRORS as error:
+                raise self._unreadable_connection(error) from error
+            if is_unchanged:
                 raise
             if self._connection is used:
                 self._retire_session()
@@ -139,7 +147,12 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
                 max_redirects=connection.max_redirects,
                 proxy=self._proxy,
             ) as response:
-                return to_response(response.status, await response.read(), response.headers)
+                body = bytearray()
+                async for chunk in response.content.iter_chunked(65536):
+                    body += chunk
+                    if len(body) >= MAX_BODY_SIZE:
+                        break
+                return to_response(response.status, bytes(body[:MAX_BODY_SIZE]), response.headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None

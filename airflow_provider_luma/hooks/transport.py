@@ -19,7 +19,11 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.protocol import Response
+
+#: Bytes of an answer that are read; the service's own are a few thousand. What is cut off here is no readable answer.
+MAX_BODY_SIZE = 4 * 1024 * 1024
 
 #: What OpenSSL calls a handshake that failed before anything was sent.
 _FAILED_HANDSHAKES = frozenset(
@@ -99,7 +103,12 @@ def check_before_send(session: requests.Session, check: Callable[[], None]) -> N
 
 
 def requests_session(connection: LumaConnection) -> requests.Session:
-    """Return a session with the connection's transport options, and without any credentials."""
+    """
+    Return a session with the connection's transport options, and without any credentials.
+
+    :raises LumaValidationError: its certificates cannot be read on this machine
+    """
+    ssl_context(connection)
     session = _Session()
     session.proxies = dict(connection.proxies)
     session.verify = connection.verify
@@ -109,12 +118,28 @@ def requests_session(connection: LumaConnection) -> requests.Session:
 
 
 def ssl_context(connection: LumaConnection) -> ssl.SSLContext | bool:
-    """Return the connection's certificates as aiohttp wants them. Reads files."""
+    """
+    Return the connection's certificates as aiohttp wants them. Reads files.
+
+    :raises LumaValidationError: they cannot be read on this machine
+    """
+    try:
+        return _load_certificates(connection)
+    except OSError as error:
+        files = [connection.verify, connection.cert] if connection.cert else [connection.verify]
+        raise LumaValidationError(
+            None, f"verify or cert in the connection's extra cannot be read on this machine: {files} ({error})"
+        ) from error
+
+
+def _load_certificates(connection: LumaConnection) -> ssl.SSLContext | bool:
     if connection.verify is False and connection.cert is None:
         return False
     bundle = Path(connection.verify) if isinstance(connection.verify, str) else None
     if bundle is None and connection.cert is None:
         return True
+    if bundle is not None and not bundle.exists():
+        raise FileNotFoundError(f"there is no {bundle}")
     context = ssl.create_default_context(
         cafile=bundle if bundle and bundle.is_file() else None,
         capath=bundle if bundle and bundle.is_dir() else None,
@@ -141,7 +166,7 @@ def to_response(status: int, body: bytes, headers: Mapping[str, str]) -> Respons
     return Response(status, body, headers.get("Retry-After"), headers.get("Location"))
 
 
-def reason_of(error: requests.RequestException) -> str:
+def reason_of(error: OSError) -> str:
     """Return what happened, without the layers around it and the addresses of objects."""
     cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
     if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:
@@ -149,8 +174,10 @@ def reason_of(error: requests.RequestException) -> str:
     return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
 
 
-def was_never_connected(error: requests.RequestException) -> bool:
+def was_never_connected(error: OSError) -> bool:
     """Tell whether a request failed before any of it could reach the service."""
+    if not isinstance(error, requests.RequestException):
+        return str(error).startswith("Could not find")  # a certificate file, says requests before it connects
     if isinstance(error, (requests.exceptions.ConnectTimeout, ValueError)):  # a ValueError: no such address
         return True
     reason = getattr(error.args[0], "reason", None) if error.args else None

@@ -40,6 +40,7 @@ class LumaBaseOperator(BaseOperator):
         :param method_name: the method that it resumes
         :param state: what that method is given
         """
+        state = state._replace(luma_conn_id=self.luma_conn_id)
         timeout = self.execution_timeout
         if timeout is not None and state.execution_deadline is not None:
             timeout = timedelta(seconds=max(0.0, state.execution_deadline - time.time()))

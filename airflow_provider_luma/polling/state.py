@@ -10,8 +10,9 @@ A :class:`PollState` is told the result of each status check, and returns one of
 * A job that is reported as a success without a video is checked a few more times, and then has failed.
 * An id that the service does not know may be too new. It counts as unknown only after a grace period, and never once
   the service has shown the job.
-* A check that could not be answered (429, 455, 5xx, a broken network) says nothing about the job. It is repeated with
-  exponential backoff, or after the service's Retry-After.
+* A refused API key ends the wait.
+* Any other error (429, 455, 5xx, a broken network, trouble on our side) says nothing about the job. The check is
+  repeated with exponential backoff, or after the service's Retry-After.
 * At the deadline there is one last check, also if the wait begins after it: the job may have ended while nobody polled.
 """
 
@@ -24,10 +25,12 @@ from datetime import UTC, datetime, timedelta
 from airflow_provider_luma.backoff import backoff_delay
 from airflow_provider_luma.exceptions import (
     TRANSIENT,
+    LumaAuthError,
     LumaError,
     LumaGenerationError,
     LumaNotFoundError,
     LumaTimeoutError,
+    LumaUnavailableError,
 )
 from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
 
@@ -151,10 +154,12 @@ class PollState:
         self._failures += 1
         self._first_poll_at = self._first_poll_at or now
         self._status_text, self._log_level = f"could not be checked: {error.msg}", logging.WARNING
+        if isinstance(error, LumaAuthError):
+            return Failed(error)
         if isinstance(error, LumaNotFoundError) and not self.is_known:
             return self._on_not_found(error, now)
-        if not isinstance(error, (*TRANSIENT, LumaNotFoundError)):
-            return Failed(error)
+        if not isinstance(error, TRANSIENT):
+            error = LumaUnavailableError(error.code, error.msg, luma_task_id=self.luma_task_id)
         return self._again(backoff_delay(self._failures, error.retry_after), now, error=error)
 
     def progress(self, now: float) -> tuple[int, str] | None:
@@ -197,8 +202,9 @@ class PollState:
 
     def _on_not_found(self, error: LumaNotFoundError, now: float) -> PollOutcome:
         self._not_found_since = self._not_found_since or now
-        if now - self._not_found_since < NOT_FOUND_GRACE:
-            return self._again(backoff_delay(self._failures, error.retry_after), now)
+        remaining = self._not_found_since + NOT_FOUND_GRACE - now
+        if remaining > 0:
+            return self._again(min(backoff_delay(self._failures, error.retry_after), remaining), now)
         unknown = LumaNotFoundError(
             error.code,
             f"Luma does not know this task ({error.msg}). Check luma_task_id and the account behind luma_conn_id; "

@@ -11,7 +11,8 @@ import pytest
 from airflow import settings
 from airflow.utils.db import initdb
 
-from airflow_provider_luma.callbacks import routes
+from airflow_provider_luma.callbacks import connections, routes
+from airflow_provider_luma.callbacks.lookups import ConnectionLookups
 from tests.support.api_server import KEY, ApiServer
 from tests.support.metadata_db import MetadataDb
 
@@ -32,13 +33,13 @@ def metadata_db(_tables: None) -> Iterator[MetadataDb]:
 
 
 @pytest.fixture
-async def api_server(metadata_db: MetadataDb) -> AsyncIterator[ApiServer]:
+async def api_server(metadata_db: MetadataDb, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiServer]:
     """The API server. It has read no connection yet, and is closed when it has resumed all tasks."""
-    routes._connections.clear()
+    monkeypatch.setattr(routes, "_connections", ConnectionLookups())
+    monkeypatch.setattr(connections, "_warned_at", {})
     server = ApiServer()
     yield server
     await server.close()
-    routes._connections.clear()
 
 
 @pytest.fixture

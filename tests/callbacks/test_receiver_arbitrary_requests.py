@@ -82,7 +82,7 @@ async def test_request_without_a_valid_token_breaks_nothing_and_resumes_nobody(
     assert 200 <= status < 500
     if path == "/luma/callback":
         assert status in (403, 405)
-    assert not routes._resuming
+    assert not routes._running
     assert metadata_db.resumed() == set()
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from airflow_provider_luma.callbacks import resume, routes
+from airflow_provider_luma.callbacks import lookups, resume
 from airflow_provider_luma.simulator.callbacks import signature
 from tests.support.api_server import ENDED, FORGED_QUERIES, KEY, proof
 from tests.support.metadata_db import JOB, operator_awaiting_job
@@ -68,7 +68,7 @@ class TestToken:
     async def test_token_of_a_replaced_api_key_expires_with_the_connection_cache(
         self, api_server, connect, monkeypatch
     ):
-        monkeypatch.setattr(routes, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(lookups, "CONNECTION_TTL", 0.0)
         old, new = proof(), proof(key="the-new-key")
         assert (await api_server.callback(old)).status_code == 200
         connect("luma_default", key="the-new-key")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,24 +16,6 @@ from sqlalchemy.exc import OperationalError
 from airflow_provider_luma.callbacks import resume, routes
 from tests.support.api_server import ENDED, proof
 from tests.support.metadata_db import JOB, operator_awaiting_job
-
-
-class TestConnectionCache:
-    async def test_connection_is_cached_whether_it_exists_or_not(self, api_server, monkeypatch):
-        reads = []
-        read = routes._connection
-        monkeypatch.setattr(routes, "_connection", lambda conn_id: reads.append(conn_id) or read(conn_id))
-        for _ in range(3):
-            assert (await api_server.callback(proof(conn_id="luma_nowhere"))).status_code == 403
-            assert (await api_server.callback(proof())).status_code == 200
-        assert reads == ["luma_nowhere", "luma_default"]
-
-    async def test_connection_cache_is_bounded(self, api_server, monkeypatch):
-        monkeypatch.setattr(routes, "CONNECTION_CACHE_SIZE", 10)
-        for number in range(25):
-            await api_server.callback(proof(conn_id=f"luma_{number}"))
-            assert len(routes._connections) <= 10
-        assert (await api_server.callback(proof())).status_code == 200
 
 
 class TestBodies:
@@ -115,25 +98,56 @@ class TestDatabaseErrors:
     def fail(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, Exception("the database is down"))
 
-    async def test_callback_that_cannot_be_recorded_is_refused_so_that_luma_repeats_it(
-        self, metadata_db, api_server, monkeypatch, caplog
-    ):
-        metadata_db.defer(operator_awaiting_job())
-        monkeypatch.setattr(resume, "record_callback", self.fail)
-        answer = await api_server.callback(proof())
-        assert (answer.status_code, answer.content) == (503, b"")
-        (record,) = [record for record in caplog.records if record.name == routes.__name__]
-        assert record.levelno == logging.ERROR
-        assert JOB in record.getMessage()
-        assert "the database is down" in caplog.text
-        assert metadata_db.resumed() == set()
-
-    async def test_failure_to_resume_is_logged_and_the_next_callback_resumes(
+    async def test_callback_that_cannot_be_recorded_is_refused_so_that_luma_repeats_it_and_resumes_all_the_same(
         self, metadata_db, api_server, monkeypatch, caplog
     ):
         (task,) = metadata_db.defer(operator_awaiting_job())
+        monkeypatch.setattr(resume, "record_callback", self.fail)
+        answer = await api_server.callback(proof())
+        assert (answer.status_code, answer.content) == (503, b"")
+        (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert JOB in record.getMessage()
+        assert "the database is down" in caplog.text
+        assert metadata_db.resumed() == {task}
+
+    async def test_recording_that_does_not_end_delays_resuming_only_for_a_while(
+        self, metadata_db, api_server, monkeypatch, until
+    ):
+        monkeypatch.setattr(routes, "RECORD_TIMEOUT", 0.1)
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        recording_may_end = threading.Event()
+        monkeypatch.setattr(resume, "record_callback", lambda *_: not recording_may_end.wait(30))
+        answering = asyncio.create_task(api_server.callback(proof()))
+        await asyncio.to_thread(until, metadata_db.resumed)
+        assert not answering.done()
+        recording_may_end.set()
+        assert (await answering).status_code == 200
+        assert metadata_db.resumed() == {task}
+
+    async def test_caller_that_leaves_before_its_answer_keeps_nothing_from_being_done(
+        self, metadata_db, api_server, monkeypatch, until
+    ):
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        recording_may_end, recorded = threading.Event(), threading.Event()
+        monkeypatch.setattr(
+            resume, "record_callback", lambda *_: recording_may_end.wait(30) and recorded.set() is not None
+        )
+        answering = asyncio.create_task(api_server.callback(proof()))
+        await asyncio.to_thread(until, lambda: routes._running)
+        answering.cancel()
+        await asyncio.wait([answering])
+        recording_may_end.set()
+        await api_server.tasks_resumed()
+        assert recorded.is_set()
+        assert metadata_db.resumed() == {task}
+
+    @pytest.mark.parametrize("step", ["find_waiting", "resume_waiting"])
+    async def test_failure_to_resume_is_logged_and_the_next_callback_resumes(
+        self, metadata_db, api_server, monkeypatch, caplog, step
+    ):
+        (task,) = metadata_db.defer(operator_awaiting_job())
         with monkeypatch.context() as patched:
-            patched.setattr(resume, "resume_waiting", self.fail)
+            patched.setattr(resume, step, self.fail)
             assert (await api_server.callback(proof())).status_code == 200
         errors = [record for record in caplog.records if record.levelno == logging.ERROR]
         (record,) = [record for record in errors if record.name == routes.__name__]

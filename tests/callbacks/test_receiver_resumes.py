@@ -117,6 +117,26 @@ class TestResumedTasks:
         assert (await api_server.callback(proof(conn_id="luma/eu (1)", key="another-key"))).status_code == 200
         assert metadata_db.resumed() == {task}
 
+    async def test_callback_over_another_connection_resumes_nobody(self, metadata_db, api_server, connect):
+        connect("luma_other", key="another-key")
+        reference = new_reference()
+        tasks = metadata_db.defer(operator_awaiting_job(), sensor_awaiting_job(), operator_awaiting_callback(reference))
+        query = proof(reference, conn_id="luma_other", key="another-key")
+        assert (await api_server.callback(query)).status_code == 200
+        assert metadata_db.resumed() == set()
+        await api_server.callback(proof(reference))
+        assert metadata_db.resumed() == set(tasks)
+
+    async def test_task_is_resumed_by_a_callback_over_its_own_connection(self, metadata_db, api_server, connect):
+        connect("luma_other", key="another-key")
+        reference = new_reference()
+        tasks = metadata_db.defer(
+            operator_awaiting_job(luma_conn_id="luma_other"),
+            operator_awaiting_callback(reference, luma_conn_id="luma_other"),
+        )
+        await api_server.callback(proof(reference, conn_id="luma_other", key="another-key"))
+        assert metadata_db.resumed() == set(tasks)
+
     async def test_one_task_among_a_thousand_is_resumed_within_a_second(self, metadata_db, api_server):
         tasks = metadata_db.defer(*(operator_awaiting_job(f"job-{number}") for number in range(1000)))
         started = time.monotonic()
@@ -124,6 +144,44 @@ class TestResumedTasks:
         assert time.monotonic() - started < 1
         assert answer.status_code == 200
         assert metadata_db.resumed() == {tasks[714]}
+
+
+class TestOneResumption:
+    """One callback resumes a task once, even if the job is still running and the task is deferred again."""
+
+    @pytest.fixture
+    async def tasks(self, metadata_db, api_server, monkeypatch, caplog, until):
+        """A task that a callback has resumed, and one deferred too recently for that, when the callback has come."""
+        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 1.0)
+        caplog.set_level("INFO")
+        (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=60)
+        (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
+        assert (await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)).status_code == 200
+        await asyncio.to_thread(until, lambda: "1 tasks resumed" in caplog.text)
+        assert metadata_db.resumed() == {earlier}
+        return earlier, recent
+
+    async def test_resumed_task_that_is_deferred_again_is_not_resumed_again(self, metadata_db, api_server, tasks):
+        earlier, recent = tasks
+        metadata_db.defer_again(earlier)
+        await api_server.tasks_resumed()
+        assert metadata_db.resumed() == {recent}
+
+    @pytest.mark.parametrize("id_is_used_again", [False, True])
+    async def test_task_that_waits_with_another_trigger_meanwhile_is_not_resumed(
+        self, metadata_db, api_server, tasks, id_is_used_again
+    ):
+        earlier, recent = tasks
+        metadata_db.defer_again(recent, metadata_db.states([recent])[0].trigger_id if id_is_used_again else None)
+        await api_server.tasks_resumed()
+        assert metadata_db.resumed() == {earlier}
+
+    async def test_the_next_callback_resumes_a_task_that_was_deferred_again(self, metadata_db, api_server, tasks):
+        earlier, recent = tasks
+        metadata_db.defer_again(earlier)
+        await api_server.tasks_resumed()
+        await api_server.callback(proof())
+        assert metadata_db.resumed() == {earlier, recent}
 
 
 class TestShortestDeferral:
@@ -150,7 +208,7 @@ class TestShortestDeferral:
         await asyncio.to_thread(until, metadata_db.resumed)
         assert metadata_db.resumed() == {earlier}
         assert metadata_db.states([recent])[0].state == "deferred"
-        for resuming in routes._resuming:
+        for resuming in routes._running:
             resuming.cancel()
         with suppress(asyncio.CancelledError):
             await api_server.tasks_resumed()
@@ -163,6 +221,6 @@ class TestShortestDeferral:
         (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
         answer = await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)
         assert answer.status_code == 200
-        assert routes._resuming
+        assert routes._running
         await api_server.tasks_resumed()
         assert metadata_db.resumed() == {recent}

@@ -212,21 +212,19 @@ class TestOnError:
         state.on_status(job(), NOW + 10)
         assert delay_of(state.on_error(LumaUnavailableError(500, "down"), NOW + 40)) <= 1.0
 
-    @pytest.mark.parametrize(
-        "kind",
-        [
-            LumaAuthError,
-            LumaInsufficientCreditsError,
-            LumaValidationError,
-            LumaFeatureDisabledError,
-            LumaGenerationError,
-        ],
-    )
-    def test_a_permanent_error_ends_the_wait_and_names_the_job(self, kind):
-        error = kind(400, "why")
+    def test_a_refused_api_key_ends_the_wait_and_names_the_job(self):
+        error = LumaAuthError(401, "why")
         outcome = poll_state().on_error(error, NOW)
         assert outcome == Failed(error)
         assert error.luma_task_id == "abc"
+
+    @pytest.mark.parametrize(
+        "kind", [LumaInsufficientCreditsError, LumaValidationError, LumaFeatureDisabledError, LumaGenerationError]
+    )
+    def test_an_error_that_says_nothing_of_the_job_is_waited_out(self, kind):
+        outcome = poll_state().on_error(kind(400, "why"), NOW)
+        assert 0 < delay_of(outcome) <= 1
+        assert type(outcome.error) is kind
 
     def test_an_unknown_id_counts_as_unknown_after_a_grace_period_only(self):
         state = poll_state()
@@ -237,15 +235,22 @@ class TestOnError:
         for hint in ("no such task", "luma_task_id", "luma_conn_id", "two months"):
             assert hint in str(error)
 
+    def test_an_unknown_id_is_checked_again_at_the_end_of_the_grace_period_whatever_the_retry_after(self):
+        state = poll_state()
+        assert delay_of(state.on_error(LumaNotFoundError(422, "null", retry_after=300), NOW)) == NOT_FOUND_GRACE
+        assert delay_of(state.on_error(LumaNotFoundError(422, "null", retry_after=300), NOW + 20)) == pytest.approx(
+            NOT_FOUND_GRACE - 20
+        )
+
     def test_a_job_that_was_shown_once_never_counts_as_unknown(self):
         state = poll_state()
         state.on_error(LumaNotFoundError(404, "no such task"), NOW)
         state.on_status(job(), NOW + 20)
         for seconds in (100, 100 + NOT_FOUND_GRACE, 1000):
-            error = LumaNotFoundError(404, "no such task")
-            outcome = state.on_error(error, NOW + seconds)
+            outcome = state.on_error(LumaNotFoundError(404, "no such task"), NOW + seconds)
             assert delay_of(outcome) > 0
-            assert outcome.error is error
+            assert isinstance(outcome.error, LumaUnavailableError)
+            assert outcome.error.code == 404
 
 
 class TestPollAgain:

@@ -5,9 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from airflow_provider_luma.callbacks import routes
@@ -56,8 +63,8 @@ class ApiServer:
     @staticmethod
     async def tasks_resumed() -> None:
         """Wait until no callback is being processed any more."""
-        while routes._resuming:
-            await asyncio.gather(*routes._resuming)
+        while routes._running:
+            await asyncio.gather(*routes._running)
 
     async def raw_request(self, scope: dict[str, Any], chunks: list[bytes], *, is_whole: bool = True) -> int:
         """
@@ -97,6 +104,27 @@ class ApiServer:
         await self._client.aclose()
 
 
+@contextmanager
+def api_server_process(**environment: str) -> Iterator[int]:
+    """
+    Run the API server in a process of its own, on the loopback address; yield its port.
+
+    :param environment: further environment variables
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
+        # It listens already: whoever connects before the process has started waits.
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(listening.fileno())],
+            env={**os.environ, **environment},
+            pass_fds=[listening.fileno()],
+        )
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            process.terminate()
+            process.wait()
+
+
 def proof(reference: str | None = None, *, conn_id: str = "luma_default", key: str = KEY) -> str:
     """Return the query of the address that a submission gives to Luma."""
     connection = LumaConnection("http://127.0.0.1:9", key, callback_base_url="http://airflow")
@@ -124,3 +152,7 @@ FORGED_QUERIES = {
     "a name with a zero byte": lambda: proof(conn_id="luma_default\0", key=KEY),
     "bytes that are no text": lambda: proof().replace("luma_default", "%ff%fe"),
 }
+
+
+if __name__ == "__main__":
+    uvicorn.Server(uvicorn.Config(ApiServer().app, log_level="warning")).run([socket.socket(fileno=int(sys.argv[1]))])

@@ -20,9 +20,9 @@ from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 from airflow.sdk.execution_time.task_runner import _defer_task
 from airflow.serialization.serialized_objects import BaseSerialization
 from airflow.utils.session import create_session
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 
-from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.deferral import RESUMABLE_TRIGGERS, DeferralState
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.submission.decision import SubmissionRecord
@@ -96,6 +96,25 @@ class MetadataDb:
         ids = {row.task_id: row.id for row in rows}
         return [ids[task["task_id"]] for task in tasks]
 
+    def defer_again(self, task_instance_id: Any, trigger_id: int | None = None) -> None:
+        """
+        Defer a task anew, with the same kwargs, as if it had found its job still running.
+
+        :param trigger_id: the id of the new trigger; the next one if there is none
+        """
+        trigger = Trigger(classpath=RESUMABLE_TRIGGERS[0], kwargs={}, created_date=datetime.now(UTC))
+        with create_session() as session:
+            if trigger_id is not None:
+                session.execute(delete(Trigger).where(Trigger.id == trigger_id))
+                trigger.id = trigger_id
+            session.add(trigger)
+            session.flush()
+            session.execute(
+                update(TaskInstance)
+                .where(TaskInstance.id == task_instance_id)
+                .values(state="deferred", trigger_id=trigger.id)
+            )
+
     def states(self, ids: list[Any]) -> list[TaskInstanceState]:
         """Return what callbacks may change, of each of these task instances."""
         columns = [getattr(TaskInstance, name) for name in TaskInstanceState._fields]
@@ -148,10 +167,10 @@ class MetadataDb:
                 session.execute(delete(model))
 
 
-def operator_awaiting_job(luma_task_id: str = JOB) -> TaskDeferred:
+def operator_awaiting_job(luma_task_id: str = JOB, **options: Any) -> TaskDeferred:
     """Return the deferral of an operator that has submitted a job."""
     state = DeferralState(luma_task_id=luma_task_id, end_time=time.time() + 1800)
-    return deferral_of(_operator().defer_for_job, state, poll_interval=30)
+    return deferral_of(_operator(**options).defer_for_job, state, poll_interval=30)
 
 
 def sensor_awaiting_job(luma_task_id: str = JOB) -> TaskDeferred:
@@ -161,15 +180,15 @@ def sensor_awaiting_job(luma_task_id: str = JOB) -> TaskDeferred:
     return deferral_of(sensor.defer_for_job, state, poll_interval=30)
 
 
-def operator_awaiting_callback(reference: str) -> TaskDeferred:
+def operator_awaiting_callback(reference: str, **options: Any) -> TaskDeferred:
     """Return the deferral of an operator that has lost the answer to its submission."""
     state = DeferralState(reference=reference, end_time=time.time() + 1800)
     trigger = LumaCallbackTrigger(state.as_kwargs(), until=time.time() + 300)
-    return deferral_of(_operator().defer_with, trigger, "execute_with_callback", state)
+    return deferral_of(_operator(**options).defer_with, trigger, "execute_with_callback", state)
 
 
-def _operator() -> LumaModifyOperator:
-    return LumaModifyOperator(task_id="modify", prompt="make it snow", video_url="https://e.com/v.mp4")
+def _operator(**options: Any) -> LumaModifyOperator:
+    return LumaModifyOperator(task_id="modify", prompt="make it snow", video_url="https://e.com/v.mp4", **options)
 
 
 def another_providers_task(**kwargs: Any) -> TaskDeferred:

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which connections callbacks are taken over, and what the API server's log says where they are refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from airflow.models.connection import Connection
+from airflow.utils.session import create_session
+from sqlalchemy import delete, text
+
+from airflow_provider_luma.callbacks import connections, lookups
+from tests.support.api_server import KEY, proof
+
+try:
+    from airflow.models.team import Team
+except ImportError:  # Airflow 3.1
+    Team = None
+
+needs_teams = pytest.mark.skipif(Team is None, reason="Airflow 3.1 knows no teams")
+
+
+@pytest.fixture
+def warnings(caplog):
+    """What the API server has warned of, so far."""
+    return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.fixture
+def store(metadata_db) -> Iterator:
+    """Stores connections in the metadata database."""
+
+    def _store(conn_id: str, **values: object) -> None:
+        with create_session() as session:
+            session.add(Connection(conn_id=conn_id, **{"conn_type": "luma", "password": KEY, **values}))
+
+    yield _store
+    with create_session() as session:
+        for model in filter(None, (Connection, Team)):
+            session.execute(delete(model))
+
+
+@pytest.fixture
+def connections_unreadable(metadata_db) -> Iterator[None]:
+    """The database is out of order, as far as connections are concerned."""
+    with create_session() as session:
+        session.execute(text("ALTER TABLE connection RENAME TO connection_away"))
+    yield
+    with create_session() as session:
+        session.execute(text("ALTER TABLE connection_away RENAME TO connection"))
+
+
+async def test_connection_in_the_metadata_database_is_found(api_server, store):
+    store("stored")
+    assert (await api_server.callback(proof(conn_id="stored"))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("conn_id", "said"),
+    [
+        ("a_database", "it is of type 'postgres' here; give it the type luma"),
+        ("luma_keyless", "has no API key"),
+        ("luma_invalid", "timeout in its extra"),
+    ],
+)
+async def test_log_says_why_callbacks_for_a_connection_are_refused(
+    api_server, other_connections, warnings, conn_id, said
+):
+    assert (await api_server.callback(proof(conn_id=conn_id))).status_code == 403
+    (warning,) = warnings()
+    assert f"Callbacks for connection '{conn_id}' are refused" in warning
+    assert said in warning
+
+
+async def test_log_says_that_a_connection_cannot_be_decrypted(api_server, store, warnings):
+    store("encrypted_elsewhere")
+    with create_session() as session:
+        session.execute(text("UPDATE connection SET password = 'gAAAAAB', is_encrypted = 1"))
+    assert (await api_server.callback(proof(conn_id="encrypted_elsewhere"))).status_code == 403
+    (warning,) = warnings()
+    assert "'encrypted_elsewhere'" in warning
+    assert "Fernet key" in warning
+
+
+async def test_same_warning_is_logged_once_a_minute_for_each_connection(
+    api_server, other_connections, warnings, monkeypatch
+):
+    monkeypatch.setattr(lookups, "CONNECTION_TTL", 0.0)
+    for _ in range(3):
+        await api_server.callback(proof(conn_id="a_database"))
+        await api_server.callback(proof(conn_id="luma_keyless"))
+    assert len(warnings()) == 2
+    monkeypatch.setattr(connections, "WARNING_INTERVAL", 0.0)
+    await api_server.callback(proof(conn_id="a_database"))
+    assert len(warnings()) == 3
+
+
+async def test_connections_that_do_not_exist_are_logged_once_a_minute_together(api_server, warnings):
+    for number in range(5):
+        assert (await api_server.callback(proof(conn_id=f"luma_{number}"))).status_code == 403
+    (warning,) = warnings()
+    assert "'luma_0'" in warning
+
+
+async def test_callback_is_refused_as_unavailable_while_connections_cannot_be_read(
+    api_server, connections_unreadable, warnings
+):
+    for conn_id in ("luma_default", "luma_nowhere"):
+        assert (await api_server.callback(proof(conn_id=conn_id))).status_code == 503
+    (warning,) = warnings()
+    assert "connection" in warning
+
+
+@pytest.mark.parametrize("conn_id", ["luma_default", "luma_nowhere"])
+async def test_database_outage_is_not_cached(api_server, conn_id, request):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(connections, "create_session", lambda: 1 / 0)
+        assert (await api_server.callback(proof(conn_id=conn_id))).status_code == 503
+    assert (await api_server.callback(proof(conn_id=conn_id))).status_code in (200, 403)
+
+
+async def test_connection_that_has_gone_missing_in_an_outage_is_unavailable(api_server, monkeypatch, store, warnings):
+    """Airflow itself calls a connection missing when its database cannot be read."""
+    await api_server.callback(proof())  # the names are listed
+    with create_session() as session:
+        session.execute(text("ALTER TABLE connection RENAME TO connection_away"))
+    try:
+        assert (await api_server.callback(proof(conn_id="stored"))).status_code == 503
+    finally:
+        with create_session() as session:
+            session.execute(text("ALTER TABLE connection_away RENAME TO connection"))
+
+
+@needs_teams
+class TestTeams:
+    @pytest.fixture(autouse=True)
+    def teams(self, monkeypatch, store) -> None:
+        """Airflow has two teams."""
+        monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+        with create_session() as session:
+            session.add_all([Team(name="films"), Team(name="news")])
+
+    async def test_callback_for_a_teams_connection_is_taken(self, api_server, store):
+        store("of_films", team_name="films")
+        assert (await api_server.callback(proof(conn_id="of_films"))).status_code == 200
+
+    async def test_teams_connection_in_the_environment_is_found_beside_a_global_one(self, api_server, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN__NEWS___LUMA_DEFAULT", "luma://:key-of-news@")
+        assert (await api_server.callback(proof(key="key-of-news"))).status_code == 200
+        assert (await api_server.callback(proof())).status_code == 200
+        assert (await api_server.callback(proof(key="another-key"))).status_code == 403
+
+    async def test_log_says_that_a_teams_connection_needs_multi_team(self, api_server, store, monkeypatch, warnings):
+        store("of_films", team_name="films")
+        monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "False")
+        assert (await api_server.callback(proof(conn_id="of_films"))).status_code == 403
+        (warning,) = warnings()
+        assert "'of_films'" in warning
+        assert "belongs to team 'films', and [core] multi_team is off" in warning
