@@ -136,7 +136,7 @@ class TestUrls:
             (" https://example.com/v.mp4", "blanks"),
             ("https://example.com/v.mp4\n", "blanks"),
             ("https://example.com/\tv.mp4", "blanks"),
-            ("https://example.com/\x00", "blanks"),
+            ("https://example.com/\x00", "NUL"),
             ("https://example.com:99999/v.mp4", "no valid address"),
             ("https://example.com:port/v.mp4", "no valid address"),
             ("https://[::1/v.mp4", "no valid address"),

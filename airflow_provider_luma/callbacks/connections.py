@@ -14,17 +14,13 @@ from typing import Any
 
 from airflow.configuration import conf
 from airflow.models.connection import Connection
+from airflow.models.team import Team
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.utils.session import create_session
 from sqlalchemy import null, select
 
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import LumaError
-
-try:
-    from airflow.models.team import Team
-except ImportError:  # Airflow 3.1 knows no teams
-    Team = None  # type: ignore[assignment,misc]
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +85,8 @@ def warn(subject: str, message: str, *arguments: object) -> None:
 
 def _team_names() -> list[str | None]:
     """Return for whom to read: a callback does not say whose task it is for, but its token fits the right one's key."""
-    if Team is None or not conf.getboolean("core", "multi_team", fallback=False):
+    # Connections belong to teams from Airflow 3.2 on.
+    if not hasattr(Connection, "team_name") or not conf.getboolean("core", "multi_team", fallback=False):
         return [None]
     return [None, *sorted(Team.get_all_team_names())]
 

@@ -37,11 +37,12 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
 from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
 from airflow_provider_luma.hooks.transport import (
-    MAX_BODY_SIZE,
     BearerAuth,
     check_before_send,
+    read_body,
     reason_of,
     requests_session,
+    ssl_context,
     to_response,
     was_never_connected,
 )
@@ -86,6 +87,16 @@ class LumaHook(LumaHookBase, HttpHook):
         except AirflowNotFoundException as error:
             raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
         return LumaConnection.of(connection)
+
+    def check_connection(self) -> LumaConnection:
+        """
+        Read the connection and the files that it names.
+
+        :raises LumaValidationError: one of them cannot be read, and as :meth:`get_luma_connection`
+        """
+        connection = self.get_luma_connection()
+        ssl_context(connection)
+        return connection
 
     def get_conn(
         self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
@@ -143,7 +154,7 @@ class LumaHook(LumaHookBase, HttpHook):
         :param expects_callback: whether the job will be given a callback address of Airflow's
         :raises LumaValidationError: names the parameter, or the field of the connection, and the remedy
         """
-        self._checked_connection = connection = self.get_luma_connection()
+        self._checked_connection = connection = self.check_connection()
         request.check(service_is_public=connection.is_public)
         if expects_callback and (problem := token.base_url_problem(connection)):
             raise LumaValidationError(None, f"connection {self.luma_conn_id!r}: {problem}")
@@ -256,7 +267,7 @@ class LumaHook(LumaHookBase, HttpHook):
         check_luma_task_id(luma_task_id)
         check_positive("timeout", timeout)
         check_positive("poll_interval", poll_interval)
-        self.get_luma_connection()  # an error in it is better raised now than waited out
+        self.check_connection()  # an error in it is better raised now than waited out
         state = PollState(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
         while True:
             outcome = self.poll(state)
@@ -383,12 +394,7 @@ class LumaHook(LumaHookBase, HttpHook):
                 allow_redirects=self.merged_extra["allow_redirects"],
                 stream=True,
             )
-            body = bytearray()
-            for chunk in response.iter_content(65536):
-                body += chunk
-                if len(body) >= MAX_BODY_SIZE:
-                    break
-            return to_response(response.status_code, bytes(body[:MAX_BODY_SIZE]), response.headers)
+            return to_response(response.status_code, read_body(response), response.headers)
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

@@ -161,6 +161,16 @@ def proxy_of(connection: LumaConnection) -> str | None:
     return proxy
 
 
+def read_body(response: requests.Response) -> bytes:
+    """Read the body of a streamed answer, up to :data:`MAX_BODY_SIZE`."""
+    body = bytearray()
+    for chunk in response.iter_content(65536):
+        body += chunk
+        if len(body) >= MAX_BODY_SIZE:
+            break
+    return bytes(body[:MAX_BODY_SIZE])
+
+
 def to_response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
     """Return what the protocol reads of an HTTP answer."""
     return Response(status, body, headers.get("Retry-After"), headers.get("Location"))

@@ -72,7 +72,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
         with pushed_failure(context):
             try:
                 check_luma_task_id(self.luma_task_id)
-                self.hook.get_luma_connection()  # an error in it is better raised now than waited out
+                self.hook.check_connection()  # an error in it is better raised now than waited out
             except LumaError as error:
                 raise self._ending(error) from error
             LumaResultLink().push(self, context)

@@ -113,7 +113,7 @@ class TestResumedTasks:
 
     async def test_connection_id_with_special_characters_is_found(self, metadata_db, api_server, connect):
         connect("luma/eu (1)", key="another-key")
-        (task,) = metadata_db.defer(operator_awaiting_job())
+        (task,) = metadata_db.defer(operator_awaiting_job(luma_conn_id="luma/eu (1)"))
         assert (await api_server.callback(proof(conn_id="luma/eu (1)", key="another-key"))).status_code == 200
         assert metadata_db.resumed() == {task}
 

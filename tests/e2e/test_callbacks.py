@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 import requests
-from conftest import API_KEY, WEBHOOK_SECRET, needs_task_state
+from conftest import API_KEY, WEBHOOK_SECRET
 from test_submit_once import kill_process_that_calls, modify, wait_for_state
 
 from airflow_provider_luma.callbacks.token import token_of
@@ -147,7 +147,6 @@ def test_callback_recovers_a_submission_whose_answer_was_lost(runs: Any, succeed
     assert f"Recovered task id {luma.jobs[0].task_id} of the lost submission from a callback" in log
 
 
-@needs_task_state
 @pytest.mark.parametrize(("name", "seconds"), [("before_the_retry", 1), ("after_the_retry", 30)])
 def test_callback_recovers_a_submission_whose_worker_was_killed(
     airflow: LocalAirflow, start: Any, succeeded: Any, name: str, seconds: int

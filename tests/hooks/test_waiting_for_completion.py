@@ -11,7 +11,6 @@ import pytest
 
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
-    LumaFeatureDisabledError,
     LumaGenerationError,
     LumaNotFoundError,
     LumaTimeoutError,
@@ -22,6 +21,7 @@ from airflow_provider_luma.polling import state as polling_state
 from airflow_provider_luma.polling.state import Failed, Finished, PollState
 from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
 from tests.support.calls import status_checks
+from tests.support.task_logs import messages
 
 
 async def wait_in_worker(luma_task_id: str, *, timeout: float = 20, poll_interval: float = 0.05) -> LumaTask:
@@ -91,13 +91,46 @@ class TestOutcomes:
         assert "luma_conn_id" in str(caught.value)
         assert len(status_checks(luma)) > 1
 
-    @pytest.mark.parametrize("code", [401, 422, 505])
-    async def test_permanent_refusal_ends_the_wait(self, submit, wait, code):
-        luma_task_id = submit(faults=[f"status:refuse,code={code},skip=1"], processing_seconds=60)
-        with pytest.raises((LumaAuthError, LumaValidationError, LumaFeatureDisabledError)) as caught:
+    async def test_refused_api_key_ends_the_wait(self, submit, wait):
+        luma_task_id = submit(faults=["status:refuse,code=401,skip=1"], processing_seconds=60)
+        with pytest.raises(LumaAuthError) as caught:
             await wait(luma_task_id)
-        assert caught.value.code == code
-        assert caught.value.luma_task_id == luma_task_id
+        assert (caught.value.code, caught.value.luma_task_id) == (401, luma_task_id)
+
+    @pytest.mark.parametrize("fault", ["refuse,code=402", "refuse,code=422", "refuse,code=505", "refuse,code=501",
+                                       "html,code=401", "html,code=404"])  # fmt: skip
+    async def test_trouble_in_passing_does_not_end_the_wait(self, submit, wait, short_backoff, fault):
+        """Nothing but the service's own word on this job does."""
+        luma_task_id = submit(faults=[f"status:{fault},times=2"])
+        assert (await wait(luma_task_id)).luma_task_id == luma_task_id
+
+    @pytest.mark.parametrize("extra", [{"verify": "/no/such/bundle.pem"}, {"timeout": -1}, {"proxies": 7}])
+    async def test_connection_that_is_unusable_for_a_while_does_not_end_the_wait(
+        self, luma, submit, set_connection, short_backoff, task_log, until, extra
+    ):
+        luma_task_id = submit()
+        set_connection(luma.base_url, **extra)
+        waiting = asyncio.create_task(wait_in_triggerer(luma_task_id))
+        await asyncio.to_thread(until, lambda: messages(task_log, "could not be checked"))
+        set_connection(luma.base_url)
+        assert (await waiting).luma_task_id == luma_task_id
+
+    async def test_certificates_that_vanish_for_a_while_do_not_end_a_wait_in_the_worker(
+        self, luma, submit, set_connection, short_backoff, task_log, until
+    ):
+        luma_task_id = submit(processing_seconds=0.5)
+        waiting = asyncio.create_task(wait_in_worker(luma_task_id))
+        await first_status_check(luma)
+        set_connection(luma.base_url, verify="/no/such/bundle.pem")
+        await asyncio.to_thread(until, lambda: messages(task_log, "could not be checked"))
+        set_connection(luma.base_url)
+        assert (await waiting).luma_task_id == luma_task_id
+
+    async def test_certificates_that_cannot_be_read_end_a_wait_before_it_begins(self, luma, submit, set_connection):
+        luma_task_id = submit()
+        set_connection(luma.base_url, verify="/no/such/bundle.pem")
+        with pytest.raises(LumaValidationError, match="verify or cert .*/no/such/bundle.pem"):
+            await wait_in_worker(luma_task_id)
 
 
 class TestDeadline:

@@ -190,7 +190,8 @@ class TestDeferring:
         assert before + 600 <= end_time <= time.time() + 600
         assert arguments == {"luma_task_id": luma_task_id, "luma_conn_id": "luma_default", "poll_interval": 12.0}
         assert deferred.value.method_name == "execute_complete"
-        assert deferred.value.kwargs == {"luma_task_id": luma_task_id, "end_time": end_time}
+        state = {"luma_task_id": luma_task_id, "luma_conn_id": "luma_default", "end_time": end_time}
+        assert deferred.value.kwargs == state
 
     async def test_a_sensor_that_is_resumed_with_nothing_but_the_event_returns_the_result(self, submit, context):
         """As ``dag.test()`` of Airflow 3.1 to 3.3 resumes it."""

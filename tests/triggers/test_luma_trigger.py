@@ -101,8 +101,7 @@ class TestEvent:
             ({"outcome": "no_urls"}, "LumaGenerationError", None),
             ({"faults": ["status:refuse,code=401"]}, "LumaAuthError", 401),
             ({"faults": ["status:refuse,code=404"]}, "LumaNotFoundError", 404),
-            ({"faults": ["status:refuse,code=422"]}, "LumaValidationError", 422),
-            ({"faults": ["status:refuse,code=505"]}, "LumaFeatureDisabledError", 505),
+            ({"faults": ["status:refuse,code=422"]}, "LumaNotFoundError", 422),
         ],
         ids=str,
     )
