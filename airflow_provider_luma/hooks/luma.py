@@ -89,11 +89,7 @@ class LumaHook(LumaHookBase, HttpHook):
         return LumaConnection.of(connection)
 
     def check_connection(self) -> LumaConnection:
-        """
-        Read the connection and the files that it names.
-
-        :raises LumaValidationError: one of them cannot be read, and as :meth:`get_luma_connection`
-        """
+        """Read the connection, as :meth:`get_luma_connection` does, and the files that it names."""
         connection = self.get_luma_connection()
         ssl_context(connection)
         return connection
