@@ -366,6 +366,7 @@ def assert_plain(read: Any) -> None:
     elif isinstance(read, LumaError):
         values = [read.as_dict(), str(read), read.retry_after]
     msgspec.msgpack.encode(values)
+    assert_no_nul(values)
     written = json.dumps(values, allow_nan=False, ensure_ascii=False).encode("utf-8")
     json.loads(written, object_pairs_hook=lambda pairs: [assert_no_nul(item) for pair in pairs for item in pair])
 

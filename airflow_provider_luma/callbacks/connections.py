@@ -60,7 +60,7 @@ def read_connections(conn_id: str) -> list[LumaConnection]:
 
 def listed_names() -> frozenset[str]:
     """
-    Return the names of all connections that can be listed, which those in a secrets backend cannot.
+    Return the names of connections in the environment and the metadata database; a secrets backend lists none.
 
     :raises SQLAlchemyError: the metadata database cannot be read
     """
@@ -74,7 +74,7 @@ def listed_names() -> frozenset[str]:
 
 def warn(subject: str, message: str, *arguments: object) -> None:
     """Log a warning, unless there was one of this subject within the last minute."""
-    now = time.monotonic()
+    now, subject = time.monotonic(), subject.lower()  # some stores find a name however it is spelt
     if now < _warned_at.get(subject, -WARNING_INTERVAL) + WARNING_INTERVAL:
         return
     if len(_warned_at) >= _MAX_SUBJECTS:

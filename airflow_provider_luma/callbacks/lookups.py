@@ -3,8 +3,8 @@
 Looking up the connections that callbacks name, so that names without proof hold nobody up.
 
 Anybody can invent names, and to look one up takes 0.4 ms with everything on one machine, and some 50 ms where a secrets
-backend is asked over a network. So look-ups have few threads of their own, and names that exist, because a valid token
-has named them or because they can be listed, have others than names that somebody may have invented.
+backend is asked over a network. So look-ups have few threads of their own, and names that surely exist have others than
+names that may be invented: those that a valid token has named, that a deferred task uses, or that can be listed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from airflow_provider_luma.callbacks.connections import listed_names, read_connections
+from airflow_provider_luma.callbacks.resume import waiting_connections
 from airflow_provider_luma.connection import LumaConnection
 
 #: Seconds for which a connection is cached, also one that does not exist.
@@ -90,7 +91,7 @@ class ConnectionLookups:
 
     def __init__(self) -> None:
         self._proven: dict[str, None] = {}
-        self._listed = Lookups(lambda _: listed_names(), max_lookups=1)
+        self._listed = Lookups(lambda _: listed_names() | waiting_connections(), max_lookups=1)
         self._known = Lookups(read_connections, MAX_KNOWN_LOOKUPS)
         self._unknown = Lookups(read_connections, MAX_UNKNOWN_LOOKUPS)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
@@ -71,22 +72,18 @@ def find_waiting(luma_task_id: str, reference: str, luma_conn_id: str) -> list[D
 
     :param luma_conn_id: the connection that the callback has come over
     """
-    with create_session() as session:
-        deferred = session.execute(
-            select(TaskInstance.id, TaskInstance.trigger_id, Trigger.created_date, TaskInstance.next_kwargs)
-            .join(Trigger, Trigger.id == TaskInstance.trigger_id)
-            .where(
-                TaskInstance.state == TaskInstanceState.DEFERRED,
-                Trigger.classpath.in_(RESUMABLE_TRIGGERS),
-            )
-        ).all()
     return [
-        Deferral(task_instance_id, trigger_id, deferred_at)
-        for task_instance_id, trigger_id, deferred_at, kwargs in deferred
+        deferral
+        for deferral, kwargs in _deferred()
         if DeferralState.is_resumed_by(
             kwargs, luma_task_id=luma_task_id, reference=reference, luma_conn_id=luma_conn_id
         )
     ]
+
+
+def waiting_connections() -> set[str]:
+    """Return the names of the connections that deferred tasks use."""
+    return {kwargs["luma_conn_id"] for _, kwargs in _deferred() if kwargs and kwargs.get("luma_conn_id")}
 
 
 def resume_waiting(luma_task_id: str, waiting: list[Deferral]) -> tuple[int, list[Deferral], float]:
@@ -111,6 +108,20 @@ def _is_lost(value: str, reference: str) -> bool:
     except ValueError:
         return False
     return isinstance(record, dict) and record.get("reference") == reference and not record.get("luma_task_id")
+
+
+def _deferred() -> list[tuple[Deferral, Mapping[str, Any] | None]]:
+    """Return the deferrals of all tasks that a callback could resume, with the stored keyword arguments."""
+    with create_session() as session:
+        deferred = session.execute(
+            select(TaskInstance.id, TaskInstance.trigger_id, Trigger.created_date, TaskInstance.next_kwargs)
+            .join(Trigger, Trigger.id == TaskInstance.trigger_id)
+            .where(
+                TaskInstance.state == TaskInstanceState.DEFERRED,
+                Trigger.classpath.in_(RESUMABLE_TRIGGERS),
+            )
+        ).all()
+    return [(Deferral(*deferral), kwargs) for *deferral, kwargs in deferred]
 
 
 def _resume(deferral: Deferral, event: TriggerEvent) -> int:

@@ -17,9 +17,7 @@ from airflow_provider_luma import callbacks
 from airflow_provider_luma.callbacks import connections, lookups
 from tests.support.api_server import KEY, proof
 
-needs_teams = pytest.mark.skipif(
-    not hasattr(Connection, "team_name"), reason="connections have no teams in Airflow 3.1"
-)
+needs_teams = pytest.mark.skipif(not hasattr(Connection, "team_name"), reason="Airflow 3.1 has no teams")
 
 
 @pytest.fixture
@@ -96,6 +94,7 @@ async def test_same_warning_is_logged_once_a_minute_for_each_connection(
     monkeypatch.setattr(lookups, "CONNECTION_TTL", 0.0)
     for _ in range(3):
         await api_server.callback(proof(conn_id="a_database"))
+        await api_server.callback(proof(conn_id="A_Database"))
         await api_server.callback(proof(conn_id="luma_keyless"))
     assert len(warnings()) == 2
     monkeypatch.setattr(connections, "WARNING_INTERVAL", 0.0)

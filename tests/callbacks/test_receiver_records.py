@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from airflow.utils.session import create_session
@@ -12,6 +14,7 @@ from sqlalchemy import select
 
 from airflow_provider_luma.callbacks import resume
 from airflow_provider_luma.submission.decision import SubmissionRecord, new_reference
+from airflow_provider_luma.submission.object_store import ObjectSubmissionStore
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
 from tests.support.api_server import proof
 from tests.support.metadata_db import (
@@ -74,6 +77,24 @@ async def test_callback_is_recorded_only_for_the_task_of_its_submission(metadata
     assert (metadata_db.recorded_callback(lost)["luma_task_id"], metadata_db.recorded_callback(other)) == (JOB, None)
 
 
+async def test_callback_is_recorded_only_for_the_mapped_task_of_its_submission(metadata_db, api_server):
+    from airflow.state.metastore import MetastoreBackend, TaskScope
+
+    reference = new_reference()
+    (task,) = metadata_db.defer(another_providers_task(), state="failed")
+    metadata_db.save_record(task, record_of(new_reference()))
+    with create_session() as session:
+        row = session.scalars(select(TaskStateStoreModel)).one()
+        coordinates = [row.dag_id, row.run_id, row.task_id, 3]
+    if hasattr(TaskStateStoreModel, "region_id"):  # from Airflow 3.4 on
+        coordinates.append(uuid4())
+    mapped = TaskScope(*coordinates)
+    MetastoreBackend().set(mapped, STORE_KEY, json.dumps(record_of(reference).as_dict()))
+    assert (await api_server.callback(proof(reference))).status_code == 200
+    assert json.loads(MetastoreBackend().get(mapped, CALLBACK_KEY))["luma_task_id"] == JOB
+    assert metadata_db.recorded_callback(task) is None
+
+
 async def test_callback_is_recorded_before_the_task_is_resumed(metadata_db, api_server, monkeypatch):
     """The resumed task must find it, should the event be lost."""
     reference, recorded = new_reference(), []
@@ -108,3 +129,18 @@ async def test_unreadable_record_of_a_submission_is_ignored(metadata_db, api_ser
     metadata_db.save_record(task, stored.format(reference=reference))
     assert (await api_server.callback(proof(reference))).status_code == 200
     assert metadata_db.recorded_callback(task) is None
+
+
+async def test_callback_is_recorded_in_the_submission_store_that_the_connection_names(api_server, connect, tmp_path):
+    connect("luma_with_store", key="another-key", submission_store=str(tmp_path))
+    reference = new_reference()
+    query = proof(reference, conn_id="luma_with_store", key="another-key")
+    assert (await api_server.callback(query)).status_code == 200
+    assert ObjectSubmissionStore(str(tmp_path), ("a", "b", "c", -1)).callback_task_id(reference) == JOB
+
+
+async def test_callback_that_the_submission_store_cannot_take_is_to_be_repeated(api_server, connect, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    connect("luma_with_store", key="another-key", submission_store=str(tmp_path / "file"))
+    query = proof(conn_id="luma_with_store", key="another-key")
+    assert (await api_server.callback(query)).status_code == 503
