@@ -38,6 +38,7 @@ faults:
          hang             seconds=N before the normal response
          null_data, wrong_data            the envelope's data is null, or a string
          unknown_flag, response_string    status: successFlag is flag=N (default: 9), response is JSON in a string
+         hostile_text     status: texts with half an emoji and NUL, numbers beyond 64 bits, NaN, deep nesting
          no_range         file: a range request is answered with the whole file
   which  every=N (each N-th call), skip=N (not the first N), times=N (N times at most),
          after_accept=true (submit: the job is accepted and billed, then the fault hits the response)

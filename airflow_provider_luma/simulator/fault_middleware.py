@@ -49,6 +49,10 @@ def operation_of(path: str) -> str | None:
     return "other" if path.startswith("/api/") else None
 
 
+#: Half an emoji and a NUL, which JSON may hold, and which no database and few serialisers take.
+HOSTILE_TEXT = "The model \ud83d said \x00 no"
+
+
 @dataclass(frozen=True)
 class BufferedResponse:
     """A complete HTTP response, buffered before any of it is sent."""
@@ -249,6 +253,11 @@ class _FaultyRequest:
             data["successFlag"] = self.fault.flag
         elif self.fault.kind == "response_string" and data and data["response"]:
             data["response"] = json.dumps(data["response"])
+        elif self.fault.kind == "hostile_text" and data:
+            content["msg"] = data["errorMessage"] = HOSTILE_TEXT
+            data["errorCode"] = 10**30
+            data["paramJson"] = json.dumps({**json.loads(data["paramJson"]), "prompt": HOSTILE_TEXT})
+            data["remarks"] = [float("nan"), json.loads("[" * 500 + "]" * 500)]
 
     async def _abort_connection(self) -> None:
         """Close the connection at once and discard unsent data."""

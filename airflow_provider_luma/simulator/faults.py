@@ -26,6 +26,7 @@ Kind = Literal[
     "wrong_data",
     "unknown_flag",
     "response_string",
+    "hostile_text",
     "no_range",
     "wrong_length",
 ]
@@ -35,6 +36,7 @@ Style = Literal["status", "body"]
 _VALID_OPERATIONS: dict[str, set[str]] = {
     "unknown_flag": {"status"},
     "response_string": {"status"},
+    "hostile_text": {"status"},
     "no_range": {"file"},
     "null_data": {"submit", "status", "credit", "download_url"},
     "wrong_data": {"submit", "status", "credit", "download_url"},

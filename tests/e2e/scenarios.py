@@ -39,6 +39,7 @@ SUCCESSES = {
     "status_null_data": Rehearsal(status("null_data", every=2)),
     "unknown_flags": Rehearsal(status("unknown_flag", every=2)),
     "response_string": Rehearsal(status("response_string")),
+    "hostile_prompt": Rehearsal(status("hostile_text")),
     "callback_failed": Rehearsal({"outcome": "callback_failed"}),
     "submit_429_twice": Rehearsal(submit("refuse", code=429, times=2), calls=3),
     "synchronous": Rehearsal(operator={"deferrable": False}),
@@ -57,6 +58,10 @@ FAILURES = {
     "generate_failed": Rehearsal(
         {"outcome": "generate_failed", "error_message": "The model gave up."},
         says=("GENERATE_FAILED: The model gave up.", "code 501"),
+    ),
+    "hostile_text": Rehearsal(
+        {"outcome": "generate_failed", **status("hostile_text")},
+        says=("GENERATE_FAILED: The model \ufffd said \ufffd no",),
     ),
     "no_urls": Rehearsal({"outcome": "no_urls"}, says=("no video is listed",)),
     "timed_out": Rehearsal(

@@ -119,6 +119,17 @@ def test_null_data_and_wrong_data_faults_replace_the_data_of_the_envelope(make_c
     assert client.get(CREDIT).json()["data"] == "unexpected"
 
 
+def test_hostile_text_fault_puts_into_the_record_what_databases_and_serialisers_refuse(make_client):
+    client = make_client()
+    luma_task_id = client.submit_and_get_id()
+    client.luma.configure(faults=["status:hostile_text"])
+    response = client.status(luma_task_id)
+    data = response.json()["data"]
+    assert data["errorMessage"] == json.loads(data["paramJson"])["prompt"] == "The model \ud83d said \x00 no"
+    assert data["errorCode"] >= 2**64
+    assert "NaN" in response.text
+
+
 def test_unknown_flag_and_response_string_faults_change_the_status_record(make_client):
     client = make_client()
     record = client.wait_for_end(client.submit_and_get_id())
