@@ -45,10 +45,16 @@ class ObjectSubmissionStore(SubmissionStore):
 
     :param folder: ``submission_store`` of the connection
     :param task_instance: dag id, run id, task id and map index
+    :param earlier: where the records were before the connection named the folder
     """
 
-    def __init__(self, folder: str, task_instance: tuple[str, str, str, int]) -> None:
+    def __init__(
+        self, folder: str, task_instance: tuple[str, str, str, int], earlier: SubmissionStore | None = None
+    ) -> None:
         self._root = _Folder(folder)
+        self._earlier = earlier
+        #: The number of the submission by which this process decides: a later one is another try's.
+        self._number = 0
         *names, map_index = task_instance
         digest = hashlib.sha256(json.dumps(task_instance).encode()).hexdigest()[:16]
         self._path = "/".join(["records", *(_path_part(name) for name in names), f"{map_index}-{digest}"])
@@ -60,10 +66,10 @@ class ObjectSubmissionStore(SubmissionStore):
 
         :raises AirflowException: the storage cannot be read, or what is there is no record
         """
-        latest = self._latest()
-        if latest is None:
-            return None
-        document = self._root.read(self._file(latest))
+        self._number = max(self._root.numbers(self._path), default=0)
+        if not self._number:
+            return self._earlier.load() if self._earlier is not None else None
+        document = self._root.read(self._file(self._number))
         return None if document.get("refused") else SubmissionRecord.load(document)
 
     def begin(self, intent: SubmissionRecord) -> None:
@@ -72,14 +78,15 @@ class ObjectSubmissionStore(SubmissionStore):
 
         :raises AirflowException: it cannot be written, or another try has begun to submit at the same time
         """
-        self._root.create(self._file((self._latest() or 0) + 1), self._document(intent))
+        self._root.create(self._file(self._number + 1), self._document(intent))
+        self._number += 1
         try:
             self._root.remove_expired()
         except Exception:
             log.warning("Old submission records could not be removed", exc_info=True)
 
     def save(self, record: SubmissionRecord) -> None:
-        """Replace the file of a submission; one that is there no longer is left alone."""
+        """Replace the file of a submission."""
         self._replace(record)
 
     def forget(self, intent: SubmissionRecord) -> None:
@@ -94,9 +101,6 @@ class ObjectSubmissionStore(SubmissionStore):
             return None
         return named if isinstance(named, str) else None
 
-    def _latest(self) -> int | None:
-        return max(self._root.numbers(self._path), default=None)
-
     def _file(self, number: int) -> str:
         return f"{self._path}/{number:06}.json"
 
@@ -109,6 +113,7 @@ class ObjectSubmissionStore(SubmissionStore):
             if self._root.read(self._file(number)).get("reference") == record.reference:
                 self._root.replace(self._file(number), {**self._document(record), **marks})
                 return
+        self._root.create(self._file(self._number + 1), {**self._document(record), **marks})
 
 
 def record_callback(folder: str, luma_task_id: str, reference: str) -> None:

@@ -18,11 +18,12 @@ def open_store(context: Context, folder: str | None) -> SubmissionStore:
     :param context: of the task instance
     :param folder: ``submission_store`` of the connection, if it names one
     """
+    state = context.get("task_state_store")
+    own = TaskStateSubmissionStore(state) if state is not None else NoStore()
     if folder is not None:
         from airflow_provider_luma.submission.object_store import ObjectSubmissionStore
 
         ti = context["ti"]
         map_index = -1 if ti.map_index is None else ti.map_index
-        return ObjectSubmissionStore(folder, (ti.dag_id, ti.run_id, ti.task_id, map_index))
-    state = context.get("task_state_store")
-    return TaskStateSubmissionStore(state) if state is not None else NoStore()
+        return ObjectSubmissionStore(folder, (ti.dag_id, ti.run_id, ti.task_id, map_index), earlier=own)
+    return own

@@ -17,10 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_luma.exceptions import LumaTimeoutError
+from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.submission import object_store
 from airflow_provider_luma.submission.decision import RECORDS_KEPT, SubmissionRecord, new_reference
 from airflow_provider_luma.submission.object_store import ObjectSubmissionStore, record_callback
-from tests.support.task_instance import Killed, TaskInstance, TaskRun
+from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore
 
 TASK = ("films", "manual__2026-11-24T20:00:00+00:00", "modify", -1)
 JOB = "0123456789abcdef0123456789abcdef"
@@ -77,11 +78,12 @@ class TestRecords:
         store.begin(first := intent())
         assert store.update(first.reference, reported=True) == replace(first, reported=True) == store.load()
 
-    def test_of_two_tries_at_once_only_one_can_begin(self, store, folder, monkeypatch):
+    @pytest.mark.parametrize("outcome", [{}, {"luma_task_id": JOB}, {"luma_task_id": JOB, "delivered": True}])
+    def test_of_two_tries_at_once_only_one_can_begin_whatever_becomes_of_it(self, store, folder, outcome):
         other = ObjectSubmissionStore(folder, TASK)
-        latest = store._latest()
-        other.begin(intent())
-        monkeypatch.setattr(store, "_latest", lambda: latest)  # as it was before the other one began
+        assert store.load() is other.load() is None
+        other.begin(first := intent())
+        other.save(replace(first, **outcome))
         with pytest.raises(AirflowException, match="another try of this task has begun to submit at the same time"):
             store.begin(intent())
 
@@ -202,6 +204,35 @@ class TestSubmitOnce:
         luma.configure(faults=[])
         assert task.clear_and_run()["luma_task_id"] == luma.jobs[0].task_id
         assert task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id
+
+    def test_try_that_was_overtaken_by_another_one_submits_nothing(self, luma, task, modify, monkeypatch):
+        """A worker that Airflow takes for dead wakes up between its decision and its submission."""
+        luma.configure(processing_seconds=0)
+        overtaking = TaskRun(lambda **changes: modify(deferrable=False, **changes), None)
+        get_callback_url = LumaHook.get_callback_url
+
+        def overtaken(hook, reference):
+            monkeypatch.setattr(LumaHook, "get_callback_url", get_callback_url)
+            overtaking.run_try()
+            return get_callback_url(hook, reference)
+
+        monkeypatch.setattr(LumaHook, "get_callback_url", overtaken)
+        with pytest.raises(AirflowException, match="another try of this task"):
+            task.run_try()
+        assert luma.accepted == 1
+
+    def test_store_that_the_connection_names_only_now_takes_over_the_record(
+        self, luma, modify, luma_conn, set_connection, folder
+    ):
+        luma.configure(processing_seconds=0, faults=["status:unknown_flag,flag=0"])
+        task = TaskRun(lambda **changes: modify(deferrable=False, **changes), TaskStateStore())
+        with pytest.raises(LumaTimeoutError):
+            task.run_try(timeout=0.05)
+        luma.configure(faults=[])
+        set_connection(luma.base_url, submission_store=folder)
+        assert task.run_try()["luma_task_id"] == luma.jobs[0].task_id
+        assert task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id
+        assert luma.accepted == 2
 
     def test_mapped_task_instances_do_not_share_a_record(self, luma, task, monkeypatch):
         luma.configure(processing_seconds=0)
