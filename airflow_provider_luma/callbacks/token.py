@@ -89,12 +89,22 @@ def is_ours(url: str | None, connection: LumaConnection, reference: str | None =
     :param url: what the service says of the job
     :param reference: the one submission it must belong to; None for any
     """
+    proof = _proof_in(url)
+    return proof is not None and reference in (None, proof.reference) and proof.is_valid_for(connection)
+
+
+def reference_of(url: str | None) -> str | None:
+    """Return the submission that a job's callback address is for; None if the address is not one of ours."""
+    proof = _proof_in(url)
+    return proof.reference if proof is not None else None
+
+
+def _proof_in(url: str | None) -> CallbackProof | None:
     try:
         parts = urlsplit(url or "")
     except ValueError:
-        return False
-    proof = CallbackProof.read(parts.query) if parts.path.endswith(PATH) else None
-    return proof is not None and reference in (None, proof.reference) and proof.is_valid_for(connection)
+        return None
+    return CallbackProof.read(parts.query) if parts.path.endswith(PATH) else None
 
 
 def base_url_problem(connection: LumaConnection) -> str | None:

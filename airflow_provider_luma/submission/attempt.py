@@ -7,11 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import tenacity
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_provider_luma.exceptions import LumaError, LumaSubmissionUnknownError
 from airflow_provider_luma.submission.store import try_store
+
+#: Seconds before the job's id is written once more, if that has failed: without it, a person has to look for the job.
+SAVE_RETRY_DELAY = 1.0
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -71,8 +75,12 @@ class SubmissionAttempt:
             self.is_forgotten = try_store(self._log, self._forget) is True
             raise
         self._log.info("Luma accepted the job as Luma task %s", luma_task_id)
-        try_store(self._log, self._store.save, replace(self._intent, luma_task_id=luma_task_id))
+        try_store(self._log, self._save, replace(self._intent, luma_task_id=luma_task_id))
         return luma_task_id
+
+    @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(SAVE_RETRY_DELAY), reraise=True)
+    def _save(self, record: SubmissionRecord) -> None:
+        self._store.save(record)
 
     def _forget(self) -> bool:
         self._store.forget(self._intent)

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 #: Seconds between two searches for expired files.
 CLEANUP_INTERVAL = 86_400.0
 
+#: What this module writes; the folder may hold files of others.
+_OWN_FILE = re.compile(r"(/-?\d+-[0-9a-f]{16}/\d{6,}|/callbacks/[0-9a-f]{32})\.json(\.\w+\.part)?$")
+
 #: Where storages tell when a file was written: local disks, S3, Google, Azure.
 _MODIFIED_KEYS = ("mtime", "LastModified", "updated", "last_modified")
 
@@ -80,14 +83,14 @@ class ObjectSubmissionStore(SubmissionStore):
         """
         self._root.create(self._file(self._number + 1), self._document(intent))
         self._number += 1
+
+    def save(self, record: SubmissionRecord) -> None:
+        """Replace the file of a submission, and remove files that are older than Luma's records."""
+        self._replace(record)
         try:
             self._root.remove_expired()
         except Exception:
             log.warning("Old submission records could not be removed", exc_info=True)
-
-    def save(self, record: SubmissionRecord) -> None:
-        """Replace the file of a submission."""
-        self._replace(record)
 
     def forget(self, intent: SubmissionRecord) -> None:
         """Mark a submission as refused: it then counts as none."""
@@ -131,6 +134,8 @@ class _Folder:
     def __init__(self, folder: str) -> None:
         self._name = folder
         self._root = ObjectStoragePath(folder if "://" in folder else f"file://{folder}")
+        if isinstance(self._root.fs, LocalFileSystem) and not Path(self._root.path).parent.is_dir():
+            raise self._unusable("found", FileNotFoundError("is its disk mounted on this machine?"))
 
     def numbers(self, path: str) -> list[int]:
         """Return the numbers of the files in a folder; none if it is not there."""
@@ -170,6 +175,8 @@ class _Folder:
             else:
                 self._root.fs.pipe_file(path, _encode(document), mode="create")
         except FileExistsError as error:
+            if self.read(file).get("reference") == document["reference"]:
+                return  # it is this one: its storage was asked twice, as the first answer was lost
             raise AirflowException(
                 f"{self._name}/{file} is there already: another try of this task has begun to submit at the same time. "
                 "Nothing was submitted by this one"
@@ -203,9 +210,7 @@ class _Folder:
     def _files(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the files that this module has written, also those of a process that was killed while it wrote."""
         found = [self._root.fs.find(self._full(folder), detail=True) for folder in ("records", "callbacks")]
-        return [
-            (path, info) for files in found for path, info in files.items() if re.search(r"\.json(\.\w+\.part)?$", path)
-        ]
+        return [(path, info) for files in found for path, info in files.items() if _OWN_FILE.search(path)]
 
     def _full(self, path: str) -> str:
         return f"{self._root.path.rstrip('/')}/{path}".rstrip("/")

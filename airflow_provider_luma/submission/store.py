@@ -12,9 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_luma.submission.decision import SubmissionRecord
+from airflow_provider_luma.submission.decision import RECORDS_KEPT, SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -111,7 +112,8 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def save(self, record: SubmissionRecord) -> None:
         """Write the record."""
-        self._state.set(STORE_KEY, record.as_dict())
+        # As long as Luma's own records; by default Airflow's last for a month.
+        self._state.set(STORE_KEY, record.as_dict(), retention=timedelta(seconds=RECORDS_KEPT))
 
     def forget(self, intent: SubmissionRecord) -> None:
         """Delete the record."""

@@ -185,9 +185,9 @@ class Submitter:
         """
         reference = deferral.reference
         assert reference is not None, "only a recorded submission is waited for"
-        named = luma_task_id or deferral.callback_task_id or self.store.callback_task_id(reference)
+        named = luma_task_id or self.store.callback_task_id(reference) or deferral.callback_task_id
         try:
-            is_ours = named is not None and self._is_our_job(named, reference)
+            is_ours = self._is_our_job(named, reference) if named is not None else False
         except TRANSIENT as error:
             self.log.warning("A callback named Luma task %s, but its status check failed: %s", named, error)
             if _is_over(deferral):
@@ -196,7 +196,7 @@ class Submitter:
         if named is None or not is_ours:
             if _is_over(deferral):
                 self._give_up(reference)
-            return self._await_callback(reference, deferral)
+            return self._await_callback(reference, deferral, named if is_ours is None else None)
         self.store.update(reference, luma_task_id=named, max_tries=self.max_tries)
         finished: LumaTask | None = None
         if needs_result:
@@ -217,13 +217,14 @@ class Submitter:
         # A person who has cleared the task since has not seen this job: it counts as one that a retry has found.
         return self.store.update(record.reference, luma_task_id=named, max_tries=self.max_tries)
 
-    def _is_our_job(self, luma_task_id: str, reference: str) -> bool:
-        """Ask Luma whether a job that a callback has named comes from a submission of this task."""
+    def _is_our_job(self, luma_task_id: str, reference: str) -> bool | None:
+        """Ask Luma whether a job that a callback has named comes from a submission of this task; None if not known."""
         try:
             task = self.client.get_task(luma_task_id)
         except LumaNotFoundError:
-            task = None
-        if task is not None and self.client.is_job_of(task, reference):
+            self.log.warning("A callback named Luma task %s, which Luma does not know (yet)", luma_task_id)
+            return None
+        if self.client.is_job_of(task, reference):
             self.log.info("Recovered task id %s of the lost submission from a callback", luma_task_id)
             return True
         self.log.warning("A callback named Luma task %s, which this task did not submit: ignored", luma_task_id)
@@ -339,6 +340,7 @@ class Submitter:
 
     def _reported(self, error: LumaSubmissionUnknownError, reference: str) -> AirflowFailException:
         """Return what fails the task without using its retries; record that a person is asked: then a Clear submits."""
+        self.log.error("%s", error)
         try_store(self.log, self.store.update, reference, reported=True, max_tries=self.max_tries)
         failure = AirflowFailException(str(error))
         failure.__cause__ = error

@@ -185,10 +185,12 @@ class TestCallbackOfOthers:
         assert awaited_job(again) is None
         assert awaited_job(deferral_of(resume, modify(), again, context, callback_event(own))) == own
 
-    def test_callback_that_names_an_unknown_job_is_ignored(self, luma, modify, context, lost, task_log):
+    def test_callback_that_names_an_unknown_job_is_remembered_as_luma_may_not_know_it_yet(
+        self, luma, modify, context, lost, task_log
+    ):
         again = deferral_of(resume, modify(), lost, context, callback_event("nobody-knows"))
-        assert (awaited_job(again), again.kwargs) == (None, lost.kwargs)
-        assert len(messages(task_log, "nobody-knows", "ignored")) == 1
+        assert (awaited_job(again), again.kwargs) == (None, {**lost.kwargs, "callback_task_id": "nobody-knows"})
+        assert len(messages(task_log, "nobody-knows", "does not know (yet)")) == 1
         assert luma.accepted == 1
 
     def test_recorded_callback_of_another_submission_is_ignored(self, luma, modify, context, lost):

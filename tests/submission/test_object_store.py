@@ -135,23 +135,25 @@ class TestExpiry:
         return write
 
     def test_submission_removes_records_and_callbacks_that_are_older_than_two_months(self, tmp_path, old):
-        old_files = [old("records/films/old/modify/-1-ab/000001.json"), old("callbacks/ab.json")]
-        old_files.append(old("records/films/old/modify/-1-ab/000002.json.12345678.part"))
-        kept = [old("somebody-elses.json"), old("records/notes.txt")]
+        old_files = [old("records/films/old/modify/-1-0123456789abcdef/000001.json"), old(f"callbacks/{new_reference()}.json")]
+        old_files.append(old("records/films/old/modify/-1-0123456789abcdef/000002.json.12345678.part"))
+        kept = [old("somebody-elses.json"), old("records/customers/2025.json"), old("callbacks/notes.json")]
         store = ObjectSubmissionStore(str(tmp_path), TASK)
         store.begin(record := intent())
+        store.save(record)
         assert not any(file.exists() for file in old_files)
         assert all(file.exists() for file in kept)
         assert store.load() == record
 
     def test_folder_is_searched_once_a_day(self, tmp_path, old):
         store = ObjectSubmissionStore(str(tmp_path), TASK)
-        store.begin(intent())
-        file = old("callbacks/ab.json")
-        store.begin(intent())
+        store.begin(record := intent())
+        store.save(record)
+        file = old(f"callbacks/{new_reference()}.json")
+        store.save(record)
         assert file.exists()
         os.utime(tmp_path / "last-cleanup.json", (time.time() - object_store.CLEANUP_INTERVAL - 60,) * 2)
-        store.begin(intent())
+        store.save(record)
         assert not file.exists()
 
     def test_submission_goes_on_if_old_files_cannot_be_removed(self, tmp_path):
@@ -159,16 +161,30 @@ class TestExpiry:
         os.utime(tmp_path / "last-cleanup.json", (0, 0))
         store = ObjectSubmissionStore(str(tmp_path), TASK)
         store.begin(record := intent())
+        store.save(record)
         assert store.load() == record
 
 
 class TestUnusableStorage:
     def test_nothing_is_submitted_if_the_record_cannot_be_written(self, luma, modify, set_connection, tmp_path):
         (tmp_path / "file").write_text("no folder")
-        set_connection(luma.base_url, submission_store=str(tmp_path / "file" / "store"))
+        set_connection(luma.base_url, submission_store=str(tmp_path / "file"))
         with pytest.raises(AirflowException, match=r"submission_store .* so nothing is submitted"):
             TaskRun(modify, None).run_try()
         assert luma.accepted == 0
+
+    def test_nothing_is_submitted_if_the_share_is_not_mounted(self, luma, modify, set_connection, tmp_path):
+        set_connection(luma.base_url, submission_store=str(tmp_path / "not-mounted" / "luma"))
+        with pytest.raises(AirflowException, match="is its disk mounted"):
+            TaskRun(modify, None).run_try()
+        assert luma.accepted == 0
+
+    def test_storage_that_repeats_a_create_whose_answer_was_lost_counts_as_done(self, store):
+        first = intent()
+        store.begin(first)
+        store._number = 0
+        store.begin(first)
+        assert store.load() == first
 
     def test_nothing_is_submitted_if_the_record_cannot_be_read(self, luma, modify, set_connection, tmp_path):
         set_connection(luma.base_url, submission_store=str(tmp_path))

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
+import tenacity
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 
 from airflow_provider_luma.exceptions import LumaRateLimitError, LumaTimeoutError
+from airflow_provider_luma.submission.attempt import SubmissionAttempt
 from tests.support.calls import submissions
 from tests.support.task_instance import Killed, TaskRun, TaskStateStore, assert_result_is_of
 from tests.support.task_logs import messages
@@ -206,3 +208,18 @@ class TestStoreFails:
         luma.configure(faults=["submit:refuse,code=429,times=1"])
         with pytest.raises(LumaRateLimitError):
             modify().execute(context)
+
+
+def test_id_that_could_not_be_written_at_once_is_written_a_moment_later(luma, modify, monkeypatch):
+    monkeypatch.setattr(SubmissionAttempt._save.retry, "wait", tenacity.wait_none())
+    task = TaskRun(lambda **changes: modify(wait_for_completion=False, **changes), TaskStateStore())
+
+    def fail_once(number: int, is_done: bool) -> None:
+        if (number, is_done) == (2, False):
+            raise ConnectionError("the API server restarts")
+
+    task.store.around_set = fail_once
+    job = task.run_try()["luma_task_id"]
+    assert task.store.record["luma_task_id"] == job
+    assert task.run_try()["luma_task_id"] == job
+    assert luma.accepted == 1
