@@ -180,8 +180,6 @@ class Download:
                 start += chunk
                 if len(start) >= COMPARED_SIZE:
                     break
-            if len(start) < min(length or 0, COMPARED_SIZE):
-                raise LumaUnavailableError(None, f"{without_secrets(url)}: the connection ended before the file")
             return length == 0 or start[:COMPARED_SIZE] == path.fs.cat_file(path.path, start=0, end=COMPARED_SIZE)
 
     def _fetch(self, url: str, path: ObjectStoragePath, part: str) -> int:
@@ -268,7 +266,6 @@ def _is_named_by(url: str, name: str) -> bool:
 def _rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
     """Give the whole file its final name. ``fs.mv`` would take brackets in a name for a pattern."""
     if not isinstance(path.fs, LocalFileSystem):
-        path.fs.invalidate_cache()
         if not overwrite and path.fs.exists(path.path):
             raise _appeared(path)
         path.fs.cp_file(part, path.path)

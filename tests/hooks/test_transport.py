@@ -218,6 +218,22 @@ class TestCertificates:
         await check_once_in_triggerer()
         assert len(wire.received) == 2
 
+    @pytest.mark.parametrize("verify", ["off", "bundle", "unknown"])
+    def test_download_checks_the_certificate_as_calls_do(
+        self, wires, set_connection, certificates, tmp_path, monkeypatch, verify
+    ):
+        monkeypatch.setattr(backoff, "FIRST_DELAY", 0.01)
+        wire = wires.start(wires.answer(body=b"a video"), tls=server_context(certificates))
+        bundle = certificates / "authority.crt"
+        set_connection(wire.base_url, verify={"off": False, "bundle": str(bundle), "unknown": True}[verify])
+        if verify == "unknown":
+            with pytest.raises(LumaUnavailableError, match="SSLError"):
+                LumaHook().download(f"{wire.base_url}/v.mp4", str(tmp_path))
+            assert wire.received == []
+        else:
+            LumaHook().download(f"{wire.base_url}/v.mp4", str(tmp_path))
+            assert (tmp_path / "v.mp4").read_bytes() == b"a video"
+
     @pytest.mark.parametrize("verify", ["off", "bundle"])
     def test_verify_takes_precedence_over_the_environments_bundle(
         self, wires, set_connection, certificates, monkeypatch, verify

@@ -122,10 +122,16 @@ def test_existing_video_whose_url_had_no_name_of_its_own_is_not_kept_for_another
 def test_file_that_appears_during_the_download_is_left_as_it_is(
     storage: Storage, server: FileServer, hook: LumaHook
 ) -> None:
-    url = server.serve("/film.mp4", Reply(FILM, halfway=lambda: storage.put("film.mp4", b"precious")))
+    def appear() -> None:
+        # The storage's client remembers a listing without it.
+        storage.put("other.mp4", b"other")
+        list(ObjectStoragePath(storage.destination).iterdir())
+        storage.put("film.mp4", b"precious")
+
+    url = server.serve("/film.mp4", Reply(FILM, halfway=appear))
     with pytest.raises(FileExistsError, match="appeared"):
         hook.download(url, storage.destination)
-    assert storage.files() == {"film.mp4": b"precious"}
+    assert storage.files() == {"film.mp4": b"precious", "other.mp4": b"other"}
 
 
 @pytest.mark.parametrize("appears", [False, True])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
@@ -44,6 +45,15 @@ def flood(before: bytes, block: bytes, count: int = 100_000) -> Callable[[], Ite
         yield from repeat(block, count)
 
     return pieces
+
+
+def peak_memory_of(run: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.usefixtures("short_timeout")
@@ -88,16 +98,14 @@ def test_existing_file_is_not_compared_for_ever(
         hook.download(url, disk.destination)
 
 
-@pytest.mark.usefixtures("short_timeout")
-def test_server_that_is_slow_now_and_then_is_not_given_up(disk: Disk, server: FileServer, hook: LumaHook) -> None:
-    def pieces() -> Iterator[bytes]:
-        yield HEAD + b"Content-Length: %d\r\n\r\n" % (10 * len(BLOCK))
-        for _ in range(10):
-            sleep(0.1)
-            yield BLOCK
-
-    hook.download(server.serve("/film.mp4", Reply(raw=pieces)), disk.destination)
-    assert len(disk.files()["film.mp4"]) == 10 * len(BLOCK)
+def test_server_is_stalled_when_the_least_progress_takes_too_long() -> None:
+    throughput = connections.Throughput()
+    for _ in range(10):
+        throughput.add(connections.MIN_PROGRESS - 1, connections.PROGRESS_TIMEOUT - 1)
+        throughput.add(1, 0.5)
+        assert not throughput.is_stalled
+    throughput.add(connections.MIN_PROGRESS - 1, connections.PROGRESS_TIMEOUT)
+    assert throughput.is_stalled
 
 
 @pytest.mark.parametrize(
@@ -144,20 +152,29 @@ def test_flood_that_is_no_part_of_the_file_is_neither_read_nor_kept_in_memory(
 ) -> None:
     server.serve("/real.mp4", Reply(FILM))
     url = server.serve("/film.mp4", Reply(raw=FLOODS[part]), Reply(FILM))
-    tracemalloc.start()
-    try:
-        hook.download(url, disk.destination)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    assert peak_memory_of(lambda: hook.download(url, disk.destination)) < 50e6
     assert disk.files() == {"film.mp4": FILM}
     assert server.requests[0].sent < 50e6
-    assert peak < 50e6
 
 
 def test_body_of_no_chunks_is_not_taken_for_the_video(disk: Disk, server: FileServer, hook: LumaHook) -> None:
     empty = Reply(raw=lambda: [HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"])
     hook.download(server.serve("/film.mp4", empty, Reply(FILM)), disk.destination)
+    assert disk.files() == {"film.mp4": FILM}
+
+
+def test_body_of_a_redirect_is_not_unpacked(disk: Disk, server: FileServer, hook: LumaHook) -> None:
+    server.serve("/real.mp4", Reply(FILM))
+    bomb = Reply(
+        gzip.compress(bytes(100_000_000)), status=302, headers={"Location": "/real.mp4", "Content-Encoding": "gzip"}
+    )
+    assert peak_memory_of(lambda: hook.download(server.serve("/film.mp4", bomb), disk.destination)) < 50e6
+    assert disk.files() == {"film.mp4": FILM}
+
+
+def test_answer_with_two_lengths_is_waited_out(disk: Disk, server: FileServer, hook: LumaHook) -> None:
+    nonsense = Reply(raw=lambda: [HEAD + b"Content-Length: 4, 5\r\n\r\nfilm"])
+    hook.download(server.serve("/film.mp4", nonsense, Reply(FILM)), disk.destination)
     assert disk.files() == {"film.mp4": FILM}
 
 
@@ -178,6 +195,7 @@ def test_rest_that_is_longer_than_the_file_starts_over(disk: Disk, server: FileS
     rest = Reply(FILM * 2, content_range=truth)
     hook.download(server.serve("/film.mp4", Reply(FILM, stop_after=CUT), rest, Reply(FILM)), disk.destination)
     assert disk.files() == {"film.mp4": FILM}
+    assert [request.range for request in server.requests] == [None, f"bytes={CUT}-", None]
 
 
 @pytest.mark.parametrize(
