@@ -135,7 +135,10 @@ class TestExpiry:
         return write
 
     def test_submission_removes_records_and_callbacks_that_are_older_than_two_months(self, tmp_path, old):
-        old_files = [old("records/films/old/modify/-1-0123456789abcdef/000001.json"), old(f"callbacks/{new_reference()}.json")]
+        old_files = [
+            old("records/films/old/modify/-1-0123456789abcdef/000001.json"),
+            old(f"callbacks/{new_reference()}.json"),
+        ]
         old_files.append(old("records/films/old/modify/-1-0123456789abcdef/000002.json.12345678.part"))
         kept = [old("somebody-elses.json"), old("records/customers/2025.json"), old("callbacks/notes.json")]
         store = ObjectSubmissionStore(str(tmp_path), TASK)
