@@ -305,7 +305,7 @@ class LumaHook(LumaHookBase, HttpHook):
         result: LumaTask | Exception
         try:
             connection = self.get_luma_connection()
-        except POLL_ERRORS as error:
+        except Exception as error:
             return self._take(state, self._unreadable_connection(error))
         try:
             result = self._get_status(state.luma_task_id, connection)

@@ -9,13 +9,12 @@ import time
 import aiohttp
 import tenacity
 from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpAsyncHook, SessionConfig
-from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_provider_luma import backoff, protocol
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaConnection, missing_connection
-from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaUnavailableError
+from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
 from airflow_provider_luma.hooks.transport import MAX_BODY_SIZE, proxy_of, ssl_context, to_response
 from airflow_provider_luma.polling.state import PollOutcome, PollState
@@ -92,7 +91,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         result: LumaTask | Exception
         try:
             await self._opened()
-        except (*POLL_ERRORS, OSError) as error:
+        except Exception as error:
             return self._take(state, self._unreadable_connection(error))
         try:
             result = await self._get_status_with_current_key(state.luma_task_id)
@@ -104,7 +103,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         """Return how many status checks a second the connection allows; the default if it cannot be read now."""
         try:
             connection, _ = await self._opened()
-        except (LumaError, AirflowException, AirflowRuntimeError):
+        except Exception:
             return DEFAULT_REQUESTS_PER_SECOND  # every status check reports the error itself
         return connection.requests_per_second
 
@@ -117,7 +116,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             used = used or self._connection
             try:
                 is_unchanged = await self.get_luma_connection() == used
-            except POLL_ERRORS as error:
+            except Exception as error:
                 raise self._unreadable_connection(error) from error
             if is_unchanged:
                 raise
@@ -172,7 +171,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         """Read the connection; if that fails, keep using the one that was read before."""
         try:
             connection = await self.get_luma_connection()
-        except (LumaError, AirflowException, AirflowRuntimeError):
+        except Exception:
             if self._connection is None or self._session is None:
                 raise
             connection = self._connection

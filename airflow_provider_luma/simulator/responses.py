@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from starlette.requests import Request
@@ -11,10 +12,18 @@ from starlette.responses import JSONResponse
 from .service import Refusal, Service
 
 
+class EnvelopeResponse(JSONResponse):
+    """JSON as the service writes it: whatever characters were put in come back, half an emoji as an escape."""
+
+    def render(self, content: Any) -> bytes:
+        """Write the body."""
+        return json.dumps(content).encode()
+
+
 def success_response(request: Request, data: Any, **extra_fields: Any) -> JSONResponse:
     """Build a success envelope around the data; extra fields appear at its top level, next to ``code``."""
     record_code(request, 200)
-    return JSONResponse({"code": 200, "msg": "success", "data": data, **extra_fields})
+    return EnvelopeResponse({"code": 200, "msg": "success", "data": data, **extra_fields})
 
 
 def refusal_response(service: Service, refusal: Refusal) -> JSONResponse:
@@ -28,7 +37,7 @@ def refusal_response(service: Service, refusal: Refusal) -> JSONResponse:
         if retry_after is not None:
             headers["Retry-After"] = f"{retry_after:g}"
     body = {"code": refusal.code, "msg": refusal.msg, "data": None}
-    return JSONResponse(body, status_code=refusal.code if style == "status" else 200, headers=headers)
+    return EnvelopeResponse(body, status_code=refusal.code if style == "status" else 200, headers=headers)
 
 
 def record_code(request: Request, code: int) -> None:
