@@ -132,10 +132,17 @@ def report(airflow: LocalAirflow, run_id: str, *, succeeded: bool, with_simulato
 def simulator(output: Path, webhook_secret: str) -> Iterator[str]:
     """Run the simulator on a free port; yield its address."""
     command = [sys.executable, "-m", "airflow_provider_luma.simulator", "--port", "0"]
-    command += ["--processing-seconds", str(SECONDS_AT_SIMULATOR), "--webhook-secret", webhook_secret]
+    command += ["--processing-seconds", str(SECONDS_AT_SIMULATOR)]
+    environment = {**os.environ, "LUMA_SIMULATOR_WEBHOOK_SECRET": webhook_secret}
     with output.open("wb") as errors:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
         )
     try:
         assert process.stdout is not None

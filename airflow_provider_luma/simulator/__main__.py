@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from .settings import Settings
+from .settings import SECRET_FIELDS, Settings
 
 if TYPE_CHECKING:
     from .server import Simulator
@@ -42,6 +43,10 @@ faults:
          no_range         file: a range request is answered with the whole file
   which  every=N (each N-th call), skip=N (not the first N), times=N (N times at most),
          after_accept=true (submit: the job is accepted and billed, then the fault hits the response)
+
+secrets:
+  The API key and the webhook secret can also be set by the environment variables LUMA_SIMULATOR_API_KEY and
+  LUMA_SIMULATOR_WEBHOOK_SECRET, which other users of the machine do not see.
 
 examples:
   python -m airflow_provider_luma.simulator --processing-seconds 20 --credits 35
@@ -96,7 +101,7 @@ def _metavar(annotation: Any) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the simulator until SIGINT or SIGTERM."""
     parser = build_parser()
-    values = vars(parser.parse_args(arguments))
+    values = {**_secrets_of_environment(), **vars(parser.parse_args(arguments))}
     host, port = values.pop("host"), values.pop("port")
     try:
         settings = Settings.model_validate(values)
@@ -111,6 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(settings, host, port)
     except (OSError, OverflowError) as error:
         parser.exit(1, f"The simulator cannot listen on {host} port {port}: {error}\n")
+
+
+def _secrets_of_environment() -> dict[str, str]:
+    """Return the secrets that are set by environment variables: a command line is seen by every user of a machine."""
+    variables = {name: f"LUMA_SIMULATOR_{name.upper()}" for name in SECRET_FIELDS}
+    return {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
 
 
 def _option_error(error: Any) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -221,3 +222,18 @@ def test_every_setting_is_a_command_line_option_with_a_description():
     for name, field in Settings.model_fields.items():
         assert field.description
         assert ("--fault" if name == "faults" else f"--{name.replace('_', '-')}") in options
+
+
+def test_the_command_takes_its_secrets_from_the_environment():
+    """A command line is seen by every user of the machine."""
+    secrets = {"LUMA_SIMULATOR_API_KEY": "from-the-environment", "LUMA_SIMULATOR_WEBHOOK_SECRET": "hush"}
+    command = [*COMMAND, "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, **secrets})
+    try:
+        address = process.stdout.readline().rpartition(" ")[2].strip()
+        headers = {"Authorization": "Bearer from-the-environment"}
+        assert httpx.get(f"{address}/simulator/state", headers=headers).status_code == 200
+        assert httpx.get(f"{address}/simulator/state").status_code == 401
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
