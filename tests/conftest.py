@@ -20,11 +20,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import hypothesis
 import pytest
 import structlog.testing
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from tests.support.wire import Wires
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 #: A key that is found wherever it should not be.
 API_KEY = "sk-distinctive-0123456789abcdef"

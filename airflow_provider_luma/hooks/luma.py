@@ -37,7 +37,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
 from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
 from airflow_provider_luma.hooks.transport import (
-    BearerAuth,
+    api_session,
     check_before_send,
     read_body,
     reason_of,
@@ -106,9 +106,7 @@ class LumaHook(LumaHookBase, HttpHook):
         return self._open(self.get_luma_connection(), headers, extra_options)
 
     def _open(self, connection: LumaConnection, headers: Any = None, extra_options: Any = None) -> requests.Session:
-        session = requests_session(connection)
-        session.auth = BearerAuth(connection.api_key)
-        session.cert = connection.cert
+        session = api_session(connection)
         session.headers.update(headers or {})
         self.base_url, self._base_url_initialized = connection.base_url, True
         self.merged_extra = {

@@ -30,6 +30,7 @@ _FAILED_HANDSHAKES = frozenset(
     {
         "CERTIFICATE_VERIFY_FAILED",
         "HTTP_REQUEST",
+        "NO_CERTIFICATE_OR_CRL_FOUND",
         "SSLV3_ALERT_HANDSHAKE_FAILURE",
         "TLSV1_ALERT_PROTOCOL_VERSION",
         "UNSUPPORTED_PROTOCOL",
@@ -45,6 +46,18 @@ class _Session(requests.Session):
         return super().merge_environment_settings(
             url, {**self.proxies, **(proxies or {})}, stream, self.verify if verify is None else verify, cert
         )
+
+
+class _ApiSession(_Session):
+    """
+    A session that does not look at a redirect which it is not to follow.
+
+    requests would fail on a target that is no address, after the request was sent.
+    """
+
+    def resolve_redirects(self, *arguments: Any, yield_requests: bool = False, **options: Any) -> Any:
+        """Yield the answers of the redirects that are followed."""
+        return iter(()) if yield_requests else super().resolve_redirects(*arguments, **options)
 
 
 class BearerAuth(requests.auth.AuthBase):
@@ -108,8 +121,23 @@ def requests_session(connection: LumaConnection) -> requests.Session:
 
     :raises LumaValidationError: its certificates cannot be read on this machine
     """
+    return _with_options(_Session(), connection)
+
+
+def api_session(connection: LumaConnection) -> requests.Session:
+    """
+    Return a session that carries the API key beside the connection's transport options.
+
+    :raises LumaValidationError: its certificates cannot be read on this machine
+    """
+    session = _with_options(_ApiSession(), connection)
+    session.auth = BearerAuth(connection.api_key)
+    session.cert = connection.cert
+    return session
+
+
+def _with_options(session: requests.Session, connection: LumaConnection) -> requests.Session:
     ssl_context(connection)
-    session = _Session()
     session.proxies = dict(connection.proxies)
     session.verify = connection.verify
     session.trust_env = connection.trust_env

@@ -128,15 +128,15 @@ class TestDatabaseErrors:
         self, metadata_db, api_server, monkeypatch, until
     ):
         (task,) = metadata_db.defer(operator_awaiting_job())
-        recording_may_end, recorded = threading.Event(), threading.Event()
-        monkeypatch.setattr(
-            resume, "record_callback", lambda *_: recording_may_end.wait(30) and recorded.set() is not None
-        )
+        threads_are_free, recorded = threading.Event(), threading.Event()
+        for _ in range(routes._threads._max_workers):
+            routes._threads.submit(threads_are_free.wait, 30)
+        monkeypatch.setattr(resume, "record_callback", lambda *_: recorded.set())
         answering = asyncio.create_task(api_server.callback(proof()))
         await asyncio.to_thread(until, lambda: routes._running)
         answering.cancel()
         await asyncio.wait([answering])
-        recording_may_end.set()
+        threads_are_free.set()
         await api_server.tasks_resumed()
         assert recorded.is_set()
         assert metadata_db.resumed() == {task}

@@ -162,16 +162,21 @@ async def _send(port: int, queries: list[str], per_second: float) -> list[tuple[
     return await asyncio.gather(*sent)
 
 
-async def test_flood_of_forged_callbacks_keeps_no_genuine_one_from_its_answer_in_time(metadata_db, connect):
-    """Each look-up takes 50 ms, as if the secrets backend were asked over a network."""
-    connect("luma_second")
+async def _slowest_genuine_in_a_flood() -> float:
+    """Flood an API server that has just started; return the seconds that the slowest genuine callback took."""
+    # As if the secrets backend were asked over a network.
     kwargs = json.dumps({"seconds": 0.05, "connections": KEPT_SECRET})
+    forged = [proof(conn_id=f"invented_{number}") for number in range(1500)]
+    genuine = [proof(conn_id=("luma_default", "kept_secret", "luma_second")[number % 3]) for number in range(30)]
     with api_server_process(AIRFLOW__SECRETS__BACKEND_KWARGS=kwargs) as port:
         assert (await _answer(port, proof(conn_id="kept_secret")))[0] == 200  # once it has started
-        forged = [proof(conn_id=f"invented_{number}") for number in range(1500)]
-        genuine = [proof(conn_id=("luma_default", "kept_secret", "luma_second")[number % 3]) for number in range(30)]
         flood, answers = await asyncio.gather(_send(port, forged, 500), _send(port, genuine, 10))
     assert {status for status, _ in flood} == {403, 503}
     assert {status for status, _ in answers} == {200}
-    # A fifth of a second on a quiet machine; the service gives up after 15.
-    assert max(seconds for _, seconds in answers) < 10
+    return max(seconds for _, seconds in answers)
+
+
+async def test_flood_of_forged_callbacks_keeps_no_genuine_one_from_its_answer_in_time(metadata_db, connect):
+    connect("luma_second")
+    # A fifth of a second on a quiet machine, and 19 with look-ups in the way; the service gives up after 15.
+    assert await _slowest_genuine_in_a_flood() < 10

@@ -175,6 +175,7 @@ class TestOneResumption:
         metadata_db.defer_again(recent, metadata_db.states([recent])[0].trigger_id if id_is_used_again else None)
         await api_server.tasks_resumed()
         assert metadata_db.resumed() == {earlier}
+        assert metadata_db.states([recent])[0].state == "deferred"
 
     async def test_the_next_callback_resumes_a_task_that_was_deferred_again(self, metadata_db, api_server, tasks):
         earlier, recent = tasks

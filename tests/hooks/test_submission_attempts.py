@@ -11,6 +11,7 @@ import requests
 from airflow_provider_luma import backoff
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
+    LumaError,
     LumaFeatureDisabledError,
     LumaInsufficientCreditsError,
     LumaNotFoundError,
@@ -19,7 +20,9 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.hooks import transport
 from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.protocol import ModifyRequest
 from tests.support.calls import submissions
 from tests.support.tls import server_context
 
@@ -49,6 +52,8 @@ class TestInvalidRequests:
             (("сделай дождь", VIDEO), "prompt"),
             ((PROMPT, "ftp://example.com/v.mp4"), "video_url"),
             ((PROMPT, "https://example.com/v.webm"), "video_url"),
+            ((f"{PROMPT} \ud83d", VIDEO), "prompt"),
+            ((PROMPT, f"{VIDEO}?\ud83d"), "video_url"),
         ],
     )
     def test_invalid_prompt_or_video_url_is_not_sent(self, luma, luma_conn, arguments, parameter):
@@ -114,6 +119,19 @@ class TestRefusals:
         assert caught.value.code == code
         assert len(submissions(luma)) == 1
 
+    @pytest.mark.parametrize(
+        ("code", "status"), [(422, 400), (402, 403), (455, 429), (505, 505), (505, 400), (455, 201)]
+    )
+    def test_refusal_under_another_4xx_or_2xx_status_is_no_unknown_outcome(
+        self, wires, set_connection, monkeypatch, code, status
+    ):
+        monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.1)
+        set_connection(wires.start(wires.envelope(code, status=status)).base_url)
+        with pytest.raises(LumaError) as caught:
+            LumaHook().modify_video(PROMPT, VIDEO)
+        assert not isinstance(caught.value, LumaSubmissionUnknownError)
+        assert caught.value.code == code
+
     def test_account_without_enough_credits_is_told_its_balance(self, luma, luma_conn):
         luma.configure(credits=5, cost=10)
         with pytest.raises(LumaInsufficientCreditsError, match="balance is 5"):
@@ -123,18 +141,22 @@ class TestRefusals:
 class TestRedirects:
     """A redirect is never followed with a submission, whatever the connection allows: it could be delivered twice."""
 
-    @pytest.mark.parametrize("status", [301, 303, 307])
-    @pytest.mark.parametrize("target_answers", [True, False], ids=["to a service that answers", "to a closed port"])
+    @pytest.mark.parametrize(("allowed", "max_redirects"), [(True, 10), (False, 10), (False, 0)])
+    @pytest.mark.parametrize("status", [302, 303, 307])
+    @pytest.mark.parametrize(
+        "target",
+        ["a service that answers", "a closed port", "/elsewhere", "http://[::1", "http://e.com:port/", "http://"],
+    )
     def test_redirected_submission_is_sent_once_and_unknown(
-        self, wires, set_connection, free_port, status, target_answers
+        self, wires, set_connection, free_port, status, target, allowed, max_redirects
     ):
-        target = wires.start(wires.envelope(200, {"taskId": "abc"}))
-        location = target.base_url if target_answers else f"http://127.0.0.1:{free_port}"
-        wire = wires.start(wires.answer(status, headers={"Location": location}))
-        set_connection(wire.base_url, allow_redirects=True)
-        with pytest.raises(LumaSubmissionUnknownError, match="redirects"):
+        service = wires.start(wires.envelope(200, {"taskId": "abc"}))
+        locations = {"a service that answers": service.base_url, "a closed port": f"http://127.0.0.1:{free_port}"}
+        wire = wires.start(wires.answer(status, headers={"Location": locations.get(target, target)}))
+        set_connection(wire.base_url, allow_redirects=allowed, max_redirects=max_redirects)
+        with pytest.raises(LumaSubmissionUnknownError, match="in the connection redirects"):
             LumaHook().modify_video(PROMPT, VIDEO)
-        assert (len(wire.received), len(target.received)) == (1, 0)
+        assert (len(wire.received), len(service.received)) == (1, 0)
 
 
 class TestNeverConnected:
@@ -174,8 +196,61 @@ class TestNeverConnected:
             LumaHook().modify_video(PROMPT, VIDEO)
         assert wire.received == []
 
+    @pytest.mark.parametrize("replaced_by", [None, "no certificate"], ids=["removed", "overwritten"])
+    @pytest.mark.parametrize("option", ["verify", "cert"])
+    def test_certificate_file_that_is_lost_after_the_check_is_no_unknown_outcome(
+        self, wires, set_connection, certificates, tmp_path, option, replaced_by
+    ):
+        wire = wires.start(tls=server_context(certificates))
+        file = tmp_path / "certificate.pem"
+        file.write_bytes((certificates / "client.pem").read_bytes())
+        set_connection(wire.base_url, **{"verify": str(certificates / "authority.crt"), option: str(file)})
+        hook, request = LumaHook(), ModifyRequest(PROMPT, VIDEO)
+        hook.check_request(request)
+        file.write_text(replaced_by) if replaced_by else file.unlink()
+        with pytest.raises(LumaValidationError, match="cannot be read on this machine"):
+            hook.submit(request)
+        assert wire.received == []
+
 
 class TestUnknownOutcomes:
+    @pytest.mark.parametrize(
+        ("code", "status"),
+        [
+            *[(500, 200), (500, 500), (500, 504), (501, 200), (501, 501), (501, 400), (503, 200), (503, 503)],
+            *[(422, 504), (422, 500), (429, 502), (429, 503), (401, 301), (455, 500), (505, 502)],
+        ],
+    )
+    def test_5xx_with_an_envelope_makes_the_outcome_unknown_and_is_not_sent_again(
+        self, wires, set_connection, short_backoff, code, status
+    ):
+        wire = wires.start(wires.envelope(code, status=status))
+        set_connection(wire.base_url)
+        with pytest.raises(LumaSubmissionUnknownError):
+            LumaHook().modify_video(PROMPT, VIDEO)
+        assert len(wire.received) == 1
+
+    @pytest.mark.parametrize("through", ["an edge", "a proxy"])
+    @pytest.mark.parametrize("status", [413, 429, 500, 502, 503, 504, 520])
+    def test_error_without_an_envelope_makes_the_outcome_unknown_and_is_not_sent_again(
+        self, wires, set_connection, short_backoff, status, through
+    ):
+        wire = wires.start(wires.answer(status, b"<h1>no</h1>", headers={"Retry-After": "0"}))
+        if through == "an edge":
+            set_connection(wire.base_url)
+        else:
+            set_connection("http://luma.example.com:80", proxies={"http": wire.base_url})
+        with pytest.raises(LumaSubmissionUnknownError):
+            LumaHook().modify_video(PROMPT, "https://example.com/v.mp4")
+        assert len(wire.received) == 1
+
+    def test_answer_that_is_too_long_makes_the_outcome_unknown_and_is_not_sent_again(self, wires, set_connection):
+        wire = wires.start(wires.envelope(200, {"remark": "x" * transport.MAX_BODY_SIZE, "taskId": "abc"}))
+        set_connection(wire.base_url)
+        with pytest.raises(LumaSubmissionUnknownError):
+            LumaHook().modify_video(PROMPT, VIDEO)
+        assert len(wire.received) == 1
+
     @pytest.mark.parametrize("after_accept", [True, False], ids=["accepted", "not accepted"])
     @pytest.mark.parametrize("kind", ["cut", "html", "html,code=502", "html,code=504", "empty", "truncated"])
     def test_lost_answer_makes_the_outcome_unknown_and_is_not_sent_again(self, luma, luma_conn, kind, after_accept):

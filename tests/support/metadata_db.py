@@ -104,16 +104,14 @@ class MetadataDb:
         """
         trigger = Trigger(classpath=RESUMABLE_TRIGGERS[0], kwargs={}, created_date=datetime.now(UTC))
         with create_session() as session:
+            of_the_task = update(TaskInstance).where(TaskInstance.id == task_instance_id)
             if trigger_id is not None:
+                session.execute(of_the_task.values(trigger_id=None))
                 session.execute(delete(Trigger).where(Trigger.id == trigger_id))
                 trigger.id = trigger_id
             session.add(trigger)
             session.flush()
-            session.execute(
-                update(TaskInstance)
-                .where(TaskInstance.id == task_instance_id)
-                .values(state="deferred", trigger_id=trigger.id)
-            )
+            session.execute(of_the_task.values(state="deferred", trigger_id=trigger.id))
 
     def states(self, ids: list[Any]) -> list[TaskInstanceState]:
         """Return what callbacks may change, of each of these task instances."""
