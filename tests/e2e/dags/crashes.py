@@ -84,7 +84,7 @@ with DAG(dag_id="crash_at_random", schedule=None):
         luma_conn_id="luma_crash_at_random",
         poll_interval=5,
         timeout=240,
-        retries=5,
+        retries=10,
         retry_delay=timedelta(seconds=1),
     ).expand(prompt=[f"Make it morning number {number}" for number in range(100)])
 
