@@ -28,8 +28,8 @@ from airflow_provider_luma.simulator import Settings, Simulator
 from tests.support.wire import Wires
 
 # How long an example takes depends on what else the machine does.
-hypothesis.settings.register_profile("patient", deadline=None)
-hypothesis.settings.load_profile("patient")
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 #: A key that is found wherever it should not be.
 API_KEY = "sk-distinctive-0123456789abcdef"

@@ -289,7 +289,7 @@ class LumaDownloadOperator(LumaBaseOperator):
     Stream results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
 
     Results stay at Luma for 14 days. Until a file is whole it has another name; a broken connection is resumed;
-    a file that is there already, and whole, is not fetched again.
+    a file that is there already, and is the same one, is not fetched again.
 
     Returns the list of the files written.
 

@@ -11,7 +11,7 @@ A :class:`PollState` is told the result of each status check, and returns one of
 * An id that the service does not know may be too new. It counts as unknown only after a grace period, and never once
   the service has shown the job.
 * A refused API key ends the wait.
-* Any other error (429, 455, 5xx, a broken network, trouble on our side) says nothing about the job. The check is
+* Any other error (429, 455, 5xx, a broken network, an error on our side) says nothing about the job. The check is
   repeated with exponential backoff, or after the service's Retry-After.
 * At the deadline there is one last check, also if the wait begins after it: the job may have ended while nobody polled.
 """
