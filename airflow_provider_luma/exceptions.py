@@ -109,6 +109,12 @@ class LumaGenerationError(LumaError):
     """501, or a job that ended as CREATE_TASK_FAILED or GENERATE_FAILED: Luma could not make this video."""
 
 
+class LumaResultMissingError(LumaError):
+    """The job has ended well, but Luma lists no video. It is paid for; a later status check may find the video."""
+
+    remedy = "Ask the support of the service for the video, naming the task id"
+
+
 class LumaTimeoutError(LumaError):
     """The job did not end within ``timeout``. It was not cancelled, since Luma cannot cancel."""
 

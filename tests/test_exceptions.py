@@ -20,6 +20,7 @@ from airflow_provider_luma.exceptions import (
     LumaInsufficientCreditsError,
     LumaNotFoundError,
     LumaRateLimitError,
+    LumaResultMissingError,
     LumaSubmissionUnknownError,
     LumaTimeoutError,
     LumaUnavailableError,
@@ -36,6 +37,7 @@ KINDS = [
     LumaUnavailableError,
     LumaFeatureDisabledError,
     LumaGenerationError,
+    LumaResultMissingError,
     LumaTimeoutError,
     LumaSubmissionUnknownError,
 ]

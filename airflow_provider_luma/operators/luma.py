@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.deferral import DeferralState
-from airflow_provider_luma.exceptions import PERMANENT, LumaGenerationError, LumaTimeoutError, LumaValidationError
+from airflow_provider_luma.exceptions import (
+    PERMANENT,
+    LumaGenerationError,
+    LumaResultMissingError,
+    LumaValidationError,
+)
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator
 from airflow_provider_luma.validation import check_callback_url, check_positive, check_prompt, check_video_url
@@ -103,15 +108,22 @@ class LumaModifyOperator(LumaBaseOperator):
         self.resubmit_on_failure = resubmit_on_failure
         self._luma_task_id: str | None = None
         self._is_killed = False
+        #: The job whose result this process has returned to Airflow.
+        self.returned_luma_task_id: str | None = None
+        self.on_success_callback = [*self.on_success_callback, _record_delivery]
 
-        check_positive("poll_interval", poll_interval)
-        check_positive("timeout", timeout)
-        if _is_literal(prompt):
-            check_prompt(prompt)
-        if _is_literal(video_url):
-            check_video_url(video_url)
-        if callback_url and _is_literal(callback_url):
-            check_callback_url(callback_url)
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        """Refuse in the DAG file what cannot work; what templates give is checked when the task runs."""
+        check_positive("poll_interval", self.poll_interval)
+        check_positive("timeout", self.timeout)
+        if _is_literal(self.prompt):
+            check_prompt(self.prompt)
+        if _is_literal(self.video_url):
+            check_video_url(self.video_url)
+        if self.callback_url and _is_literal(self.callback_url):
+            check_callback_url(self.callback_url)
 
     # -- Airflow's entry points -------------------------------------------------------------------------------------
 
@@ -139,15 +151,20 @@ class LumaModifyOperator(LumaBaseOperator):
         self._luma_task_id = deferral.luma_task_id
         with self._delivered_failure(context):
             finished = self.resume_wait(event, deferral, poll_interval=self.poll_interval)
-            return self._result(finished["task"], context)
+            return self._result(finished["task"])
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Name the job when ``execution_timeout`` has ended the wait for it."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout as error:
+            from airflow_provider_luma.submission.submitter import execution_timeout_error
+
+            ti = context["ti"]
+            luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
             with pushed_failure(context):
-                raise self._execution_timeout_error(context) from error
+                store = self._open_store(context)
+                raise execution_timeout_error(store, self.execution_timeout, luma_task_id) from error
 
     def on_kill(self) -> None:
         """Send no submission from now on; log that the job is not cancelled, and its id."""
@@ -227,41 +244,23 @@ class LumaModifyOperator(LumaBaseOperator):
         context["ti"].xcom_push(key="luma_task_id", value=job.luma_task_id)
         if not self.wait_for_completion:
             self.log.info("Not waiting for it, as wait_for_completion is off")
-            return self._delivered(LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict(), context)
+            return self._returned(LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict())
         if job.finished is None and self.deferrable:
             self.log.info("Waiting for it in the triggerer")
             self.defer_for_job(job.state, poll_interval=self.poll_interval, created_at=job.created_at)
         finished = job.finished or self.hook.wait_for_completion(
             job.luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval
         )
-        return self._result(finished.as_dict(), context)
-
-    def _execution_timeout_error(self, context: Context) -> LumaTimeoutError:
-        ti, store = context["ti"], self._open_store(context)
-        luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
-        record = store.load()
-        if luma_task_id:
-            consequence = (
-                "It was not cancelled, as Luma cannot cancel: it is still running there under this id, and paid for"
-            )
-        elif store.is_durable and (record is None or record.luma_task_id is not None):
-            consequence = "Luma had accepted no job of this try; nothing was billed"
-        else:
-            consequence = "No answer to a submission is known; a job may have been accepted, and be running"
-        return LumaTimeoutError(
-            None,
-            f"not finished within execution_timeout ({self.execution_timeout}). {consequence}",
-            luma_task_id=luma_task_id,
-        )
+        return self._result(finished.as_dict())
 
     # -- the outcome ------------------------------------------------------------------------------------------------
 
-    def _result(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+    def _result(self, result: dict[str, Any]) -> dict[str, Any]:
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
-        return self._delivered(result, context)
+        return self._returned(result)
 
-    def _delivered(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        self._mark_delivered(result["luma_task_id"], context)
+    def _returned(self, result: dict[str, Any]) -> dict[str, Any]:
+        self.returned_luma_task_id = result["luma_task_id"]
         return result
 
     @contextmanager
@@ -270,13 +269,14 @@ class LumaModifyOperator(LumaBaseOperator):
         with pushed_failure(context):
             try:
                 yield
-            except LumaGenerationError as failure:
-                self._mark_delivered(failure.luma_task_id, context)
-                if self.resubmit_on_failure:
+            except (LumaGenerationError, LumaResultMissingError) as failure:
+                self.mark_delivered(failure.luma_task_id, context)
+                if self.resubmit_on_failure or isinstance(failure, LumaResultMissingError):
                     raise
                 raise AirflowFailException(str(failure)) from failure
 
-    def _mark_delivered(self, luma_task_id: str | None, context: Context) -> None:
+    def mark_delivered(self, luma_task_id: str | None, context: Context) -> None:
+        """Record that the outcome of a job is known: whoever clears the task from now on wants a new video."""
         from airflow_provider_luma.submission.store import mark_delivered, try_store
 
         store = try_store(self.log, self._open_store, context)
@@ -350,6 +350,12 @@ class LumaDownloadOperator(LumaBaseOperator):
             names = (name, *(f"{number}-{name}" for number in range(2, len(urls) + 1)))
             plan[url] = next(free for free in names if free not in plan.values())
         return plan
+
+
+def _record_delivery(context: Context) -> None:
+    """Record that a result was delivered, once Airflow has it: a worker may be lost just before."""
+    task: Any = context["task"]
+    task.mark_delivered(task.returned_luma_task_id, context)
 
 
 def _is_literal(value: object) -> bool:

@@ -7,7 +7,7 @@ A :class:`PollState` is told the result of each status check, and returns one of
 
 * A running job, and one with an undocumented flag, is checked again after the poll interval; ten times as late if a
   callback is expected, because then polling only makes up for a lost callback.
-* A job that is reported as a success without a video is checked a few more times, and then has failed.
+* A job that is reported as a success without a video is checked a few more times; then the wait ends.
 * An id that the service does not know may be too new. It counts as unknown only after a grace period, and never once
   the service has shown the job.
 * A refused API key ends the wait.
@@ -27,8 +27,8 @@ from airflow_provider_luma.exceptions import (
     TRANSIENT,
     LumaAuthError,
     LumaError,
-    LumaGenerationError,
     LumaNotFoundError,
+    LumaResultMissingError,
     LumaTimeoutError,
     LumaUnavailableError,
 )
@@ -191,10 +191,9 @@ class PollState:
         self._status_text += " but lists no video yet"
         is_too_late = self.end_time is not None and now >= self.end_time
         if self._polls_without_urls > POLLS_FOR_MISSING_URLS or is_too_late:
-            error = LumaGenerationError(
+            error = LumaResultMissingError(
                 None,
-                f"reported as {task.status.name}, but no video is listed after {self._polls_without_urls} status "
-                "checks. Ask the support of the service for it, naming the task id",
+                f"reported as {task.status.name}, but no video is listed after {self._polls_without_urls} checks",
                 luma_task_id=self.luma_task_id,
             )
             return Failed(error, task)

@@ -73,6 +73,7 @@ class JobStatus(Enum):
 
     RUNNING = "running"
     SUCCEEDED = "has succeeded"
+    RESULT_MISSING = "has succeeded, but lists no video"
     FAILED = "has failed"
     FORGOTTEN = "is no longer known, as Luma keeps records for two months"
     NOT_FOUND = "is not known, although Luma keeps records for two months"
@@ -119,6 +120,8 @@ class Row(NamedTuple):
 #   id, same, retry          A failed try is no reason to pay again: the job runs whether somebody waits or not.
 #                            Only a job that brought nothing is replaced. Where Luma cannot be asked, waiting is what
 #                            costs nothing.
+#   id, same, no video       The video is made and paid for. Where Luma does not show it, a person has to ask; only
+#                            one who was told so, and clears the task, wants another instead.
 #   id, same, not found      Luma keeps its records for two months. Before that, "no such task" is an error of the
 #                            service or of the connection, and paying again is no answer to it.
 #   id, changed              The recorded job makes another video than the one that is wanted now.
@@ -134,6 +137,9 @@ TABLE = (
         "This try continues Luma task {id}, submitted by try {number}; nothing new is billed"),
     Row("id", "same", "retry", JobStatus.SUCCEEDED, None, Step.TAKE_RESULT,
         "This try takes the result of Luma task {id}, submitted by try {number}; nothing new is billed"),
+    Row("id", "same", "retry", JobStatus.RESULT_MISSING, None, Step.WAIT,
+        "Luma task {id}, submitted by try {number}, has succeeded, but Luma lists no video yet; this try waits for it, "
+        "and nothing new is billed"),
     Row("id", "same", "retry", JobStatus.FAILED, None, Step.SUBMIT,
         "Luma task {id}, submitted by try {number}, has failed; this try submits a new job"),
     Row("id", "same", None, JobStatus.FORGOTTEN, None, Step.SUBMIT,
@@ -157,6 +163,12 @@ TABLE = (
         "for: this try returns it; nothing new is billed. Clear the task again for a new video"),
     Row("id", "same", "clear", JobStatus.SUCCEEDED, True, Step.SUBMIT,
         "The task was cleared after the result of Luma task {id} of try {number} had been returned; "
+        "this try submits a new job"),
+    Row("id", "same", "clear", JobStatus.RESULT_MISSING, False, Step.WAIT,
+        "The task was cleared; Luma task {id} of try {number} has succeeded and is paid for, but Luma lists no video "
+        "yet: this try waits for it; nothing new is billed"),
+    Row("id", "same", "clear", JobStatus.RESULT_MISSING, True, Step.SUBMIT,
+        "The task was cleared after it was reported that Luma lists no video for Luma task {id} of try {number}; "
         "this try submits a new job"),
     Row("id", "same", "clear", JobStatus.FAILED, None, Step.SUBMIT,
         "The task was cleared after Luma task {id} of try {number} had failed; this try submits a new job"),

@@ -48,18 +48,25 @@ class ObjectSubmissionStore(SubmissionStore):
 
     :param folder: ``submission_store`` of the connection
     :param task_instance: dag id, run id, task id and map index
+    :param iteration: of the loop that the task is in, if it is in one
     :param earlier: where the records were before the connection named the folder
     """
 
     def __init__(
-        self, folder: str, task_instance: tuple[str, str, str, int], earlier: SubmissionStore | None = None
+        self,
+        folder: str,
+        task_instance: tuple[str, str, str, int],
+        iteration: int | None = None,
+        *,
+        earlier: SubmissionStore | None = None,
     ) -> None:
         self._root = _Folder(folder)
         self._earlier = earlier
         #: The number of the submission by which this process decides: a later one is another try's.
         self._number = 0
         *names, map_index = task_instance
-        digest = hashlib.sha256(json.dumps(task_instance).encode()).hexdigest()[:16]
+        identity = task_instance if iteration is None else (*task_instance, iteration)
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         self._path = "/".join(["records", *(_path_part(name) for name in names), f"{map_index}-{digest}"])
         self._identity = dict(zip(("dag_id", "run_id", "task_id", "map_index"), task_instance, strict=True))
 

@@ -25,5 +25,8 @@ def open_store(context: Context, folder: str | None) -> SubmissionStore:
 
         ti = context["ti"]
         map_index = -1 if ti.map_index is None else ti.map_index
-        return ObjectSubmissionStore(folder, (ti.dag_id, ti.run_id, ti.task_id, map_index), earlier=own)
+        # In a loop (Airflow 3.4) each iteration is a task instance of its own.
+        iteration = getattr(ti, "region_index", None)
+        path = (ti.dag_id, ti.run_id, ti.task_id, map_index)
+        return ObjectSubmissionStore(folder, path, iteration if iteration != map_index else None, earlier=own)
     return own

@@ -24,7 +24,9 @@ from airflow_provider_luma.exceptions import (
     LumaError,
     LumaGenerationError,
     LumaNotFoundError,
+    LumaResultMissingError,
     LumaSubmissionUnknownError,
+    LumaTimeoutError,
     LumaUnavailableError,
 )
 from airflow_provider_luma.polling.state import INTERVALS_WITH_CALLBACK
@@ -42,6 +44,8 @@ from airflow_provider_luma.submission.decision import (
 from airflow_provider_luma.submission.store import SubmissionStore, try_store
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow.sdk.types import Logger
 
     from airflow_provider_luma.hooks.luma import LumaHook
@@ -240,6 +244,8 @@ class Submitter:
             return JobStatus.UNAVAILABLE, error
         except LumaGenerationError as error:
             return JobStatus.FAILED, error
+        except LumaResultMissingError as error:
+            return JobStatus.RESULT_MISSING, error
         except LumaNotFoundError as error:
             is_old = record.submitted_at is not None and time.time() - record.submitted_at > RECORDS_KEPT
             return (JobStatus.FORGOTTEN if is_old else JobStatus.NOT_FOUND), error
@@ -345,6 +351,26 @@ class Submitter:
         failure = AirflowFailException(str(error))
         failure.__cause__ = error
         return failure
+
+
+def execution_timeout_error(
+    store: SubmissionStore, execution_timeout: timedelta | None, luma_task_id: str | None
+) -> LumaTimeoutError:
+    """Return the error of a task whose ``execution_timeout`` has ended the wait; it tells what became of the money."""
+    record = store.load()
+    if luma_task_id:
+        consequence = (
+            "It was not cancelled, as Luma cannot cancel: it is still running there under this id, and paid for"
+        )
+    elif store.is_durable and (record is None or record.luma_task_id is not None):
+        consequence = "Luma had accepted no job of this try; nothing was billed"
+    else:
+        consequence = "No answer to a submission is known; a job may have been accepted, and be running"
+    return LumaTimeoutError(
+        None,
+        f"not finished within execution_timeout ({execution_timeout}). {consequence}",
+        luma_task_id=luma_task_id,
+    )
 
 
 def _is_over(deferral: DeferralState) -> bool:

@@ -13,6 +13,7 @@ from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaGenerationError,
     LumaNotFoundError,
+    LumaResultMissingError,
     LumaTimeoutError,
     LumaValidationError,
 )
@@ -79,7 +80,7 @@ class TestOutcomes:
 
     async def test_success_that_never_lists_a_video_is_an_error(self, luma, submit, wait, short_backoff):
         luma_task_id = submit(outcome="no_urls", processing_seconds=0)
-        with pytest.raises(LumaGenerationError, match="no video") as caught:
+        with pytest.raises(LumaResultMissingError, match="no video") as caught:
             await wait(luma_task_id)
         assert luma_task_id in str(caught.value)
         assert len(status_checks(luma)) >= 2

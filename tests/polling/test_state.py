@@ -18,6 +18,7 @@ from airflow_provider_luma.exceptions import (
     LumaInsufficientCreditsError,
     LumaNotFoundError,
     LumaRateLimitError,
+    LumaResultMissingError,
     LumaTimeoutError,
     LumaUnavailableError,
     LumaValidationError,
@@ -90,7 +91,7 @@ class TestOnStatus:
         outcomes = [state.on_status(task, NOW) for _ in range(POLLS_FOR_MISSING_URLS)]
         assert all(0 < delay_of(outcome) <= 30 for outcome in outcomes)
         last = state.on_status(task, NOW)
-        assert isinstance(error_of(last), LumaGenerationError)
+        assert isinstance(error_of(last), LumaResultMissingError)
         assert "no video" in error_of(last).msg
         assert last.task == task
 
@@ -324,9 +325,9 @@ class TestDeadline:
         error = error_of(poll_state(end_time=NOW - 86_400).on_status(job(3), NOW))
         assert isinstance(error, LumaGenerationError)
 
-    def test_a_success_without_a_video_at_the_deadline_is_a_failure(self):
+    def test_a_success_without_a_video_at_the_deadline_ends_the_wait(self):
         error = error_of(poll_state(end_time=NOW).on_status(job(1, urls=()), NOW))
-        assert isinstance(error, LumaGenerationError)
+        assert isinstance(error, LumaResultMissingError)
 
     def test_without_a_deadline_a_job_is_polled_for_ever(self):
         assert delay_of(poll_state(end_time=None).on_status(job(), NOW + 10**9)) == 30.0

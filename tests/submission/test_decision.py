@@ -71,6 +71,13 @@ class TestId:
     def test_retry_takes_the_result_of_a_job_that_has_succeeded(self):
         assert decision("id", "same", "retry", JobStatus.SUCCEEDED).step is Step.TAKE_RESULT
 
+    def test_retry_waits_for_the_video_that_luma_does_not_list(self):
+        assert decision("id", "same", "retry", JobStatus.RESULT_MISSING).step is Step.WAIT
+
+    def test_cleared_task_waits_for_a_missing_video_unless_a_person_was_told(self):
+        assert decision("id", "same", "clear", JobStatus.RESULT_MISSING).step is Step.WAIT
+        assert decision("id, delivered", "same", "clear", JobStatus.RESULT_MISSING).step is Step.SUBMIT
+
     def test_retry_replaces_a_job_that_has_failed(self):
         assert decision("id", "same", "retry", JobStatus.FAILED).step is Step.SUBMIT
 
@@ -169,7 +176,7 @@ class TestTable:
 
     def test_there_are_no_two_rows_for_one_situation(self):
         rows = [(row.record, row.request, row.by, row.status, row.told) for row in TABLE]
-        assert len(set(rows)) == len(rows) == 19
+        assert len(set(rows)) == len(rows) == 22
 
     @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
     @pytest.mark.parametrize(("record", "request_", "by", "status"), situations())

@@ -53,6 +53,13 @@ class TestRecords:
         store.save(replace(first, luma_task_id=JOB))
         assert ObjectSubmissionStore(folder, TASK).load() == replace(first, luma_task_id=JOB)
 
+    def test_each_iteration_of_a_loop_has_records_of_its_own(self, folder):
+        for iteration in (None, 0, 1):
+            store = ObjectSubmissionStore(folder, TASK, iteration)
+            assert store.load() is None
+            store.begin(begun := intent())
+            assert ObjectSubmissionStore(folder, TASK, iteration).load() == begun
+
     def test_refused_submission_counts_as_none(self, store):
         first = intent()
         store.begin(first)

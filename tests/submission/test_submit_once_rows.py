@@ -17,6 +17,7 @@ from airflow_provider_luma.exceptions import (
     LumaGenerationError,
     LumaInsufficientCreditsError,
     LumaNotFoundError,
+    LumaResultMissingError,
     LumaTimeoutError,
 )
 from airflow_provider_luma.polling import state as polling_state
@@ -176,6 +177,17 @@ class TestClearedTask:
         assert len(messages(task_log, "cleared", "nobody has got the result")) == 1
         assert task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id, "now it was returned"
 
+    def test_cleared_task_returns_the_result_that_a_lost_worker_did_not_hand_over(self, luma, task):
+        def lose_worker() -> None:
+            raise Killed
+
+        task.on_return = lose_worker
+        with suppress(Killed):
+            task.run_try()
+        task.on_return = lambda: None
+        result = task.clear_and_run()
+        assert (result["luma_task_id"], luma.accepted) == (luma.jobs[0].task_id, 1)
+
     def test_each_clear_submits_another_job(self, luma, sync_task):
         for accepted in (1, 2, 3):
             sync_task.clear_and_run()
@@ -223,6 +235,26 @@ class TestResubmitOnFailure:
             sync_task.run_try(resubmit_on_failure=False)
         luma.configure(outcome="success")
         assert sync_task.clear_and_run(resubmit_on_failure=False)["luma_task_id"] == luma.jobs[1].task_id
+
+
+class TestMissingVideo:
+    """The job has ended well, and is paid for, but Luma lists no video."""
+
+    @pytest.fixture(autouse=True)
+    def no_video(self, luma, short_backoff):
+        luma.configure(processing_seconds=0, outcome="no_urls")
+
+    def test_retry_submits_no_second_job(self, luma, sync_task):
+        for _ in range(3):
+            with pytest.raises(LumaResultMissingError, match="Ask the support"):
+                sync_task.run_try()
+        assert luma.accepted == 1
+
+    def test_person_who_was_told_and_clears_the_task_gets_a_new_job(self, luma, sync_task):
+        with pytest.raises(LumaResultMissingError):
+            sync_task.run_try()
+        luma.configure(outcome="success")
+        assert sync_task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id
 
 
 class TestRetryAfterAClear:

@@ -120,6 +120,8 @@ class TaskRun:
         self.store = store
         self.retries = retries
         self.ti = TaskInstance(try_number=0, max_tries=retries)
+        #: Called when the operator has returned, before Airflow knows.
+        self.on_return: Callable[[], None] = lambda: None
         self._modify = modify
         self._passes_kwargs = passes_kwargs
 
@@ -134,12 +136,15 @@ class TaskRun:
             operator = self._modify(**changes)
             operator.render_template_fields({})
             try:
-                if resumed is None:
-                    return operator.execute(context)
-                return operator.resume_execution(*resumed, context)
+                result = operator.resume_execution(*resumed, context) if resumed else operator.execute(context)
             except TaskDeferred as deferred:
                 kwargs = (deferred.kwargs or {}) if self._passes_kwargs else {}
                 resumed = deferred.method_name, {**kwargs, "event": asyncio.run(_event_of(deferred.trigger))}
+                continue
+            self.on_return()
+            for callback in operator.on_success_callback:
+                callback({**context, "task": operator})
+            return result
 
     def clear_and_run(self, **changes: Any) -> dict[str, Any]:
         """Run the try after a person has cleared the task."""
