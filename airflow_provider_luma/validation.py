@@ -17,6 +17,14 @@ from urllib.parse import unquote, urlsplit
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.untrusted import plain_text
 
+#: What the service takes of an input video (https://docs.kie.ai/luma-api/generate-luma-modify-video).
+MAX_VIDEO_BYTES = 500 * 1024 * 1024
+MAX_VIDEO_SECONDS = 10.0
+
+#: Seconds. A clip of ten seconds is often a frame or an audio packet longer, and one that the service finds too long
+#: costs nothing: what is in doubt passes.
+VIDEO_SECONDS_TOLERANCE = 0.5
+
 #: Extensions that name a file of another kind. Any other ending (``.php``, ``.v2``) is a web address like
 #: any other, and only the service can tell what is behind it.
 _OTHER_FILE_EXTENSIONS = frozenset(

@@ -26,7 +26,7 @@ LAYERS = (
     ("polling",),
     ("deferral",),
     ("connection",),
-    ("protocol",),
+    ("protocol", "media"),
     ("validation", "backoff"),
     ("exceptions",),
     ("untrusted",),
@@ -125,6 +125,12 @@ def test_packages_import_each_other_without_a_cycle():
 def test_http_libraries_are_imported_by_hooks_and_transfers_alone(name):
     if name.partition(".")[0] not in ("hooks", "transfers"):
         assert foreign(name) & HTTP_LIBRARIES == set()
+
+
+def test_pyav_is_imported_by_media_alone_and_not_at_module_level():
+    users = [name for name in modules() if "av" in foreign(name)]
+    assert users == ["media.inspector"]
+    assert not any(imported.startswith("av") for imported in imports("media.inspector", inside_functions=False))
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos: what is checked before one costs anything."""

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A process that examines one video with FFmpeg, and reads it through its parent.
+
+A file may be made to crash FFmpeg, or to let it allocate or compute without end; here that ends no task. The process
+needs nothing but PyAV. It asks for the file's bytes with lines of an offset and a length on its standard output, and
+gets each answer as a length and so many bytes on its standard input. Its last line is JSON: ``found`` and ``remedy`` if
+the video cannot be taken, and otherwise neither.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.stream import Stream
+    from av.video.stream import VideoStream
+
+#: Bytes of address space, and seconds of computing.
+_MEMORY = 1 << 30
+_CPU_SECONDS = 20
+
+#: Pixels of a side. FFmpeg holds whole pictures in memory, several of them.
+_MAX_SIDE = 8192
+
+_OPTIONS = {
+    # Playlists, and references within a file, make FFmpeg open whatever file or address they name.
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi",
+    "protocol_whitelist": "none",
+    "enable_drefs": "0",
+    "max_pixels": str(_MAX_SIDE**2),
+    "threads": "1",
+}
+_BLOCK = 1 << 18
+
+#: What an MP4 or MOV consists of, and how many of these are looked at.
+_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"sidx", b"free", b"skip", b"wide", b"uuid", b"udta", b"pnot"))
+_MAX_BOXES = 10_000
+
+#: Seconds from the beginning that lie behind the end of any video.
+_BEHIND_END = 86_400
+
+_COMPLETE = "export or copy it again, all of it"
+
+
+class Unusable(Exception):
+    """The video cannot be taken; the arguments are what was found, and the remedy."""
+
+
+class RemoteFile(io.RawIOBase):
+    """The file, read through the parent process."""
+
+    def __init__(self, size: int, requests: BinaryIO, answers: BinaryIO) -> None:
+        self._size = size
+        self._requests = requests
+        self._answers = answers
+        self._position = 0
+
+    def read(self, length: int = -1) -> bytes:
+        """Read at most so many bytes."""
+        self._requests.write(b"%d %d\n" % (self._position, length))
+        self._requests.flush()
+        content = self._answers.read(min(int(self._answers.readline()), length))
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position."""
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise ValueError("a position before the beginning")
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seekable(self) -> bool:
+        """Tell that it can be read at any position."""
+        return True
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+
+def examine(file: Any, max_seconds: float, tolerance: float) -> None:
+    """
+    Examine a video: its length, its first frame, and whether its end is there.
+
+    Only the index and the packets at both ends are read: some 5 MB of a file of 100 MB.
+
+    :param max_seconds: seconds that a video may last
+    :param tolerance: seconds more that are let pass
+    :raises Unusable: it cannot be taken
+    """
+    import av
+    import av.error
+
+    _check_boxes(file)
+    with _open(file) as container:
+        try:
+            _examine(container, max_seconds, tolerance)
+        except (av.error.FFmpegError, MemoryError) as error:
+            raise _undecodable(error) from error
+
+
+def _check_boxes(file: Any) -> None:
+    """Check that the parts that an MP4 or MOV consists of are all there; FFmpeg passes over some that are not."""
+    size, position = file.seek(0, os.SEEK_END), 0
+    for _ in range(_MAX_BOXES):
+        file.seek(position)
+        header = file.read(16)
+        if len(header) < 8 or header[4:8] not in _BOXES:
+            break
+        length = int.from_bytes(header[8:16] if header[:4] == b"\0\0\0\1" else header[:4])
+        position += length or size - position
+        if position > size:
+            raise _cut_off()
+        if length < 8:
+            break
+    file.seek(0)
+
+
+def _open(file: Any) -> InputContainer:
+    import av
+    import av.error
+
+    try:
+        container: InputContainer = av.open(file, options=_OPTIONS, buffer_size=_BLOCK, metadata_errors="ignore")
+        return container
+    except (av.error.FFmpegError, MemoryError) as error:
+        raise Unusable(f"is cut off, or no video: FFmpeg finds no index ({_reason(error)})", _COMPLETE) from error
+
+
+def _examine(container: InputContainer, max_seconds: float, tolerance: float) -> None:
+    import av
+
+    video = _video_stream(container)
+    _check_size(video)
+    _check_length((container.duration or 0) / av.time_base, max_seconds, tolerance)
+    first, last = _first_packet(container, video), _last_packet(container, video)
+    _check_length(_seconds_between(first, last), max_seconds, tolerance)
+    for sound in container.streams.audio:
+        if sound.duration:
+            _last_packet(container, sound)
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if Disposition.attached_pic not in stream.disposition:
+            return stream
+    found = "holds sound and no video" if container.streams.audio else "holds no video"
+    raise Unusable(found, "give a file that holds one")
+
+
+def _check_size(video: VideoStream) -> None:
+    if video.codec_context is None:
+        raise _undecodable("FFmpeg knows no decoder for it")
+    # FFmpeg puts 0x0 in place of a size beyond max_pixels.
+    if not 0 < max(video.width, video.height) <= _MAX_SIDE:
+        raise Unusable(
+            f"has more than {_MAX_SIDE} pixels a side, or tells no size",
+            "scale it down first, e.g. with ffmpeg -i INPUT -vf scale=1920:-2 OUTPUT.mp4",
+        )
+
+
+def _check_length(seconds: float, max_seconds: float, tolerance: float) -> None:
+    if seconds > max_seconds + tolerance:
+        raise Unusable(
+            f"lasts {seconds:.1f} seconds",
+            f"cut it to at most {max_seconds:g} seconds first, e.g. with ffmpeg -i INPUT -t {max_seconds:g} OUTPUT.mp4",
+        )
+
+
+def _first_packet(container: InputContainer, video: VideoStream) -> Packet[VideoStream]:
+    """Decode the first frame, and return the first packet that is shown: an edit list can hide some before it."""
+    first = None
+    for packet in container.demux(video):
+        if first is None and not packet.is_discard:
+            first = packet
+            if first.is_corrupt or not first.size:
+                raise _cut_off()
+        if first is not None and packet.decode():
+            return first
+    raise _undecodable("it holds no frame")
+
+
+def _last_packet(container: InputContainer, stream: Stream) -> Packet[Stream]:
+    # A container without timestamps to seek is read to its end.
+    with suppress(OSError, ValueError):
+        container.seek(int(_BEHIND_END / (stream.time_base or 1)), stream=stream, any_frame=True)
+    last = None
+    for packet in container.demux(stream):
+        if packet.size:  # an empty one stands for the end
+            last = packet
+    if last is None or last.is_corrupt:
+        raise _cut_off()
+    return last
+
+
+def _seconds_between(first: Packet[VideoStream], last: Packet[Stream]) -> float:
+    """Return the time from one packet's beginning to the other's end; 0 if they do not tell, or are not shown."""
+    if first.dts is None or last.dts is None or last.is_discard:
+        return 0.0
+    return float((last.dts + (last.duration or 0) - first.dts) * first.time_base)
+
+
+def _cut_off() -> Unusable:
+    return Unusable("is cut off: the file ends too soon", _COMPLETE)
+
+
+def _undecodable(reason: object) -> Unusable:
+    return Unusable(
+        f"cannot be decoded as an MP4, MOV or AVI video ({_reason(reason)})",
+        "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4",
+    )
+
+
+def _reason(error: object) -> object:
+    return getattr(error, "strerror", None) or error
+
+
+def _limit_resources() -> None:
+    # Not every system can limit both.
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+
+
+def main(size: str, max_seconds: str, tolerance: str) -> None:
+    """Examine the video of the parent process."""
+    _limit_resources()
+    verdict = {}
+    try:
+        file = RemoteFile(int(size), sys.stdout.buffer, sys.stdin.buffer)
+        examine(file, float(max_seconds), float(tolerance))
+    except Unusable as unusable:
+        verdict = dict(zip(("found", "remedy"), unusable.args, strict=True))
+    except Exception as error:
+        # PyAV has errors of its own for what FFmpeg only half understands.
+        verdict = dict(zip(("found", "remedy"), _undecodable(type(error).__name__).args, strict=True))
+    sys.stdout.buffer.write(json.dumps(verdict).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

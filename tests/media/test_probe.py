@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An input video is checked before it costs anything: what the service would refuse is refused here, and says why."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import random
+import resource
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media import probe
+from airflow_provider_luma.media.probe import check_video_file, check_video_head
+from airflow_provider_luma.simulator import media, service
+from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
+from tests.support.clips import FRAGMENTED, MOOV_IN_FRONT, clip, with_fields
+
+ROOT = Path(__file__).parents[2]
+LOG = logging.getLogger(__name__)
+
+
+class CountingFile(io.BytesIO):
+    """A file that counts the bytes read of it, and can fail."""
+
+    def __init__(self, content: bytes, fail_at: int | None = None) -> None:
+        super().__init__(content)
+        self.count = self.reads = 0
+        self.fail_at = fail_at
+        self.error = OSError("the storage is away")
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        if self.reads == self.fail_at:
+            raise self.error
+        content = super().read(size)
+        self.count += len(content)
+        return content
+
+
+def check(video: bytes | io.BytesIO, log: logging.Logger = LOG) -> None:
+    file = io.BytesIO(video) if isinstance(video, bytes) else video
+    size = file.getbuffer().nbytes
+    check_video_file(file, parameter="source", shown="file:///in/film.mp4", size=size, log=log)
+
+
+def refusal(video: bytes | io.BytesIO) -> str:
+    """Check a video that is refused, and return the message; every refusal comes soon, and is complete."""
+    before = time.monotonic()
+    with pytest.raises(LumaValidationError) as refused:
+        check(video)
+    assert time.monotonic() - before < 5
+    assert refused.value.code is None
+    message = str(refused.value)
+    assert message.startswith("source (file:///in/film.mp4) ")
+    assert "; Luma takes MP4, MOV and AVI videos of at most 10 seconds and 500 MB: " in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def big_clip() -> bytes:
+    """A clip of more than 90 MB, whose index is at its end."""
+    return clip(seconds=6, size=(1280, 720), noise=True, sound="aac")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("mp4", {"sound": "aac"}),
+        ("mp4", {"sound": "aac", "movflags": MOOV_IN_FRONT}),
+        ("mp4", {"sound": "aac", "movflags": FRAGMENTED}),
+        ("mp4", {"codec": "libx265"}),
+        ("mp4", {"codec": "mpeg4", "sound": "mp3"}),
+        ("mp4", {"seconds": 0.1}),
+        ("mov", {"sound": "pcm_s16le"}),
+        ("mov", {"codec": "png"}),
+        ("avi", {"codec": "mpeg4", "sound": "mp3"}),
+        ("avi", {"codec": "libx264"}),
+    ],
+)
+def test_mp4_mov_and_avi_videos_pass(kind, options):
+    check(clip(kind, **options))
+
+
+def test_rotated_video_passes():
+    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    rotated = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    check(clip().replace(identity, rotated))
+
+
+def test_limits_are_those_of_the_simulated_service():
+    assert MAX_VIDEO_BYTES == service.MAX_VIDEO_BYTES
+    assert MAX_VIDEO_SECONDS == service.MAX_VIDEO_SECONDS
+    assert VIDEO_SECONDS_TOLERANCE == media.DURATION_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov", "avi"])
+@pytest.mark.parametrize("seconds", [9.9, 10.0, 10.4, 10.8, 11.0])
+def test_videos_are_too_long_for_the_check_where_they_are_for_the_simulated_service(kind, seconds, tmp_path):
+    video = clip(kind, seconds=seconds, sound="mp3" if kind == "avi" else "aac")
+    (tmp_path / "clip").write_bytes(video)
+    try:
+        media.probe(tmp_path / "clip", service.MAX_VIDEO_SECONDS)
+    except media.UnusableVideo:
+        assert "ffmpeg -i INPUT -t 10 OUTPUT.mp4" in refusal(video)
+        assert seconds > 10.4
+    else:
+        check(video)
+        assert seconds < 10.8
+
+
+def test_length_that_the_index_hides_is_found_by_the_last_frame():
+    video = with_fields(clip(seconds=12), b"mvhd", 16, 5000)
+    assert "lasts 12.0 seconds" in refusal(with_fields(video, b"mdhd", 16, 5 * 10240))
+
+
+def test_frames_that_an_edit_list_hides_do_not_count():
+    def cut(seconds: int) -> bytes:
+        video = with_fields(clip(seconds=12), b"mvhd", 16, seconds * 1000)
+        return with_fields(with_fields(video, b"tkhd", 20, seconds * 1000), b"elst", 8, seconds * 1000)
+
+    check(cut(9))
+    assert "lasts 11" in refusal(cut(11))
+
+
+def test_sound_that_is_too_long_is_refused():
+    assert "lasts 12.0 seconds" in refusal(clip(seconds=3, sound="aac", sound_seconds=12))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "is empty"),
+        (b"not a video", "is a text"),
+        (b"x,y\n1,2\n" * 1000, "is a text"),
+        (b"#EXTM3U\n#EXTINF:3,\nhttp://127.0.0.1/secret\n", "is a text"),
+        (b"\n<!DOCTYPE html><p>\0", "is an HTML page"),
+        (random.Random(1).randbytes(300_000), "is none of them by its first bytes"),
+        (b"\0\0\0\x18ftypisom" + bytes(300_000), "is cut off, or no video"),
+        (b"\0\0\0\x18ftyp", "is cut off: "),
+        (b"\0\0", "is cut off, or no video"),
+    ],
+)
+def test_what_is_no_video_is_refused(content, found):
+    assert found in refusal(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "found"),
+    [
+        ("mkv", {}, "is a Matroska or WebM file"),
+        ("ts", {}, "is none of them by its first bytes"),
+        ("m4a", {"codec": None, "sound": "aac"}, "is sound without a video"),
+        ("mp3", {"codec": None, "sound": "mp3"}, "is sound without a video"),
+        ("wav", {"codec": None, "sound": "pcm_s16le"}, "is sound without a video"),
+        ("mp4", {"codec": None, "sound": "aac"}, "holds sound and no video"),
+    ],
+)
+def test_other_containers_and_sound_are_refused(kind, options, found):
+    assert found in refusal(clip(kind, **options))
+
+
+def test_picture_of_a_sound_file_is_no_video():
+    sound = clip("mp4", codec=None, sound="aac")
+    data = clip("png", codec="png", seconds=0.1, container="image2")
+    cover = box(b"udta", box(b"meta", bytes(4), META_HANDLER, box(b"ilst", box(b"covr", box(b"data", PNG, data)))))
+    begin = sound.index(b"moov") - 4
+    with_cover = sound[:begin] + box(b"moov", sound[begin + 8 :], cover)
+    assert "holds sound and no video" in refusal(with_cover)
+
+
+META_HANDLER = struct.pack(">I4sII4s12sx", 33, b"hdlr", 0, 0, b"mdir", b"")
+PNG = struct.pack(">II", 14, 0)
+
+
+def box(kind: bytes, *contents: bytes) -> bytes:
+    content = b"".join(contents)
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def test_size_above_the_limit_is_refused_without_a_look_at_the_file(tmp_path):
+    path = tmp_path / "film.mp4"
+    path.write_bytes(clip())
+    os.truncate(path, 501 * 1024**2)
+    with path.open("rb") as file, pytest.raises(LumaValidationError, match=r"has 501.0 MB; .* 500 MB: compress it"):
+        check_video_file(file, parameter="source", shown=str(path), size=path.stat().st_size, log=LOG)
+
+
+@pytest.mark.parametrize("movflags", ["", MOOV_IN_FRONT])
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.8, 0.97, 0.999])
+def test_truncated_mp4_is_refused(movflags, share):
+    video = clip(seconds=3, sound="aac", movflags=movflags)
+    assert "is cut off" in refusal(video[: int(len(video) * share)])
+
+
+@pytest.mark.parametrize("movflags", ["", MOOV_IN_FRONT])
+def test_mp4_that_lacks_its_last_byte_is_refused(movflags):
+    assert "is cut off" in refusal(clip(seconds=3, movflags=movflags)[:-1])
+
+
+def test_truncated_avi_is_refused():
+    video = clip("avi", codec="mpeg4", seconds=3)
+    assert "is cut off" in refusal(video[: len(video) // 2])
+
+
+def png_of(side: int, *, named: int) -> bytes:
+    """Return a video whose picture has that many pixels a side, where the index names another number of them."""
+    video = bytearray(clip("mov", codec="png", seconds=0.1))
+    entry = video.index(b"png ", video.index(b"stsd"))
+    video[entry + 28 : entry + 32] = struct.pack(">HH", named, named)
+    header = video.index(b"IHDR")
+    video[header + 4 : header + 12] = struct.pack(">II", side, side)
+    video[header + 17 : header + 21] = struct.pack(">I", zlib.crc32(video[header : header + 17]))
+    return bytes(video)
+
+
+def test_picture_that_is_too_large_is_not_decoded():
+    assert "has more than 8192 pixels a side" in refusal(png_of(20_000, named=20_000))
+    assert "cannot be decoded" in refusal(png_of(20_000, named=64))
+
+
+def test_little_is_read_of_a_large_video(big_clip):
+    assert len(big_clip) > 90_000_000
+    begin = big_clip.index(b"moov") - 4
+    for video in (big_clip, clip(seconds=6, size=(1280, 720), noise=True, sound="aac", movflags=MOOV_IN_FRONT)):
+        file = CountingFile(video)
+        before = time.monotonic()
+        check(file)
+        assert time.monotonic() - before < 5
+        assert file.count < 8_000_000
+    assert "is cut off" in refusal(big_clip[: begin // 2])
+
+
+def bomb(**tables: bytes) -> bytes:
+    """Return a video of a few hundred bytes with such tables."""
+    handler = box(b"hdlr", struct.pack(">II4s13x", 0, 0, b"vide"))
+    clock = box(b"mdhd", struct.pack(">6I", 0, 0, 0, 1000, 1000, 0))
+    entry = box(b"avc1", struct.pack(">6xH16xHH50x", 1, 64, 36))
+    table = box(
+        b"stbl", box(b"stsd", struct.pack(">II", 0, 1), entry), *(box(k.encode(), v) for k, v in tables.items())
+    )
+    track = box(b"trak", box(b"mdia", clock, handler, box(b"minf", table)))
+    return box(b"ftyp", b"isom\0\0\0\0isom") + box(b"moov", box(b"mvhd", bytes(100)), track)
+
+
+@pytest.mark.parametrize("samples", [1 << 24, 1 << 27, (1 << 31) - 1])
+def test_index_that_would_fill_the_memory_is_refused(samples):
+    video = bomb(
+        stts=struct.pack(">IIII", 0, 1, samples, 1),
+        stsc=struct.pack(">IIIII", 0, 1, 1, samples, 1),
+        stsz=struct.pack(">III", 0, 1, samples),
+        stco=struct.pack(">III", 0, 1, 0),
+    )
+    refusal(video)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_500_000  # kB
+
+
+def test_index_of_which_there_is_no_end_is_refused():
+    content = bomb(stsz=struct.pack(">III", 0, 0, 25_000_000))
+    grown = content
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz"):
+        at = grown.index(kind) - 4
+        length = struct.unpack(">I", grown[at : at + 4])[0] + 100_000_000
+        grown = grown[:at] + struct.pack(">I", length) + grown[at + 4 :]
+    file = CountingFile(grown + bytes(100_000_000))
+    refusal(file)
+    assert file.count <= probe.MAX_BYTES_READ + probe._HEAD
+
+
+def test_work_without_end_is_ended(monkeypatch):
+    monkeypatch.setattr(probe, "MAX_SECONDS", 0.0)
+    assert "makes FFmpeg fail, or run without end" in refusal(clip())
+
+
+def test_crash_of_ffmpeg_is_a_refusal(monkeypatch, tmp_path):
+    script = tmp_path / "inspector.py"
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(probe, "_INSPECTOR", script)
+    assert "makes FFmpeg fail, or run without end" in refusal(clip())
+
+
+def test_inspector_gets_no_secret(monkeypatch, tmp_path):
+    monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", "luma://:secret@")
+    script = tmp_path / "inspector.py"
+    script.write_text("import json, os; print(json.dumps({'found': str(dict(os.environ)), 'remedy': 'none'}))")
+    monkeypatch.setattr(probe, "_INSPECTOR", script)
+    message = refusal(clip())
+    assert "PYTHONPATH" in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("fail_at", [1, 2])
+def test_error_of_the_storage_is_raised_unchanged(fail_at):
+    file = CountingFile(clip(seconds=3), fail_at)
+    with pytest.raises(OSError, match="the storage is away") as raised:
+        check(file)
+    assert raised.value is file.error
+
+
+def test_late_error_of_the_storage_is_raised_unchanged(big_clip):
+    file = CountingFile(big_clip)
+    check(file)
+    failing = CountingFile(big_clip, fail_at=file.reads)
+    with pytest.raises(OSError, match="the storage is away") as raised:
+        check(failing)
+    assert raised.value is failing.error
+
+
+def mutations(count: int) -> Iterator[bytes]:
+    chance = random.Random(5)
+    originals = [
+        clip(seconds=1, sound="aac"),
+        clip(seconds=1, sound="aac", movflags=MOOV_IN_FRONT),
+        clip(seconds=1, sound="aac", movflags=FRAGMENTED),
+        clip("mov", codec="mpeg4", sound="pcm_s16le"),
+        clip("avi", codec="mpeg4", sound="mp3"),
+    ]
+    for number in range(count):
+        video = bytearray(originals[number % len(originals)])
+        index = max(video.find(b"moov"), 0) if chance.random() < 0.7 else 0
+        for _ in range(chance.choice((1, 2, 5, 20, 100))):
+            at = chance.randrange(index, len(video) - 4)
+            number32 = chance.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, chance.getrandbits(32)))
+            video[at : at + 4] = struct.pack(">I", number32)
+        yield bytes(video[: chance.choice((len(video), chance.randrange(len(video)))) or 1])
+
+
+EXAMINE = """
+import io, sys, struct
+sys.path[:0] = {path!r}
+from airflow_provider_luma.media import inspector
+inspector._limit_resources()
+refused = 0
+while head := sys.stdin.buffer.read(4):
+    content = sys.stdin.buffer.read(struct.unpack(">I", head)[0])
+    try:
+        inspector.examine(io.BytesIO(content), 10.0, 0.5)
+    except inspector.Unusable:
+        refused += 1
+print(refused)
+"""
+
+
+def test_hundreds_of_mutated_videos_neither_crash_nor_hang_ffmpeg():
+    """All in one process, under the limits of the inspector for one."""
+    videos = list(mutations(600))
+    stream = b"".join(struct.pack(">I", len(video)) + video for video in videos)
+    command = [sys.executable, "-c", EXAMINE.format(path=[str(ROOT), *sys.path])]
+    done = subprocess.run(command, input=stream, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 100 < int(done.stdout) <= len(videos)
+
+
+def test_mutated_video_is_refused_or_passes():
+    for video in mutations(25):
+        before = time.monotonic()
+        try:
+            check(video)
+        except LumaValidationError:
+            assert time.monotonic() - before < 5
+
+
+@pytest.fixture
+def without_pyav(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr(probe, "_absence_logged", False)
+
+
+@pytest.mark.usefixtures("without_pyav")
+def test_without_pyav_size_and_first_bytes_are_checked_and_the_log_says_so_once(caplog):
+    caplog.set_level(logging.INFO)
+    check(clip())
+    check(clip(seconds=11))
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "pip install 'airflow-provider-luma[media]'" in caplog.text
+    assert "Matroska" in refusal(clip("mkv"))
+    assert "is empty" in refusal(b"")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"\0\0\0",
+        b"\0\0\0\x18ftypmp42",
+        b"\0\0\0\x14ftypqt  ",
+        b"\0\0\x10\0moov\0\0\0\x6cmvhd",
+        b"\0\0\0\x01mdat\0\0\0\0\x10\0\0\0",
+        b"\0\0\0\x08wide\0\0\0\x10mdat",
+        b"\0\0\0\x08free\0\0\0\x10mdat",
+        b"\0\0\0\x08skip\0\0\0\x10mdat",
+        b"\0\0\0\x14pnot\0\0\0\x10mdat",
+        b"RIFF\x10\0\0\0AVI LIST",
+    ],
+)
+@pytest.mark.parametrize("content_type", [None, "video/mp4", "application/octet-stream", "text/plain"])
+def test_address_of_what_may_be_a_video_passes(head, content_type):
+    for size in (None, 1, MAX_VIDEO_BYTES):
+        check_video_head(head, content_type=content_type, size=size, parameter="video_url", shown="http://x/y")
+
+
+@pytest.mark.parametrize(
+    ("head", "content_type", "size", "found"),
+    [
+        (b"", None, 0, "is empty"),
+        (b"", None, MAX_VIDEO_BYTES + 1024**2, "has 501.0 MB"),
+        (b"", "text/html; charset=utf-8", None, "is of content type 'text/html; charset=utf-8'"),
+        (b"", "Application/JSON", None, "is of content type 'Application/JSON'"),
+        (b"", "audio/mp4", None, "is of content type 'audio/mp4'"),
+        (b"", "image/png", None, "is of content type 'image/png'"),
+        (b" \n<!DOCTYPE html><html>", "video/mp4", None, "is an HTML page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied", None, None, "is a text"),
+        (b'{"error": "expired"}', None, None, "is a text"),
+        ("Zugriff für Gäste gesperrt".encode(), None, None, "is a text"),
+        ("no".encode("utf-16") * 10, None, None, "is none of them by its first bytes"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None, None, "is a picture"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0", None, None, "is a picture"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", None, None, "is a picture"),
+        (b"ID3\x04\0\0\0\0\0\0\0\0", None, None, "is sound without a video"),
+        (b"\xff\xfb\x90\x64\0\0\0\0\0\0\0\0", None, None, "is sound without a video"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", None, None, "is sound without a video"),
+        (b"\0\0\0\x1cftypM4A \0\0\0\0", None, None, "is sound without a video"),
+        (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\xf7\x81", None, None, "is a Matroska or WebM file"),
+        (b"PK\x03\x04\x14\0\0\0\x08\0\0\0", None, None, "is a document or an archive"),
+        (b"G@\x11\x10\0B\xf0%\0\x01\xc1\0\0", None, None, "is none of them by its first bytes"),
+    ],
+)
+def test_address_of_what_is_surely_no_video_is_refused(head, content_type, size, found):
+    with pytest.raises(LumaValidationError) as refused:
+        check_video_head(head, content_type=content_type, size=size, parameter="video_url", shown="http://x/y")
+    assert str(refused.value).startswith(f"video_url (http://x/y) {found}")
