@@ -21,10 +21,18 @@ if TYPE_CHECKING:
     from .server import Simulator
     from .service import Job
     from .settings import Settings
+    from .uploads import Upload
 
-__all__ = ["Call", "Fault", "Job", "Settings", "Simulator"]
+__all__ = ["Call", "Fault", "Job", "Settings", "Simulator", "Upload"]
 
-_SUBMODULES = {"Call": "journal", "Fault": "faults", "Job": "service", "Settings": "settings", "Simulator": "server"}
+_SUBMODULES = {
+    "Call": "journal",
+    "Fault": "faults",
+    "Job": "service",
+    "Settings": "settings",
+    "Simulator": "server",
+    "Upload": "uploads",
+}
 
 
 def __getattr__(name: str) -> Any:

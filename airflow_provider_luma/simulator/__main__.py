@@ -28,7 +28,7 @@ _FAULTS = """\
 faults:
   A fault is written ON:KIND[,NAME=VALUE...]. It hits every matching call, unless every, skip or times limit it.
 
-  on     submit, status, credit, download_url, file (result files)
+  on     submit, status, credit, download_url, upload, file (result files)
   kind   refuse           with code=N; style=status or style=body; retry_after=SECONDS
          html             an HTML page with HTTP status code=N (default: 500)
          empty            HTTP 200 without a body
@@ -42,7 +42,8 @@ faults:
          hostile_text     status: texts with half an emoji and NUL, numbers beyond 64 bits, NaN, deep nesting
          no_range         file: a range request is answered with the whole file
   which  every=N (each N-th call), skip=N (not the first N), times=N (N times at most),
-         after_accept=true (submit: the job is accepted and billed, then the fault hits the response)
+         after_accept=true (submit: the job is accepted and billed, then the fault hits the response; upload: the
+         file is stored), after_bytes=N (when N bytes of the request's body have arrived, before the rest)
 
 secrets:
   The API key and the webhook secret can also be set by the environment variables LUMA_SIMULATOR_API_KEY and

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, FastAPI
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from . import media
 from .inputs import REQUEST_ERRORS
 from .job_runner import JobRunner, open_job_runner
-from .responses import record_code, refusal_response, success_response
+from .responses import UPLOAD_PATHS, edge_response, record_code, refusal_response, success_response
 from .service import Job, Refusal, Service, is_http_url
 from .uploads import UploadStore
 
@@ -40,7 +41,7 @@ def create_app(service: Service, internal_user_agent: str) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_job_runner(service, internal_user_agent) as runner:
             app.state.job_runner = runner
-            app.state.upload_store = UploadStore(runner.folder)
+            app.state.upload_store = UploadStore(runner.folder, service)
             yield
 
     # FastAPI's documentation pages are off, because they load scripts from the web.
@@ -50,6 +51,7 @@ def create_app(service: Service, internal_user_agent: str) -> FastAPI:
     app.include_router(api)
     app.include_router(files)
     app.add_exception_handler(Refusal, _handle_refusal)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
     return app
 
 
@@ -74,7 +76,11 @@ async def _handle_refusal(request: Request, error: Exception) -> Response:
     if not request.url.path.startswith("/api/"):
         # The refusal_style setting is for the service's API; the simulator's own endpoints use HTTP statuses.
         error.style = "status"
-    return refusal_response(_service(request), error)
+    return refusal_response(_service(request), error, request.url.path)
+
+
+async def _handle_disconnect(request: Request, error: Exception) -> Response:
+    return Response()  # there is nobody to read it
 
 
 async def _require_api_key(request: Request) -> None:
@@ -88,7 +94,7 @@ async def _json(request: Request) -> Any:
         json.dumps(content, ensure_ascii=False).encode()
         return content
     except (ValueError, RecursionError) as error:
-        raise Refusal(422, "The body is not JSON.") from error
+        raise Refusal(400 if request.url.path in UPLOAD_PATHS else 422, "The body is not JSON.") from error
 
 
 # -- the service's API
@@ -140,13 +146,18 @@ async def download_url(request: Request) -> Response:
 
 @api.post("/file-stream-upload")
 async def file_stream_upload(request: Request) -> Response:
-    """Store a file that is sent in a multipart form."""
-    async with request.form() as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise Refusal(422, "file is required.")
-        folder, name = form.get("uploadPath"), form.get("fileName") or file.filename
-        data = await _upload_store(request).store(_read_chunks(file), folder, name, _service(request).url)
+    """Store a file that is sent in a multipart form, which is parsed to a temporary file while it comes in."""
+    if "content-length" not in request.headers:
+        return edge_response(411)
+    try:
+        async with request.form() as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise Refusal(400, "file is required.")
+            folder, name = form.get("uploadPath"), form.get("fileName") or file.filename
+            data = await _upload_store(request).store(_read_chunks(file), folder, name)
+    except HTTPException as error:
+        raise Refusal(400, f"The body is no form: {error.detail}") from error
     return success_response(request, data, success=True)
 
 
@@ -161,22 +172,22 @@ async def file_url_upload(request: Request) -> Response:
     body = await _json(request)
     url = body.get("fileUrl") if isinstance(body, dict) else None
     if not isinstance(url, str) or not is_http_url(url):
-        raise Refusal(422, "fileUrl must be an http or https URL.")
+        raise Refusal(400, "fileUrl must be an http or https URL.")
     name = body.get("fileName") or PurePosixPath(urlsplit(url).path).name
     try:
         async with asyncio.timeout(30), _job_runner(request).client.stream("GET", url) as response:
             response.raise_for_status()
-            data = await _upload_store(request).store(
-                response.aiter_bytes(1 << 18), body.get("uploadPath"), name, _service(request).url
-            )
+            data = await _upload_store(request).store(response.aiter_bytes(1 << 18), body.get("uploadPath"), name)
     except (*REQUEST_ERRORS, TimeoutError) as error:
-        raise Refusal(422, f"fileUrl is not reachable: {str(error) or type(error).__name__}.") from error
+        raise Refusal(400, f"fileUrl is not reachable: {str(error) or type(error).__name__}.") from error
     return success_response(request, data, success=True)
 
 
 @api.api_route("/{rest:path}", methods=_ALL_METHODS)
-async def unknown_endpoint() -> Response:
+async def unknown_endpoint(request: Request) -> Response:
     """Refuse every path and method that the API does not define."""
+    if request.url.path in UPLOAD_PATHS:
+        raise Refusal(405, "The method is not allowed.")
     raise Refusal(404, "No such endpoint.")
 
 
@@ -206,7 +217,7 @@ def _video(request: Request, job: Job | None) -> Response:
 @files.api_route("/uploads/{key:path}", methods=["GET", "HEAD"])
 async def uploaded_file(request: Request, key: str) -> Response:
     """Serve an uploaded file."""
-    upload = _upload_store(request).find(key, _service(request).settings.upload_ttl)
+    upload = _upload_store(request).find(key)
     return FileResponse(upload.path, media_type=upload.mime_type) if upload else _file_not_found()
 
 
@@ -236,7 +247,7 @@ async def health() -> Response:
 
 @control.get("/simulator/state", dependencies=_requires_api_key)
 async def state(request: Request) -> Response:
-    """Return the settings without secrets, all jobs and all calls."""
+    """Return the settings without secrets, all jobs, all uploads and all calls."""
     service = _service(request)
     jobs, calls = service.jobs, service.journal.calls
     content = {
@@ -246,6 +257,7 @@ async def state(request: Request) -> Response:
         "renders": service.renders,
         "connections": service.journal.connections,
         "jobs": [job.as_dict() for job in jobs],
+        "uploads": [upload.as_dict() for upload in service.uploads],
         "calls_count": service.journal.count,
         "calls": [call.as_dict() for call in calls],
     }
@@ -267,7 +279,7 @@ async def change_settings(request: Request) -> Response:
 
 @control.post("/simulator/reset", dependencies=_requires_api_key)
 async def reset(request: Request) -> Response:
-    """Restore the initial settings and credits, and delete all jobs and calls."""
+    """Restore the initial settings and credits, and delete all jobs, uploads and calls."""
     _service(request).reset()
     return JSONResponse({"status": "reset"})
 

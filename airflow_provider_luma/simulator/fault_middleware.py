@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .faults import Fault
+from .faults import REPLACING, Fault
 from .journal import Call
-from .responses import refusal_response
+from .responses import UPLOAD_PATHS, edge_response, refusal_response
 from .service import Refusal, Service
 
 _OPERATIONS = {
@@ -29,14 +29,9 @@ _OPERATIONS = {
     "/api/v1/modify/record-info": "status",
     "/api/v1/chat/credit": "credit",
     "/api/v1/common/download-url": "download_url",
-    "/api/file-stream-upload": "upload",
-    "/api/file-url-upload": "upload",
+    **dict.fromkeys(UPLOAD_PATHS, "upload"),
 }
 _FILE_OPERATIONS = {"/files/results/": "file", "/files/temporary/": "file", "/files/": "clip"}
-_HTML_ERROR_PAGE = (
-    "<!DOCTYPE html><html><head><title>{code}</title></head>"
-    "<body><center><h1>{code}</h1></center><hr><center>edge</center></body></html>"
-)
 
 
 def operation_of(path: str) -> str | None:
@@ -154,27 +149,31 @@ class _FaultyRequest:
     send: Send
 
     async def run(self) -> None:
-        # The whole request is read first, so that the connection is never cut while the client is still sending.
-        body = await self._read_body()
+        body = await self._receive_body()
         self.scope["state"]["dry_run"] = self.fault.before_acceptance and self.fault.kind != "hang"
         if self.fault.kind == "hang":
             await self._hang(body)
-        elif self.fault.kind in ("refuse", "html", "empty", "cut"):
+        elif self.fault.kind in REPLACING:
             if self.fault.after_accept:
                 await self._run_app(body)
             await self._send_replacement()
         else:
             await self._send_corrupted(await self._run_app(body))
 
-    async def _read_body(self) -> bytes:
-        body, more = b"", True
-        while more:
+    async def _receive_body(self) -> list[Message]:
+        """Receive the request, or only ``after_bytes`` of it, and return what the application shall read."""
+        limit, size, body = self.fault.after_bytes, 0, []
+        is_read = self.fault.after_accept or self.fault.kind not in REPLACING
+        while limit is None or size < limit:
             message = await self.receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if is_read:
+                body.append(message)
+            if not message.get("more_body", False):
+                break
         return body
 
-    async def _run_app(self, body: bytes) -> BufferedResponse:
+    async def _run_app(self, body: list[Message]) -> BufferedResponse:
         """Run the application on the request and buffer its response instead of sending it."""
         messages: list[Message] = []
 
@@ -189,10 +188,12 @@ class _FaultyRequest:
             start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in parts)
         )
 
-    async def _hang(self, body: bytes) -> None:
+    async def _hang(self, body: list[Message]) -> None:
         """Wait, then respond normally; a client that disconnects meanwhile ends the request unprocessed."""
         response = await self._run_app(body) if self.fault.after_accept else None
-        disconnect = asyncio.create_task(self._wait_for_disconnect())
+        # What is left of the body must wait: it would be lost to whoever waits for the disconnection.
+        leaves_rest = self.fault.after_bytes is not None
+        disconnect = asyncio.create_task(self.stopping.wait() if leaves_rest else self._wait_for_disconnect())
         shutdown = asyncio.create_task(self.stopping.wait())
         await asyncio.wait((disconnect, shutdown), timeout=self.fault.seconds, return_when=asyncio.FIRST_COMPLETED)
         disconnected = disconnect.done()
@@ -214,13 +215,12 @@ class _FaultyRequest:
             await self._abort_connection()
             return
         if fault.kind == "html":
-            code = fault.code or 500
-            response = HTMLResponse(_HTML_ERROR_PAGE.format(code=code), status_code=code)
+            response = edge_response(fault.code or 500)
         elif fault.kind == "refuse":
             self.call.code = fault.code
             msg = "The simulator was told to refuse this call."
             refusal = Refusal(fault.code or 500, msg, style=fault.style, retry_after=fault.retry_after)
-            response = refusal_response(self.service, refusal)
+            response = refusal_response(self.service, refusal, self.call.path)
         await response(self.scope, self.receive, self.send)
 
     async def _send_corrupted(self, response: BufferedResponse) -> None:
@@ -274,11 +274,11 @@ class _FaultyRequest:
             pass
 
 
-def _replay_body(body: bytes, receive: Receive) -> Receive:
-    """Return a receive callable that yields a body already read, then the original messages."""
-    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def _replay_body(body: list[Message], receive: Receive) -> Receive:
+    """Return a receive callable that yields the messages already received, then the original ones."""
+    unread = iter(body)
 
     async def replay() -> Message:
-        return unread.pop() if unread else await receive()
+        return next(unread, None) or await receive()
 
     return replay

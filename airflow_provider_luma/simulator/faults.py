@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-On = Literal["submit", "status", "credit", "download_url", "file"]
+On = Literal["submit", "status", "credit", "download_url", "upload", "file"]
 Kind = Literal[
     "refuse",
     "html",
@@ -32,14 +32,17 @@ Kind = Literal[
 ]
 Style = Literal["status", "body"]
 
+#: Kinds that replace the response.
+REPLACING = ("refuse", "html", "empty", "cut")
+
 #: Kinds that are valid for some operations only; all others are valid for every operation.
 _VALID_OPERATIONS: dict[str, set[str]] = {
     "unknown_flag": {"status"},
     "response_string": {"status"},
     "hostile_text": {"status"},
     "no_range": {"file"},
-    "null_data": {"submit", "status", "credit", "download_url"},
-    "wrong_data": {"submit", "status", "credit", "download_url"},
+    "null_data": {"submit", "status", "credit", "download_url", "upload"},
+    "wrong_data": {"submit", "status", "credit", "download_url", "upload"},
 }
 
 
@@ -65,7 +68,15 @@ class Fault(BaseModel):
     skip: int = Field(default=0, ge=0, description="Do not hit the first k matching calls.")
     times: int | None = Field(default=None, ge=0, description="Hit that many calls at most.")
     after_accept: bool = Field(
-        default=False, description="submit: the job is accepted and billed first, then the fault hits the response."
+        default=False,
+        description="submit: the job is accepted and billed first, then the fault hits the response; "
+        "upload: the file is stored first.",
+    )
+    after_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="refuse, html, empty, cut, hang: hit when so many bytes of the request's body have arrived, while "
+        "the rest is on its way; if unset, when all of it has.",
     )
 
     @model_validator(mode="before")
@@ -80,8 +91,10 @@ class Fault(BaseModel):
             raise ValueError(f"{self.kind} cannot happen on {self.on}, only on {', '.join(sorted(allowed))}")
         if self.kind == "refuse" and self.code is None:
             raise ValueError("refuse needs code=N, for instance code=429")
-        if self.after_accept and self.on != "submit":
-            raise ValueError("after_accept is for submit only")
+        if self.after_accept and self.on not in ("submit", "upload"):
+            raise ValueError("after_accept is for submit and upload only")
+        if self.after_bytes is not None and (self.after_accept or self.kind not in (*REPLACING, "hang")):
+            raise ValueError(f"after_bytes is for {', '.join(REPLACING)} and hang only, without after_accept")
         return self
 
     @property

@@ -7,9 +7,16 @@ import json
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
 from .service import Refusal, Service
+
+UPLOAD_PATHS = ("/api/file-stream-upload", "/api/file-url-upload")
+
+_EDGE_PAGE = (
+    "<!DOCTYPE html><html><head><title>{code}</title></head>"
+    "<body><center><h1>{code}</h1></center><hr><center>edge</center></body></html>"
+)
 
 
 class EnvelopeResponse(JSONResponse):
@@ -26,8 +33,12 @@ def success_response(request: Request, data: Any, **extra_fields: Any) -> JSONRe
     return EnvelopeResponse({"code": 200, "msg": "success", "data": data, **extra_fields})
 
 
-def refusal_response(service: Service, refusal: Refusal) -> JSONResponse:
-    """Build the response to a refused call: by HTTP status, or as HTTP 200 with the code in the body."""
+def refusal_response(service: Service, refusal: Refusal, path: str) -> JSONResponse:
+    """
+    Build the response to a refused call: by HTTP status, or as HTTP 200 with the code in the body.
+
+    :param path: of the request; the endpoints for uploads also say ``success``
+    """
     style = refusal.style or service.next_refusal_style()
     headers = {}
     if style == "status":
@@ -37,7 +48,14 @@ def refusal_response(service: Service, refusal: Refusal) -> JSONResponse:
         if retry_after is not None:
             headers["Retry-After"] = f"{retry_after:g}"
     body = {"code": refusal.code, "msg": refusal.msg, "data": None}
+    if path in UPLOAD_PATHS:
+        body["success"] = False
     return EnvelopeResponse(body, status_code=refusal.code if style == "status" else 200, headers=headers)
+
+
+def edge_response(code: int) -> HTMLResponse:
+    """Build the page with which an edge in front of the service answers by itself."""
+    return HTMLResponse(_EDGE_PAGE.format(code=code), status_code=code)
 
 
 def record_code(request: Request, code: int) -> None:

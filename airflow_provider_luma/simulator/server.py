@@ -19,6 +19,7 @@ from .job_runner import create_internal_user_agent
 from .journal import Call
 from .service import Job, Service
 from .settings import Settings
+from .uploads import Upload
 
 _connection_ids = itertools.count(1)
 
@@ -130,7 +131,7 @@ class Simulator:
         self._thread = None
 
     def reset(self) -> None:
-        """Restore the initial settings and credits, and delete all jobs and calls."""
+        """Restore the initial settings and credits, and delete all jobs, uploads and calls."""
         self._service.reset()
 
     def configure(self, **changes: Any) -> Settings:
@@ -166,6 +167,11 @@ class Simulator:
     def jobs(self) -> list[Job]:
         """The accepted jobs, oldest first."""
         return self._service.jobs
+
+    @property
+    def uploads(self) -> list[Upload]:
+        """The stored files, also those that were replaced since, oldest first."""
+        return self._service.uploads
 
     @property
     def calls(self) -> list[Call]:

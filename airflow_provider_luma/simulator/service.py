@@ -12,12 +12,15 @@ import unicodedata
 import uuid
 from collections import deque
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .faults import Fault, FaultSchedule
 from .journal import Journal
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .uploads import Upload
 
 MAX_VIDEO_SECONDS = 10.0
 MAX_VIDEO_BYTES = 500 * 1024 * 1024
@@ -124,11 +127,12 @@ class Service:
         self.reset()
 
     def reset(self) -> None:
-        """Restore the initial settings and credits, and delete all jobs and calls."""
+        """Restore the initial settings and credits, and delete all jobs, uploads and calls."""
         with self._lock:
             self._settings = self._initial
             self._random = random.Random(self._initial.seed)
             self._jobs: dict[str, Job] = {}
+            self._uploads: list[Upload] = []
             self._temporary_urls: dict[str, tuple[str, float]] = {}
             self._faults = FaultSchedule(self._settings.faults)
             self._refusals = 0
@@ -321,7 +325,18 @@ class Service:
         with self._lock:
             return [replace(job) for job in self._jobs.values()]
 
-    # -- result files
+    # -- files
+
+    def record_upload(self, upload: Upload) -> None:
+        """Append a file that was stored."""
+        with self._lock:
+            self._uploads.append(upload)
+
+    @property
+    def uploads(self) -> list[Upload]:
+        """The stored files, also those that were replaced since, oldest first."""
+        with self._lock:
+            return list(self._uploads)
 
     def find_result(self, task_id: str, name: str) -> Job | None:
         """Return the job that a result file belongs to; None if there is none or the file has expired."""

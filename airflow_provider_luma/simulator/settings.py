@@ -54,6 +54,11 @@ class Settings(BaseModel):
     )
     record_ttl: float = Field(default=60 * DAY, ge=0, description="Seconds a task's record is kept after its creation.")
     upload_ttl: float = Field(default=3 * DAY, ge=0, description="Seconds an uploaded file is kept.")
+    upload_answer: Literal["file_name", "file_id"] = Field(
+        default="file_name",
+        description="What the response to an upload holds: fileName, filePath and fileSize, or fileId, fileUrl and "
+        "expiresAt.",
+    )
     download_url_ttl: float = Field(default=1200.0, ge=0, description="Seconds a temporary download URL works.")
     fetch_timeout: float = Field(default=20.0, gt=0, description="Seconds allowed for downloading an input video.")
     outcome: Literal["success", "create_failed", "generate_failed", "callback_failed", "no_urls"] = Field(

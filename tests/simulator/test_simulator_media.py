@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Specification of videos: accepted inputs, rendered results, sample clips, result files and uploads."""
+"""Specification of videos: accepted inputs, rendered results, sample clips and result files."""
 
 from __future__ import annotations
 
@@ -220,39 +220,6 @@ def test_a_temporary_download_url_serves_the_result_until_it_expires(client):
 def test_a_temporary_download_url_is_refused_for_anything_but_a_result_file(client, body):
     client.result_url()
     assert client.post("/api/v1/common/download-url", json=body).json()["code"] == 422
-
-
-def test_an_uploaded_file_is_served_can_be_overwritten_and_expires(client, make_clip):
-    clip = make_clip()
-    form = {"uploadPath": "in/clips", "fileName": "a b.mp4"}
-    content = client.post("/api/file-stream-upload", data=form, files={"file": ("x.mp4", clip)}).json()
-    assert content["success"] is True
-    assert content["code"] == 200
-    data = content["data"]
-    assert (data["fileName"], data["filePath"], data["fileSize"]) == ("a b.mp4", "in/clips/a b.mp4", len(clip))
-    assert data["mimeType"] == "video/mp4"
-    assert client.anonymous.get(data["downloadUrl"]).content == clip
-    assert client.submit(videoUrl=data["downloadUrl"]).json()["code"] == 200
-    client.post("/api/file-stream-upload", data=form, files={"file": ("x.mp4", b"new")})
-    assert client.anonymous.get(data["downloadUrl"]).content == b"new"
-    client.luma.configure(upload_ttl=0)
-    assert client.anonymous.get(data["downloadUrl"]).status_code == 404
-
-
-def test_a_file_is_uploaded_from_a_url(client, web_server):
-    body = {"fileUrl": web_server.serve("/page.txt", b"text"), "uploadPath": "in"}
-    data = client.post("/api/file-url-upload", json=body).json()["data"]
-    assert data["fileName"] == "page.txt"
-    assert client.anonymous.get(data["downloadUrl"]).content == b"text"
-    body["fileUrl"] = web_server.url("/nothing")
-    assert client.post("/api/file-url-upload", json=body).json()["code"] == 422
-
-
-@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "/"])
-def test_an_upload_whose_file_name_is_a_path_is_refused(client, name):
-    form = {"uploadPath": "in", "fileName": name}
-    content = client.post("/api/file-stream-upload", data=form, files={"file": ("x", b"1")}).json()
-    assert content["code"] == 422
 
 
 def test_stopping_during_a_render_removes_the_temporary_folder(
