@@ -33,6 +33,22 @@ _CONNECTION_FIELDS = {
         "over every retry and Clear. Leave empty for Airflow's own task state (Airflow 3.3 and newer).",
         "schema": {"type": ["string", "null"]},
     },
+    "upload_host": {
+        "label": "Upload host",
+        "description": "Where input videos are uploaded that have no public address. Leave empty for Luma's own host.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "sign_inputs": {
+        "label": "Sign inputs for (seconds)",
+        "description": "Instead of uploading an input video, give Luma an address signed by its storage, valid for "
+        "so many seconds, e.g. 21600. Leave empty to upload.",
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
+    "min_credits": {
+        "label": "Credits to keep",
+        "description": "Submit nothing while the account holds fewer credits. Leave empty for no such limit.",
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
     "requests_per_second": {
         "label": "Status checks per second",
         "description": "How often the account may be asked about its jobs (10 if empty).",

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_luma.exceptions import LumaAuthError, LumaValidationError
 from airflow_provider_luma.protocol import DEFAULT_HOST
+from airflow_provider_luma.protocol_files import DEFAULT_UPLOAD_HOST
 from airflow_provider_luma.validation import check_positive, is_private_host
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ DEFAULT_TIMEOUT = 30.0
 
 #: Status checks a second, unless the connection's extra says otherwise: what a sibling of Luma's call allows a key.
 DEFAULT_REQUESTS_PER_SECOND = 10.0
+
+#: Seconds for which a signed address of an input is valid, unless the connection's extra says otherwise: the service
+#: may fetch the video only when the job begins.
+DEFAULT_SIGNATURE_EXPIRY = 6 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class LumaConnection:
     :param requests_per_second: how many status checks a second the account allows
     :param webhook_secret: the key with which the service signs callbacks, if the account has that turned on
     :param submission_store: a folder on any storage that keeps the records of submissions; None for Airflow's own
+    :param upload_url: where files are uploaded, without a slash at its end
+    :param sign_inputs: seconds for which a signed address of an input video is valid; None to upload the video
+    :param min_credits: the credits below which nothing is submitted; None to submit as long as the service accepts
     """
 
     base_url: str
@@ -63,6 +71,9 @@ class LumaConnection:
     requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
     webhook_secret: str | None = field(default=None, repr=False)
     submission_store: str | None = None
+    upload_url: str = DEFAULT_UPLOAD_HOST
+    sign_inputs: float | None = None
+    min_credits: float | None = None
 
     @classmethod
     def of(cls, connection: Connection) -> LumaConnection:
@@ -74,8 +85,9 @@ class LumaConnection:
         """
         name = f"connection {connection.conn_id!r}"
         extra = _extra(connection, name)
+        base_url = _base_url(connection, name)
         return cls(
-            base_url=_base_url(connection, name),
+            base_url=base_url,
             api_key=_api_key(connection, name),
             timeout=_number(extra.get("timeout", DEFAULT_TIMEOUT), "timeout", name),
             proxies=_proxies(extra.get("proxies", extra.get("proxy")), name),
@@ -90,6 +102,9 @@ class LumaConnection:
             ),
             webhook_secret=_webhook_secret(extra.get("webhook_secret"), name),
             submission_store=_submission_store(extra.get("submission_store"), name),
+            upload_url=_upload_url(extra.get("upload_host"), base_url, name),
+            sign_inputs=_sign_inputs(extra.get("sign_inputs"), name),
+            min_credits=_optional_number(extra.get("min_credits"), "min_credits", name),
         )
 
     @property
@@ -169,6 +184,31 @@ def _submission_store(value: object, name: str) -> str | None:
             "s3://my_aws@bucket/luma or file:///shared/luma",
         )
     return folder or None
+
+
+def _upload_url(value: object, base_url: str, name: str) -> str:
+    if value is None:
+        return DEFAULT_UPLOAD_HOST if base_url == DEFAULT_HOST else base_url
+    url = value.strip().rstrip("/") if isinstance(value, str) else ""
+    url = url if "://" in url else f"https://{url}"
+    if not _is_http_address(url) or re.search(r"[?#@\s\\]", url):
+        raise LumaValidationError(
+            None,
+            f"{name}: upload_host in its extra must be an http(s) address such as {DEFAULT_UPLOAD_HOST}",
+        )
+    return url
+
+
+def _sign_inputs(value: object, name: str) -> float | None:
+    if value is None or str(value).strip().lower() in ("false", "0"):
+        return None
+    if str(value).strip().lower() == "true":
+        return DEFAULT_SIGNATURE_EXPIRY
+    return _number(value, "sign_inputs", name)
+
+
+def _optional_number(value: object, option: str, name: str) -> float | None:
+    return None if value in (None, 0, "0") else _number(value, option, name)
 
 
 def _api_key(connection: Connection, name: str) -> str:

@@ -35,6 +35,7 @@ class DeferralState(NamedTuple):
     :param execution_deadline: when ``execution_timeout`` ends this try
     :param first_attempt_at: when the task first tried to submit
     :param outage_since: since when Luma has been unavailable for the submission
+    :param upload: what is kept of the upload of the task's input video
     :param luma_conn_id: the task's connection; None if it was deferred before there was this field
     """
 
@@ -45,6 +46,7 @@ class DeferralState(NamedTuple):
     execution_deadline: float | None = None
     first_attempt_at: float | None = None
     outage_since: float | None = None
+    upload: dict[str, Any] | None = None
     luma_conn_id: str | None = None
 
     def as_kwargs(self) -> dict[str, Any]:

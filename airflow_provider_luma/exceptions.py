@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from airflow_provider_luma.untrusted import plain_text, read_integer
+from airflow_provider_luma.untrusted import plain_text, read_integer, without_signatures
 
 #: Characters of a message that are kept: it goes into logs, events, XComs and pages.
 MAX_MSG_LENGTH = 2000
@@ -27,7 +27,7 @@ class LumaError(Exception):
     The root of everything this package raises about Luma.
 
     Its texts may come from anywhere, and go everywhere: they become plain, are cut off after 2,000 characters, and
-    lose the user and password of an address, such as a proxy's.
+    lose the user and password of an address, such as a proxy's, and the query of a signed one.
 
     :param code: Luma's code for the error, or the HTTP status where that is all there was; None if neither came
     :param msg: what happened, in Luma's words or ours
@@ -140,7 +140,7 @@ PERMANENT = (LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureD
 
 
 def _plain_msg(msg: str) -> str:
-    msg = _USER_IN_ADDRESS.sub("", plain_text(msg))
+    msg = _USER_IN_ADDRESS.sub("", without_signatures(plain_text(msg)))
     return msg if len(msg) <= MAX_MSG_LENGTH else f"{msg[: MAX_MSG_LENGTH - 1]}…"
 
 

@@ -42,8 +42,9 @@ from airflow_provider_luma.untrusted import (
     read_strings,
     read_text,
     read_time,
+    without_signatures,
 )
-from airflow_provider_luma.validation import check_callback_url, check_prompt, check_video_url, check_watermark
+from airflow_provider_luma.validation import check_callback_url, check_prompt, check_video_address, check_watermark
 
 DEFAULT_HOST = "https://api.kie.ai"
 
@@ -140,8 +141,8 @@ class LumaTask:
         }
 
     def request(self) -> dict[str, str | None]:
-        """Return what was asked for, as the service has recorded it, for whoever shows the result."""
-        return {"prompt": self.prompt, "video_url": self.video_url}
+        """Return what was asked for, as the service has recorded it, for whoever shows it; without signatures."""
+        return {"prompt": self.prompt, "video_url": self.video_url and without_signatures(self.video_url)}
 
     def failure(self) -> LumaGenerationError:
         """Return the error that a failed job stands for, with Luma's code and words."""
@@ -176,7 +177,8 @@ class ModifyRequest:
     One job to submit. It is checked once, by :meth:`check`, before anything is recorded or sent.
 
     :param prompt: how to change the video, in English
-    :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB
+    :param video_url: address of an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public one, or a file in a
+        storage, which is given a public address before the submission
     :param watermark: text to put into the video, if any
     :param callback_url: public address that the service calls when the job ends, if any
     """
@@ -194,7 +196,7 @@ class ModifyRequest:
         :raises LumaValidationError: names the parameter and the remedy
         """
         check_prompt(self.prompt)
-        check_video_url(self.video_url, service_is_public=service_is_public)
+        check_video_address(self.video_url, service_is_public=service_is_public)
         check_watermark(self.watermark)
         if self.callback_url:
             check_callback_url(self.callback_url, service_is_public=service_is_public)
@@ -221,15 +223,10 @@ def credits_request() -> Request:
     return Request("GET", "/api/v1/chat/credit")
 
 
-def download_url_request(result_url: str) -> Request:
-    """Write the request for a temporary download address of a result."""
-    return Request("POST", "/api/v1/common/download-url", json={"url": result_url})
-
-
 # -- reading answers --------------------------------------------------------------------------------------------
 
 #: The service's codes (https://docs.kie.ai/luma-api/quickstart) and what they are for us.
-_REFUSALS: dict[int, type[LumaError]] = {
+REFUSALS: dict[int, type[LumaError]] = {
     401: LumaAuthError,
     402: LumaInsufficientCreditsError,
     404: LumaNotFoundError,
@@ -269,11 +266,13 @@ def _is_own_refusal(response: Response, envelope: _Envelope) -> bool:
     return envelope.code != 200 and response.http_status in (envelope.code, *range(200, 300), *range(400, 500))
 
 
-def _refusal(response: Response, envelope: _Envelope | None) -> LumaError:
+def _refusal(
+    response: Response, envelope: _Envelope | None, refusals: Mapping[int, type[LumaError]] = REFUSALS
+) -> LumaError:
     """Return the error that a refused or unreadable answer stands for."""
     retry_after = read_retry_after(response.retry_after)
     if envelope is not None and envelope.code != 200:
-        kind = _REFUSALS.get(envelope.code, LumaUnavailableError)
+        kind = refusals.get(envelope.code, LumaUnavailableError)
         return kind(envelope.code, envelope.msg or "the service gave no reason", retry_after=retry_after)
     status = response.http_status
     if 300 <= status < 400:
@@ -282,20 +281,25 @@ def _refusal(response: Response, envelope: _Envelope | None) -> LumaError:
             f"the address in the connection redirects (HTTP {status}) to {response.location!r}: put the service's own "
             "address into its Host, or set allow_redirects in its extra",
         )
-    kind = _REFUSALS.get(status, LumaUnavailableError)
+    kind = refusals.get(status, LumaUnavailableError)
     return kind(
         status,
-        f"HTTP {status}, and not readable as an answer of Luma: {_excerpt(response)}",
+        f"HTTP {status}, and not readable as an answer of Luma: {excerpt(response)}",
         retry_after=retry_after,
     )
 
 
-def _data(response: Response) -> Any:
-    """Return the data of a successful answer; raise the error of any other."""
+def read_data(response: Response, refusals: Mapping[int, type[LumaError]] = REFUSALS) -> Any:
+    """
+    Return the data of a successful answer.
+
+    :param refusals: what the service's codes, and the HTTP statuses of an edge, mean at this endpoint
+    :raises LumaError: the service refused, or the answer is not readable
+    """
     envelope = _envelope(response)
     if envelope is not None and _is_success(response, envelope):
         return envelope.data
-    raise _refusal(response, envelope)
+    raise _refusal(response, envelope, refusals)
 
 
 def read_submission(response: Response) -> str:
@@ -317,7 +321,7 @@ def read_submission(response: Response) -> str:
     if envelope is not None and is_refusal and _is_own_refusal(response, envelope):
         raise _refusal(response, envelope)
     status = response.http_status
-    told = _refusal(response, None).msg if 300 <= status < 400 else f"tells of no accepted job: {_excerpt(response)}"
+    told = _refusal(response, None).msg if 300 <= status < 400 else f"tells of no accepted job: {excerpt(response)}"
     raise LumaSubmissionUnknownError(
         None, f"the submission was sent, but the answer (HTTP {status}) {told}. It may have been accepted"
     )
@@ -338,7 +342,7 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
     flag = read_integer(data.get("successFlag")) if isinstance(data, dict) else None
     if flag is None:
         raise LumaUnavailableError(
-            None, f"the answer says nothing about the job: {_excerpt(response)}", luma_task_id=luma_task_id
+            None, f"the answer says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
         )
     results, asked = read_object(data.get("response")), read_object(data.get("paramJson"))
     return LumaTask(
@@ -375,24 +379,13 @@ def read_credits(response: Response) -> float:
 
     :raises LumaError: the service refused, or the answer is no number
     """
-    remaining = _data(response)
+    remaining = read_data(response)
     if isinstance(remaining, bool) or not isinstance(remaining, (int, float)) or not abs(remaining) < 1e15:
-        raise LumaUnavailableError(None, f"the answer names no number of credits: {_excerpt(response)}")
+        raise LumaUnavailableError(None, f"the answer names no number of credits: {excerpt(response)}")
     return float(remaining)
 
 
-def read_download_url(response: Response) -> str:
-    """
-    Return a temporary download address, valid for 20 minutes.
-
-    :raises LumaError: the service refused, or the answer is no address
-    """
-    url = _data(response)
-    if not isinstance(url, str) or not url:
-        raise LumaUnavailableError(None, f"the answer names no download address: {_excerpt(response)}")
-    return url
-
-
-def _excerpt(response: Response) -> str:
+def excerpt(response: Response) -> str:
+    """Return the beginning of an answer's body, for a message."""
     text = " ".join(response.body[:300].decode("utf-8", "replace").split())
     return repr(text[:150]) if text else "an empty body"

@@ -100,12 +100,57 @@ def check_video_url(video_url: object, *, service_is_public: bool = False) -> No
     :raises LumaValidationError: the service could never read a video from there
     """
     _check_url("video_url", video_url, service_is_public=service_is_public)
-    extension = PurePosixPath(unquote(urlsplit(str(video_url)).path)).suffix[1:].lower()
+    _check_extension("video_url", PurePosixPath(unquote(urlsplit(str(video_url)).path)).suffix, str(video_url))
+
+
+def is_web_address(address: str) -> bool:
+    """Tell whether an address is one of the web, and not a file in a storage."""
+    return re.match(r"https?:", address.strip(), re.IGNORECASE) is not None
+
+
+def check_video_address(video_url: object, *, service_is_public: bool = False) -> None:
+    """
+    Check the address of an input video: a public one, or a file in a storage.
+
+    :param service_is_public: the service is on the Internet, and so cannot reach private addresses
+    :raises LumaValidationError: there could be no video that the service takes
+    """
+    if isinstance(video_url, str) and is_web_address(video_url):
+        check_video_url(video_url, service_is_public=service_is_public)
+    else:
+        check_file_address("video_url", video_url)
+
+
+def check_file_address(parameter: str, address: object) -> None:
+    """
+    Check the address of a video in a storage.
+
+    :raises LumaValidationError: it is no absolute path or address, or names a file of another kind
+    """
+    text = str(address) if hasattr(address, "as_uri") else address
+    what_it_is = (
+        f"{parameter} must be a file in a storage, such as /data/clip.mp4, file:///data/clip.mp4 or "
+        "s3://my_aws@bucket/clip.mp4"
+    )
+    if not isinstance(text, str) or not text.strip():
+        raise LumaValidationError(None, f"{parameter} is {address!r}: {what_it_is}, or a public http(s) address")
+    _check_text(parameter, text)
+    if is_web_address(text):
+        raise LumaValidationError(None, f"{what_it_is}; a public address needs no upload: {text!r}")
+    if not re.match(r"/.|[a-z][a-z0-9+.-]*://.", text, re.IGNORECASE):
+        raise LumaValidationError(
+            None, f"{what_it_is}, or a public address that begins with http:// or https://: {text!r}"
+        )
+    _check_extension(parameter, PurePosixPath(text).suffix, text)
+
+
+def _check_extension(parameter: str, suffix: str, address: str) -> None:
+    extension = suffix[1:].lower()
     if extension in _OTHER_FILE_EXTENSIONS:
         raise LumaValidationError(
             None,
-            f"video_url ends in .{extension}, and the service takes MP4, MOV and AVI only: "
-            f"convert the video first ({video_url!r})",
+            f"{parameter} ends in .{extension}, and the service takes MP4, MOV and AVI only: "
+            f"convert the video first ({address!r})",
         )
 
 
@@ -144,14 +189,14 @@ def check_luma_task_id(luma_task_id: object) -> None:
     _check_text("luma_task_id", luma_task_id)
 
 
-def check_positive(parameter: str, seconds: object) -> None:
+def check_positive(parameter: str, number: object) -> None:
     """
-    Check a number of seconds.
+    Check a number, such as of seconds.
 
     :raises LumaValidationError: it is no number above zero
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
-        raise LumaValidationError(None, f"{parameter} is {seconds!r}: give a number of seconds above 0")
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
+        raise LumaValidationError(None, f"{parameter} is {number!r}: give a number above 0")
 
 
 def _check_url(parameter: str, url: object, *, service_is_public: bool) -> None:

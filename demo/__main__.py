@@ -5,7 +5,8 @@ What ``make demo`` runs: a clip goes in, a modified video comes out, on a real A
 Without an API key, the simulator takes the place of Luma. Environment variables:
 
 * ``LUMA_API_KEY``: the key of a Luma account; with it the service itself is used, and credits are spent
-* ``LUMA_VIDEO_URL``: the clip, at a public address (required with a key)
+* ``LUMA_VIDEO``: the clip, a file on this machine
+* ``LUMA_VIDEO_URL``: the clip, at a public address (with a key, this or a file is required)
 * ``LUMA_PROMPT``: how to change the clip, in English
 * ``DEMO_ONCE=1``: end with the DAG run, with exit code 0 if it succeeded
 * ``DEMO_HOME``: the folder for everything the demo writes (``.demo`` if unset)
@@ -26,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.parse import urlencode
+from urllib.request import urlretrieve
 
 from demo.local_airflow import AirflowProblem, LocalAirflow
 
@@ -37,22 +39,26 @@ READY = "Luma simulator ready at "
 
 HOW_TO_USE_LUMA = """\
 With a Luma account, on a clip of your own (this spends credits):
-    LUMA_API_KEY=... LUMA_VIDEO_URL=https://... make demo"""
+    LUMA_API_KEY=... LUMA_VIDEO=/path/to/clip.mp4 make demo"""
 
 
 def main() -> int:
     """Run the demo; return its exit code."""
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT too: a shell's background job ignores it
         signal.signal(ending, _interrupt)
-    api_key, video_url = os.environ.get("LUMA_API_KEY", ""), os.environ.get("LUMA_VIDEO_URL", "")
-    if api_key and not video_url:
-        print("LUMA_API_KEY is set, but not LUMA_VIDEO_URL: give the public address of the clip to modify.")
+    api_key, file = os.environ.get("LUMA_API_KEY", ""), os.environ.get("LUMA_VIDEO", "")
+    video = str(Path(file).absolute()) if file else os.environ.get("LUMA_VIDEO_URL", "")
+    if api_key and not video:
+        print("LUMA_API_KEY is set, but no clip: set LUMA_VIDEO to a file, or LUMA_VIDEO_URL to a public address.")
+        return 2
+    if file and not Path(file).is_file():
+        print(f"LUMA_VIDEO is {file}, and there is no such file.")
         return 2
     home = Path(os.environ.get("DEMO_HOME", ".demo")).absolute()
     home.mkdir(parents=True, exist_ok=True)
     try:
         if api_key:
-            return run(home, {"conn_type": "luma", "password": api_key}, video_url)
+            return run(home, {"conn_type": "luma", "password": api_key}, video, file or None)
         webhook_secret = secrets.token_hex(16)
         with simulator(home / "simulator.txt", webhook_secret) as address:
             connection = {
@@ -61,7 +67,10 @@ def main() -> int:
                 "password": "simulator-key",
                 "extra": {"webhook_secret": webhook_secret},
             }
-            return run(home, connection, video_url or f"{address}/files/sample.mp4")
+            sample = f"{address}/files/sample.mp4"
+            if not file:
+                urlretrieve(sample, home / "clip.mp4")  # noqa: S310  (our own simulator)
+            return run(home, connection, video or sample, file or str(home / "clip.mp4"))
     except AirflowProblem as problem:
         say(f"The demo failed: {problem}")
         return 1
@@ -70,11 +79,23 @@ def main() -> int:
         return 130
 
 
-def run(home: Path, connection: dict[str, Any], video_url: str) -> int:
-    """Start Airflow, run the DAG, and keep Airflow running until Ctrl-C; return the exit code."""
+def run(home: Path, connection: dict[str, Any], video: str, file: str | None) -> int:
+    """
+    Start Airflow, run the DAG, and keep Airflow running until Ctrl-C.
+
+    :param video: the clip that is modified: a file, or a public address
+    :param file: a clip on this machine, for the examples that take one
+    :returns: the exit code
+    """
     say("Starting Airflow (about half a minute) ...")
     local = LocalAirflow(
-        home / "airflow", DAGS, {"LUMA_VIDEO_URL": video_url, "LUMA_DESTINATION": f"file://{home}/videos"}
+        home / "airflow",
+        DAGS,
+        {
+            "LUMA_VIDEO_URL": video,
+            "LUMA_DESTINATION": f"file://{home}/videos",
+            **({"LUMA_VIDEO": str(Path(file).absolute())} if file else {}),
+        },
     )
     if "host" in connection:
         # The simulator is on this machine and can call Airflow; Luma itself cannot.
@@ -83,7 +104,7 @@ def run(home: Path, connection: dict[str, Any], video_url: str) -> int:
     with local as airflow:
         airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
         say(f"Airflow is up: {airflow.url} (no login needed)")
-        run_id = airflow.trigger(DAG_ID, prompt=os.environ.get("LUMA_PROMPT", PROMPT), video_url=video_url)
+        run_id = airflow.trigger(DAG_ID, prompt=os.environ.get("LUMA_PROMPT", PROMPT), video_url=video)
         say(f"Run {run_id} of the DAG {DAG_ID}: {airflow.url}/dags/{DAG_ID}/runs/{run_id}")
         query = urlencode({"dag_id": DAG_ID, "run_id": run_id, "task_id": "modify"})
         say(f"Before and after, side by side: {airflow.url}/luma/result?{query}")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_provider_luma import protocol
+from airflow_provider_luma import protocol, protocol_files
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
@@ -52,7 +52,7 @@ READERS = {
     "submission": protocol.read_submission,
     "task": read_task,
     "credits": protocol.read_credits,
-    "download_url": protocol.read_download_url,
+    "download_url": protocol_files.read_download_url,
 }
 every_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 every_reader_but_submission = pytest.mark.parametrize(
@@ -119,7 +119,7 @@ class TestRequests:
         ("changes", "names"),
         [
             ({"prompt": " "}, "prompt"),
-            ({"video_url": "ftp://e.com/v.mp4"}, "video_url"),
+            ({"video_url": "e.com/v.mp4"}, "video_url"),
             ({"watermark": 5}, "watermark"),
             ({"callback_url": "e.com"}, "callback_url"),
         ],
@@ -154,7 +154,7 @@ class TestRequests:
         assert (request.method, request.path, request.json) == ("GET", "/api/v1/chat/credit", None)
 
     def test_download_address_is_requested_with_the_results_url(self):
-        request = protocol.download_url_request("https://e.com/r.mp4")
+        request = protocol_files.download_url_request("https://e.com/r.mp4")
         assert (request.method, request.path) == ("POST", "/api/v1/common/download-url")
         assert request.json == {"url": "https://e.com/r.mp4"}
 
@@ -282,7 +282,7 @@ class TestBrokenAnswers:
         with pytest.raises(LumaUnavailableError):
             read(enveloped(data))
 
-    @pytest.mark.parametrize("read", [read_task, protocol.read_download_url])
+    @pytest.mark.parametrize("read", [read_task, protocol_files.read_download_url])
     def test_number_as_data_is_a_transient_error_except_for_credits(self, read):
         with pytest.raises(LumaUnavailableError):
             read(enveloped(7.5))
@@ -468,9 +468,9 @@ class TestCreditsAndDownloadUrl:
             protocol.read_credits(enveloped(data))
 
     def test_download_address_is_read(self):
-        assert protocol.read_download_url(enveloped("https://e.com/t?x=1")) == "https://e.com/t?x=1"
+        assert protocol_files.read_download_url(enveloped("https://e.com/t?x=1")) == "https://e.com/t?x=1"
 
     @pytest.mark.parametrize("data", [None, "", 5, [], {"url": "https://e.com"}])
     def test_download_address_that_is_none_is_a_transient_error(self, data):
         with pytest.raises(LumaUnavailableError):
-            protocol.read_download_url(enveloped(data))
+            protocol_files.read_download_url(enveloped(data))

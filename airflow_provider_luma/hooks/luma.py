@@ -2,10 +2,7 @@
 """
 Hook that calls Luma from a worker; its sibling for the triggerer is :class:`LumaAsyncHook`.
 
-Both send the requests of :mod:`airflow_provider_luma.protocol` and know nothing else about the service. They build on
-the hooks of the HTTP provider, with one difference that matters: of the connection, only what
-:class:`~airflow_provider_luma.connection.LumaConnection` lists is used, so that nothing of its extra is sent as a
-header.
+Both send the requests of :mod:`airflow_provider_luma.protocol` and know nothing else about the service.
 
 Two kinds of call are told apart. *Reading* is safe to repeat, and a transient error is waited out. *Submitting* costs
 money: it is repeated only where the service surely accepted nothing.
@@ -17,104 +14,53 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-import requests
 import tenacity
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
-from airflow.providers.http.hooks.http import HttpHook
 from airflow.sdk.log import mask_secret
 
-from airflow_provider_luma import backoff, protocol
+from airflow_provider_luma import backoff, protocol, protocol_files
 from airflow_provider_luma.callbacks import token
-from airflow_provider_luma.connection import LumaConnection, missing_connection
+from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import (
     LumaError,
     LumaSubmissionUnknownError,
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
+from airflow_provider_luma.hooks.api import LumaApiHook
+from airflow_provider_luma.hooks.base import POLL_ERRORS
 from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
 from airflow_provider_luma.hooks.transport import (
-    api_session,
-    check_before_send,
-    read_body,
     reason_of,
     requests_session,
-    ssl_context,
-    to_response,
     was_never_connected,
 )
 from airflow_provider_luma.polling.state import Failed, Finished, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest
+from airflow_provider_luma.protocol_files import LumaUpload
 from airflow_provider_luma.transfers.download import Download
-from airflow_provider_luma.validation import check_luma_task_id, check_positive
+from airflow_provider_luma.transfers.inputs import StoredFile, check_public_video
+from airflow_provider_luma.transfers.source import FileSource
+from airflow_provider_luma.transfers.upload import Upload
+from airflow_provider_luma.validation import check_file_address, check_luma_task_id, check_positive, check_video_url
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 __all__ = ["LumaAsyncHook", "LumaHook"]
 
-T = TypeVar("T")
+#: Bytes of a public video that are looked at, and seconds for what is not to hold a submission up.
+HEAD_SIZE, HEAD_TIMEOUT = 4096, 5.0
 
 
-class LumaHook(LumaHookBase, HttpHook):
+class LumaHook(LumaApiHook):
     """
     Call Luma from a worker.
 
     :param luma_conn_id: the connection, of type Luma, that holds the API key
     """
-
-    #: With which a request was checked: the attempt to submit that follows uses the same.
-    _checked_connection: LumaConnection | None = None
-
-    @property
-    def luma_connection(self) -> LumaConnection:
-        """The connection with which a request was checked, or else a fresh one."""
-        return self._checked_connection or self.get_luma_connection()
-
-    def get_luma_connection(self) -> LumaConnection:
-        """
-        Read the connection, afresh at every call, so that a new API key is used as soon as there is one.
-
-        :raises AirflowNotFoundException: there is no such connection
-        :raises LumaAuthError: it holds no usable API key
-        :raises LumaValidationError: it names no usable address
-        """
-        try:
-            connection = self.get_connection(self.luma_conn_id)
-        except AirflowNotFoundException as error:
-            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
-        return LumaConnection.of(connection)
-
-    def check_connection(self) -> LumaConnection:
-        """Read the connection, as :meth:`get_luma_connection` does, and the files that it names."""
-        connection = self.get_luma_connection()
-        ssl_context(connection)
-        return connection
-
-    def get_conn(
-        self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
-    ) -> requests.Session:
-        """
-        Return a session that carries the API key, the connection's transport options, and nothing else.
-
-        :param headers: further headers
-        :param extra_options: transport options that take precedence over the connection's
-        """
-        return self._open(self.get_luma_connection(), headers, extra_options)
-
-    def _open(self, connection: LumaConnection, headers: Any = None, extra_options: Any = None) -> requests.Session:
-        session = api_session(connection)
-        session.headers.update(headers or {})
-        self.base_url, self._base_url_initialized = connection.base_url, True
-        self.merged_extra = {
-            "timeout": connection.timeout,
-            "allow_redirects": connection.allow_redirects,
-            **(extra_options or {}),
-        }
-        return self._configure_session_from_mount_adapters(session)
 
     # -- submitting -------------------------------------------------------------------------------------------------
 
@@ -137,6 +83,7 @@ class LumaHook(LumaHookBase, HttpHook):
         :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
         :raises LumaError: any other refusal
         """
+        check_video_url(video_url)
         request = ModifyRequest(prompt, video_url, watermark, callback_url)
         self.check_request(request)
         return self.retry_submission(partial(self.submit, request), backoff.OUTAGE_TIMEOUT)
@@ -236,8 +183,17 @@ class LumaHook(LumaHookBase, HttpHook):
         :param result_url: one of a job's result_urls
         :raises LumaError: the service refused, e.g. because the file is not one of its own
         """
-        request = protocol.download_url_request(result_url)
-        return self._retry_read(partial(self._read, request, protocol.read_download_url))
+        request = protocol_files.download_url_request(result_url)
+        return self._retry_read(partial(self._read, request, protocol_files.read_download_url))
+
+    def credits_left(self) -> float | None:
+        """Return the account's remaining credits if that can be had at once, else None."""
+        connection = self.luma_connection
+        try:
+            return self._get_credits(replace(connection, timeout=min(connection.timeout, HEAD_TIMEOUT)))
+        except LumaError as error:
+            self.log.debug("The remaining credits could not be had: %s", error)
+            return None
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the connection works, and how many credits remain, or what is wrong and how to correct it."""
@@ -343,54 +299,57 @@ class LumaHook(LumaHookBase, HttpHook):
             log=self.log,
         ).run(url, destination, name=name, overwrite=overwrite)
 
-    # -- the wire ---------------------------------------------------------------------------------------------------
+    def upload(
+        self,
+        source: str | ObjectStoragePath,
+        *,
+        check_video: bool = False,
+        fail_if_killed: Callable[[], None] = lambda: None,
+    ) -> LumaUpload:
+        """
+        Upload a file from any storage that Airflow knows, so that the service can read it. It costs nothing.
+
+        Streamed with constant memory; the service keeps the file for 24 hours at least.
+
+        :param source: a path on this machine, or an address such as ``s3://my_aws@bucket/clip.mp4``
+        :param check_video: look into the file first, and refuse what is no video that the service takes
+        :param fail_if_killed: called before each piece is sent; what it raises ends the upload
+        :returns: its public address, its size in bytes, and when the service deletes it
+        :raises LumaValidationError: there is no such file, or the service does not take it
+        :raises AirflowException: the file cannot be read
+        :raises LumaError: any other refusal
+        """
+        check_file_address("source", source)
+        file = StoredFile.find(str(source), "source")
+        if check_video:
+            file.check(self.log)
+        return self.upload_file(file, fail_if_killed)
+
+    def upload_file(self, file: StoredFile, fail_if_killed: Callable[[], None] = lambda: None) -> LumaUpload:
+        """Upload a file that has been looked up; see :meth:`upload`."""
+        return Upload(self._send_form, self.log, fail_if_killed).run(file)
+
+    def check_public_video(self, url: str) -> None:
+        """
+        Look at the first bytes of a public video, and at what its server says of it; without the API key.
+
+        :raises LumaValidationError: there is nothing, or surely no video that the service takes
+        """
+        connection = self.luma_connection
+        source = FileSource(
+            partial(requests_session, connection),
+            min(connection.timeout, HEAD_TIMEOUT),
+            connection.is_public,
+            head_size=HEAD_SIZE,
+        )
+        check_public_video(url, source, self.log)
 
     def _get_status(self, luma_task_id: str, connection: LumaConnection | None = None) -> LumaTask:
         read = partial(protocol.read_task, luma_task_id=luma_task_id)
         return self._read(protocol.task_request(luma_task_id), read, connection)
 
-    def _get_credits(self) -> float:
-        return self._read(protocol.credits_request(), protocol.read_credits)
-
-    @staticmethod
-    def _retry_read(read: Callable[[], T]) -> T:
-        return tenacity.Retrying(**backoff.retry_options(backoff.READ_RETRY_TIMEOUT))(read)
-
-    def _read(
-        self,
-        request: protocol.Request,
-        read: Callable[[protocol.Response], T],
-        connection: LumaConnection | None = None,
-    ) -> T:
-        self._checked_connection = None  # it may be old by the time of a submission that follows
-        try:
-            response = self._send(request, connection or self.get_luma_connection())
-        except OSError as error:
-            # Its text says all; its traceback would only fill a screen of the task's log.
-            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {reason_of(error)}") from None
-        return read(response)
-
-    def _send(
-        self,
-        request: protocol.Request,
-        connection: LumaConnection,
-        before_send: Callable[[], None] | None = None,
-    ) -> protocol.Response:
-        # A session per call, as in HttpHook: a kept connection that the server has closed meanwhile would make
-        # the outcome of a submission unknown without need.
-        with self._open(connection) as session:
-            if before_send is not None:
-                check_before_send(session, before_send)
-            response = session.request(
-                request.method,
-                self.base_url + request.path,
-                params=request.query,
-                json=request.json,
-                timeout=self.merged_extra["timeout"],
-                allow_redirects=self.merged_extra["allow_redirects"],
-                stream=True,
-            )
-            return to_response(response.status_code, read_body(response), response.headers)
+    def _get_credits(self, connection: LumaConnection | None = None) -> float:
+        return self._read(protocol.credits_request(), protocol.read_credits, connection)
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

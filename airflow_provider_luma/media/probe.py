@@ -14,13 +14,15 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
-from logging import Logger
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
 
 #: Bytes of a file that are read at most, and seconds that FFmpeg may take for them.
 MAX_BYTES_READ = 64 << 20

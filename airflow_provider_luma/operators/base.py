@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, NoReturn
 
+from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.deferral import JobFinished
@@ -20,10 +21,18 @@ if TYPE_CHECKING:
     from airflow_provider_luma.hooks.luma import LumaHook
 
 
+def is_literal(value: object) -> bool:
+    """Tell whether a value is final when the DAG is parsed: neither a template nor another task's output."""
+    return value is None or (isinstance(value, str) and "{{" not in value and "{%" not in value)
+
+
 class LumaBaseOperator(BaseOperator):
     """An operator that waits for Luma jobs in the triggerer."""
 
     luma_conn_id: str
+
+    #: Set by Airflow's call of ``on_kill``.
+    is_killed = False
 
     @cached_property
     def hook(self) -> LumaHook:
@@ -31,6 +40,15 @@ class LumaBaseOperator(BaseOperator):
         from airflow_provider_luma.hooks.luma import LumaHook
 
         return LumaHook(self.luma_conn_id)
+
+    def on_kill(self) -> None:
+        """Send nothing from now on."""
+        self.is_killed = True
+
+    def fail_if_killed(self) -> None:
+        """Raise if the task was killed: called just before anything is sent."""
+        if self.is_killed:
+            raise AirflowException("The task was killed before its submission was sent; nothing was submitted")
 
     def defer_with(self, trigger: BaseTrigger, method_name: str, state: DeferralState) -> NoReturn:
         """

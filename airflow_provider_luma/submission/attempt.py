@@ -35,7 +35,7 @@ class SubmissionAttempt:
     :param log: the task's log
     :param request: what to submit
     :param intent: the record to write before
-    :param is_killed: tells whether the task was killed: then nothing is sent
+    :param fail_if_killed: called just before anything is sent; raises if the task was killed
     :ivar is_forgotten: whether the store holds no intent of an attempt that was refused
     """
 
@@ -47,12 +47,12 @@ class SubmissionAttempt:
         *,
         request: ModifyRequest,
         intent: SubmissionRecord,
-        is_killed: Callable[[], bool],
+        fail_if_killed: Callable[[], None],
     ) -> None:
         self._client, self._store, self._log = client, store, log
         self._request = request
         self._intent = intent
-        self._is_killed = is_killed
+        self._fail_if_killed = fail_if_killed
         self.is_forgotten = True
 
     def __call__(self) -> str:
@@ -85,7 +85,3 @@ class SubmissionAttempt:
     def _forget(self) -> bool:
         self._store.forget(self._intent)
         return True
-
-    def _fail_if_killed(self) -> None:
-        if self._is_killed():
-            raise AirflowException("The task was killed before its submission was sent; nothing was submitted")

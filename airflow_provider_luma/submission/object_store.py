@@ -3,9 +3,10 @@
 Submission records as small JSON files in a folder on any storage: durable on every Airflow, and over every Clear.
 
 ``records/DAG/RUN/TASK/MAP-HASH/NUMBER.json`` is one submission of a task instance, and the highest number is the
-latest. The hash keeps two task instances apart whose names a path cannot tell apart. A number is created only if it is
-not there yet, so of two tries that run at once only one submits; local disks and S3 guarantee that. A file is replaced
-as a whole, so a crash leaves the one before or the one after. ``callbacks/REFERENCE.json`` is what a callback has told.
+latest; ``upload.json`` beside them is the upload of its input video. The hash keeps two task instances apart whose
+names a path cannot tell apart. A number is created only if it is not there yet, so of two tries that run at once only
+one submits; local disks and S3 guarantee that. A file is replaced as a whole, so a crash leaves the one before or the
+one after. ``callbacks/REFERENCE.json`` is what a callback has told.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 CLEANUP_INTERVAL = 86_400.0
 
 #: What this module writes; the folder may hold files of others.
-_OWN_FILE = re.compile(r"(/-?\d+-[0-9a-f]{16}/\d{6,}|/callbacks/[0-9a-f]{32})\.json(\.\w+\.part)?$")
+_OWN_FILE = re.compile(r"(/-?\d+-[0-9a-f]{16}/(\d{6,}|upload)|/callbacks/[0-9a-f]{32})\.json(\.\w+\.part)?$")
 
 #: Where storages tell when a file was written: local disks, S3, Google, Azure.
 _MODIFIED_KEYS = ("mtime", "LastModified", "updated", "last_modified")
@@ -110,6 +111,17 @@ class ObjectSubmissionStore(SubmissionStore):
         except FileNotFoundError:
             return None
         return named if isinstance(named, str) else None
+
+    def load_upload(self) -> dict[str, Any] | None:
+        """Return what :meth:`save_upload` has kept, if anything."""
+        try:
+            return self._root.read(f"{self._path}/upload.json")
+        except FileNotFoundError:
+            return None
+
+    def save_upload(self, upload: dict[str, Any]) -> None:
+        """Keep an upload beside the records."""
+        self._root.replace(f"{self._path}/upload.json", upload)
 
     def _file(self, number: int) -> str:
         return f"{self._path}/{number:06}.json"

@@ -25,6 +25,9 @@ T = TypeVar("T")
 #: The key of the record in the task state store.
 STORE_KEY = "luma_submission"
 
+#: The key of what is kept of an upload.
+UPLOAD_KEY = "luma_upload"
+
 #: The key under which the receiver of callbacks records, for an intent, which job it has become.
 CALLBACK_KEY = "luma_callback"
 
@@ -54,6 +57,14 @@ class SubmissionStore(ABC):
     @abstractmethod
     def callback_task_id(self, reference: str) -> str | None:
         """Return the id of the job that a callback has named for a submission; it is not verified."""
+
+    @abstractmethod
+    def load_upload(self) -> dict[str, Any] | None:
+        """Return what :meth:`save_upload` has kept, if anything."""
+
+    @abstractmethod
+    def save_upload(self, upload: dict[str, Any]) -> None:
+        """Keep the upload of the task's input video, so that a later try need not repeat it."""
 
     def update(self, reference: str, **changes: Any) -> SubmissionRecord | None:
         """
@@ -91,6 +102,12 @@ class NoStore(SubmissionStore):
     def callback_task_id(self, reference: str) -> None:
         """Find nothing."""
 
+    def load_upload(self) -> None:
+        """Find nothing."""
+
+    def save_upload(self, upload: dict[str, Any]) -> None:
+        """Write nothing."""
+
 
 class TaskStateSubmissionStore(SubmissionStore):
     """
@@ -112,8 +129,7 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def save(self, record: SubmissionRecord) -> None:
         """Write the record."""
-        # As long as Luma's own records; by default Airflow's last for a month.
-        self._state.set(STORE_KEY, record.as_dict(), retention=timedelta(seconds=RECORDS_KEPT))
+        self._set(STORE_KEY, record.as_dict())
 
     def forget(self, intent: SubmissionRecord) -> None:
         """Delete the record."""
@@ -123,6 +139,19 @@ class TaskStateSubmissionStore(SubmissionStore):
         """Return the id that the receiver of callbacks has written beside the record."""
         callback: Any = self._state.get(CALLBACK_KEY)
         return callback["luma_task_id"] if callback and callback["reference"] == reference else None
+
+    def load_upload(self) -> dict[str, Any] | None:
+        """Return what :meth:`save_upload` has kept, if anything."""
+        upload: dict[str, Any] | None = self._state.get(UPLOAD_KEY)
+        return upload
+
+    def save_upload(self, upload: dict[str, Any]) -> None:
+        """Keep an upload."""
+        self._set(UPLOAD_KEY, upload)
+
+    def _set(self, key: str, value: dict[str, Any]) -> None:
+        # As long as Luma's own records; by default Airflow's last for a month.
+        self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
 
 
 def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Stats
 
@@ -23,6 +23,7 @@ from airflow_provider_luma.exceptions import (
     TRANSIENT,
     LumaError,
     LumaGenerationError,
+    LumaInsufficientCreditsError,
     LumaNotFoundError,
     LumaResultMissingError,
     LumaSubmissionUnknownError,
@@ -41,6 +42,7 @@ from airflow_provider_luma.submission.decision import (
     must_ask,
     new_reference,
 )
+from airflow_provider_luma.submission.next_steps import AwaitCallback, Enqueue, NextStep, WaitForJob
 from airflow_provider_luma.submission.store import SubmissionStore, try_store
 
 if TYPE_CHECKING:
@@ -50,50 +52,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.hooks.luma import LumaHook
     from airflow_provider_luma.protocol import LumaTask, ModifyRequest
-
-
-class WaitForJob(NamedTuple):
-    """
-    Wait for a job, or return its result.
-
-    :param luma_task_id: the job's id at Luma
-    :param state: for a deferral
-    :param created_at: when it was accepted, in seconds since the epoch, if this try has submitted it
-    :param finished: the job, if it has ended well already
-    """
-
-    luma_task_id: str
-    state: DeferralState
-    created_at: float | None = None
-    finished: LumaTask | None = None
-
-
-class AwaitCallback(NamedTuple):
-    """
-    Defer until the callback of a submission whose answer was lost, or until a time in seconds since the epoch.
-
-    A callback that came just before the deferral would be missed without checking the store from time to time.
-    """
-
-    state: DeferralState
-    until: float
-
-
-class Enqueue(NamedTuple):
-    """
-    Defer until it is possible to submit again, as Luma has refused for now. Times are in seconds since the epoch.
-
-    :param state: with the time of the first attempt, and the beginning of an outage
-    :param until: when to try for the last time
-    :param not_before: until when the service wants no submissions
-    """
-
-    state: DeferralState
-    until: float
-    not_before: float
-
-
-NextStep = WaitForJob | AwaitCallback | Enqueue
+    from airflow_provider_luma.transfers.input_video import InputVideo
 
 
 @dataclass
@@ -112,7 +71,7 @@ class Submitter:
     :param poll_interval: seconds between two status checks
     :param log: the task's log
     :param on_job_known: is told the job's id as soon as there is one
-    :param is_killed: tells whether the task was killed: then nothing is sent any more
+    :param fail_if_killed: called just before anything is sent; raises if the task was killed
     """
 
     client: LumaHook
@@ -126,19 +85,20 @@ class Submitter:
     poll_interval: float
     log: Logger
     on_job_known: Callable[[str], None]
-    is_killed: Callable[[], bool]
+    fail_if_killed: Callable[[], None]
 
-    def submit(self, request: ModifyRequest, deferral: DeferralState) -> NextStep:
+    def submit(self, request: ModifyRequest, video: InputVideo, deferral: DeferralState) -> NextStep:
         """
         Submit a job, or continue what an earlier try has submitted.
 
         :param request: what is wanted
+        :param video: the input that it names
         :param deferral: the state of the deferral that this process has resumed; an empty one at the start of a try
         :raises AirflowFailException: a retry cannot help
         :raises LumaError: a retry may help
         """
         record = self._load_record()
-        fingerprint = request.fingerprint(self.client.luma_conn_id)
+        fingerprint = self._fingerprint(request, video, record)
         status, told = self._ask(record) if must_ask(record, fingerprint) else (None, None)
         decision = decide(
             record,
@@ -157,7 +117,7 @@ class Submitter:
                 "names no submission_store"
             )
         if decision.step is Step.SUBMIT:
-            return self._submit(request, fingerprint, deferral)
+            return self._submit(request, video, fingerprint, deferral)
         assert record is not None, "only a recorded submission can be continued"
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)
@@ -207,6 +167,13 @@ class Submitter:
             with suppress(*TRANSIENT):  # the wait for the job polls it again
                 finished = self.client.check(named)
         return self._wait_for(named, deferral, finished=finished)
+
+    def _fingerprint(self, request: ModifyRequest, video: InputVideo, record: SubmissionRecord | None) -> str:
+        recorded = record.fingerprint if record is not None else None
+        try:
+            return video.fingerprint(request.fingerprint(self.client.luma_conn_id), recorded)
+        except PERMANENT as error:
+            _fail(error)
 
     # -- what an earlier try has left -------------------------------------------------------------------------------
 
@@ -281,18 +248,20 @@ class Submitter:
 
     # -- submitting -------------------------------------------------------------------------------------------------
 
-    def _submit(self, request: ModifyRequest, fingerprint: str, deferral: DeferralState) -> NextStep:
-        request, intent = self._prepare(request, fingerprint)
-        self.log.info("Submitting %s to Luma with the prompt %r", request.video_url, request.prompt)
-        attempt = SubmissionAttempt(
-            self.client, self.store, self.log, request=request, intent=intent, is_killed=self.is_killed
-        )
+    def _submit(self, request: ModifyRequest, video: InputVideo, fingerprint: str, deferral: DeferralState) -> NextStep:
+        attempt = None
         try:
+            self._check_credits()
+            request, deferral = self._publish(request, video, deferral)
+            request, intent = self._prepare(request, fingerprint)
+            attempt = SubmissionAttempt(
+                self.client, self.store, self.log, request=request, intent=intent, fail_if_killed=self.fail_if_killed
+            )
             luma_task_id = attempt() if self.can_defer else self.client.retry_submission(attempt, self.timeout)
         except PERMANENT as error:
             _fail(error)
         except TRANSIENT as error:
-            if not (self.can_defer and attempt.is_forgotten):
+            if not self.can_defer or (attempt is not None and not attempt.is_forgotten):
                 raise
             self.log.warning("The submission was not accepted: %s. Nothing was billed", error)
             return self._enqueue(error, deferral)
@@ -303,7 +272,31 @@ class Submitter:
             if self.resubmit_on_unknown:
                 raise
             raise self._reported(error, intent.reference) from error
-        return self._wait_for(luma_task_id, deferral, created_at=time.time())
+        job = self._wait_for(luma_task_id, deferral, created_at=time.time())
+        if (remaining := self.client.credits_left()) is not None:
+            self.log.info("The Luma account has %g credits left", remaining)
+        return job
+
+    def _check_credits(self) -> None:
+        """Submit nothing where the account holds less than the connection wants to keep."""
+        reserve = self.client.luma_connection.min_credits
+        if reserve is not None and (remaining := self.client.get_credits()) < reserve:
+            raise LumaInsufficientCreditsError(
+                None,
+                f"the account has {remaining:g} credits left, and the connection's min_credits is {reserve:g}: nothing "
+                "was submitted",
+            )
+
+    def _publish(
+        self, request: ModifyRequest, video: InputVideo, deferral: DeferralState
+    ) -> tuple[ModifyRequest, DeferralState]:
+        """Return the request with the video's public address, and the state in which an upload is kept."""
+        kept = deferral.upload or try_store(self.log, self.store.load_upload)
+        published = video.publish(kept, is_first_attempt=deferral.first_attempt_at is None)
+        if published.upload is not None and published.upload != kept:
+            try_store(self.log, self.store.save_upload, published.upload)
+        self.log.info("Submitting %s to Luma with the prompt %r", video.shown, request.prompt)
+        return replace(request, video_url=published.url), deferral._replace(upload=published.upload)
 
     def _prepare(self, request: ModifyRequest, fingerprint: str) -> tuple[ModifyRequest, SubmissionRecord]:
         """Return the request with its callback address, and the intent to record."""

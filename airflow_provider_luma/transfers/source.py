@@ -38,11 +38,13 @@ class FileSource:
     :param session: makes a session without credentials
     :param timeout: seconds without a byte after which a connection counts as broken
     :param is_public: private addresses are refused
+    :param head_size: bytes that are asked for, of a file whose beginning is enough
     """
 
     session: Callable[[], requests.Session]
     timeout: float
     is_public: bool
+    head_size: int | None = None
 
     @contextmanager
     def open(self, url: str, offset: int = 0) -> Iterator[requests.Response]:
@@ -87,15 +89,15 @@ class FileSource:
             response = self._send(session, url, offset)
             target = _redirect_target(session, response)
             if target is None:
-                return _accepted(response, offset)
+                return _accepted(response, allows_part=bool(offset or self.head_size))
             response.close()
             url = target
         raise LumaUnavailableError(None, f"{without_secrets(url)}: more than {_MAX_REDIRECTS} redirects")
 
     def _send(self, session: requests.Session, url: str, offset: int) -> requests.Response:
         headers = {"Accept-Encoding": "identity"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
+        if offset or self.head_size:
+            headers["Range"] = f"bytes={offset}-{self.head_size - 1 if self.head_size else ''}"
         try:
             return session.get(url, headers=headers, timeout=self.timeout, stream=True, allow_redirects=False)
         except PrivateAddressError as error:
@@ -125,12 +127,12 @@ def _redirect_target(session: requests.Session, response: requests.Response) -> 
         ) from error
 
 
-def _accepted(response: requests.Response, offset: int) -> requests.Response:
+def _accepted(response: requests.Response, *, allows_part: bool) -> requests.Response:
     """Return an answer that is a file, or tells that it has become shorter; raise what any other stands for."""
     status = response.status_code
-    if offset and status == 416:
+    if allows_part and status == 416:
         return response
-    if status == 200 or (offset and status == 206):
+    if status == 200 or (allows_part and status == 206):
         if _is_a_message(response):
             response.close()
             raise LumaUnavailableError(None, "the server answered with a message instead of the video")

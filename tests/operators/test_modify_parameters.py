@@ -23,7 +23,8 @@ class TestLiterals:
             ({"prompt": None}, "prompt"),
             ({"prompt": "сделай дождь"}, "prompt"),
             ({"video_url": ""}, "video_url"),
-            ({"video_url": "s3://bucket/v.mp4"}, "video_url"),
+            ({"video_url": "clips/v.mp4"}, "video_url"),
+            ({"video_url": "s3://bucket/v.webm"}, "video_url"),
             ({"video_url": "https://example.com/v.webm"}, "video_url"),
             ({"callback_url": "example.com"}, "callback_url"),
             ({"poll_interval": 0}, "poll_interval"),
@@ -66,7 +67,7 @@ class TestTemplates:
 
     @pytest.mark.parametrize(
         ("field", "rendered"),
-        [("prompt", ""), ("prompt", "雨"), ("video_url", "ftp://e.com/v.mp4"), ("callback_url", "nonsense")],
+        [("prompt", ""), ("prompt", "雨"), ("video_url", "e.com/v.mp4"), ("callback_url", "nonsense")],
     )
     def test_invalid_rendered_value_fails_the_task_before_anything_is_sent(
         self, luma, modify, context, field, rendered

@@ -3,6 +3,7 @@
 
 from tests.support.operator_fixtures import context, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
+from tests.support.stored_clips import clip, s3_clip
 from tests.support.submission_fixtures import (
     await_job_ends,
     callbacks_on,
@@ -18,12 +19,14 @@ __all__ = [
     "await_job_ends",
     "bucket",
     "callbacks_on",
+    "clip",
     "context",
     "fast_queue",
     "leave_ended",
     "leave_running",
     "modify",
     "relay",
+    "s3_clip",
     "s3_endpoint",
     "sync_task",
     "task",

@@ -144,7 +144,8 @@ def test_changed_request_is_submitted_without_a_status_check_of_the_recorded_job
     result = getattr(task, run)(prompt="make it a sunny day")
     assert luma.accepted == 2
     assert_result_is_of(luma.jobs[1].task_id, task, result)
-    assert luma.calls[calls].on == "submit", "nothing is asked of a job that is not wanted"
+    asked = [call.on for call in luma.calls[calls:] if call.on in ("submit", "status")]
+    assert asked[0] == "submit", "nothing is asked of a job that is not wanted"
     assert len(messages(task_log, "changed", job, "try 1")) == 1
 
 

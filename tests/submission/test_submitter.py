@@ -14,6 +14,7 @@ from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.protocol import ModifyRequest
 from airflow_provider_luma.submission.store import NoStore
 from airflow_provider_luma.submission.submitter import Submitter
+from airflow_provider_luma.transfers.input_video import InputVideo
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def submitter(luma_conn: str) -> Submitter:
         poll_interval=1,
         log=logging.getLogger(__name__),
         on_job_known=lambda _luma_task_id: None,
-        is_killed=lambda: False,
+        fail_if_killed=lambda: None,
     )
 
 
@@ -52,7 +53,8 @@ def test_api_key_that_is_replaced_between_the_checks_and_the_submission_is_used(
     set_connection(luma.base_url, key="the-next-key")
     try:
         submitter.client.get_task(asked_about)
-        step = submitter.submit(request, DeferralState())
+        video = InputVideo(submitter.client, luma.sample_url, True, submitter.log, lambda: None, lambda _url: None)
+        step = submitter.submit(request, video, DeferralState())
         assert step.luma_task_id == luma.jobs[-1].task_id != asked_about
     finally:
         luma.reset()

@@ -12,7 +12,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_luma.operators.luma import LumaModifyOperator
-from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
+from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY, UPLOAD_KEY
 
 
 class TaskInstance:
@@ -83,7 +83,7 @@ class TaskStateStore:
     @property
     def record(self) -> Any:
         """The record of the submission, if there is one."""
-        assert set(self._values) <= {STORE_KEY, CALLBACK_KEY}
+        assert set(self._values) <= {STORE_KEY, CALLBACK_KEY, UPLOAD_KEY}
         return self.get(STORE_KEY)
 
     def change(self, **changes: Any) -> None:

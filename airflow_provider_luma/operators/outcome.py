@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Delivery of a job's outcome: what a person can know of it, and the record that tells so.
+
+Whoever clears a task wants a new video if the outcome of the last job was delivered, and that job's video if not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_luma.exceptions import LumaGenerationError, LumaResultMissingError
+from airflow_provider_luma.links.luma import pushed_failure
+from airflow_provider_luma.operators.base import LumaBaseOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_luma.submission.store import SubmissionStore
+
+
+class LumaJobOperator(LumaBaseOperator):
+    """An operator that has submitted a job, and delivers its outcome."""
+
+    resubmit_on_failure: bool
+
+    #: The job whose result this process has returned to Airflow.
+    returned_luma_task_id: str | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.on_success_callback = [*self.on_success_callback, _record_delivery]
+
+    def open_store(self, context: Context) -> SubmissionStore:
+        """Return where the record of this task's submission lives."""
+        from airflow_provider_luma.submission.stores import open_store
+
+        return open_store(context, self.hook.luma_connection.submission_store)
+
+    def finished(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the result of a job that has ended well."""
+        self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
+        return self.returned(result)
+
+    def returned(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return a result, and note whose it is: it is delivered once Airflow has it."""
+        self.returned_luma_task_id = result["luma_task_id"]
+        return result
+
+    @contextmanager
+    def delivered_failure(self, context: Context) -> Iterator[None]:
+        """Let a person know how the job has failed, and record that; spend no retries if a new job is not wanted."""
+        with pushed_failure(context):
+            try:
+                yield
+            except (LumaGenerationError, LumaResultMissingError) as failure:
+                self.mark_delivered(failure.luma_task_id, context)
+                if self.resubmit_on_failure or isinstance(failure, LumaResultMissingError):
+                    raise
+                raise AirflowFailException(str(failure)) from failure
+
+    def mark_delivered(self, luma_task_id: str | None, context: Context) -> None:
+        """Record that the outcome of a job is known: whoever clears the task from now on wants a new video."""
+        from airflow_provider_luma.submission.store import mark_delivered, try_store
+
+        store = try_store(self.log, self.open_store, context)
+        if store is not None and luma_task_id is not None:
+            mark_delivered(store, self.log, luma_task_id)
+
+
+def _record_delivery(context: Context) -> None:
+    """Record that a result was delivered, once Airflow has it: a worker may be lost just before."""
+    task: Any = context["task"]
+    if task.returned_luma_task_id is not None:
+        task.mark_delivered(task.returned_luma_task_id, context)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Operators that move files: a video to Luma, results from there to any storage.
+
+A DAG file is parsed every half a minute, so this module imports the hook, and with it the HTTP libraries, only
+when a task runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
+from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal
+from airflow_provider_luma.validation import check_file_address
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class LumaUploadOperator(LumaBaseOperator):
+    """
+    Upload a video to Luma, for many tasks that modify it: ``video_url=upload.output["url"]``.
+
+    Returns, and pushes key by key, ``{"url", "size", "expires_at"}``: the file's public address, which only whoever
+    knows it can read, its size in bytes, and when Luma deletes it (ISO 8601 UTC), after 24 hours at the earliest.
+
+    An upload costs nothing. A single task needs none: :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`
+    uploads by itself.
+
+    :param source: a file in any storage that Airflow knows, such as ``/data/clip.mp4`` or
+        ``s3://my_aws@bucket/clip.mp4`` (templated)
+    :param luma_conn_id: the connection, of type Luma, of the account (templated)
+    :param check_video: look into the video first, and refuse what Luma would; format and length are read, which needs
+        the extra ``media`` of this package
+    """
+
+    template_fields: Sequence[str] = ("source", "luma_conn_id")
+    ui_color = "#d7e9f5"
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        luma_conn_id: str = "luma_default",
+        check_video: bool = True,
+        multiple_outputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(multiple_outputs=multiple_outputs, **kwargs)
+        self.source = source
+        self.luma_conn_id = luma_conn_id
+        self.check_video = check_video
+        if is_literal(source):
+            check_file_address("source", source)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Check the video, and upload it."""
+        try:
+            self.hook.check_connection()
+            return self.hook.upload(
+                self.source, check_video=self.check_video, fail_if_killed=self.fail_if_killed
+            ).as_dict()
+        except PERMANENT as error:
+            raise AirflowFailException(str(error)) from error
+
+
+class LumaDownloadOperator(LumaBaseOperator):
+    """
+    Stream results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
+
+    Results stay at Luma for 14 days. Until a file is whole it has another name; a broken connection is resumed;
+    a file that is there already, and is the same one, is not fetched again.
+
+    Returns the list of the files written.
+
+    :param urls: one address or several, e.g. ``modify.output["result_urls"]`` (templated)
+    :param destination: where to: a folder, or, for a single address, a file, recognised by its extension. A path
+        or an address such as ``s3://my_conn@bucket/videos`` (templated)
+    :param luma_conn_id: the connection, of type Luma, of the account that made the videos (templated)
+    :param overwrite: fetch, and replace, files that are there already
+    """
+
+    template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id")
+    ui_color = "#d7e9f5"
+
+    def __init__(
+        self,
+        *,
+        urls: str | Sequence[str],
+        destination: str,
+        luma_conn_id: str = "luma_default",
+        overwrite: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.urls = urls
+        self.destination = destination
+        self.luma_conn_id = luma_conn_id
+        self.overwrite = overwrite
+
+    def execute(self, context: Context) -> list[str]:
+        """Fetch one file after the other."""
+        try:
+            destination = str(self.destination or "").strip()
+            return [
+                str(self.hook.download(url, destination, name=name, overwrite=self.overwrite))
+                for url, name in self._plan(destination).items()
+            ]
+        except (*PERMANENT, FileExistsError) as error:
+            raise AirflowFailException(str(error)) from error
+
+    def _plan(self, destination: str) -> dict[str, str | None]:
+        """Return each address's file name in the destination, the same one at every try; None if that is the file."""
+        from airflow_provider_luma.transfers.download import names_a_file, safe_name
+
+        urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(self.urls or ()))
+        if not urls:
+            raise LumaValidationError(None, "urls is empty: there is nothing to download")
+        if not destination:
+            raise LumaValidationError(None, "destination is empty: give a folder, or a file for a single address")
+        if names_a_file(destination):
+            if len(urls) > 1:
+                raise LumaValidationError(
+                    None, f"destination {destination!r} is one file, but urls holds {len(urls)}: give a folder"
+                )
+            return {urls[0]: None}
+        plan: dict[str, str | None] = {}
+        for url in urls:
+            name = safe_name(url)
+            names = (name, *(f"{number}-{name}" for number in range(2, len(urls) + 1)))
+            plan[url] = next(free for free in names if free not in plan.values())
+        return plan

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Input videos: files in any storage that Airflow knows, and how Luma, which reads public addresses only, gets at them.
+
+What tells one version of a file from another is its size and its ETag, or the time of its last change; its content is
+read only when it is checked and uploaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from airflow.providers.common.compat.sdk import AirflowException
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
+from airflow_provider_luma.media.probe import check_video_file, check_video_head
+from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, without_secrets
+
+if TYPE_CHECKING:
+    import requests
+    from airflow.sdk.types import Logger
+
+#: What is asked of a storage at a time; some keep several of them in memory.
+BLOCK_SIZE = 1024 * 1024
+
+#: Where storages tell the version of a file: its content's hash, or else when it was written.
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "updated", "last_modified")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """
+    A file in a storage, as it was found.
+
+    :param address: as the user has given it
+    :param parameter: the operator's parameter that names it
+    :param path: where it is
+    :param size: bytes
+    :param version: tells it from what was, or will be, under the same address
+    """
+
+    address: str
+    parameter: str
+    path: ObjectStoragePath
+    size: int
+    version: str
+
+    @classmethod
+    def find(cls, address: str, parameter: str) -> StoredFile:
+        """
+        Look a file up in its storage.
+
+        :raises LumaValidationError: there is no such file, or no such storage
+        :raises AirflowException: the storage cannot be asked for now
+        """
+        shown = f"{parameter}: {without_secrets(address)}"
+        try:
+            path = ObjectStoragePath(address)
+            path.fs.invalidate_cache()
+            info = path.fs.info(path.path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise LumaValidationError(None, f"{shown}: there is no such file") from error
+        except (ValueError, ImportError) as error:
+            raise LumaValidationError(
+                None, f"{shown}: Airflow knows no such storage here ({error}). Install the provider package for it"
+            ) from error
+        except Exception as error:
+            raise AirflowException(f"{shown} could not be looked up: {error}") from error
+        if info.get("type") != "file":
+            raise LumaValidationError(None, f"{shown} is a folder, or no regular file: name one video")
+        version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+        return cls(address, parameter, path, int(info["size"]), f"{info['size']} {version}")
+
+    @property
+    def shown(self) -> str:
+        """The address, fit for a log."""
+        return without_secrets(self.address)
+
+    @property
+    def name(self) -> str:
+        """A file name that this version of this file alone has, and that tells nothing of it."""
+        extension = PurePosixPath(self.path.name).suffix.lower()
+        return f"{hashlib.sha256(f'{self.address} {self.version}'.encode()).hexdigest()[:32]}{extension}"
+
+    def open(self) -> IO[bytes]:
+        """
+        Open the file for reading.
+
+        :raises AirflowException: it cannot be opened
+        """
+        try:
+            file: IO[bytes] = self.path.fs.open(self.path.path, "rb", block_size=BLOCK_SIZE, cache_type="readahead")
+        except Exception as error:
+            raise AirflowException(f"{self.parameter}: {self.shown} could not be opened: {error}") from error
+        return file
+
+    def check(self, log: Logger) -> None:
+        """
+        Look into the file, as far as it takes to tell whether the service will take it.
+
+        :raises LumaValidationError: it will not
+        :raises AirflowException: the file cannot be read
+        """
+        with self.open() as file:
+            try:
+                check_video_file(file, parameter=self.parameter, shown=self.shown, size=self.size, log=log)
+            except LumaError:
+                raise
+            except Exception as error:
+                raise AirflowException(f"{self.parameter}: {self.shown} could not be read: {error}") from error
+
+    def check_unchanged(self) -> None:
+        """
+        Make sure that the storage still holds this version.
+
+        :raises AirflowException: it does not
+        """
+        if self.find(self.address, self.parameter).version != self.version:
+            raise AirflowException(
+                f"{self.parameter}: {self.shown} was changed while it was read; nothing was submitted. "
+                "The next try takes it as it is then"
+            )
+
+    def sign(self, seconds: float) -> str | None:
+        """
+        Return an address under which anybody can read the file for so many seconds; None if the storage has none.
+
+        :raises AirflowException: the storage could not sign
+        """
+        try:
+            url = self.path.fs.sign(self.path.path, expiration=int(seconds))
+        except NotImplementedError:
+            return None
+        except Exception as error:
+            raise AirflowException(f"{self.parameter}: {self.shown} could not be signed: {error}") from error
+        return url if isinstance(url, str) and urlsplit(url).scheme in ("http", "https") else None
+
+
+def check_public_video(url: str, source: FileSource, log: Logger) -> None:
+    """
+    Look at the beginning of a public video, and at what its server says of it.
+
+    The service's way to the file is another than ours: what cannot be seen from here is left to the service.
+
+    :param source: asks for the first bytes
+    :raises LumaValidationError: there is nothing, or surely no video that the service takes
+    """
+    shown = without_secrets(url)
+    try:
+        with source.open(url) as response:
+            kind, size = response.headers.get("Content-Type"), _total_size(response)
+            head = b"".join(islice(chunks(response), 1))
+    except LumaNotFoundError as error:
+        if error.code not in (404, 410):
+            log.warning("video_url could not be checked from here: %s", error.msg)
+            return
+        raise LumaValidationError(None, f"video_url: there is nothing at {shown} ({error.msg})") from error
+    except LumaError as error:
+        log.warning("video_url could not be checked from here: %s", error.msg.removeprefix("urls: "))
+        return
+    check_video_head(head, content_type=kind, size=size, parameter="video_url", shown=shown)
+
+
+def _total_size(response: requests.Response) -> int | None:
+    """Return how many bytes the whole file has, if the server says it."""
+    if response.status_code != 206:
+        return content_length(response)
+    total = re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", response.headers.get("Content-Range", "").strip())
+    return int(total[1]) if total else None

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files in storages as input: uploaded once, submitted once, whatever happens to the task or to the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import requests
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_luma.exceptions import LumaInsufficientCreditsError, LumaTimeoutError
+from airflow_provider_luma.submission.store import UPLOAD_KEY
+from tests.support.operator_fixtures import new_context
+from tests.support.storages import BUCKET
+from tests.support.stored_clips import digest, uploads
+from tests.support.task_instance import Killed, TaskRun, TaskStateStore
+from tests.support.task_logs import messages
+
+
+def touch(path: Path, content: bytes) -> None:
+    """Write a file anew, with another time."""
+    path.write_bytes(content)
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))
+
+
+@pytest.fixture
+def run(modify, clip) -> TaskRun:
+    """A task that modifies the clip on the disk."""
+    return TaskRun(lambda **changes: modify(**{"video_url": str(clip), **changes}), TaskStateStore())
+
+
+class TestStorages:
+    @pytest.fixture(params=["path", "file://", "s3://", "object storage path"])
+    def address(self, request, clip):
+        if request.param == "s3://":
+            return request.getfixturevalue("s3_clip")
+        forms = {"path": str(clip), "file://": f"file://{clip}", "object storage path": ObjectStoragePath(str(clip))}
+        return forms[request.param]
+
+    @pytest.mark.parametrize("deferrable", [True, False])
+    def test_file_is_uploaded_and_modified(self, luma, modify, clip, address, deferrable):
+        task = TaskRun(lambda: modify(video_url=address, deferrable=deferrable), TaskStateStore())
+        assert task.run_try()["status"] == "SUCCESS"
+        assert (luma.accepted, len(uploads(luma))) == (1, 1)
+        assert luma.jobs[0].input_digest == digest(clip.read_bytes())
+
+    def test_page_shows_the_uploaded_file_as_the_original(self, luma, run, clip):
+        run.run_try()
+        shown = run.ti.pushed["luma_request"]["video_url"]
+        assert requests.get(shown, timeout=10).content == clip.read_bytes()
+
+    def test_mapped_tasks_upload_each_their_own(self, luma, modify, clip):
+        for prompt in ("make it snow", "make it rain"):
+            modify(video_url=str(clip), prompt=prompt, wait_for_completion=False).execute(new_context())
+        assert luma.accepted == 2
+
+
+class TestSubmitOnce:
+    def test_retry_neither_uploads_nor_pays_again(self, luma, run):
+        luma.configure(processing_seconds=3600)
+        for _ in range(3):
+            with pytest.raises(LumaTimeoutError):
+                run.run_try(timeout=0.05)
+        assert (luma.accepted, len(uploads(luma))) == (1, 1)
+
+    def test_changed_file_is_another_request(self, luma, run, clip):
+        run.run_try()
+        touch(clip, clip.read_bytes())
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (2, 2)
+
+    def test_job_is_continued_after_its_file_has_gone(self, luma, run, clip, task_log):
+        luma.configure(processing_seconds=3600)
+        with pytest.raises(LumaTimeoutError):
+            run.run_try(timeout=0.05)
+        clip.unlink()
+        luma.configure(processing_seconds=0)
+        with suppress(LumaTimeoutError):
+            run.run_try(timeout=0.05)
+        assert run.ti.pushed["luma_task_id"] == luma.jobs[0].task_id
+        assert luma.accepted == 1
+        assert len(messages(task_log, "no such file", "taken for the one that was submitted before")) >= 1
+
+    def test_other_request_for_a_file_that_has_gone_is_refused(self, luma, run, clip):
+        run.run_try()
+        clip.unlink()
+        with pytest.raises(AirflowFailException, match="there is no such file"):
+            run.run_try(prompt="make it a sunny day")
+        assert luma.accepted == 1
+
+    def test_retry_after_a_refused_submission_uses_the_same_upload(self, luma, run):
+        luma.configure(faults=["submit:refuse,code=402,times=1"])
+        with pytest.raises(LumaInsufficientCreditsError):
+            run.run_try()
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 1)
+
+    @pytest.mark.parametrize("store", [TaskStateStore(), None], ids=["with a store", "without a store"])
+    def test_task_that_waits_in_the_queue_uploads_once(self, luma, modify, clip, store, short_backoff):
+        luma.configure(faults=["submit:refuse,code=429,times=3"])
+        TaskRun(lambda: modify(video_url=str(clip)), store).run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 1)
+
+    def test_upload_that_has_expired_before_the_submission_is_repeated(self, luma, run):
+        luma.configure(faults=["submit:refuse,code=402,times=1"])
+        with pytest.raises(LumaInsufficientCreditsError):
+            run.run_try()
+        values = run.store._values
+        kept = json.loads(values[UPLOAD_KEY])
+        values[UPLOAD_KEY] = json.dumps({**kept, "expires_at": "2026-01-01T00:00:00+00:00"})
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 2)
+
+    def test_upload_of_another_version_is_not_used(self, luma, run, clip):
+        luma.configure(faults=["submit:refuse,code=402,times=1"])
+        with pytest.raises(LumaInsufficientCreditsError):
+            run.run_try()
+        touch(clip, clip.read_bytes())
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 2)
+
+    @pytest.mark.parametrize("crash", [(n, is_done) for n in (1, 2, 3) for is_done in (False, True)], ids=str)
+    def test_task_that_is_killed_around_any_write_submits_once(self, luma, run, crash):
+        run.store.crash_at(crash)
+        with suppress(Killed):
+            run.run_try()
+        run.store.crash_at(None)
+        with suppress(AirflowFailException):
+            run.run_try()
+        assert luma.accepted == (0 if crash == (2, True) else 1), "an intent alone is reported, and nothing is sent"
+
+    def test_broken_upload_is_repeated_and_submitted_once(self, luma, run, short_backoff):
+        luma.configure(faults=["upload:cut,times=2"])
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 3)
+
+    def test_task_that_is_killed_while_it_uploads_sends_nothing_more(self, luma, modify, clip, context):
+        operator = modify(video_url=str(clip))
+        operator.on_kill()
+        with pytest.raises(AirflowException, match="killed"):
+            operator.execute(context)
+        assert luma.accepted == 0
+
+
+class TestSignedInputs:
+    @pytest.fixture
+    def signed(self, luma, set_connection, s3_clip, modify) -> TaskRun:
+        set_connection(luma.base_url, sign_inputs=600)
+        return TaskRun(lambda **changes: modify(**{"video_url": s3_clip, **changes}), TaskStateStore())
+
+    def test_service_reads_the_clip_from_its_storage(self, luma, signed, clip):
+        signed.run_try()
+        assert (luma.accepted, uploads(luma)) == (1, [])
+        assert luma.jobs[0].video_url.partition("?")[2].count("Signature=") == 1
+        assert luma.jobs[0].input_digest == digest(clip.read_bytes())
+
+    def test_retry_pays_once(self, luma, signed):
+        luma.configure(processing_seconds=3600)
+        for _ in range(2):
+            with pytest.raises(LumaTimeoutError):
+                signed.run_try(timeout=0.05)
+        assert luma.accepted == 1
+
+    def test_signature_is_in_no_log_xcom_record_or_event(self, luma, signed, task_log):
+        luma.configure(processing_seconds=0, faults=["submit:refuse,code=429,times=1"])
+        signed.run_try()
+        secret = luma.jobs[0].video_url.partition("Signature=")[2].partition("&")[0]
+        assert len(secret) > 20
+        everything = json.dumps([signed.ti.pushed, signed.store._values, [str(entry) for entry in task_log]])
+        assert secret not in everything
+
+    def test_signature_that_the_service_repeats_is_removed(self, luma, signed, s3_clip):
+        luma.configure(
+            processing_seconds=0,
+            outcome="generate_failed",
+            error_message="cannot read http://s3/films/clip.mp4?X-Amz-Algorithm=AWS4&X-Amz-Signature=0123456789abcdef",
+        )
+        with pytest.raises(Exception, match="cannot read") as caught:
+            signed.run_try()
+        assert "0123456789abcdef" not in str(caught.value) + json.dumps(signed.ti.pushed)
+
+    def test_file_whose_storage_signs_nothing_is_uploaded(self, luma, set_connection, run, task_log):
+        set_connection(luma.base_url, sign_inputs=True)
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 1)
+        assert len(messages(task_log, "gives no signed addresses")) == 1
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("address", "says"),
+        [
+            ("/nowhere/clip.mp4", "there is no such file"),
+            ("/tmp", "is a folder"),
+            ("nonsense://bucket/clip.mp4", "no such storage"),
+            ("s3://my_s3@{bucket}/nothing.mp4", "there is no such file"),
+        ],
+    )
+    def test_file_that_is_not_there_fails_the_task_before_anything_is_sent(self, luma, modify, bucket, address, says):
+        task = TaskRun(modify, TaskStateStore())
+        with pytest.raises(AirflowFailException, match=f"video_url.*{says}"):
+            task.run_try(video_url=address.format(bucket=BUCKET))
+        assert luma.calls == []
+        assert task.store.operations == []
+
+    def test_storage_that_cannot_be_reached_is_left_to_a_retry(self, luma, modify, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_NO_S3", "aws://key:secret@/?endpoint_url=http%3A%2F%2F127.0.0.1%3A9")
+        with pytest.raises(AirflowException, match="video_url.*could not be looked up") as caught:
+            TaskRun(modify, TaskStateStore()).run_try(video_url="s3://no_s3@bucket/clip.mp4")
+        assert not isinstance(caught.value, AirflowFailException)
+        assert luma.calls == []
+
+    def test_upload_that_the_service_refuses_fails_the_task_at_once(self, luma, run):
+        luma.configure(faults=["upload:refuse,code=400"])
+        with pytest.raises(AirflowFailException, match="code 400"):
+            run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (0, 1)
+
+
+class TestPublicVideos:
+    def test_address_with_nothing_behind_it_is_refused_before_the_submission(self, luma, modify):
+        with pytest.raises(AirflowFailException, match="video_url: there is nothing at .*HTTP 404"):
+            TaskRun(modify, TaskStateStore()).run_try(video_url=f"{luma.base_url}/files/nothing.mp4")
+        assert "submit" not in {call.on for call in luma.calls}
+
+    def test_address_is_not_looked_at_if_check_video_is_off(self, luma, modify):
+        TaskRun(modify, TaskStateStore()).run_try(check_video=False)
+        assert [call for call in luma.calls if "range" in call.headers] == []
+
+    def test_address_is_looked_at_once_however_often_the_submission_is_refused(self, luma, modify, short_backoff):
+        luma.configure(faults=["submit:refuse,code=429,times=3"])
+        TaskRun(modify, TaskStateStore()).run_try()
+        [ours] = [call for call in luma.calls if "range" in call.headers]
+        assert (ours.headers["range"], ours.carried_authorization) == ("bytes=0-4095", False)
+
+    def test_address_that_cannot_be_reached_from_here_is_left_to_the_service(self, luma, modify, task_log):
+        with pytest.raises(AirflowFailException, match="code 422"):
+            TaskRun(modify, TaskStateStore()).run_try(video_url="http://127.0.0.1:9/clip.mp4")
+        assert len(messages(task_log, "could not be checked from here")) == 1
+
+
+class TestCredits:
+    def test_nothing_is_submitted_below_the_credits_to_keep(self, luma, set_connection, run):
+        set_connection(luma.base_url, min_credits=100)
+        luma.configure(credits=99)
+        with pytest.raises(LumaInsufficientCreditsError, match="99 credits left.*min_credits is 100"):
+            run.run_try()
+        assert (luma.accepted, uploads(luma)) == (0, [])
+        luma.configure(credits=100)
+        run.run_try()
+        assert luma.accepted == 1
+
+    def test_log_says_how_many_credits_are_left(self, luma, run, task_log):
+        luma.configure(credits=77)
+        run.run_try()
+        assert len(messages(task_log, "has", "credits left")) == 1
+
+    def test_credits_that_cannot_be_had_hold_nothing_up(self, luma, run):
+        luma.configure(faults=["credit:refuse,code=500"])
+        assert run.run_try()["status"] == "SUCCESS"

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An upload host that stores each form as it comes, so that another library can read it back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from python_multipart.multipart import create_form_parser
+
+
+@dataclass
+class Upload:
+    """One request: its headers, and the form as another library reads it."""
+
+    path: str
+    headers: dict[str, str]
+    fields: dict[str, str] = field(default_factory=dict)
+    file_name: str | None = None
+    size: int = 0
+    sha256: str = ""
+
+
+class UploadServer:
+    """
+    The host.
+
+    :ivar uploads: what has come, in order
+    :ivar answers: what is said next, each as HTTP status and JSON; the last one is repeated
+    """
+
+    def __init__(self) -> None:
+        self.uploads: list[Upload] = []
+        self.answers: list[tuple[int, Any]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                upload = _read_form(self)
+                server.uploads.append(upload)
+                status, answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+                body = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+def _read_form(request: BaseHTTPRequestHandler) -> Upload:
+    upload = Upload(request.path, {name.lower(): value for name, value in request.headers.items()})
+    digest = hashlib.sha256()
+
+    def on_field(part: Any) -> None:
+        upload.fields[part.field_name.decode()] = part.value.decode()
+
+    def on_file(part: Any) -> None:
+        upload.file_name, upload.size = part.file_name.decode(), part.size
+        part.file_object.seek(0)
+        while piece := part.file_object.read(1 << 20):
+            digest.update(piece)
+        part.close()
+
+    headers = {name: value.encode() for name, value in request.headers.items()}
+    parser = create_form_parser(headers, on_field, on_file)
+    remaining = int(request.headers["Content-Length"])
+    while remaining:
+        piece = request.rfile.read(min(1 << 20, remaining))
+        remaining -= len(piece)
+        parser.write(piece)
+    parser.finalize()
+    upload.sha256 = digest.hexdigest()
+    return upload
