@@ -35,7 +35,6 @@ from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
 from airflow_provider_luma.hooks.transport import (
     reason_of,
     requests_session,
-    was_never_connected,
 )
 from airflow_provider_luma.polling.state import Failed, Finished, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest
@@ -109,18 +108,24 @@ class LumaHook(LumaApiHook):
         :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
         :raises LumaError: surely nothing was accepted
         """
-        connection, self._checked_connection = self.luma_connection, None
+        connection, self._checked_connection, is_sent = self.luma_connection, None, False
+
+        def on_connected() -> None:
+            nonlocal is_sent
+            before_send()
+            is_sent = True
+
         try:
             # A redirect could deliver the submission twice, or hide that it was delivered at all.
-            response = self._send(request.encode(), replace(connection, allow_redirects=False), before_send)
+            response = self._send(request.encode(), replace(connection, allow_redirects=False), on_connected)
         except OSError as error:
-            if was_never_connected(error):
-                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason_of(error)}") from None
-            raise LumaSubmissionUnknownError(
-                None,
-                f"the submission was sent to {self.base_url}, but no answer came: {reason_of(error)}. "
-                "It may have been accepted",
-            ) from None
+            reason = reason_of(error)
+            if not is_sent:  # no kind of error tells: most can come before a request as well as after it
+                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason}") from None
+            told = (
+                f"the submission was sent to {self.base_url}, but no answer came: {reason}. It may have been accepted"
+            )
+            raise LumaSubmissionUnknownError(None, told) from None
         return protocol.read_submission(response)
 
     def retry_submission(self, attempt: Callable[[], str], timeout: float) -> str:

@@ -25,19 +25,6 @@ from airflow_provider_luma.protocol import Response
 #: Bytes of an answer that are read; the service's own are a few thousand. What is cut off here is no readable answer.
 MAX_BODY_SIZE = 4 * 1024 * 1024
 
-#: What OpenSSL calls a handshake that failed before anything was sent.
-_FAILED_HANDSHAKES = frozenset(
-    {
-        "CERTIFICATE_VERIFY_FAILED",
-        "HTTP_REQUEST",
-        "NO_CERTIFICATE_OR_CRL_FOUND",
-        "SSLV3_ALERT_HANDSHAKE_FAILURE",
-        "TLSV1_ALERT_PROTOCOL_VERSION",
-        "UNSUPPORTED_PROTOCOL",
-        "WRONG_VERSION_NUMBER",
-    }
-)
-
 
 class _Session(requests.Session):
     """A session whose own proxies and certificates take precedence over the environment's."""
@@ -96,11 +83,12 @@ class _CheckedAdapter(HTTPAdapter):
 
 def _checked_pool(pool: Any, check: Callable[[], None]) -> Any:
     class Connection(pool.ConnectionCls):  # type: ignore[misc]
-        def send(self, data: Any) -> None:
+        def endheaders(self, *arguments: Any, **options: Any) -> None:
+            # Called once for a request, and not for the CONNECT that opens a tunnel through a proxy.
             if self.sock is None:
                 self.connect()
             check()
-            super().send(data)
+            super().endheaders(*arguments, **options)
 
     return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
 
@@ -210,20 +198,3 @@ def reason_of(error: OSError) -> str:
     if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:
         cause = cause.args[1]
     return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
-
-
-def was_never_connected(error: OSError) -> bool:
-    """Tell whether a request failed before any of it could reach the service."""
-    if not isinstance(error, requests.RequestException):
-        return str(error).startswith("Could not find")  # a certificate file, says requests before it connects
-    if isinstance(error, (requests.exceptions.ConnectTimeout, ValueError)):  # a ValueError: no such address
-        return True
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    if isinstance(reason, urllib3.exceptions.ProxyError):
-        # Also raised for an answer that a proxy has lost: the cause behind it decides.
-        reason = reason.original_error
-        if isinstance(reason, OSError) and str(reason).startswith("Tunnel connection failed"):
-            return True
-    if isinstance(reason, urllib3.exceptions.SSLError) and reason.args:
-        return getattr(reason.args[0], "reason", None) in _FAILED_HANDSHAKES
-    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))

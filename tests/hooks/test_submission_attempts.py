@@ -286,3 +286,24 @@ class TestUnknownOutcomes:
         with pytest.raises(LumaSubmissionUnknownError):
             LumaHook().modify_video(PROMPT, "https://example.com/v.mp4")
         assert len(proxy.received) == 1
+
+    def test_answer_with_two_lengths_makes_the_outcome_unknown_and_is_not_sent_again(
+        self, wires, set_connection, monkeypatch
+    ):
+        monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 3)
+        wire = wires.start(wires.answer(200, b'{"code": 200}', headers={"content-length": "12"}))
+        set_connection(wire.base_url)
+        with pytest.raises(LumaSubmissionUnknownError):
+            LumaHook().modify_video(PROMPT, VIDEO)
+        assert len(wire.received) == 1
+
+    def test_tls_that_breaks_after_the_request_makes_the_outcome_unknown_and_is_not_sent_again(
+        self, wires, set_connection, certificates, monkeypatch
+    ):
+        monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 3)
+        garbage = b"HTTP/1.1 502 Bad Gateway\r\n\r\n"
+        wire = wires.start(wires.answer(raw=garbage), tls=server_context(certificates))
+        set_connection(wire.base_url, verify=str(certificates / "authority.crt"))
+        with pytest.raises(LumaSubmissionUnknownError):
+            LumaHook().modify_video(PROMPT, VIDEO)
+        assert len(wire.received) == 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import threading
 import time
@@ -25,13 +26,14 @@ class Received:
 
 @dataclass
 class Answer:
-    """What a :class:`Wire` answers: an HTTP answer, or, with ``cut`` or ``hang``, none."""
+    """What a :class:`Wire` answers: an HTTP answer, or, with ``cut`` or ``hang``, none; ``raw`` goes below any TLS."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
     hang: bool = False
+    raw: bytes = b""
 
 
 def envelope(code: int, data: Any = None, msg: str = "said by the service", *, status: int = 200) -> Answer:
@@ -88,7 +90,9 @@ class Wire:
         handler.close_connection = True
         if answer.hang:
             self._closing.wait(30)
-        if answer.cut or answer.hang:
+        if answer.raw:
+            os.write(handler.connection.fileno(), answer.raw)
+        if answer.cut or answer.hang or answer.raw:
             return
         handler.send_response(answer.status)
         for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
