@@ -57,23 +57,30 @@ class LumaJobOperator(LumaBaseOperator):
         with pushed_failure(context):
             try:
                 yield
-            except (LumaGenerationError, LumaResultMissingError) as failure:
-                self.mark_delivered(failure.luma_task_id, context)
-                if self.resubmit_on_failure or isinstance(failure, LumaResultMissingError):
+            except LumaResultMissingError as failure:
+                self.mark_told(failure.luma_task_id, context, is_missing=True)
+                raise
+            except LumaGenerationError as failure:
+                self.mark_told(failure.luma_task_id, context)
+                if self.resubmit_on_failure:
                     raise
                 raise AirflowFailException(str(failure)) from failure
 
-    def mark_delivered(self, luma_task_id: str | None, context: Context) -> None:
-        """Record that the outcome of a job is known: whoever clears the task from now on wants a new video."""
-        from airflow_provider_luma.submission.store import mark_delivered, try_store
+    def mark_told(self, luma_task_id: str | None, context: Context, *, is_missing: bool = False) -> None:
+        """
+        Record that the outcome of a job is known: whoever clears the task from now on wants a new video.
+
+        :param is_missing: the outcome is that Luma lists no video; should it be listed later, it is still wanted
+        """
+        from airflow_provider_luma.submission.store import mark_told, try_store
 
         store = try_store(self.log, self.open_store, context)
         if store is not None and luma_task_id is not None:
-            mark_delivered(store, self.log, luma_task_id)
+            mark_told(store, self.log, luma_task_id, is_missing=is_missing)
 
 
 def _record_delivery(context: Context) -> None:
     """Record that a result was delivered, once Airflow has it: a worker may be lost just before."""
     task: Any = context["task"]
     if task.returned_luma_task_id is not None:
-        task.mark_delivered(task.returned_luma_task_id, context)
+        task.mark_told(task.returned_luma_task_id, context)

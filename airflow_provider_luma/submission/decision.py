@@ -40,7 +40,8 @@ class SubmissionRecord:
     :param expects_callback: whether Luma was given a callback address of ours
     :param submitted_at: when it was written, in seconds since the epoch; None in a record of version 1.0.0
     :param delivered: whether the outcome was delivered: a result returned, or the service's own failure raised
-    :param reported: whether a task has failed because it is unknown if the submission was accepted
+    :param reported: whether a task has failed because it is unknown if the submission was accepted; of a job with an
+        id, because Luma lists no video
     """
 
     reference: str
@@ -101,7 +102,8 @@ class Row(NamedTuple):
     :param request: ``same`` or ``changed``
     :param by: ``retry``, or ``clear`` by a person
     :param status: what Luma says of the recorded job
-    :param told: whether a person can know the outcome: a job's was delivered, or an intent's was reported as unknown
+    :param told: whether a person can know the outcome: a job's was delivered, or it was reported that an intent's is
+        unknown, or that a video is missing
     :param step: what to do
     :param reason: the text for the task's log
     """
@@ -243,8 +245,7 @@ def _row(
     """Return the first row of the table that fits."""
     kinds = _kinds(record, can_await_callback=can_await_callback)
     request = "same" if record is not None and record.fingerprint == fingerprint else "changed"
-    told = record is not None and (record.reported if record.luma_task_id is None else record.delivered)
-    facts = (request, by, status, told)
+    facts = (request, by, status, _is_told(record, status))
     return next(
         row
         for row in TABLE
@@ -254,6 +255,13 @@ def _row(
             for column, fact in zip((row.request, row.by, row.status, row.told), facts, strict=True)
         )
     )
+
+
+def _is_told(record: SubmissionRecord | None, status: JobStatus | None) -> bool:
+    """Tell whether a person can know the outcome. Who was told of a missing video has not got it yet."""
+    if record is None or record.luma_task_id is None:
+        return record is not None and record.reported
+    return record.delivered or (record.reported and status is JobStatus.RESULT_MISSING)
 
 
 def _kinds(record: SubmissionRecord | None, *, can_await_callback: bool) -> tuple[str, ...]:

@@ -154,11 +154,15 @@ class TaskStateSubmissionStore(SubmissionStore):
         self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
 
 
-def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str) -> None:
-    """Record that a job's outcome reaches a person now: who clears the task from now on wants a new video."""
+def mark_told(store: SubmissionStore, log: Logger, luma_task_id: str, *, is_missing: bool) -> None:
+    """
+    Record what a person gets to know of a job now.
+
+    :param is_missing: that Luma lists no video; otherwise its outcome
+    """
     record = try_store(log, store.load)
     if record is not None and record.luma_task_id == luma_task_id:
-        try_store(log, store.update, record.reference, delivered=True)
+        try_store(log, store.update, record.reference, **{"reported" if is_missing else "delivered": True})
 
 
 def try_store(log: Logger, access: Callable[..., T], *arguments: Any, **changes: Any) -> T | None:

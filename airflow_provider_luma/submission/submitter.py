@@ -161,7 +161,7 @@ class Submitter:
             if _is_over(deferral):
                 self._give_up(reference)
             return self._await_callback(reference, deferral, named if is_ours is None else None)
-        self.store.update(reference, luma_task_id=named, max_tries=self.max_tries)
+        self.store.update(reference, luma_task_id=named, max_tries=self.max_tries, reported=False)
         finished: LumaTask | None = None
         if needs_result:
             with suppress(*TRANSIENT):  # the wait for the job polls it again
@@ -186,7 +186,7 @@ class Submitter:
         if named is None or not self._is_our_job(named, record.reference):
             return record
         # A person who has cleared the task since has not seen this job: it counts as one that a retry has found.
-        return self.store.update(record.reference, luma_task_id=named, max_tries=self.max_tries)
+        return self.store.update(record.reference, luma_task_id=named, max_tries=self.max_tries, reported=False)
 
     def _is_our_job(self, luma_task_id: str, reference: str) -> bool | None:
         """Ask Luma whether a job that a callback has named comes from a submission of this task; None if not known."""

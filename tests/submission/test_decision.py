@@ -32,6 +32,7 @@ RECORDS = {
     "callback": replace(INTENT, expects_callback=True),
     "id": replace(INTENT, luma_task_id=JOB),
     "id, delivered": replace(INTENT, luma_task_id=JOB, delivered=True),
+    "id, reported": replace(INTENT, luma_task_id=JOB, reported=True),
     "intent, reported": replace(INTENT, reported=True),
     "callback, reported": replace(INTENT, expects_callback=True, reported=True),
 }
@@ -76,7 +77,8 @@ class TestId:
 
     def test_cleared_task_waits_for_a_missing_video_unless_a_person_was_told(self):
         assert decision("id", "same", "clear", JobStatus.RESULT_MISSING).step is Step.WAIT
-        assert decision("id, delivered", "same", "clear", JobStatus.RESULT_MISSING).step is Step.SUBMIT
+        assert decision("id, reported", "same", "clear", JobStatus.RESULT_MISSING).step is Step.SUBMIT
+        assert decision("id, reported", "same", "clear", JobStatus.SUCCEEDED).step is Step.TAKE_RESULT
 
     def test_retry_replaces_a_job_that_has_failed(self):
         assert decision("id", "same", "retry", JobStatus.FAILED).step is Step.SUBMIT
@@ -123,7 +125,7 @@ class TestId:
 
     def test_luma_is_asked_only_about_a_recorded_job_of_the_same_request(self):
         asked = [(kind, of) for kind in RECORDS for of in REQUESTS if must_ask(RECORDS[kind], REQUESTS[of])]
-        assert asked == [("id", "same"), ("id, delivered", "same")]
+        assert asked == [("id", "same"), ("id, delivered", "same"), ("id, reported", "same")]
 
 
 class TestIntent:

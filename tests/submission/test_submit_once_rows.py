@@ -257,6 +257,32 @@ class TestMissingVideo:
         luma.configure(outcome="success")
         assert sync_task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id
 
+    def test_video_that_is_listed_after_all_is_returned_after_a_clear(self, luma, sync_task):
+        with pytest.raises(LumaResultMissingError):
+            sync_task.run_try()
+        luma.jobs[0].result_urls.append(luma.sample_url)
+        luma.configure(outcome="success")
+        assert sync_task.clear_and_run()["luma_task_id"] == luma.jobs[0].task_id
+        assert sync_task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id
+
+    def test_result_that_was_returned_and_is_no_longer_listed_is_replaced_after_a_clear(self, luma, sync_task):
+        luma.configure(outcome="success")
+        sync_task.run_try()
+        luma.jobs[0].result_urls.clear()
+        assert sync_task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id
+
+    def test_person_who_was_only_told_of_a_lost_answer_gets_no_second_job(self, luma, sync_task, callbacks_on, until):
+        luma.configure(processing_seconds=0.3, faults=["submit:cut,after_accept,times=1"])
+        with pytest.raises(AirflowFailException, match="log page"):
+            sync_task.run_try()
+        sync_task.store.record_callback(luma.jobs[0].task_id)
+        with pytest.raises(LumaTimeoutError):
+            sync_task.clear_and_run(timeout=0.05)
+        until(lambda: luma.jobs[0].complete_time)
+        with pytest.raises(LumaResultMissingError):
+            sync_task.clear_and_run()
+        assert luma.accepted == 1
+
 
 class TestRetryAfterAClear:
     def test_retry_takes_the_result_of_the_job_that_the_cleared_try_submitted(self, luma, task, leave_ended):
