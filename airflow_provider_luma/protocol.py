@@ -338,8 +338,10 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
     envelope = _envelope(response)
     if envelope is None or not _is_success(response, envelope):
         raise _task_error(response, envelope, luma_task_id)
-    data = envelope.data
-    flag = read_integer(data.get("successFlag")) if isinstance(data, dict) else None
+    data = envelope.data if isinstance(envelope.data, dict) else {}
+    told_id = str(data.get("taskId") or luma_task_id)  # an edge's cache may answer for another job
+    is_about_it = told_id.strip().lower() == luma_task_id.strip().lower()
+    flag = read_integer(data.get("successFlag")) if is_about_it else None
     if flag is None:
         raise LumaUnavailableError(
             None, f"the answer says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_luma import protocol
-from airflow_provider_luma.exceptions import LumaGenerationError
+from airflow_provider_luma.exceptions import LumaGenerationError, LumaUnavailableError
 from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus, Response
 from tests.support.luma_answers import enveloped
 
@@ -168,8 +168,13 @@ class TestTask:
         assert error.code is None
         assert "no reason" in error.msg
 
-    def test_id_of_a_job_is_the_one_that_was_asked_for(self):
-        assert protocol.read_task(record(taskId="another"), "mine").luma_task_id == "mine"
+    @pytest.mark.parametrize("told", ["mine", " MINE ", None, ""])
+    def test_id_of_a_job_is_the_one_that_was_asked_for(self, told):
+        assert protocol.read_task(record(taskId=told), "mine").luma_task_id == "mine"
+
+    def test_answer_about_another_job_says_nothing_of_the_one_that_was_asked_for(self):
+        with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
+            protocol.read_task(record(taskId="another"), "mine")
 
     def test_task_is_immutable(self):
         with pytest.raises(AttributeError):
