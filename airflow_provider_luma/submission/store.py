@@ -125,15 +125,21 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def begin(self, intent: SubmissionRecord) -> None:
         """Write the intent in place of an earlier submission's record."""
-        self.save(intent)
+        self._set(STORE_KEY, intent.as_dict())
 
     def save(self, record: SubmissionRecord) -> None:
-        """Write the record."""
-        self._set(STORE_KEY, record.as_dict())
+        """Write the record, unless another try has begun a submission since."""
+        if self._is_latest(record):
+            self._set(STORE_KEY, record.as_dict())
 
     def forget(self, intent: SubmissionRecord) -> None:
-        """Delete the record."""
-        self._state.delete(STORE_KEY)
+        """Delete the record, unless another try has begun a submission since."""
+        if self._is_latest(intent):
+            self._state.delete(STORE_KEY)
+
+    def _is_latest(self, record: SubmissionRecord) -> bool:
+        stored = self.load()
+        return stored is None or stored.reference == record.reference
 
     def callback_task_id(self, reference: str) -> str | None:
         """Return the id that the receiver of callbacks has written beside the record."""

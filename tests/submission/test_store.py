@@ -68,6 +68,17 @@ class TestWithTaskStateStore:
         assert store.load() == INTENT
         assert state.operations == [("set", None)]
 
+    @pytest.mark.parametrize("outcome", ["accepted", "refused"])
+    def test_late_answer_to_an_earlier_submission_does_not_change_the_later_one(self, store, outcome):
+        later = replace(INTENT, reference="a-later-reference")
+        store.begin(INTENT)
+        store.begin(later)
+        if outcome == "accepted":
+            store.save(replace(INTENT, luma_task_id=JOB))
+        else:
+            store.forget(INTENT)
+        assert store.load() == later
+
     def test_update_writes_no_record_where_there_is_none(self, store, state):
         assert store.update(INTENT.reference, luma_task_id=JOB, max_tries=5) is None
         assert state.operations == []
