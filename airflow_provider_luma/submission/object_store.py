@@ -105,11 +105,11 @@ class ObjectSubmissionStore(SubmissionStore):
         self._replace(intent, refused=True)
 
     def callback_task_id(self, reference: str) -> str | None:
-        """Return the id that the receiver of callbacks has written."""
+        """Return the id that the receiver of callbacks has written, here or where the records were before."""
         try:
             named = self._root.read(_callback_file(reference)).get("luma_task_id")
         except FileNotFoundError:
-            return None
+            return self._earlier.callback_task_id(reference) if self._earlier is not None else None
         return named if isinstance(named, str) else None
 
     def load_upload(self) -> dict[str, Any] | None:

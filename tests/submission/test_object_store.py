@@ -260,6 +260,19 @@ class TestSubmitOnce:
         assert task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id
         assert luma.accepted == 2
 
+    def test_store_that_the_connection_names_only_now_takes_over_the_callback(
+        self, luma, modify, callbacks_on, set_connection, folder
+    ):
+        luma.configure(faults=["submit:cut,after_accept,times=1"])
+        task = TaskRun(lambda **changes: modify(deferrable=False, **changes), TaskStateStore())
+        with pytest.raises(AirflowFailException):
+            task.run_try()
+        task.store.record_callback(luma.jobs[0].task_id)
+        set_connection(luma.base_url, submission_store=folder)
+        with pytest.raises(LumaTimeoutError):
+            task.clear_and_run(timeout=0.05)
+        assert luma.accepted == 1
+
     def test_mapped_task_instances_do_not_share_a_record(self, luma, task, monkeypatch):
         luma.configure(processing_seconds=0)
         task.run_try()
