@@ -219,6 +219,7 @@ class _Folder:
         if fs.exists(mark) and now - _modified(fs.info(mark)) < CLEANUP_INTERVAL:
             return
         self.replace("last-cleanup.json", {"at": now})
+        now = min(now, _modified(fs.info(mark)))  # a worker whose clock is ahead must not take all records for old
         for path, info in self._files():
             if now - _modified(info) > RECORDS_KEPT:
                 fs.rm_file(path)

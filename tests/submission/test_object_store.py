@@ -155,6 +155,16 @@ class TestExpiry:
         assert all(file.exists() for file in kept)
         assert store.load() == record
 
+    def test_worker_whose_clock_is_ahead_removes_no_records(self, tmp_path, monkeypatch):
+        store = ObjectSubmissionStore(str(tmp_path), TASK)
+        store.begin(record := intent())
+        ahead = time.time() + 2 * RECORDS_KEPT
+        monkeypatch.setattr(object_store.time, "time", lambda: ahead)
+        other = ObjectSubmissionStore(str(tmp_path), (*TASK[:3], 7))
+        other.begin(another := intent())
+        other.save(another)
+        assert store.load() == record
+
     def test_folder_is_searched_once_a_day(self, tmp_path, old):
         store = ObjectSubmissionStore(str(tmp_path), TASK)
         store.begin(record := intent())
