@@ -98,7 +98,7 @@ class TestEvent:
         [
             ({"outcome": "create_failed"}, "LumaGenerationError", 500),
             ({"outcome": "generate_failed"}, "LumaGenerationError", 501),
-            ({"outcome": "no_urls"}, "LumaGenerationError", None),
+            ({"outcome": "no_urls"}, "LumaResultMissingError", None),
             ({"faults": ["status:refuse,code=401"]}, "LumaAuthError", 401),
             ({"faults": ["status:refuse,code=404"]}, "LumaNotFoundError", 404),
             ({"faults": ["status:refuse,code=422"]}, "LumaNotFoundError", 422),
