@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Bytes of address space, and seconds of computing.
 _MEMORY = 1 << 30
-_CPU_SECONDS = 20
+_CPU_SECONDS = 10
 
 #: Pixels of a side. FFmpeg holds whole pictures in memory, several of them.
 _MAX_SIDE = 8192

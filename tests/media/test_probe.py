@@ -14,9 +14,12 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import av
 import pytest
+from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media import probe
@@ -24,6 +27,7 @@ from airflow_provider_luma.media.probe import check_video_file, check_video_head
 from airflow_provider_luma.simulator import media, service
 from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
 from tests.support.clips import FRAGMENTED, MOOV_IN_FRONT, clip, with_fields
+from tests.support.storages import BUCKET
 
 ROOT = Path(__file__).parents[2]
 LOG = logging.getLogger(__name__)
@@ -53,12 +57,18 @@ def check(video: bytes | io.BytesIO, log: logging.Logger = LOG) -> None:
     check_video_file(file, parameter="source", shown="file:///in/film.mp4", size=size, log=log)
 
 
+def cpu_seconds() -> float:
+    """Return the computing time of this process and its children, which does not depend on what else runs."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 def refusal(video: bytes | io.BytesIO) -> str:
     """Check a video that is refused, and return the message; every refusal comes soon, and is complete."""
-    before = time.monotonic()
+    before = cpu_seconds()
     with pytest.raises(LumaValidationError) as refused:
         check(video)
-    assert time.monotonic() - before < 5
+    assert cpu_seconds() - before < 5
     assert refused.value.code is None
     message = str(refused.value)
     assert message.startswith("source (file:///in/film.mp4) ")
@@ -233,9 +243,9 @@ def test_little_is_read_of_a_large_video(big_clip):
     begin = big_clip.index(b"moov") - 4
     for video in (big_clip, clip(seconds=6, size=(1280, 720), noise=True, sound="aac", movflags=MOOV_IN_FRONT)):
         file = CountingFile(video)
-        before = time.monotonic()
+        before = cpu_seconds()
         check(file)
-        assert time.monotonic() - before < 5
+        assert cpu_seconds() - before < 5
         assert file.count < 8_000_000
     assert "is cut off" in refusal(big_clip[: begin // 2])
 
@@ -264,16 +274,38 @@ def test_index_that_would_fill_the_memory_is_refused(samples):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_500_000  # kB
 
 
+def lengthened(video: bytes, count: int, *boxes: bytes) -> bytes:
+    """Add to the length of these boxes."""
+    for kind in boxes:
+        at = video.index(kind) - 4
+        length = int.from_bytes(video[at : at + 4]) + count
+        video = video[:at] + struct.pack(">I", length) + video[at + 4 :]
+    return video
+
+
 def test_index_of_which_there_is_no_end_is_refused():
     content = bomb(stsz=struct.pack(">III", 0, 0, 25_000_000))
-    grown = content
-    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz"):
-        at = grown.index(kind) - 4
-        length = struct.unpack(">I", grown[at : at + 4])[0] + 100_000_000
-        grown = grown[:at] + struct.pack(">I", length) + grown[at + 4 :]
+    grown = lengthened(content, 100_000_000, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz")
     file = CountingFile(grown + bytes(100_000_000))
     refusal(file)
     assert file.count <= probe.MAX_BYTES_READ + probe._HEAD
+
+
+def test_no_other_file_is_opened_that_the_video_refers_to(tmp_path):
+    video = clip(movflags=MOOV_IN_FRONT)
+    other = tmp_path / "other.mp4"
+    other.write_bytes(video)
+    path = str(other).encode()
+    reference = box(b"alis", bytes(154), struct.pack(">HH", 2, len(path)), path + bytes(len(path) % 2))
+    begin = video.index(b"dref") + 12
+    end = begin + 12
+    video = video[:begin] + reference + video[end:]
+    video = lengthened(video, len(reference) - 12, b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref")
+    video = video[: video.index(b"mdat") + 4] + bytes(len(video) - video.index(b"mdat") - 4)
+
+    with av.open(io.BytesIO(video), options={"enable_drefs": "1", "use_absolute_path": "1"}) as container:
+        assert next(container.decode(video=0))
+    assert "is cut off" in refusal(video)
 
 
 def test_work_without_end_is_ended(monkeypatch):
@@ -313,6 +345,17 @@ def test_late_error_of_the_storage_is_raised_unchanged(big_clip):
     with pytest.raises(OSError, match="the storage is away") as raised:
         check(failing)
     assert raised.value is failing.error
+
+
+def test_video_on_s3_is_read_in_part_and_its_absence_is_an_error_of_the_storage(bucket, big_clip):
+    bucket.put("film.mp4", big_clip)
+    path = ObjectStoragePath(f"{bucket.destination}/film.mp4")
+    with path.open("rb") as file:
+        check_video_file(file, parameter="source", shown=str(path), size=path.stat().st_size, log=LOG)
+    with path.open("rb") as file:
+        bucket.s3.delete_object(Bucket=BUCKET, Key="videos/film.mp4")
+        with pytest.raises(FileNotFoundError):
+            check_video_file(file, parameter="source", shown=str(path), size=len(big_clip), log=LOG)
 
 
 def mutations(count: int) -> Iterator[bytes]:
@@ -362,11 +405,8 @@ def test_hundreds_of_mutated_videos_neither_crash_nor_hang_ffmpeg():
 
 def test_mutated_video_is_refused_or_passes():
     for video in mutations(25):
-        before = time.monotonic()
-        try:
+        with suppress(LumaValidationError):
             check(video)
-        except LumaValidationError:
-            assert time.monotonic() - before < 5
 
 
 @pytest.fixture
