@@ -24,9 +24,10 @@ from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS,
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
-#: Bytes of a file that are read at most, and seconds that FFmpeg may take for them.
+#: Bytes of a file that are read at most, and seconds that FFmpeg may take for them. It computes for ten of these at
+#: most; a busy machine lets it wait for the others. What the storage takes is not counted.
 MAX_BYTES_READ = 64 << 20
-MAX_SECONDS = 20.0
+MAX_SECONDS = 60.0
 
 _HEAD = 1024
 _MAX_LINE = 4096
