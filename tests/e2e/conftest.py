@@ -12,11 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from scenarios import CALLBACKS, CRASHES, REHEARSALS, Rehearsal
+import requests
+from scenarios import CALLBACKS, CRASHES, INPUTS, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import LocalAirflow
 from demo.postgres import binaries, postgres
+from tests.support.s3_fixtures import s3_endpoint
+from tests.support.storages import BUCKET, Bucket, aws_connection
+
+__all__ = ["s3_endpoint"]
 
 REPOSITORY = Path(__file__).parent.parent.parent
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
@@ -46,12 +51,12 @@ def lumas() -> Iterator[dict[str, Simulator]]:
                     )
                 )
             )
-            for name, rehearsal in {**REHEARSALS, **CRASHES, **CALLBACKS, "default": Rehearsal()}.items()
+            for name, rehearsal in {**REHEARSALS, **CRASHES, **CALLBACKS, **INPUTS, "default": Rehearsal()}.items()
         }
         yield lumas
 
 
-def set_connection(environment: dict[str, str], name: str, luma: Simulator, **extra: str) -> None:
+def set_connection(environment: dict[str, str], name: str, luma: Simulator, **extra: object) -> None:
     """Set the connection to a Luma, with this extra beside what it has."""
     variable = f"AIRFLOW_CONN_LUMA_{name.upper()}"
     extra = {**json.loads(environment.get(variable, "{}")).get("extra", {}), **extra}
@@ -104,15 +109,23 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(
-    lumas: dict[str, Simulator], crash_stage: Path, tmp_path_factory: pytest.TempPathFactory
+    lumas: dict[str, Simulator], crash_stage: Path, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """Return what the DAGs need: connections, and what to rehearse."""
+    """Return what the DAGs need: connections, clips, and what to rehearse."""
+    clip = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    clip.write_bytes(requests.get(lumas["default"].sample_url, timeout=30).content)
+    bucket = Bucket(s3_endpoint, f"s3://e2e_s3@{BUCKET}", "")
+    bucket.s3.create_bucket(Bucket=BUCKET)
+    bucket.s3.upload_file(str(clip), BUCKET, "in/clip.mp4")
     environment = {
         # So that what is killed is missed soon.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
         "CRASH_STAGE": str(crash_stage),
         "LUMA_VIDEO_URL": lumas["default"].sample_url,
+        "LUMA_VIDEO": str(clip),
+        "AIRFLOW_CONN_E2E_S3": aws_connection(s3_endpoint),
+        "E2E_S3_CLIP": f"{bucket.destination}/in/clip.mp4",
         "LUMA_DESTINATION": f"file://{tmp_path_factory.mktemp('videos')}",
         "LUMA_REHEARSALS": json.dumps(
             {
@@ -131,6 +144,7 @@ def environment(
         is_recorded = USES_SUBMISSION_STORE and name in {*CRASHES, *CALLBACKS} - {"crash_cleared"}
         if is_recorded or name == "crash_cleared_with_store":
             set_connection(environment, name, luma, submission_store=store)
+    set_connection(environment, "input_signed", lumas["input_signed"], sign_inputs=600)
     return environment
 
 

@@ -105,8 +105,12 @@ CRASHES = {
         "cleared_with_store",
         "never_delivered",
         "in_queue",
+        "uploading",
     )
 }
+
+#: Runs whose clips have no public address.
+INPUTS = {f"input_{name}": Rehearsal() for name in ("uploaded", "signed")}
 
 #: Runs in which Luma calls Airflow back, or ought to.
 CALLBACKS = {

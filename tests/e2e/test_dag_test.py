@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import API_KEY, REPOSITORY
 
 from airflow_provider_luma.simulator import Settings, Simulator
@@ -57,6 +58,8 @@ def airflow(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> LocalA
         file.write_text(file.read_text().replace('task_id="modify",', 'task_id="modify", poll_interval=1,'))
     (dags / "impatient.py").write_text(IMPATIENT.format(video_url=luma.sample_url))
     address = luma.base_url.removeprefix("http://")
+    clip = home / "clip.mp4"
+    clip.write_bytes(requests.get(luma.sample_url, timeout=30).content)
     extra = f"?callback_base_url={CALLBACK_BASE_URL.replace(':', '%3A').replace('/', '%2F')}"
     local = LocalAirflow(
         home,
@@ -65,6 +68,7 @@ def airflow(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> LocalA
             "AIRFLOW_CONN_LUMA_DEFAULT": f"luma://:{API_KEY}@{address}/http",
             "AIRFLOW_CONN_LUMA_WITH_CALLBACKS": f"luma://:{API_KEY}@{address}/http{extra}",
             "LUMA_VIDEO_URL": luma.sample_url,
+            "LUMA_VIDEO": str(clip),
             "LUMA_DESTINATION": f"file://{home}/videos",
         },
     )
@@ -84,6 +88,12 @@ def test_example_dag_succeeds_under_dag_test(airflow: LocalAirflow, luma: Simula
     airflow.run("dags", "test", dag_id)
     assert luma.accepted == (3 if dag_id == "luma_batch" else 1)
     assert len(videos() - before) == luma.accepted
+
+
+def test_variations_of_one_clip_succeed_under_dag_test(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.reset()
+    airflow.run("dags", "test", "luma_variations")
+    assert (luma.accepted, len(luma.uploads)) == (3, 1)
 
 
 def test_submission_that_is_queued_twice_and_then_waited_for_succeeds_under_dag_test(
@@ -115,4 +125,5 @@ def test_files_of_the_example_dags_are_all_run() -> None:
         "luma_batch",
         "luma_modify",
         "luma_submit_and_wait",
+        "luma_variations",
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from conftest import REPOSITORY
 from videos import assert_modified
 
@@ -52,7 +53,7 @@ def test_demo_runs_twice_in_the_same_folder(tmp_path: Path) -> None:
     [file] = re.findall(r"The modified video: (.+\.mp4)", said)
     with Simulator(Settings()) as luma:
         assert_modified(file, luma.sample_url)
-    for hint in ("The Airflow UI: http://127.0.0.1:", "LUMA_API_KEY=... LUMA_VIDEO_URL=https://... make demo"):
+    for hint in ("The Airflow UI: http://127.0.0.1:", "LUMA_API_KEY=... LUMA_VIDEO=/path/to/clip.mp4 make demo"):
         assert hint in said
     assert left_behind(tmp_path) == []
 
@@ -73,5 +74,23 @@ def test_demo_with_a_key_but_no_clip_says_what_is_missing(tmp_path: Path) -> Non
     said, _ = process.communicate(timeout=60)
 
     assert process.returncode == 2
-    assert "LUMA_VIDEO_URL" in said
+    assert "set LUMA_VIDEO to a file, or LUMA_VIDEO_URL to a public address" in said
     assert "sk-secret" not in said
+
+
+def test_demo_takes_a_clip_of_ones_own(tmp_path: Path) -> None:
+    with Simulator(Settings()) as luma:
+        clip = tmp_path / "clip.mp4"
+        clip.write_bytes(requests.get(luma.sample_url, timeout=30).content)
+        process = demo(tmp_path / "home", DEMO_ONCE="1", LUMA_VIDEO=str(clip))
+        said, _ = process.communicate(timeout=400)
+
+        assert process.returncode == 0, said
+        [file] = re.findall(r"The modified video: (.+\.mp4)", said)
+        assert_modified(file, luma.sample_url)
+
+
+def test_demo_with_a_clip_that_is_not_there_says_so(tmp_path: Path) -> None:
+    process = demo(tmp_path, LUMA_VIDEO="/nowhere/clip.mp4")
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, "LUMA_VIDEO is /nowhere/clip.mp4, and there is no such file." in said) == (2, True)

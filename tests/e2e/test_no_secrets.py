@@ -14,6 +14,7 @@ from demo.local_airflow import LocalAirflow
 
 DAGS = (
     "luma_submit_and_wait",
+    "signed_clip",
     "rehearse_generate_failed",
     "rehearse_lost_answer",
     "rehearse_refused_401",
@@ -45,7 +46,11 @@ def test_secrets_are_in_no_file_and_no_table(
     assert any("task_id=modify" in str(file) for file in written)
     tokens = [token_of(job.callback_url) for luma in lumas.values() for job in luma.jobs if job.callback_url]
     assert tokens, "Luma was given addresses to call"
-    secrets = [API_KEY, WEBHOOK_SECRET, *tokens]
+    [signed] = lumas["input_signed"].jobs
+    assert lumas["input_signed"].uploads == []
+    signature = signed.video_url.partition("Signature=")[2].partition("&")[0]
+    assert len(signature) > 20
+    secrets = [API_KEY, WEBHOOK_SECRET, *tokens, signature]
     for file in written:
         content = file.read_bytes()
         assert not any(secret.encode() in content for secret in secrets), file

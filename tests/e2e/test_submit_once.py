@@ -94,6 +94,16 @@ class TestKilled:
         for words in ("Try 1 was about to submit", "log page of the Luma account", "Clearing this task submits"):
             assert says(airflow, dag_id, run_id, words)
 
+    def test_worker_killed_while_it_uploads_leaves_a_retry_that_uploads_again_and_submits_once(
+        self, airflow: LocalAirflow, start: Any
+    ) -> None:
+        dag_id, run_id, luma = start("uploading", faults=["upload:hang,seconds=120,after_accept=true,times=1"])
+        airflow.wait_until(lambda: len(luma.uploads) == 1, "the clip to be uploaded", seconds=120)
+        kill_process_that_calls(luma)
+
+        self.succeeded(airflow, dag_id, run_id, luma, tries=2)
+        assert len(luma.uploads) == 2
+
     def test_worker_killed_between_acceptance_and_answer_with_resubmit_on_unknown_submits_again(
         self, airflow: LocalAirflow, start: Any
     ) -> None:

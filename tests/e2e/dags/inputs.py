@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips that have no public address: on a disk, and in a bucket."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from airflow.sdk import DAG
+
+from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
+
+for dag_id, luma_conn_id, video_url in (
+    ("uploaded_clip", "luma_input_uploaded", os.environ["E2E_S3_CLIP"]),
+    ("signed_clip", "luma_input_signed", os.environ["E2E_S3_CLIP"]),
+    ("crash_uploading", "luma_crash_uploading", os.environ["LUMA_VIDEO"]),
+):
+    with DAG(dag_id=dag_id, schedule=None):
+        modify = LumaModifyOperator(
+            task_id="modify",
+            prompt="Make it a snowy morning",
+            video_url=video_url,
+            luma_conn_id=luma_conn_id,
+            poll_interval=2,
+            retries=2,
+            retry_delay=timedelta(seconds=1),
+        )
+        if dag_id == "uploaded_clip":
+            LumaDownloadOperator(
+                task_id="download",
+                urls=modify.output["result_urls"],
+                destination=os.environ["E2E_S3_CLIP"].replace("/in/", "/out/"),
+                luma_conn_id=luma_conn_id,
+            )

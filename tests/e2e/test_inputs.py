@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips without a public address, on a real Airflow: from a disk and from one bucket to another."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import boto3
+from test_example_dags import finish
+from videos import assert_modified
+
+from airflow_provider_luma.simulator import Simulator
+from demo.local_airflow import LocalAirflow
+from tests.support.storages import BUCKET
+
+
+def test_clip_on_a_disk_is_uploaded_once_and_modified(
+    airflow: LocalAirflow, luma: Simulator, environment: dict[str, str]
+) -> None:
+    luma.configure(processing_seconds=1)
+    clip = Path(environment["LUMA_VIDEO"])
+
+    run_id = airflow.trigger("luma_modify", video_url=str(clip))
+
+    assert finish(airflow, "luma_modify", run_id) == "success", airflow.story("luma_modify", run_id)
+    assert (luma.accepted, len(luma.uploads)) == (1, 1)
+    assert luma.uploads[0].sha256 == hashlib.sha256(clip.read_bytes()).hexdigest()
+    [file] = airflow.xcom("luma_modify", run_id, "download")
+    assert_modified(file, luma.sample_url)
+
+
+def test_clip_goes_from_one_bucket_to_another(
+    airflow: LocalAirflow, lumas: dict[str, Simulator], s3_endpoint: str, tmp_path: Path
+) -> None:
+    luma = lumas["input_uploaded"]
+    luma.reset()
+
+    run_id = airflow.trigger("uploaded_clip")
+
+    assert finish(airflow, "uploaded_clip", run_id) == "success", airflow.story("uploaded_clip", run_id)
+    assert (luma.accepted, len(luma.uploads)) == (1, 1)
+    s3 = boto3.client(
+        "s3", endpoint_url=s3_endpoint, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+    )
+    s3.download_file(BUCKET, "out/clip.mp4", str(tmp_path / "clip.mp4"))
+    assert_modified(str(tmp_path / "clip.mp4"), luma.sample_url)
+
+
+def test_one_upload_serves_all_variations(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.configure(processing_seconds=1)
+
+    run_id = airflow.trigger("luma_variations")
+
+    assert finish(airflow, "luma_variations", run_id) == "success", airflow.story("luma_variations", run_id)
+    assert (luma.accepted, len(luma.uploads)) == (3, 1)
+    versions = airflow.xcom("luma_variations", run_id, "collect")
+    assert [version["prompt"] for version in versions] == [
+        "Make it a rainy night with neon lights",
+        "Cover everything in fresh snow",
+        "Paint it in watercolours",
+    ]
+    assert {version["url"] for version in versions} == {url for job in luma.jobs for url in job.result_urls}
