@@ -55,8 +55,12 @@ app = FastAPI(title="Luma", openapi_url=None, docs_url=None, redoc_url=None, red
 _connections = ConnectionLookups()
 # What goes on after the answer, or after its recipient has left.
 _running: set[asyncio.Task[Any]] = set()
-# Few and our own: however many call, the API server keeps its threads and its database connections.
-_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="luma-callback")
+# Few and our own: however many call, the API server keeps its threads and its database connections. And apart: tasks
+# are resumed while a store hangs.
+_resuming, _recording, _storing = (
+    ThreadPoolExecutor(threads, thread_name_prefix=f"luma-callback-{purpose}")
+    for purpose, threads in (("resume", 4), ("record", 2), ("store", 4))
+)
 
 T = TypeVar("T")
 
@@ -134,8 +138,8 @@ async def _proven(query: str) -> tuple[token.CallbackProof, LumaConnection]:
     raise _Refused(403)
 
 
-async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)
+async def _in_thread(threads: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
 
 async def _body(request: Request) -> bytes:
@@ -164,8 +168,8 @@ async def _record(luma_task_id: str, reference: str, submission_store: str | Non
     """Record the callback, where the submission is recorded; return whether that has succeeded."""
     try:
         if submission_store is not None:
-            await _in_thread(object_store.record_callback, submission_store, luma_task_id, reference)
-        elif await _in_thread(resume.record_callback, luma_task_id, reference):
+            await _in_thread(_storing, object_store.record_callback, submission_store, luma_task_id, reference)
+        elif await _in_thread(_recording, resume.record_callback, luma_task_id, reference):
             log.info("Recorded Luma task %s for a task that had lost the answer to its submission", luma_task_id)
     except Exception:
         log.exception("The callback for Luma task %s could not be recorded; Luma is asked to repeat it", luma_task_id)
@@ -182,9 +186,9 @@ async def _resume(luma_task_id: str, proof: token.CallbackProof, recording: asyn
     try:
         # A resumed task may look for the record, and a task that is just being deferred has looked for it before.
         await asyncio.wait([recording], timeout=RECORD_TIMEOUT)
-        waiting = await _in_thread(resume.find_waiting, luma_task_id, proof.reference, proof.conn_id)
+        waiting = await _in_thread(_resuming, resume.find_waiting, luma_task_id, proof.reference, proof.conn_id)
         while True:
-            resumed, waiting, delay = await _in_thread(resume.resume_waiting, luma_task_id, waiting)
+            resumed, waiting, delay = await _in_thread(_resuming, resume.resume_waiting, luma_task_id, waiting)
             log.info("Callback for Luma task %s: %d tasks resumed", luma_task_id, resumed)
             if not waiting:
                 return

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from airflow_provider_luma.callbacks import resume, routes
+from airflow_provider_luma.submission import object_store
 from tests.support.api_server import ENDED, proof
 from tests.support.metadata_db import JOB, operator_awaiting_job
 
@@ -124,13 +125,33 @@ class TestDatabaseErrors:
         assert (await answering).status_code == 200
         assert metadata_db.resumed() == {task}
 
+    @pytest.mark.parametrize("module", [resume, object_store], ids=["database", "submission store"])
+    async def test_many_recordings_that_do_not_end_keep_no_task_from_being_resumed(
+        self, metadata_db, api_server, connect, monkeypatch, until, tmp_path, module
+    ):
+        monkeypatch.setattr(routes, "RECORD_TIMEOUT", 0.1)
+        connect("luma_stuck", **({"submission_store": str(tmp_path)} if module is object_store else {}))
+        (task,) = metadata_db.defer(operator_awaiting_job())
+        recordings_may_end = threading.Event()
+        monkeypatch.setattr(module, "record_callback", lambda *_: recordings_may_end.wait(30))
+        stuck = [asyncio.create_task(api_server.callback(proof(conn_id="luma_stuck"))) for _ in range(10)]
+        await asyncio.to_thread(until, lambda: len(routes._running) >= 20)
+        answering = asyncio.create_task(api_server.callback(proof()))
+        try:
+            await asyncio.to_thread(until, metadata_db.resumed)
+        finally:
+            recordings_may_end.set()
+            await asyncio.gather(*stuck, answering)
+        assert metadata_db.resumed() == {task}
+
     async def test_caller_that_leaves_before_its_answer_keeps_nothing_from_being_done(
         self, metadata_db, api_server, monkeypatch, until
     ):
         (task,) = metadata_db.defer(operator_awaiting_job())
         threads_are_free, recorded = threading.Event(), threading.Event()
-        for _ in range(routes._threads._max_workers):
-            routes._threads.submit(threads_are_free.wait, 30)
+        for threads in (routes._recording, routes._resuming):
+            for _ in range(threads._max_workers):
+                threads.submit(threads_are_free.wait, 30)
         monkeypatch.setattr(resume, "record_callback", lambda *_: recorded.set())
         answering = asyncio.create_task(api_server.callback(proof()))
         await asyncio.to_thread(until, lambda: routes._running)
