@@ -23,6 +23,9 @@ from airflow_provider_luma.protocol import LumaTask
 #: Seconds after which the connection is read again.
 CONNECTION_TTL = 60.0
 
+#: Bytes of an answer above which it is read in a thread: all triggers share the event loop.
+LONG_BODY = 16 * 1024
+
 
 class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
     """
@@ -132,6 +135,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
 
     async def _get_status(self, luma_task_id: str) -> LumaTask:
         response = await self._send(protocol.task_request(luma_task_id))
+        if len(response.body) > LONG_BODY:
+            return await asyncio.to_thread(protocol.read_task, response, luma_task_id)
         return protocol.read_task(response, luma_task_id)
 
     async def _send(self, request: protocol.Request) -> protocol.Response:

@@ -23,7 +23,7 @@ from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.protocol import Response
 
 #: Bytes of an answer that are read; the service's own are a few thousand. What is cut off here is no readable answer.
-MAX_BODY_SIZE = 4 * 1024 * 1024
+MAX_BODY_SIZE = 256 * 1024
 
 
 class _Session(requests.Session):

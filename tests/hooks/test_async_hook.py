@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError
+from airflow_provider_luma import protocol
+from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks import luma_async
 from airflow_provider_luma.hooks.luma import LumaAsyncHook
 from airflow_provider_luma.polling.state import Failed, PollAgain, PollState
@@ -91,3 +94,28 @@ class TestAirflowConnection:
             set_connection(luma.base_url)
             assert isinstance(await hook.poll(state), PollAgain)
         assert len(status_checks(luma)) == 1
+
+
+class TestLongAnswers:
+    """The event loop is that of all triggers of all DAGs: whatever Luma answers must not hold it up."""
+
+    @pytest.mark.parametrize(("numbers", "is_long"), [(10, False), (50_000, True)])
+    async def test_long_answer_is_read_in_a_thread(self, wires, set_connection, monkeypatch, numbers, is_long):
+        set_connection(wires.start(wires.envelope(200, {"successFlag": 0, "more": [1] * numbers})).base_url)
+        read_task, threads = protocol.read_task, []
+
+        def read(*arguments):
+            threads.append(threading.current_thread())
+            return read_task(*arguments)
+
+        monkeypatch.setattr(protocol, "read_task", read)
+        async with LumaAsyncHook() as hook:
+            assert (await hook.get_task("abc")).luma_task_id == "abc"
+        assert [thread is not threading.current_thread() for thread in threads] == [is_long]
+
+    async def test_answer_beyond_a_quarter_of_a_megabyte_is_not_read(self, wires, set_connection, monkeypatch):
+        monkeypatch.setattr("airflow_provider_luma.backoff.READ_RETRY_TIMEOUT", 0.01)
+        set_connection(wires.start(wires.envelope(200, {"successFlag": 0, "more": "x" * 256 * 1024})).base_url)
+        async with LumaAsyncHook() as hook:
+            with pytest.raises(LumaUnavailableError, match="not readable"):
+                await hook.get_task("abc")
