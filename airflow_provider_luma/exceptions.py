@@ -20,6 +20,7 @@ from airflow_provider_luma.untrusted import plain_text, read_integer, without_si
 MAX_MSG_LENGTH = 2000
 
 _USER_IN_ADDRESS = re.compile(r"(?<=//)[^/\s?#]*@")
+_TOKEN_OF_CALLBACK = re.compile(r"(?<=token)(=|%3D)[0-9a-f]{64}", re.IGNORECASE)
 
 
 class LumaError(Exception):
@@ -27,7 +28,7 @@ class LumaError(Exception):
     The root of everything this package raises about Luma.
 
     Its texts may come from anywhere, and go everywhere: they become plain, are cut off after 2,000 characters, and
-    lose the user and password of an address, such as a proxy's, and the query of a signed one.
+    lose the user and password of an address, such as a proxy's, the query of a signed one, and the token of a callback's.
 
     :param code: Luma's code for the error, or the HTTP status where that is all there was; None if neither came
     :param msg: what happened, in Luma's words or ours
@@ -141,6 +142,7 @@ PERMANENT = (LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureD
 
 def _plain_msg(msg: str) -> str:
     msg = _USER_IN_ADDRESS.sub("", without_signatures(plain_text(msg)))
+    msg = _TOKEN_OF_CALLBACK.sub(r"\1***", msg)
     return msg if len(msg) <= MAX_MSG_LENGTH else f"{msg[: MAX_MSG_LENGTH - 1]}…"
 
 

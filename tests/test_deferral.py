@@ -23,6 +23,7 @@ states = st.builds(
     execution_deadline=times,
     first_attempt_at=times,
     outage_since=times,
+    upload=st.none() | st.fixed_dictionaries({"file": st.text(max_size=40), "url": st.text(max_size=40)}),
     luma_conn_id=ids,
 )
 
