@@ -28,7 +28,7 @@ class LumaError(Exception):
     The root of everything this package raises about Luma.
 
     Its texts may come from anywhere, and go everywhere: they become plain, are cut off after 2,000 characters, and
-    lose the user and password of an address, such as a proxy's, the query of a signed one, and the token of a callback's.
+    lose what is secret in an address: user and password, the query of a signed one, and the token of a callback's.
 
     :param code: Luma's code for the error, or the HTTP status where that is all there was; None if neither came
     :param msg: what happened, in Luma's words or ours

@@ -151,6 +151,19 @@ async def test_api_key_is_shown_nowhere_whatever_the_service_does(
     assert [text for text in texts if api_key[3:-3] in text] == []
 
 
+@pytest.mark.parametrize("status", [200, 302])
+@pytest.mark.parametrize("code", [401, 422, 500])
+async def test_api_key_that_the_service_repeats_is_shown_nowhere(
+    wires, luma, set_connection, api_key, logged, short_timeouts, tmp_path, code, status
+):
+    echo = wires.envelope(code, api_key, f"Invalid key {api_key}", status=status)
+    echo.headers["Location"] = f"http://e.com/?key={api_key}"
+    set_connection(wires.start(echo).base_url)
+    texts = [*await run_pipeline(luma, tmp_path), *logged()]
+    assert "Invalid key ***" in "".join(texts)
+    assert [text for text in texts if api_key in text] == []
+
+
 @pytest.mark.parametrize("gap", ["\n", "\r\n", " ", "ä"], ids=ascii)
 async def test_api_key_that_no_header_can_carry_is_shown_nowhere(
     luma, set_connection, logged, short_timeouts, tmp_path, gap

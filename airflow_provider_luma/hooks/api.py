@@ -137,7 +137,7 @@ class LumaApiHook(LumaHookBase, HttpHook):
                 allow_redirects=self.merged_extra["allow_redirects"],
                 stream=True,
             )
-            return to_response(response.status_code, read_body(response), response.headers)
+            return to_response(connection, response.status_code, read_body(response), response.headers)
 
     def _send_form(self, form: MultipartFile) -> protocol.Response:
         """
@@ -156,6 +156,6 @@ class LumaApiHook(LumaHookBase, HttpHook):
                     allow_redirects=False,
                     stream=True,
                 )
-                return to_response(response.status_code, read_body(response), response.headers)
+                return to_response(connection, response.status_code, read_body(response), response.headers)
         except OSError as error:
             raise LumaUnavailableError(None, f"{connection.upload_url} did not answer: {reason_of(error)}") from None

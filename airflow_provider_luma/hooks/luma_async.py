@@ -156,7 +156,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
                     body += chunk
                     if len(body) >= MAX_BODY_SIZE:
                         break
-                return to_response(response.status, bytes(body[:MAX_BODY_SIZE]), response.headers)
+                return to_response(connection, response.status, bytes(body[:MAX_BODY_SIZE]), response.headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None

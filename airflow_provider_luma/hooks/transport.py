@@ -26,6 +26,10 @@ from airflow_provider_luma.protocol import Response
 MAX_BODY_SIZE = 256 * 1024
 
 
+#: Characters of an API key below which it is not looked for in answers: it could be a word in them. Real ones have 32.
+MIN_KEY_LENGTH = 8
+
+
 class _Session(requests.Session):
     """A session whose own proxies and certificates take precedence over the environment's."""
 
@@ -187,9 +191,12 @@ def read_body(response: requests.Response) -> bytes:
     return bytes(body[:MAX_BODY_SIZE])
 
 
-def to_response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
-    """Return what the protocol reads of an HTTP answer."""
-    return Response(status, body, headers.get("Retry-After"), headers.get("Location"))
+def to_response(connection: LumaConnection, status: int, body: bytes, headers: Mapping[str, str]) -> Response:
+    """Return what the protocol reads of an HTTP answer, without the API key, should the service repeat it."""
+    key, location = connection.api_key, headers.get("Location")
+    if len(key) >= MIN_KEY_LENGTH:
+        body, location = body.replace(key.encode(), b"***"), location and location.replace(key, "***")
+    return Response(status, body, headers.get("Retry-After"), location)
 
 
 def reason_of(error: OSError) -> str:
