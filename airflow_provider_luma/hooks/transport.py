@@ -29,6 +29,11 @@ MAX_BODY_SIZE = 256 * 1024
 #: Characters of an API key below which it is not looked for in answers: it could be a word in them. Real ones have 32.
 MIN_KEY_LENGTH = 8
 
+#: Address of a proxy: user and password, host, port, path. A password that is not percent-encoded makes it none.
+_PROXY = re.compile(
+    r"[a-z0-9+.-]+://([^\s/?#\\\[\]]*@)?(\[[0-9a-f:.]+\]|[^\s/?#\\@:\[\]]+)(:\d{1,5})?(/[^\s@]*)?", re.IGNORECASE
+)
+
 
 class _Session(requests.Session):
     """A session whose own proxies and certificates take precedence over the environment's."""
@@ -71,18 +76,21 @@ class _CheckedAdapter(HTTPAdapter):
     """Calls ``check`` on each open connection, just before a request is sent."""
 
     def __init__(self, check: Callable[[], None]) -> None:
-        kinds = (urllib3.HTTPConnectionPool, urllib3.HTTPSConnectionPool)
-        self._pools = {kind.scheme: _checked_pool(kind, check) for kind in kinds}
+        self._check = check
         super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
-        self.poolmanager.pool_classes_by_scheme = self._pools
+        self._check_pools_of(self.poolmanager)
 
     def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
         manager = super().proxy_manager_for(*arguments, **options)
-        manager.pool_classes_by_scheme = self._pools
+        self._check_pools_of(manager)
         return manager
+
+    def _check_pools_of(self, manager: Any) -> None:
+        pools = manager.pool_classes_by_scheme  # a SOCKS proxy has pools of its own
+        manager.pool_classes_by_scheme = {scheme: _checked_pool(pool, self._check) for scheme, pool in pools.items()}
 
 
 def _checked_pool(pool: Any, check: Callable[[], None]) -> Any:
@@ -130,6 +138,7 @@ def api_session(connection: LumaConnection) -> requests.Session:
 
 def _with_options(session: requests.Session, connection: LumaConnection) -> requests.Session:
     ssl_context(connection)
+    proxy_of(connection)
     session.proxies = dict(connection.proxies)
     session.verify = connection.verify
     session.trust_env = connection.trust_env
@@ -174,10 +183,23 @@ def _load_certificates(connection: LumaConnection) -> ssl.SSLContext | bool:
 
 
 def proxy_of(connection: LumaConnection) -> str | None:
-    """Return the proxy on the way to the service, chosen as requests does."""
+    """
+    Return the proxy on the way to the service, chosen as requests does.
+
+    :raises LumaValidationError: it is no address; HTTP clients would quote it in their errors, password included
+    """
     url = connection.base_url
     environment = requests.utils.get_environ_proxies(url) if connection.trust_env else {}
     proxy: str | None = requests.utils.select_proxy(url, {**environment, **connection.proxies})
+    if proxy is None:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not _PROXY.fullmatch(proxy):
+        raise LumaValidationError(
+            None,
+            "the proxy in the environment, or in the connection's extra, is no address: percent-encode the special "
+            "characters of its password",
+        )
     return proxy
 
 

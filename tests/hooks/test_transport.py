@@ -6,15 +6,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 
 import pytest
 import requests
 
 from airflow_provider_luma import backoff
-from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.polling.state import Failed, PollState
-from airflow_provider_luma.protocol import LumaTask
+from airflow_provider_luma.protocol import LumaTask, ModifyRequest
 from tests.support.tls import server_context
 
 PROMPT = "make it a rainy night"
@@ -192,6 +193,31 @@ class TestProxies:
         LumaHook().get_task("abc")
         await check_once_in_triggerer()
         assert (len(proxy.received), len(wire.received)) == ((2, 0) if trusted else (0, 2))
+
+    async def test_proxy_of_the_environment_needs_no_scheme(self, wires, set_connection, monkeypatch):
+        proxy = wires.start(wires.running_job())
+        monkeypatch.setenv("http_proxy", proxy.base_url.removeprefix("http://"))
+        set_connection("http://luma.example.com:80")
+        LumaHook().get_task("abc")
+        await check_once_in_triggerer()
+        assert len(proxy.received) == 2
+
+    @pytest.mark.parametrize("gap", ["/", "?", "#", "\\", "[", " "])
+    async def test_password_of_a_malformed_proxy_is_in_no_error(self, set_connection, monkeypatch, gap):
+        monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
+        monkeypatch.setenv("http_proxy", f"http://user:s3cr{gap}3t9z@127.0.0.1:9")
+        set_connection("http://luma.example.com:80")
+        for check in (lambda: asyncio.to_thread(LumaHook().get_task, "abc"), check_once_in_triggerer):
+            with pytest.raises(LumaError, match="percent") as caught:
+                await check()
+            told = "".join(traceback.format_exception(caught.value))
+            assert [part for part in ("s3cr", "3t9z") if part in told] == []
+
+    def test_socks_proxy_that_cannot_be_reached_is_no_unknown_outcome(self, set_connection, monkeypatch, free_port):
+        monkeypatch.setenv("http_proxy", f"socks5://127.0.0.1:{free_port}")
+        set_connection("http://luma.example.com:80")
+        with pytest.raises(LumaUnavailableError, match="could not be reached"):
+            LumaHook().submit(ModifyRequest("make it snow", "https://e.com/v.mp4"))
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
