@@ -307,7 +307,8 @@ def read_submission(response: Response) -> str:
     Return the id of an accepted job.
 
     Only the service's own 4xx, 455 and 505 are refusals. What it calls 500 is "an unexpected error while processing the
-    request" (https://docs.kie.ai/luma-api/quickstart), and an edge or a redirect may have passed the request on.
+    request" (https://docs.kie.ai/luma-api/quickstart), an edge or a redirect may have passed the request on, and 408,
+    409 and 499 say that an answer came too late, or that the job is there.
 
     :raises LumaError: the service refused, and surely did not start anything
     :raises LumaSubmissionUnknownError: the answer does not tell; the job may run, and be billed
@@ -317,7 +318,7 @@ def read_submission(response: Response) -> str:
     has_id = isinstance(luma_task_id, str) and bool(luma_task_id.strip())
     if envelope is not None and has_id and _is_success(response, envelope):
         return str(luma_task_id)
-    is_refusal = envelope is not None and envelope.code in (*range(400, 500), 505) and not has_id
+    is_refusal = envelope is not None and envelope.code in {*range(400, 500), 505} - {408, 409, 499} and not has_id
     if envelope is not None and is_refusal and _is_own_refusal(response, envelope):
         raise _refusal(response, envelope)
     status = response.http_status
@@ -339,9 +340,8 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
     if envelope is None or not _is_success(response, envelope):
         raise _task_error(response, envelope, luma_task_id)
     data = envelope.data if isinstance(envelope.data, dict) else {}
-    told_id = str(data.get("taskId") or luma_task_id)  # an edge's cache may answer for another job
-    is_about_it = told_id.strip().lower() == luma_task_id.strip().lower()
-    flag = read_integer(data.get("successFlag")) if is_about_it else None
+    told_id = str(data.get("taskId") or luma_task_id).strip()  # an edge's cache may answer for another job
+    flag = read_integer(data.get("successFlag")) if told_id.lower() == luma_task_id.strip().lower() else None
     if flag is None:
         raise LumaUnavailableError(
             None, f"the answer says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id

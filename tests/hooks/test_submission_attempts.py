@@ -230,6 +230,17 @@ class TestUnknownOutcomes:
             LumaHook().modify_video(PROMPT, VIDEO)
         assert len(wire.received) == 1
 
+    @pytest.mark.parametrize("style", ["status", "body"])
+    @pytest.mark.parametrize("code", [408, 409, 499])
+    def test_4xx_that_says_too_late_or_already_there_makes_the_outcome_unknown_and_is_not_sent_again(
+        self, luma, luma_conn, short_backoff, monkeypatch, code, style
+    ):
+        monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 3)
+        luma.configure(faults=[f"submit:refuse,code={code},style={style},after_accept"])
+        with pytest.raises(LumaSubmissionUnknownError):
+            LumaHook().modify_video(PROMPT, luma.sample_url)
+        assert luma.accepted == 1
+
     @pytest.mark.parametrize("through", ["an edge", "a proxy"])
     @pytest.mark.parametrize("status", [413, 429, 500, 502, 503, 504, 520])
     def test_error_without_an_envelope_makes_the_outcome_unknown_and_is_not_sent_again(
