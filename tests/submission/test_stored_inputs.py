@@ -15,6 +15,8 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.exceptions import LumaInsufficientCreditsError, LumaTimeoutError
 from airflow_provider_luma.submission.store import UPLOAD_KEY
+from tests.support.clips import MOOV_IN_FRONT
+from tests.support.clips import clip as make_clip
 from tests.support.operator_fixtures import new_context
 from tests.support.storages import BUCKET
 from tests.support.stored_clips import digest, uploads
@@ -220,6 +222,44 @@ class TestRefusals:
         with pytest.raises(AirflowFailException, match="code 400"):
             run.run_try()
         assert (luma.accepted, len(uploads(luma))) == (0, 1)
+
+
+class TestUnusableVideos:
+    """Refused before anything is uploaded or submitted."""
+
+    @pytest.fixture(
+        params=["11 seconds", "501 MB", "a text", "a sound", "cut off, index in front", "cut off, index at the end"]
+    )
+    def unusable(self, request, tmp_path) -> tuple[Path, str]:
+        kind, path = request.param, tmp_path / "clip.mp4"
+        if kind == "501 MB":
+            with path.open("wb") as file:
+                file.truncate(501 * 1024 * 1024)
+            return path, "has 501.0 MB"
+        contents = {
+            "11 seconds": (lambda: make_clip(seconds=11), "lasts 11.0 seconds.*at most 10 seconds.*-t 10"),
+            "a text": (lambda: b"This is no video, whatever its name says.", "is a text"),
+            "a sound": (lambda: make_clip(codec=None, sound="aac"), "holds sound and no video"),
+            "cut off, index in front": (lambda: make_clip(seconds=5, movflags=MOOV_IN_FRONT)[:-2000], "is cut off"),
+            "cut off, index at the end": (lambda: make_clip(seconds=5)[:-2000], "is cut off"),
+        }
+        make, says = contents[kind]
+        path.write_bytes(make())
+        return path, says
+
+    def test_unusable_video_fails_the_task_before_anything_is_sent(self, luma, modify, unusable):
+        path, says = unusable
+        task = TaskRun(modify, TaskStateStore())
+        with pytest.raises(AirflowFailException, match=f"video_url.*{says}"):
+            task.run_try(video_url=str(path))
+        assert luma.calls == []
+        assert task.store.record is None
+
+    def test_unusable_video_goes_to_luma_if_check_video_is_off(self, luma, modify, tmp_path):
+        (tmp_path / "clip.mp4").write_bytes(b"This is no video, whatever its name says.")
+        with pytest.raises(AirflowFailException, match="code 422"):
+            TaskRun(modify, TaskStateStore()).run_try(video_url=str(tmp_path / "clip.mp4"), check_video=False)
+        assert len(uploads(luma)) == 1
 
 
 class TestPublicVideos:
