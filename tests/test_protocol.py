@@ -25,6 +25,7 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest, Response
+from tests.support.hostile_answers import responses
 from tests.support.luma_answers import enveloped
 
 #: What each code of the service means.
@@ -316,39 +317,9 @@ class TestBrokenAnswers:
         assert_plain(read_or_luma_error(read, Response(status, body, retry_after)))
 
     @every_reader
-    @given(data=st.data())
-    def test_any_json_gives_a_plain_value_or_a_plain_luma_error(self, read, data):
-        texts = st.text() | hostile_texts
-        values = st.recursive(
-            st.none() | st.booleans() | st.integers() | st.integers(2**62) | st.floats() | texts,
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-            max_leaves=6,
-        )
-        asked = st.fixed_dictionaries({"prompt": texts, "videoUrl": texts, "callBackUrl": texts})
-        fields = ["taskId", "successFlag", "response", "createTime", "completeTime", "errorCode", "errorMessage"]
-        record = st.fixed_dictionaries({}, optional=dict.fromkeys([*fields, "resultUrls", "originUrls"], values))
-        ended = st.fixed_dictionaries(
-            {"successFlag": st.integers(1, 4), "errorCode": values, "errorMessage": texts},
-            optional={"taskId": texts, "response": record | record.map(json.dumps), "paramJson": asked.map(json.dumps)},
-        )
-        answer = {
-            "code": data.draw(st.sampled_from([200, "200", 401, 402, 422, 500, None]) | values),
-            "msg": data.draw(texts | values),
-            "data": data.draw(values | record | ended),
-        }
-        response = Response(
-            data.draw(st.sampled_from([200, 201, 301, 404, 429, 500])),
-            json.dumps(answer).encode(),
-            data.draw(st.none() | texts),
-            data.draw(st.none() | texts),
-        )
+    @given(response=responses)
+    def test_any_json_gives_a_plain_value_or_a_plain_luma_error(self, read, response):
         assert_plain(read_or_luma_error(read, response))
-
-
-#: What one serialiser or another does not take.
-hostile_texts = st.lists(
-    st.sampled_from(["\x00", "\ud83d", "\udcff", "\ude00", "a", "//u:p@h/"]), min_size=1, max_size=8
-).map("".join)
 
 
 def read_or_luma_error(read: Any, response: Response) -> Any:
