@@ -19,8 +19,9 @@ from airflow_provider_luma.untrusted import plain_text, read_integer, without_si
 #: Characters of a message that are kept: it goes into logs, events, XComs and pages.
 MAX_MSG_LENGTH = 2000
 
-_USER_IN_ADDRESS = re.compile(r"(?<=//)[^/\s?#]*@")
-_TOKEN_OF_CALLBACK = re.compile(r"(?<=token)(=|%3D)[0-9a-f]{64}", re.IGNORECASE)
+# Compiled at their first use, as most DAG files never need them.
+_USER_IN_ADDRESS = r"(?<=//)[^/\s?#]*@"
+_SIGNED_CALLBACK = r"(?i)(?<=token)(=|%3D)[0-9a-f]{64}"
 
 
 class LumaError(Exception):
@@ -141,8 +142,8 @@ PERMANENT = (LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureD
 
 
 def _plain_msg(msg: str) -> str:
-    msg = _USER_IN_ADDRESS.sub("", without_signatures(plain_text(msg)))
-    msg = _TOKEN_OF_CALLBACK.sub(r"\1***", msg)
+    msg = re.sub(_USER_IN_ADDRESS, "", without_signatures(plain_text(msg)))
+    msg = re.sub(_SIGNED_CALLBACK, r"\1***", msg)
     return msg if len(msg) <= MAX_MSG_LENGTH else f"{msg[: MAX_MSG_LENGTH - 1]}…"
 
 
