@@ -118,14 +118,14 @@ class LumaHook(LumaApiHook):
         try:
             # A redirect could deliver the submission twice, or hide that it was delivered at all.
             response = self._send(request.encode(), replace(connection, allow_redirects=False), on_connected)
-        except OSError as error:
-            reason = reason_of(error)
-            if not is_sent:  # no kind of error tells: most can come before a request as well as after it
-                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason}") from None
-            told = (
-                f"the submission was sent to {self.base_url}, but no answer came: {reason}. It may have been accepted"
-            )
-            raise LumaSubmissionUnknownError(None, told) from None
+        except Exception as error:
+            # No kind of error tells: most can come before a request as well as after it.
+            if is_sent:
+                told = f"the submission was sent to {self.base_url}, but no answer came: {reason_of(error)}"
+                raise LumaSubmissionUnknownError(None, f"{told}. It may have been accepted") from None
+            if isinstance(error, OSError):
+                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason_of(error)}") from None
+            raise
         return protocol.read_submission(response)
 
     def retry_submission(self, attempt: Callable[[], str], timeout: float) -> str:

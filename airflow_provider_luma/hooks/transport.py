@@ -221,7 +221,7 @@ def to_response(connection: LumaConnection, status: int, body: bytes, headers: M
     return Response(status, body, headers.get("Retry-After"), location)
 
 
-def reason_of(error: OSError) -> str:
+def reason_of(error: Exception) -> str:
     """Return what happened, without the layers around it and the addresses of objects."""
     cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
     if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:

@@ -298,6 +298,15 @@ class TestUnknownOutcomes:
             LumaHook().modify_video(PROMPT, "https://example.com/v.mp4")
         assert len(proxy.received) == 1
 
+    def test_http_client_that_breaks_after_the_request_makes_the_outcome_unknown(self, luma, luma_conn, monkeypatch):
+        def broken(_response: object) -> bytes:
+            raise RuntimeError("a defect of a library")
+
+        monkeypatch.setattr("airflow_provider_luma.hooks.api.read_body", broken)
+        with pytest.raises(LumaSubmissionUnknownError, match="a defect of a library"):
+            LumaHook().submit(ModifyRequest(PROMPT, luma.sample_url))
+        assert luma.accepted == 1
+
     def test_answer_with_two_lengths_makes_the_outcome_unknown_and_is_not_sent_again(
         self, wires, set_connection, monkeypatch
     ):
