@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How a film is cut into clips: which frames each gets, and which frame is shown when. Exact fractions, and no video.
+
+The film gets a grid of frames at a constant rate, and its cuts lie on that grid; so the clips are as long as the film
+together, whatever times its own frames have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from statistics import median
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: Frames per second.
+_RATES = (
+    *(Fraction(rate) for rate in (10, 12, 15, 20)),
+    *(Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60)),
+    *(Fraction(rate) for rate in (24, 25, 30, 48, 50, 60)),
+)
+_MAX_RATE = 60
+_MIN_VARIABLE_RATE = 23
+
+#: Positions that a cut may move to if that lets another one move to a change of scene.
+_FREE_POSITIONS = 8
+
+
+@dataclass(frozen=True)
+class FrameTimes:
+    """
+    When the frames of a film are shown.
+
+    :param ticks: in the order of showing, in units of ``time_base``
+    :param time_base: seconds
+    :param last: ticks for which the last frame is shown; 0 if the film does not tell
+    """
+
+    ticks: Sequence[int]
+    time_base: Fraction
+    last: int = 0
+
+    @property
+    def origin(self) -> Fraction:
+        """Seconds of the first frame."""
+        return self.ticks[0] * self.time_base
+
+    def rate(self) -> tuple[Fraction, bool]:
+        """Return the frames per second, and whether they are constant."""
+        gaps = [later - earlier for earlier, later in pairwise(self.ticks) if later > earlier]
+        if not gaps:
+            return Fraction(25), False
+        mean = len(gaps) / ((self.ticks[-1] - self.ticks[0]) * self.time_base)
+        usual = 1 / (Fraction(median(gaps)) * self.time_base)
+        deviation, rate = min((self._deviation(rate), rate) for rate in _rates_near(mean))
+        if deviation <= 1.01 * float(self.time_base):
+            return rate, True
+        return min((rate for rate in _RATES if rate > _MIN_VARIABLE_RATE), key=lambda rate: abs(rate - usual)), False
+
+    def seconds(self, rate: Fraction) -> Fraction:
+        """Return the time from the beginning of the first frame to the end of the last."""
+        return (self.ticks[-1] - self.ticks[0]) * self.time_base + max(self.last * self.time_base, 1 / rate)
+
+    def _deviation(self, rate: Fraction) -> float:
+        """Return the most seconds that a frame is off a constant rate."""
+        tick, step, first = float(self.time_base), float(1 / rate), self.ticks[0]
+        return max(abs((at - first) * tick - index * step) for index, at in enumerate(self.ticks))
+
+
+def _rates_near(mean: Fraction) -> list[Fraction]:
+    return [*(rate for rate in _RATES if abs(rate - mean) * 50 < mean), mean.limit_denominator(1001)]
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """
+    How a film is split, and joined again. Small enough for an XCom: see :meth:`as_dict`.
+
+    :param origin: seconds of the film's first frame, by the film's own clock
+    :param rate: frames per second of the grid
+    :param cuts: the grid's first frame of each clip, and at last the number of all frames
+    """
+
+    origin: Fraction
+    rate: Fraction
+    cuts: tuple[int, ...]
+
+    @property
+    def frames(self) -> int:
+        """The number of frames of the grid."""
+        return self.cuts[-1]
+
+    @property
+    def clips(self) -> int:
+        """The number of clips."""
+        return len(self.cuts) - 1
+
+    @property
+    def seconds(self) -> float:
+        """The length of the film."""
+        return float(self.cuts[-1] / self.rate)
+
+    def start(self, index: int) -> Fraction:
+        """Return the seconds from the beginning of the film to that of a clip; of the last but one, its end."""
+        return self.cuts[index] / self.rate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {"origin": str(self.origin), "rate": str(self.rate), "cuts": list(self.cuts)}
+
+    @classmethod
+    def load(cls, values: dict[str, Any]) -> SplitPlan:
+        """
+        Return the plan that :meth:`as_dict` described.
+
+        :raises ValueError: it is none
+        """
+        try:
+            plan = cls(Fraction(values["origin"]), Fraction(values["rate"]), tuple(map(int, values["cuts"])))
+        except (KeyError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"no plan of a split film: {error!r}") from error
+        if plan.rate <= 0 or plan.cuts[:1] != (0,) or any(a >= b for a, b in pairwise(plan.cuts)) or plan.clips < 1:
+            raise ValueError("no plan of a split film: its cuts do not ascend from 0")
+        return plan
+
+
+def count_frames(times: FrameTimes) -> tuple[Fraction, int]:
+    """Return the rate and the number of frames of a film's grid. The rate is constant, and 60 at most."""
+    rate, _ = times.rate()
+    rate /= math.ceil(rate / _MAX_RATE)
+    return rate, max(1, round(times.seconds(rate) * rate))
+
+
+def frames_per_clip(rate: Fraction, clip_seconds: float) -> int:
+    """Return the most frames that a clip may have."""
+    return max(1, math.floor(Fraction(clip_seconds).limit_denominator(1000) * rate))
+
+
+def count_clips(frames: int, limit: int) -> int:
+    """Return how many clips of at most so many frames it takes."""
+    return math.ceil(frames / limit)
+
+
+def even_cuts(frames: int, limit: int) -> tuple[int, ...]:
+    """Return the cuts that make clips of at most ``limit`` frames, as few and as equal as possible."""
+    clips = count_clips(frames, limit)
+    return tuple((2 * index * frames + clips) // (2 * clips) for index in range(clips + 1))
+
+
+def cuts_at_scenes(frames: int, limit: int, shortest: int, scene_changes: Iterable[int]) -> tuple[int, ...]:
+    """
+    Return as many cuts as :func:`even_cuts` does, with as many of them as possible where a scene changes.
+
+    :param limit: frames of the longest clip
+    :param shortest: frames of the shortest clip, where the film is long enough for that
+    :param scene_changes: frames that begin a scene
+    """
+    even, changes = even_cuts(frames, limit), sorted(set(scene_changes))
+    clips = len(even) - 1
+    shortest = max(1, min(shortest, frames // clips))
+    # Of each cut so far: how good the best cuts up to it are, and which they are.
+    best: dict[int, tuple[tuple[int, int], tuple[int, ...]]] = {0: ((0, 0), (0,))}
+    for index in range(1, clips):
+        low = max(index * shortest, frames - (clips - index) * limit)
+        high = min(index * limit, frames - (clips - index) * shortest)
+        here = {position for position in changes if low <= position <= high}
+        free = {low + (high - low) * step // _FREE_POSITIONS for step in range(_FREE_POSITIONS + 1)} | {even[index]}
+        best = {
+            position: max(reached)
+            for position in sorted(here | free)
+            if (
+                reached := [
+                    ((hits + (position in here), cost - (position - even[index]) ** 2), (*cuts, position))
+                    for before, ((hits, cost), cuts) in best.items()
+                    if shortest <= position - before <= limit
+                ]
+            )
+        }
+    ends = [(worth, cuts) for before, (worth, cuts) in best.items() if shortest <= frames - before <= limit]
+    return (*max(ends)[1], frames)
+
+
+def shown_at(frames: Iterable[tuple[Fraction, T]], times: Iterable[Fraction], reach: Fraction) -> Iterator[T]:
+    """
+    Yield the frame that is shown at each time: the nearest one, or while there is none for long, the last one.
+
+    Frames are taken as they are needed, one ahead; before the first and behind the last one, that one is shown.
+
+    :param frames: each with its time in seconds, in order
+    :param times: seconds, in order
+    :param reach: frames further apart than that stay for longer than till the middle
+    """
+    upcoming = iter(frames)
+    shown = next(upcoming, None)
+    following = next(upcoming, None)
+    for time in times:
+        while shown and following and time >= following[0] - min(following[0] - shown[0], reach) / 2:
+            shown, following = following, next(upcoming, None)
+        if shown:
+            yield shown[1]
