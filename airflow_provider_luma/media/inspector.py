@@ -105,16 +105,20 @@ def examine(file: Any, max_seconds: float, tolerance: float) -> None:
     import av
     import av.error
 
-    _check_boxes(file)
-    with _open(file) as container:
+    check_boxes(file)
+    with open_video(file) as container:
         try:
             _examine(container, max_seconds, tolerance)
         except (av.error.FFmpegError, MemoryError) as error:
-            raise _undecodable(error) from error
+            raise undecodable(error) from error
 
 
-def _check_boxes(file: Any) -> None:
-    """Check that the parts that an MP4 or MOV consists of are all there; FFmpeg passes over some that are not."""
+def check_boxes(file: Any) -> None:
+    """
+    Check that the parts that an MP4 or MOV consists of are all there; FFmpeg passes over some that are not.
+
+    :raises Unusable: they are not
+    """
     size, position = file.seek(0, os.SEEK_END), 0
     for _ in range(_MAX_BOXES):
         file.seek(position)
@@ -124,13 +128,18 @@ def _check_boxes(file: Any) -> None:
         length = int.from_bytes(header[8:16] if header[:4] == b"\0\0\0\1" else header[:4])
         position += length or size - position
         if position > size:
-            raise _cut_off()
+            raise cut_off()
         if length < 8:
             break
     file.seek(0)
 
 
-def _open(file: Any) -> InputContainer:
+def open_video(file: Any) -> InputContainer:
+    """
+    Open a video, of the kinds and sizes that are taken.
+
+    :raises Unusable: it is none
+    """
     import av
     import av.error
 
@@ -144,8 +153,8 @@ def _open(file: Any) -> InputContainer:
 def _examine(container: InputContainer, max_seconds: float, tolerance: float) -> None:
     import av
 
-    video = _video_stream(container)
-    _check_size(video)
+    video = video_stream(container)
+    check_size(video)
     _check_length((container.duration or 0) / av.time_base, max_seconds, tolerance)
     first, last = _first_packet(container, video), _last_packet(container, video)
     _check_length(_seconds_between(first, last), max_seconds, tolerance)
@@ -154,7 +163,12 @@ def _examine(container: InputContainer, max_seconds: float, tolerance: float) ->
             _last_packet(container, sound)
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def video_stream(container: InputContainer) -> VideoStream:
+    """
+    Return the video, and no cover picture.
+
+    :raises Unusable: there is none
+    """
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -164,9 +178,14 @@ def _video_stream(container: InputContainer) -> VideoStream:
     raise Unusable(found, "give a file that holds one")
 
 
-def _check_size(video: VideoStream) -> None:
+def check_size(video: VideoStream) -> None:
+    """
+    Check the size of a video's pictures.
+
+    :raises Unusable: they are too large, or of an unknown kind
+    """
     if video.codec_context is None:
-        raise _undecodable("FFmpeg knows no decoder for it")
+        raise undecodable("FFmpeg knows no decoder for it")
     # FFmpeg puts 0x0 in place of a size beyond max_pixels.
     if not 0 < max(video.width, video.height) <= _MAX_SIDE:
         raise Unusable(
@@ -190,10 +209,10 @@ def _first_packet(container: InputContainer, video: VideoStream) -> Packet[Video
         if first is None and not packet.is_discard:
             first = packet
             if first.is_corrupt or not first.size:
-                raise _cut_off()
+                raise cut_off()
         if first is not None and packet.decode():
             return first
-    raise _undecodable("it holds no frame")
+    raise undecodable("it holds no frame")
 
 
 def _last_packet(container: InputContainer, stream: Stream) -> Packet[Stream]:
@@ -205,7 +224,7 @@ def _last_packet(container: InputContainer, stream: Stream) -> Packet[Stream]:
         if packet.size:  # an empty one stands for the end
             last = packet
     if last is None or last.is_corrupt:
-        raise _cut_off()
+        raise cut_off()
     return last
 
 
@@ -216,11 +235,13 @@ def _seconds_between(first: Packet[VideoStream], last: Packet[Stream]) -> float:
     return float((last.dts + (last.duration or 0) - first.dts) * first.time_base)
 
 
-def _cut_off() -> Unusable:
+def cut_off() -> Unusable:
+    """Return the error for a file that is not all there."""
     return Unusable("is cut off: the file ends too soon", _COMPLETE)
 
 
-def _undecodable(reason: object) -> Unusable:
+def undecodable(reason: object) -> Unusable:
+    """Return the error for a file that FFmpeg makes nothing of."""
     return Unusable(
         f"cannot be decoded as an MP4, MOV or AVI video ({_reason(reason)})",
         "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4",
@@ -251,7 +272,7 @@ def main(size: str, max_seconds: str, tolerance: str) -> None:
         verdict = dict(zip(("found", "remedy"), unusable.args, strict=True))
     except Exception as error:
         # PyAV has errors of its own for what FFmpeg only half understands.
-        verdict = dict(zip(("found", "remedy"), _undecodable(type(error).__name__).args, strict=True))
+        verdict = dict(zip(("found", "remedy"), undecodable(type(error).__name__).args, strict=True))
     sys.stdout.buffer.write(json.dumps(verdict).encode() + b"\n")
 
 

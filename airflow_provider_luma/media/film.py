@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a film, or a clip of one: the times of its frames, its frames, and its pictures as they are meant to look."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import IO, TYPE_CHECKING
+
+import av
+import av.error
+import av.filter
+
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.inspector import (
+    Unusable,
+    check_boxes,
+    check_size,
+    cut_off,
+    open_video,
+    undecodable,
+    video_stream,
+)
+from airflow_provider_luma.media.timeline import FrameTimes
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+#: Each thread of FFmpeg holds pictures in memory.
+THREADS = min(4, os.cpu_count() or 1)
+
+#: What turns a picture, by the degrees counterclockwise that the file asks for.
+_ROTATIONS = {
+    90: [("transpose", "cclock")],
+    180: [("hflip", ""), ("vflip", "")],
+    270: [("transpose", "clock")],
+}
+
+
+@contextmanager
+def refusing(parameter: str, shown: str) -> Iterator[None]:
+    """
+    Turn what is wrong with a video into an error that names it.
+
+    :param parameter: the parameter that names the video
+    :param shown: its address as messages may show it
+    :raises LumaValidationError: the video cannot be taken
+    """
+    try:
+        yield
+    except Unusable as unusable:
+        found, remedy = unusable.args
+        name = f"{parameter} ({shown})" if shown else parameter
+        raise LumaValidationError(None, f"{name} {found}: {remedy}") from unusable
+
+
+@contextmanager
+def opened(file: IO[bytes]) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """
+    Open a film, and return it and its video.
+
+    :param file: can be read at any position
+    :raises Unusable: it cannot be taken
+    """
+    check_boxes(file)
+    with open_video(file) as container:
+        video = video_stream(container)
+        check_size(video)
+        video.codec_context.thread_count = THREADS
+        video.thread_type = "AUTO"
+        yield container, video
+
+
+def frame_times(container: InputContainer, video: VideoStream) -> FrameTimes:
+    """
+    Return when the frames are shown. Nothing is decoded.
+
+    :raises Unusable: there are none, or the file is cut off
+    """
+    durations = {}
+    try:
+        for packet in container.demux(video):
+            if packet.is_corrupt:
+                raise cut_off()
+            at = packet.dts if packet.pts is None else packet.pts
+            if packet.size and at is not None and not packet.is_discard:  # an edit list can hide some
+                durations[at] = packet.duration or 0
+    except (av.error.FFmpegError, MemoryError) as error:
+        raise undecodable(error) from error
+    if not durations or not video.time_base:
+        raise undecodable("it holds no frame")
+    ticks = sorted(durations)
+    return FrameTimes(ticks, video.time_base, durations[ticks[-1]])
+
+
+def decoded(container: InputContainer, video: VideoStream) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """
+    Yield the frames, each with its time in seconds.
+
+    :raises Unusable: one cannot be decoded, or there is none
+    """
+    any_yet = False
+    try:
+        for frame in container.decode(video):
+            at = frame.dts if frame.pts is None else frame.pts
+            if at is not None and frame.time_base is not None:
+                any_yet = True
+                yield at * frame.time_base, frame
+    except (av.error.FFmpegError, MemoryError) as error:
+        raise undecodable(error) from error
+    if not any_yet:
+        raise undecodable("it holds no frame")
+
+
+class Pictures:
+    """
+    Makes pictures of one size and kind of a film's frames: turned upright, with square pixels, in 4:2:0.
+
+    :param size: width and height; without it, that of the first frame, made even
+    """
+
+    def __init__(self, size: tuple[int, int] | None = None) -> None:
+        self.size = size
+        self._kind: tuple[object, ...] = ()
+        self._graph = av.filter.Graph()
+        self._last: tuple[av.VideoFrame, av.VideoFrame] | None = None
+
+    def make(self, frame: av.VideoFrame, video: VideoStream) -> av.VideoFrame:
+        """Return a frame's picture; of the same frame again, the same."""
+        if self._last and self._last[0] is frame:
+            return self._last[1]
+        kind = (video, frame.width, frame.height, frame.format.name, frame.rotation)
+        if kind != self._kind:
+            self._kind, self._graph = kind, self._new_graph(frame, video)
+        self._graph.vpush(frame)
+        self._last = frame, self._graph.vpull()
+        return self._last[1]
+
+    def _new_graph(self, frame: av.VideoFrame, video: VideoStream) -> av.filter.Graph:
+        aspect = video.codec_context.sample_aspect_ratio or Fraction(1)
+        rotation = round(frame.rotation / 90) * 90 % 360
+        width, height = round(frame.width * aspect), frame.height
+        self.size = self.size or _even(*((height, width) if rotation in (90, 270) else (width, height)))
+        graph = av.filter.Graph()
+        source = (
+            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base={frame.time_base}"
+            f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+        )
+        filters = [
+            ("buffer", source),
+            *_ROTATIONS.get(rotation, []),
+            ("scale", f"w={self.size[0]}:h={self.size[1]}:out_range=tv"),
+            ("setsar", "1"),
+            ("format", "pix_fmts=yuv420p"),
+            ("buffersink", ""),
+        ]
+        graph.link_nodes(*(graph.add(name, arguments) for name, arguments in filters)).configure()
+        return graph
+
+
+def _even(width: int, height: int) -> tuple[int, int]:
+    """Return the size that H.264 in 4:2:0 takes; an odd one loses a column or a row."""
+    return max(2, width // 2 * 2), max(2, height // 2 * 2)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Joins the modified clips of a film, with the film's own sound.
+
+The service gives clips back at a rate, a size and a length of its own. Each is fitted to the time that its piece has in
+the film, so that nothing adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from math import floor
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import av
+
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
+from airflow_provider_luma.media.film import Pictures, decoded, frame_times, opened, refusing
+from airflow_provider_luma.media.inspector import Unusable
+from airflow_provider_luma.media.sound import Sound
+from airflow_provider_luma.media.timeline import SplitPlan, shown_at
+
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+#: Opens a clip for reading, at any position; called twice.
+ClipOpener = Callable[[], AbstractContextManager[IO[bytes]]]
+
+#: Called with the frames that are done, and with how many there are.
+Progress = Callable[[int, int], None]
+
+#: Seconds that a clip's last picture stands in for what lacks.
+MAX_HOLD_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class JoinInfo:
+    """
+    A film as it was written.
+
+    :param seconds: its length
+    :param rate: frames per second
+    :param sound: "copied", "encoded" as AAC, or "none"
+    :param lacking: seconds that each clip was shorter than its piece of the film; negative if it was longer
+    """
+
+    seconds: float
+    rate: Fraction
+    frames: int
+    width: int
+    height: int
+    sound: str
+    lacking: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """
+    A clip, and its piece of the film.
+
+    :param name: of the parameter, and its address as messages may show it
+    :param origin: seconds of its first frame, by its own clock
+    :param start: seconds of its piece in the film
+    :param lacking: seconds that it is shorter than its piece
+    """
+
+    name: tuple[str, str]
+    open: ClipOpener
+    origin: Fraction
+    rate: Fraction
+    is_constant: bool
+    start: Fraction
+    lacking: Fraction
+
+
+def join(
+    clips: Sequence[ClipOpener],
+    source: IO[bytes],
+    plan: SplitPlan,
+    output: Path,
+    on_progress: Progress | None = None,
+    *,
+    names: Sequence[str] = (),
+    max_hold_seconds: float = MAX_HOLD_SECONDS,
+    shown: str = "",
+) -> JoinInfo:
+    """
+    Write the film that the clips make up, as an MP4. Video and container are as long as the film is.
+
+    :param clips: one per piece of the film, in order
+    :param source: the film that was split; can be read at any position
+    :param output: a local file
+    :param on_progress: may raise to end it
+    :param names: the clips' addresses as messages may show them
+    :param max_hold_seconds: how much a clip may lack at its end, where its last picture is held
+    :param shown: the address of the film as messages may show it
+    :raises LumaValidationError: a clip cannot be decoded or lacks too much, there are too few or too many, or the film
+        cannot be read
+    """
+    if len(clips) != plan.clips:
+        raise LumaValidationError(
+            None, f"clips names {len(clips)} clips; the film was split into {plan.clips}: give all of them, in order"
+        )
+    shown_clips = names or [""] * len(clips)
+    scanned = [
+        _scan(clip, (f"clips[{index}]", name), plan, index, max_hold_seconds)
+        for index, (clip, name) in enumerate(zip(clips, shown_clips, strict=True))
+    ]
+    with (
+        refusing("source", shown),
+        opened(source) as (film, _),
+        av.open(str(output), "w", format="mp4", options=MP4_OPTIONS) as out,
+    ):
+        return _write(scanned, film, plan, out, on_progress)
+
+
+def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int, max_hold_seconds: float) -> _Clip:
+    with refusing(*name), clip() as file, opened(file) as film:
+        times = frame_times(*film)
+        rate, is_constant = times.rate()
+        start, end = plan.start(index), plan.start(index + 1)
+        lacking = end - start - times.seconds(rate)
+        if lacking > max_hold_seconds:
+            raise Unusable(
+                f"lasts {float(times.seconds(rate)):.2f} seconds, and its piece of the film {float(end - start):.2f}",
+                "check that the clips are those of this film and in order, or have this one made again",
+            )
+    return _Clip(name, clip, times.origin, rate, is_constant, start, lacking)
+
+
+def _write(
+    clips: list[_Clip], source: InputContainer, plan: SplitPlan, out: OutputContainer, on_progress: Progress | None
+) -> JoinInfo:
+    length = plan.frames / plan.rate
+    rates = {clip.rate if clip.is_constant else None for clip in clips}
+    # Another rate than the clips' own would show some of their pictures for longer than others.
+    rate = (rates.pop() if len(rates) == 1 else None) or plan.rate
+    frames = max(1, round(length * rate))
+    film = _film(clips, rate, frames)
+    first, video = next(film)
+    encoder = VideoEncoder(out, rate, (first.width, first.height), video)
+    sound = Sound(source, out, plan.origin, length)
+    for done, picture in enumerate(chain((first,), (picture for picture, _ in film)), 1):
+        _mux(out, encoder.encode(picture), sound)
+        if on_progress:
+            on_progress(done, frames)
+    _mux(out, encoder.finish(), sound)
+    for packet in sound.until(None):
+        out.mux(packet)
+    lacking = tuple(float(clip.lacking) for clip in clips)
+    return JoinInfo(float(frames / rate), rate, frames, first.width, first.height, sound.kind, lacking)
+
+
+def _film(clips: list[_Clip], rate: Fraction, frames: int) -> Iterator[tuple[av.VideoFrame, VideoStream]]:
+    """Yield so many pictures, each with the video that it comes from: all of the size of the first."""
+    pictures = Pictures()
+    # A picture on the border belongs to the piece that it is more in: so a clip lacks little, even if it is rounded off.
+    firsts = [floor(clip.start * rate + Fraction(1, 2)) for clip in clips] + [frames]
+    for clip, first, end in zip(clips, firsts, firsts[1:], strict=False):
+        with refusing(*clip.name), clip.open() as file, opened(file) as (container, video):
+            own = ((at - clip.origin, frame) for at, frame in decoded(container, video))
+            times = (index / rate - clip.start for index in range(first, end))
+            for frame in shown_at(own, times, 1 / min(rate, clip.rate)):
+                yield pictures.make(frame, video), video
+
+
+def _mux(out: OutputContainer, packets: list[Packet[VideoStream]], sound: Sound) -> None:
+    """Write the video's packets, and the sound's beside them."""
+    for packet in packets:
+        for heard in sound.until((packet.dts or 0) * packet.time_base):
+            out.mux(heard)
+        out.mux(packet)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Splits a film into clips that the service takes.
+
+The clips are encoded anew: a copy can be cut at key frames alone, and those are where they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING
+
+import av
+import av.error
+import av.filter
+
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
+from airflow_provider_luma.media.film import Pictures, decoded, frame_times, opened, refusing
+from airflow_provider_luma.media.timeline import (
+    SplitPlan,
+    count_clips,
+    count_frames,
+    cuts_at_scenes,
+    even_cuts,
+    frames_per_clip,
+    shown_at,
+)
+from airflow_provider_luma.validation import MAX_VIDEO_SECONDS
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+#: Called with the frames that are done, and with how many there are.
+Progress = Callable[[int, int], None]
+
+#: Clips of a film, whatever a caller allows: times in a file can be nonsense.
+MAX_CLIPS = 10_000
+
+#: Seconds of the shortest clip, if the film is not shorter.
+_MIN_CLIP_SECONDS = 1.0
+
+#: Pixels of the pictures that are searched for changes of scene.
+_SCENE_WIDTH = 160
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """
+    A clip as it was written.
+
+    :param start: seconds from the beginning of the film
+    :param seconds: its length
+    :param size: bytes
+    """
+
+    index: int
+    start: float
+    seconds: float
+    frames: int
+    width: int
+    height: int
+    size: int
+
+
+def plan_split(
+    source: IO[bytes],
+    clip_seconds: float = MAX_VIDEO_SECONDS,
+    *,
+    max_clips: int = MAX_CLIPS,
+    parameter: str = "source",
+    shown: str = "",
+) -> SplitPlan:
+    """
+    Find out how a film is to be split. All of it is read, and nothing decoded.
+
+    :param source: can be read at any position
+    :param clip_seconds: the most that a clip may last
+    :param max_clips: refuse a film of more
+    :param parameter: the parameter that names the film
+    :param shown: its address as messages may show it
+    :raises LumaValidationError: it is no film that can be decoded, or too long, or the clips are
+    """
+    if not _MIN_CLIP_SECONDS <= clip_seconds <= MAX_VIDEO_SECONDS:
+        raise LumaValidationError(
+            None, f"clip_seconds is {clip_seconds!r}: give {_MIN_CLIP_SECONDS:g} to {MAX_VIDEO_SECONDS:g} seconds"
+        )
+    with refusing(parameter, shown), opened(source) as film:
+        times = frame_times(*film)
+    rate, frames = count_frames(times)
+    limit = frames_per_clip(rate, clip_seconds)
+    if (clips := count_clips(frames, limit)) > min(max_clips, MAX_CLIPS):
+        name = f"{parameter} ({shown})" if shown else parameter
+        raise LumaValidationError(
+            None,
+            f"{name} lasts {float(frames / rate):.1f} seconds, which makes {clips} clips of {clip_seconds:g} seconds, "
+            f"more than {min(max_clips, MAX_CLIPS)}: cut it first, or allow more clips",
+        )
+    return SplitPlan(times.origin, rate, even_cuts(frames, limit))
+
+
+def move_cuts_to_scenes(
+    source: IO[bytes],
+    plan: SplitPlan,
+    clip_seconds: float = MAX_VIDEO_SECONDS,
+    on_progress: Progress | None = None,
+    *,
+    parameter: str = "source",
+    shown: str = "",
+) -> SplitPlan:
+    """
+    Move the cuts to where the scene changes, as far as that takes no more clips. All of the film is decoded.
+
+    :param clip_seconds: as it was for :func:`plan_split`
+    :raises LumaValidationError: the film cannot be decoded
+    """
+    if plan.clips == 1:
+        return plan
+    with refusing(parameter, shown), opened(source) as film:
+        changes = [round((at - plan.origin) * plan.rate) for at in _scene_changes(*film, plan, on_progress)]
+    limit, shortest = frames_per_clip(plan.rate, clip_seconds), frames_per_clip(plan.rate, _MIN_CLIP_SECONDS)
+    return SplitPlan(plan.origin, plan.rate, cuts_at_scenes(plan.frames, limit, shortest, changes))
+
+
+def _scene_changes(
+    container: InputContainer, video: VideoStream, plan: SplitPlan, on_progress: Progress | None
+) -> Iterator[Fraction]:
+    """Yield the seconds of each frame that begins a scene."""
+    pictures = Pictures((_SCENE_WIDTH, _SCENE_WIDTH))
+    graph = av.filter.Graph()
+    square = f"video_size={_SCENE_WIDTH}x{_SCENE_WIDTH}:pix_fmt=yuv420p:time_base={video.time_base}:range=1"
+    nodes = [graph.add("buffer", square), graph.add("scdet", "sc_pass=1"), graph.add("buffersink")]
+    graph.link_nodes(*nodes).configure()
+    for at, frame in decoded(container, video):
+        graph.vpush(pictures.make(frame, video))
+        try:
+            graph.vpull()
+            yield at
+        except av.error.BlockingIOError:
+            pass
+        if on_progress:
+            on_progress(min(plan.frames, max(0, round((at - plan.origin) * plan.rate))), plan.frames)
+
+
+def split(
+    source: IO[bytes],
+    plan: SplitPlan,
+    open_clip: Callable[[int], AbstractContextManager[IO[bytes]]],
+    on_progress: Progress | None = None,
+    *,
+    parameter: str = "source",
+    shown: str = "",
+) -> list[ClipInfo]:
+    """
+    Write a film's clips, one after the other, each whole before the next begins. They are MP4 without sound.
+
+    :param source: the film that was planned; can be read at any position
+    :param open_clip: opens a clip for writing, by its index; it need not be seekable
+    :param on_progress: may raise to end it
+    :raises LumaValidationError: the film cannot be decoded
+    """
+    with (
+        refusing(parameter, shown),
+        opened(source) as (container, video),
+        TemporaryDirectory(prefix="luma-split-") as folder,
+    ):
+        pictures = Pictures()
+        times = (plan.origin + index / plan.rate for index in range(plan.frames))
+        frames = shown_at(decoded(container, video), times, 1 / plan.rate)
+        film = _reported((pictures.make(frame, video) for frame in frames), plan.frames, on_progress)
+        return [
+            _write_clip(index, plan, film, video, Path(folder) / "clip.mp4", open_clip) for index in range(plan.clips)
+        ]
+
+
+def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: Progress | None) -> Iterator[av.VideoFrame]:
+    for done, picture in enumerate(film, 1):
+        if on_progress:
+            on_progress(done, frames)
+        yield picture
+
+
+def _write_clip(
+    index: int,
+    plan: SplitPlan,
+    film: Iterator[av.VideoFrame],
+    video: VideoStream,
+    scratch: Path,
+    open_clip: Callable[[int], AbstractContextManager[IO[bytes]]],
+) -> ClipInfo:
+    """Take a clip's pictures from the film, and write it: to a local file first, whose index goes to its front."""
+    frames = plan.cuts[index + 1] - plan.cuts[index]
+    first = next(film)
+    with av.open(str(scratch), "w", format="mp4", options=MP4_OPTIONS) as out:
+        encoder = VideoEncoder(out, plan.rate, (first.width, first.height), video)
+        out.mux(encoder.encode(first))
+        for picture in islice(film, frames - 1):
+            out.mux(encoder.encode(picture))
+        out.mux(encoder.finish())
+    with scratch.open("rb") as clip, open_clip(index) as target:
+        shutil.copyfileobj(clip, target, 1 << 20)
+    start, seconds = float(plan.start(index)), float(frames / plan.rate)
+    return ClipInfo(index, start, seconds, frames, first.width, first.height, scratch.stat().st_size)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Films whose pictures carry their number and whose sound clicks every second, and what reads both back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import av
+import numpy as np
+
+NTSC = Fraction(30000, 1001)
+SAMPLE_RATE = 48000
+
+#: Seconds of the first click, by the film's clock, and how many samples it lasts.
+FIRST_CLICK = 0.5
+_CLICK = 0.9 * np.sin(2 * np.pi * 3000 / SAMPLE_RATE * np.arange(240))
+
+#: Twelve bits, and each once more inverted, in blocks.
+_COLUMNS, _ROWS = 6, 4
+_BITS = _COLUMNS * _ROWS // 2
+
+#: The matrix of an MP4's track that turns its pictures by so many degrees counterclockwise.
+_MATRICES = {0: (1, 0, 0, 1), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), 270: (0, 1, -1, 0)}
+
+
+@cache
+def film(
+    kind: str = "mp4",
+    *,
+    frames: int = 0,
+    rate: Fraction | int = 30,
+    ticks: tuple[int, ...] = (),
+    first: int = 0,
+    size: tuple[int, int] = (96, 54),
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    rotation: int = 0,
+    sound: str | None = None,
+    sound_span: tuple[float, float] | None = None,
+    options: str = "",
+) -> bytes:
+    """
+    Encode a film.
+
+    :param frames: how many, at a constant ``rate``; or else:
+    :param ticks: the milliseconds of each frame, and at last of the film's end
+    :param first: frames, or milliseconds, before the first one
+    :param size: of the pictures as they are shown
+    :param sound: a codec
+    :param sound_span: seconds of the sound's beginning and end, by the film's clock
+    """
+    time_base = Fraction(1, 1000) if ticks else 1 / Fraction(rate)
+    ticks = ticks or tuple(range(frames + 1))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"film.{kind}"
+        with av.open(str(path), "w", options={"use_editlist": options} if options else {}) as out:
+            video: Any = out.add_stream(codec, rate=rate, options={"preset": "ultrafast", "bf": "2", "g": "50"})
+            across = rotation in (90, 270)
+            video.width, video.height = size[::-1] if across else size
+            video.pix_fmt, video.codec_context.time_base = pix_fmt, time_base
+            audio: Any = out.add_stream(sound, rate=SAMPLE_RATE, layout="mono") if sound else None
+            for number, tick in enumerate(ticks[:-1]):
+                pixels = np.rot90(_pixels(number, size), -rotation // 90)
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="gray")
+                frame.pts, frame.time_base, frame.duration = tick + first, time_base, ticks[number + 1] - tick
+                out.mux(video.encode(frame))
+            out.mux(video.encode(None))
+            if audio:
+                origin = float(first * time_base)
+                for frame in _samples(*(sound_span or (origin, origin + float(ticks[-1] * time_base)))):
+                    out.mux(audio.encode(frame))
+                out.mux(audio.encode(None))
+        content = path.read_bytes()
+    return _turned(content, rotation) if rotation else content
+
+
+def _pixels(number: int, size: tuple[int, int]) -> np.ndarray:
+    bits = [number >> bit & 1 for bit in range(_BITS)]
+    blocks = np.array(bits + [1 - bit for bit in bits], dtype=np.uint8).reshape(_ROWS, _COLUMNS) * 255
+    rows = np.arange(size[1]) * _ROWS // size[1]
+    columns = np.arange(size[0]) * _COLUMNS // size[0]
+    return blocks[rows][:, columns]
+
+
+def _samples(begin: float, end: float) -> Iterator[av.AudioFrame]:
+    first, last = round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)
+    wave = np.zeros(last - min(first, 0) + len(_CLICK), dtype=np.float32)
+    for click in np.arange(FIRST_CLICK, end, 1.0):
+        at = round(click * SAMPLE_RATE) - min(first, 0)
+        wave[at : at + len(_CLICK)] = _CLICK
+    for at in range(first, last, 1024):
+        piece = wave[at - min(first, 0) : min(at + 1024, last) - min(first, 0)]
+        frame = av.AudioFrame.from_ndarray((piece[None, :] * 32767).astype(np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, at, Fraction(1, SAMPLE_RATE)
+        yield frame
+
+
+def _turned(content: bytes, rotation: int) -> bytes:
+    a, b, c, d = (value.to_bytes(4, "big", signed=True) for value in (v << 16 for v in _MATRICES[rotation]))
+    before, _, after = content.partition(b"tkhd")
+    matrix = a + b + bytes(4) + c + d + after[56:76]
+    return before + b"tkhd" + after[:40] + matrix[:20] + after[60:]
+
+
+def pictures(video: bytes) -> list[tuple[float, int]]:
+    """Return the time of each picture of a video, and its number."""
+    with av.open(io.BytesIO(video)) as container:
+        return [(float(frame.time or 0), number_of(frame)) for frame in container.decode(video=0)]
+
+
+def number_of(frame: av.VideoFrame) -> int:
+    """Read the number that a picture carries; it must stand upright."""
+    pixels = frame.to_ndarray(format="gray")
+    height, width = pixels.shape
+    bits = []
+    for block in range(_COLUMNS * _ROWS):
+        row, column = divmod(block, _COLUMNS)
+        y, x = (2 * row + 1) * height // (2 * _ROWS), (2 * column + 1) * width // (2 * _COLUMNS)
+        bits.append(int(pixels[y - 2 : y + 3, x - 2 : x + 3].mean() > 128))
+    assert bits[:_BITS] == [1 - bit for bit in bits[_BITS:]], "the picture does not stand upright, or is no picture"
+    return sum(bit << index for index, bit in enumerate(bits[:_BITS]))
+
+
+def clicks(video: bytes) -> list[float]:
+    """Return when the sound of a video clicks, in seconds."""
+    pieces, begin = [], None
+    with av.open(io.BytesIO(video)) as container:
+        resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
+        for frame in container.decode(audio=0):
+            begin = float(frame.time or 0) if begin is None else begin
+            pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
+        pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
+    loud = np.flatnonzero(np.abs(np.concatenate(pieces)) > 0.4)
+    onsets = loud[np.flatnonzero(np.diff(loud, prepend=-SAMPLE_RATE) > SAMPLE_RATE // 4)]
+    return [(begin or 0.0) + onset / SAMPLE_RATE for onset in onsets]
+
+
+def stream_seconds(video: bytes) -> tuple[float, float]:
+    """Return the length of a file's video, and of its container."""
+    with av.open(io.BytesIO(video)) as container:
+        stream = container.streams.video[0]
+        return float((stream.duration or 0) * (stream.time_base or 0)), (container.duration or 0) / av.time_base
+
+
+def modified(
+    clip: bytes, *, rate: Fraction | int = 24, size: tuple[int, int] = (96, 54), seconds: float = 0.0
+) -> bytes:
+    """
+    Return a clip as a service may give it back: at another rate, of another size, and without sound.
+
+    Each picture is the one that the clip shows nearest to its time: the service itself adds no lag.
+
+    :param seconds: by how much it is longer than the clip
+    """
+    with av.open(io.BytesIO(clip)) as container:
+        frames = [(Fraction(frame.pts or 0) * frame.time_base, frame) for frame in container.decode(video=0)]
+    length = frames[-1][0] + frames[1][0] - frames[0][0] if len(frames) > 1 else Fraction(1, 24)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        with av.open(str(path), "w") as out:
+            video = out.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+            video.width, video.height, video.pix_fmt = *size, "yuv420p"
+            for index in range(max(1, round((length + Fraction(seconds)) * rate))):
+                _, frame = min(frames, key=lambda timed: abs(timed[0] - index / Fraction(rate)))
+                picture = frame.reformat(*size)
+                picture.pts, picture.time_base, picture.pict_type = index, 1 / Fraction(rate), 0
+                out.mux(video.encode(picture))
+            out.mux(video.encode(None))
+        return path.read_bytes()
+
+
+def openers(clips: Sequence[bytes]) -> list[Callable[[], io.BytesIO]]:
+    """Return what opens each of some files."""
+    return [lambda clip=clip: io.BytesIO(clip) for clip in clips]  # type: ignore[misc]
