@@ -36,12 +36,16 @@ RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in la
 
 HTTP_LIBRARIES = {"aiohttp", "httpx", "requests", "urllib3"}
 
+#: Modules that read and write videos, and are of no use without PyAV.
+PYAV = ("media.encoder", "media.film", "media.join", "media.sound", "media.split")
+
 #: Modules without I/O: they import neither Airflow nor an HTTP library.
 PURE = (
     "backoff",
     "callbacks.token",
     "deferral",
     "exceptions",
+    "media.timeline",
     "polling.durations",
     "polling.rate_limiter",
     "polling.state",
@@ -97,6 +101,10 @@ def foreign(name: str) -> set[str]:
     return {imported.partition(".")[0] for imported in imports(name)} - {NAME}
 
 
+def foreign_at_module_level(name: str) -> set[str]:
+    return {imported.partition(".")[0] for imported in imports(name, inside_functions=False)} - {NAME}
+
+
 def layered() -> list[str]:
     return sorted(name for name in modules() if name.partition(".")[0] in RANK)
 
@@ -129,10 +137,15 @@ def test_http_libraries_are_imported_by_hooks_and_transfers_alone(name):
         assert foreign(name) & HTTP_LIBRARIES == set()
 
 
-def test_pyav_is_imported_by_media_alone_and_not_at_module_level():
-    users = [name for name in modules() if "av" in foreign(name)]
-    assert users == ["media.inspector"]
-    assert not any(imported.startswith("av") for imported in imports("media.inspector", inside_functions=False))
+def test_pyav_is_imported_by_media_alone():
+    users = {name for name in modules() if "av" in foreign(name)}
+    assert users == {"media.inspector", *PYAV}
+
+
+def test_what_needs_pyav_at_module_level_is_not_imported_at_module_level():
+    needy = {name for name in modules() if "av" in foreign_at_module_level(name)}
+    assert needy <= set(PYAV)
+    assert [name for name in modules() if name not in PYAV and own(name, inside_functions=False) & set(PYAV)] == []
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos: what is checked before one costs anything."""
+"""Videos: what is checked before one costs anything, and how films are split into clips and joined again."""

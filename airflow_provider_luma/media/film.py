@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -85,7 +86,7 @@ def frame_times(container: InputContainer, video: VideoStream) -> FrameTimes:
         for packet in container.demux(video):
             if packet.is_corrupt:
                 raise cut_off()
-            at = packet.dts if packet.pts is None else packet.pts
+            at = packet.dts if _lacks_pts(container) else packet.pts
             if packet.size and at is not None and not packet.is_discard:  # an edit list can hide some
                 durations[at] = packet.duration or 0
     except (av.error.FFmpegError, MemoryError) as error:
@@ -102,17 +103,27 @@ def decoded(container: InputContainer, video: VideoStream) -> Iterator[tuple[Fra
 
     :raises Unusable: one cannot be decoded, or there is none
     """
-    any_yet = False
+    time_base = video.time_base or Fraction(1)
+    sent: deque[int] = deque()
+    at = None
     try:
-        for frame in container.decode(video):
-            at = frame.dts if frame.pts is None else frame.pts
-            if at is not None and frame.time_base is not None:
-                any_yet = True
-                yield at * frame.time_base, frame
+        for packet in container.demux(video):
+            if packet.size and packet.dts is not None:
+                sent.append(packet.dts)
+            for frame in packet.decode():
+                dts = sent.popleft() if sent else None
+                at = dts if _lacks_pts(container) else frame.pts
+                if at is not None:
+                    yield at * time_base, frame
     except (av.error.FFmpegError, MemoryError) as error:
         raise undecodable(error) from error
-    if not any_yet:
+    if at is None:
         raise undecodable("it holds no frame")
+
+
+def _lacks_pts(container: InputContainer) -> bool:
+    """Tell whether a file has no times of showing: then the frames are shown at the times of sending, in order."""
+    return container.format.name == "avi"
 
 
 class Pictures:

@@ -162,7 +162,7 @@ def _write(
 def _film(clips: list[_Clip], rate: Fraction, frames: int) -> Iterator[tuple[av.VideoFrame, VideoStream]]:
     """Yield so many pictures, each with the video that it comes from: all of the size of the first."""
     pictures = Pictures()
-    # A picture on the border belongs to the piece that it is more in: so a clip lacks little, even if it is rounded off.
+    # A picture on the border belongs to the piece that it is more in; so a clip that is rounded off lacks little.
     firsts = [floor(clip.start * rate + Fraction(1, 2)) for clip in clips] + [frames]
     for clip, first, end in zip(clips, firsts, firsts[1:], strict=False):
         with refusing(*clip.name), clip.open() as file, opened(file) as (container, video):

@@ -21,6 +21,8 @@ SAMPLE_RATE = 48000
 FIRST_CLICK = 0.5
 _CLICK = 0.9 * np.sin(2 * np.pi * 3000 / SAMPLE_RATE * np.arange(240))
 
+_OPTIONS = {"preset": "ultrafast", "bf": "2", "g": "50"}
+
 #: Twelve bits, and each once more inverted, in blocks.
 _COLUMNS, _ROWS = 6, 4
 _BITS = _COLUMNS * _ROWS // 2
@@ -41,9 +43,9 @@ def film(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
+    aspect: int = 1,
     sound: str | None = None,
     sound_span: tuple[float, float] | None = None,
-    options: str = "",
 ) -> bytes:
     """
     Encode a film.
@@ -52,6 +54,7 @@ def film(
     :param ticks: the milliseconds of each frame, and at last of the film's end
     :param first: frames, or milliseconds, before the first one
     :param size: of the pictures as they are shown
+    :param aspect: the width of a pixel in heights
     :param sound: a codec
     :param sound_span: seconds of the sound's beginning and end, by the film's clock
     """
@@ -59,11 +62,12 @@ def film(
     ticks = ticks or tuple(range(frames + 1))
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"film.{kind}"
-        with av.open(str(path), "w", options={"use_editlist": options} if options else {}) as out:
-            video: Any = out.add_stream(codec, rate=rate, options={"preset": "ultrafast", "bf": "2", "g": "50"})
+        with av.open(str(path), "w") as out:
+            video: Any = out.add_stream(codec, rate=rate, options=_OPTIONS if codec in ("libx264", "libx265") else {})
             across = rotation in (90, 270)
             video.width, video.height = size[::-1] if across else size
             video.pix_fmt, video.codec_context.time_base = pix_fmt, time_base
+            video.codec_context.sample_aspect_ratio = aspect
             audio: Any = out.add_stream(sound, rate=SAMPLE_RATE, layout="mono") if sound else None
             for number, tick in enumerate(ticks[:-1]):
                 pixels = np.rot90(_pixels(number, size), -rotation // 90)

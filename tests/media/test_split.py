@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splitting a film into clips."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.split import ClipInfo, move_cuts_to_scenes, plan_split, split
+from airflow_provider_luma.media.timeline import SplitPlan
+from tests.support.clips import clip, with_fields
+from tests.support.films import NTSC, film, pictures, stream_seconds
+
+
+class Target(io.RawIOBase):
+    """A file that can be written from its beginning to its end alone, as on an object storage."""
+
+    def __init__(self, index: int, written: list[bytes]) -> None:
+        assert index == len(written), "the clip before is whole"
+        self._written, self._content = written, b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content) -> int:
+        self._content += bytes(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._written.append(self._content)
+        super().close()
+
+
+def split_all(source: bytes, plan: SplitPlan | None = None, on_progress=None) -> tuple[list[ClipInfo], list[bytes]]:
+    clips: list[bytes] = []
+    plan = plan or plan_split(io.BytesIO(source))
+    infos = split(io.BytesIO(source), plan, lambda index: Target(index, clips), on_progress)  # type: ignore[arg-type,return-value]
+    return infos, clips
+
+
+def numbers(clips: list[bytes]) -> list[int]:
+    return [number for content in clips for _, number in pictures(content)]
+
+
+def test_film_becomes_equal_clips_that_hold_each_frame_once():
+    source = film(frames=1418, rate=NTSC, sound="aac")
+    infos, clips = split_all(source)
+    assert numbers(clips) == list(range(1418))
+    assert [info.frames for info in infos] == [284, 283, 284, 283, 284]
+    for info, content in zip(infos, clips, strict=True):
+        assert stream_seconds(content) == (pytest.approx(info.seconds), pytest.approx(info.seconds, abs=0.001))
+        assert info.size == len(content)
+        assert (info.width, info.height) == (96, 54)
+    assert [info.start for info in infos[1:]] == [pytest.approx(info.start + info.seconds) for info in infos[:-1]]
+
+
+def test_clip_is_h264_without_sound_with_its_index_in_front_and_begins_at_0():
+    _, (content,) = split_all(film(frames=20, sound="aac"))
+    with av.open(io.BytesIO(content)) as container:
+        (stream,) = container.streams
+        assert (stream.codec_context.name, stream.codec_context.format.name) == ("h264", "yuv420p")
+        assert next(container.decode(stream)).pts == stream.start_time == 0
+    assert content.index(b"moov") < content.index(b"mdat")
+    assert b"ctts" not in content
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "clips"),
+    [(300, 30, 1), (301, 30, 2), (299, NTSC, 1), (300, NTSC, 2), (601, 60, 2), (241, 24, 2)],
+)
+def test_no_clip_lasts_more_than_ten_seconds_by_its_video_or_its_container(frames, rate, clips):
+    infos, contents = split_all(film(frames=frames, rate=rate))
+    assert len(infos) == clips
+    assert numbers(contents) == list(range(frames))
+    for content in contents:
+        assert max(stream_seconds(content)) <= 10.0
+        assert min(stream_seconds(content)) > 4.9
+
+
+def test_ten_minutes_and_a_tenth_of_a_second_are_61_clips():
+    plan = plan_split(io.BytesIO(film(frames=3001, rate=5)))
+    assert (plan.clips, plan.seconds) == (61, pytest.approx(600.2))
+    assert max(end - start for start, end in pairwise(plan.cuts)) <= 50
+
+
+def test_film_of_too_many_clips_is_refused_before_it_is_decoded():
+    with pytest.raises(
+        LumaValidationError, match=r"source \(s3://b/f.mp4\) lasts 20.0 seconds.* 2 clips.*more than 1: "
+    ):
+        plan_split(io.BytesIO(film(frames=500, rate=25)), max_clips=1, shown="s3://b/f.mp4")
+
+
+@pytest.mark.parametrize("clip_seconds", [0, -1, 0.5, 10.1, float("nan"), float("inf")])
+def test_clip_seconds_that_make_no_clips_are_refused(clip_seconds):
+    with pytest.raises(LumaValidationError, match="clip_seconds"):
+        plan_split(io.BytesIO(film(frames=20)), clip_seconds)
+
+
+def test_variable_rate_becomes_a_constant_one_that_shows_each_frame_at_its_time():
+    ticks = tuple(int(at) for at in np.cumsum([0, *([33] * 40), 700, *([33, 34, 50] * 50), 4000, *([40] * 60)]))
+    _, clips = split_all(source := film("mov", ticks=ticks))
+    plan = plan_split(io.BytesIO(source))
+    shown = [
+        (start + at, number)
+        for start, content in zip(map(plan.start, range(plan.clips)), clips, strict=True)
+        for at, number in pictures(content)
+    ]
+    assert plan.rate == NTSC
+    assert abs(len(shown) / NTSC - ticks[-1] / 1000) <= 1 / 30
+    for at, number in shown:
+        assert ticks[number] / 1000 - 1 / 60 - 0.001 <= at <= ticks[number + 1] / 1000 + 0.001
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_pictures_are_turned_upright(rotation):
+    (info,), (content,) = split_all(film(frames=20, size=(54, 96), rotation=rotation))
+    assert (info.width, info.height) == (54, 96)
+    assert numbers([content]) == list(range(20))
+    with av.open(io.BytesIO(content)) as container:
+        assert next(container.decode(video=0)).rotation == 0
+
+
+def test_odd_size_loses_a_column_and_a_row():
+    (info,), clips = split_all(film(frames=20, size=(97, 55), pix_fmt="yuv444p"))
+    assert (info.width, info.height) == (96, 54)
+    assert numbers(clips) == list(range(20))
+
+
+def test_pixels_become_square():
+    (info,), clips = split_all(film(frames=20, aspect=2))
+    assert (info.width, info.height) == (192, 54)
+    assert numbers(clips) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "options"),
+    [("mov", "libx265", {}), ("avi", "mpeg4", {}), ("avi", "libx264", {}), ("mp4", "libx264", {"first": 90})],
+)
+def test_other_codecs_containers_and_beginnings_lose_no_frame(kind, codec, options):
+    _, clips = split_all(film(kind, frames=320, rate=30, codec=codec, **options))
+    assert numbers(clips) == list(range(320))
+
+
+def test_frames_that_an_edit_list_hides_are_left_out():
+    with av.open(io.BytesIO(source := film(frames=60, rate=30))) as container:
+        ticks = int(Fraction(1, 30) / container.streams.video[0].time_base)
+    source = with_fields(source, b"elst", 8, int(1000 * 50 / 30), 12 * ticks)
+    _, clips = split_all(source)
+    shown = numbers(clips)
+    assert shown == list(range(shown[0], shown[0] + 50))
+    assert shown[0] in (10, 11, 12)
+
+
+def test_full_range_becomes_that_of_television():
+    _, (content,) = split_all(film(frames=10, codec="mjpeg", kind="avi", pix_fmt="yuvj420p"))
+    with av.open(io.BytesIO(content)) as container:
+        luma = next(container.decode(video=0)).to_ndarray(format="yuv420p")[:54]
+        assert container.streams.video[0].codec_context.color_range == 1
+    assert 10 <= luma.min() <= 22
+    assert 229 <= luma.max() <= 240
+
+
+def test_progress_counts_frames_and_can_end_it():
+    seen = []
+    split_all(film(frames=30), on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 30) for done in range(1, 31)]
+    with pytest.raises(ZeroDivisionError):
+        split_all(film(frames=30), on_progress=lambda done, total: 1 / 0)
+
+
+def scenes(*lengths: int) -> bytes:
+    """Return a film at 30 frames a second whose scenes have so many frames each."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as out:
+        video = out.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 64, 36, "yuv420p"
+        for scene, length in enumerate(lengths):
+            pixels = np.random.default_rng(scene).integers(0, 255, (36, 64), dtype=np.uint8) // 2 + 127 * (scene % 2)
+            for _ in range(length):
+                out.mux(video.encode(av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="gray")))
+        out.mux(video.encode(None))
+    return target.getvalue()
+
+
+def test_cuts_move_to_changes_of_scene():
+    source = io.BytesIO(scenes(130, 120, 180))
+    plan = plan_split(source)
+    assert plan.cuts == (0, 215, 430)
+    assert move_cuts_to_scenes(source, plan).cuts == (0, 250, 430)
+
+
+def test_film_of_one_clip_is_not_searched_for_changes_of_scene():
+    plan = SplitPlan(Fraction(0), Fraction(30), (0, 250))
+    assert move_cuts_to_scenes(io.BytesIO(b""), plan) is plan
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (lambda: b"no film" * 100, "no video"),
+        (lambda: film(frames=60)[:-2000], "cut off"),
+        (lambda: clip("m4a", codec=None, sound="aac"), "sound and no video"),
+        (lambda: film(frames=60).replace(b"avc1", b"zzzz"), "no decoder"),
+    ],
+)
+def test_film_that_cannot_be_read_is_refused_with_its_name_and_a_remedy(source, found):
+    with pytest.raises(LumaValidationError, match=rf"^source \(/f.mp4\) .*{found}.*: .*\w+"):
+        plan_split(io.BytesIO(source()), shown="/f.mp4")
+
+
+def test_film_that_cannot_be_decoded_is_refused_with_its_name_and_a_remedy():
+    source = film(frames=60)
+    at = source.index(b"mdat") + 4
+    source = source[:at] + b"\xff" * (len(source) - at) if source.index(b"moov") < at else source
+    plan = SplitPlan(Fraction(0), Fraction(30), (0, 60))
+    with pytest.raises(LumaValidationError, match=r"^source cannot be decoded.*: convert it first"):
+        split_all(with_damaged_pictures(source), plan)
+
+
+def with_damaged_pictures(source: bytes) -> bytes:
+    begin = source.index(b"mdat") + 4
+    end = source.index(b"moov") - 4
+    return source[:begin] + b"\xff" * (end - begin) + source[end:]
+
+
+class Unreadable(io.BytesIO):
+    """A file whose storage fails after a while."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > 5000:
+            raise ConnectionError("storage is gone")
+        return super().read(min(size or 0, 2000) if size != -1 else 2000)
+
+
+def test_failure_of_the_storage_passes_unchanged():
+    with pytest.raises(ConnectionError, match="storage is gone"):
+        plan_split(Unreadable(film(frames=400)))
