@@ -135,10 +135,14 @@ class LumaTask:
             "luma_task_id": self.luma_task_id,
             "status": status.name,
             "result_urls": list(self.result_urls),
-            "origin_urls": list(self.origin_urls),
+            "origin_urls": [without_signatures(url) if self._is_input(url) else url for url in self.origin_urls],
             "created_at": self.created_at and self.created_at.isoformat(),
             "completed_at": self.completed_at and self.completed_at.isoformat(),
         }
+
+    def _is_input(self, url: str) -> bool:
+        """Tell whether an address is that of the input, which may be a signed one."""
+        return self.video_url is not None and url.partition("?")[0] == self.video_url.partition("?")[0]
 
     def request(self) -> dict[str, str | None]:
         """Return what was asked for, as the service has recorded it, for whoever shows it; without signatures."""

@@ -170,10 +170,10 @@ class TestSignedInputs:
 
     def test_signature_is_in_no_log_xcom_record_or_event(self, luma, signed, task_log):
         luma.configure(processing_seconds=0, faults=["submit:refuse,code=429,times=1"])
-        signed.run_try()
+        result = signed.run_try()
         secret = luma.jobs[0].video_url.partition("Signature=")[2].partition("&")[0]
         assert len(secret) > 20
-        everything = json.dumps([signed.ti.pushed, signed.store._values, [str(entry) for entry in task_log]])
+        everything = json.dumps([result, signed.ti.pushed, signed.store._values, [str(entry) for entry in task_log]])
         assert secret not in everything
 
     def test_signature_that_the_service_repeats_is_removed(self, luma, signed, s3_clip):

@@ -50,7 +50,7 @@ for name, options in {
     "before_deferral": {"hold_at": "before_deferral"},
     "execute_complete": {"hold_at": "execute_complete"},
     "triggerer": {},
-    "api_server": {},
+    "api_server": {"retries": 10},  # a busy machine takes its time to start it again
     "scheduler": {},
     "synchronous": {"deferrable": False},
     "timed_out": {"timeout": 5},
