@@ -77,7 +77,16 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": [_modules("airflow_provider_luma.hooks.luma")],
-        "operators": [_modules("airflow_provider_luma.operators.luma")],
+        "operators": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": [
+                    "airflow_provider_luma.operators.luma",
+                    "airflow_provider_luma.operators.transfers",
+                    "airflow_provider_luma.operators.video",
+                ],
+            }
+        ],
         "sensors": [_modules("airflow_provider_luma.sensors.luma")],
         "triggers": [_modules("airflow_provider_luma.triggers.luma")],
         "extra-links": ["airflow_provider_luma.links.luma.LumaResultLink"],

@@ -5,7 +5,7 @@ What ``make demo`` runs: a clip goes in, a modified video comes out, on a real A
 Without an API key, the simulator takes the place of Luma. Environment variables:
 
 * ``LUMA_API_KEY``: the key of a Luma account; with it the service itself is used, and credits are spent
-* ``LUMA_VIDEO``: the clip, a file on this machine
+* ``LUMA_VIDEO``: the clip, a file on this machine; a film longer than Luma takes goes in as several clips
 * ``LUMA_VIDEO_URL``: the clip, at a public address (with a key, this or a file is required)
 * ``LUMA_PROMPT``: how to change the clip, in English
 * ``DEMO_ONCE=1``: end with the DAG run, with exit code 0 if it succeeded
@@ -24,17 +24,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.parse import urlencode
 from urllib.request import urlretrieve
 
+import av
+import av.error
+
 from demo.local_airflow import AirflowProblem, LocalAirflow
 
-DAG_ID = "luma_modify"
 DAGS = Path(__file__).parent.parent / "dags"
 PROMPT = "Make it a rainy night with neon lights"
 SECONDS_AT_SIMULATOR = 25
+LONGEST_CLIP = 10.5
 READY = "Luma simulator ready at "
 
 HOW_TO_USE_LUMA = """\
@@ -104,12 +108,13 @@ def run(home: Path, connection: dict[str, Any], video: str, file: str | None) ->
     with local as airflow:
         airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
         say(f"Airflow is up: {airflow.url} (no login needed)")
-        run_id = airflow.trigger(DAG_ID, prompt=os.environ.get("LUMA_PROMPT", PROMPT), video_url=video)
-        say(f"Run {run_id} of the DAG {DAG_ID}: {airflow.url}/dags/{DAG_ID}/runs/{run_id}")
-        query = urlencode({"dag_id": DAG_ID, "run_id": run_id, "task_id": "modify"})
+        example = Example.of(video)
+        run_id = airflow.trigger(example.dag_id, **example.params)
+        say(f"Run {run_id} of the DAG {example.dag_id}: {airflow.url}/dags/{example.dag_id}/runs/{run_id}")
+        query = urlencode({"dag_id": example.dag_id, "run_id": run_id, **example.modify})
         say(f"Before and after, side by side: {airflow.url}/luma/result?{query}")
-        succeeded = follow(airflow, run_id)
-        report(airflow, run_id, succeeded=succeeded, with_simulator="host" in connection)
+        succeeded = follow(airflow, example.dag_id, run_id)
+        report(airflow, example, run_id, succeeded=succeeded, with_simulator="host" in connection)
         if os.environ.get("DEMO_ONCE") == "1":
             return 0 if succeeded else 1
         say("Airflow keeps running for you to explore. Ctrl-C ends it.")
@@ -117,18 +122,19 @@ def run(home: Path, connection: dict[str, Any], video: str, file: str | None) ->
     return 0
 
 
-def follow(airflow: LocalAirflow, run_id: str) -> bool:
+def follow(airflow: LocalAirflow, dag_id: str, run_id: str) -> bool:
     """Print the progress of the run until it ends; return whether it succeeded."""
     printed: dict[str, str] = {}
     printed_at = time.monotonic()
     while True:
-        for task in airflow.tasks(DAG_ID, run_id):
-            name, state = task["task_id"], task["state"] or "none"
+        for task in airflow.tasks(dag_id, run_id):
+            number = f"[{task['map_index']}]" if task["map_index"] >= 0 else ""
+            name, state = task["task_id"] + number, task["state"] or "none"
             if printed.get(name) != state and state != "none":
                 printed[name] = state
                 printed_at = time.monotonic()
                 say(f"  {name}: {_explained(state)}")
-        state = airflow.run_state(DAG_ID, run_id)
+        state = airflow.run_state(dag_id, run_id)
         if state in ("success", "failed"):
             return state == "success"
         if time.monotonic() - printed_at > 10:
@@ -137,16 +143,51 @@ def follow(airflow: LocalAirflow, run_id: str) -> bool:
         time.sleep(1)
 
 
-def report(airflow: LocalAirflow, run_id: str, *, succeeded: bool, with_simulator: bool) -> None:
+def report(airflow: LocalAirflow, example: Example, run_id: str, *, succeeded: bool, with_simulator: bool) -> None:
     """Print the result, and what to do next."""
     if succeeded:
-        for file in airflow.xcom(DAG_ID, run_id, "download"):
+        written = airflow.xcom(example.dag_id, run_id, example.last)
+        for file in [written] if isinstance(written, str) else written:
             say(f"Done. The modified video: {file.removeprefix('file://')}")
     else:
-        say(f"The run failed:\n{airflow.story(DAG_ID, run_id)}")
+        say(f"The run failed:\n{airflow.story(example.dag_id, run_id)}")
     say(f"The Airflow UI: {airflow.url}   (logs: {airflow.logs})")
     if with_simulator:
         say(HOW_TO_USE_LUMA)
+
+
+@dataclass(frozen=True)
+class Example:
+    """
+    What is run.
+
+    :param dag_id: the example DAG
+    :param params: of the run
+    :param modify: its task that modifies the video, or its first clip
+    :param last: its task that returns the file, or a list of it
+    """
+
+    dag_id: str
+    params: dict[str, str]
+    modify: dict[str, object]
+    last: str
+
+    @classmethod
+    def of(cls, video: str) -> Example:
+        """Choose the example for a video: a clip, or a film that is longer than Luma takes."""
+        prompt = os.environ.get("LUMA_PROMPT", PROMPT)
+        if video.startswith("/") and _seconds(video) > LONGEST_CLIP:
+            modify = {"task_id": "film.modify", "map_index": 0}
+            return cls("luma_long_video", {"source": video, "prompt": prompt}, modify, "film.join")
+        return cls("luma_modify", {"video_url": video, "prompt": prompt}, {"task_id": "modify"}, "download")
+
+
+def _seconds(file: str) -> float:
+    try:
+        with av.open(file) as container:
+            return (container.duration or 0) / av.time_base
+    except av.error.FFmpegError:
+        return 0.0  # the task says what is wrong with it
 
 
 @contextmanager

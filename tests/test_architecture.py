@@ -18,6 +18,7 @@ NAME = PACKAGE.name
 
 #: From top to bottom. A layer imports those below it, and itself.
 LAYERS = (
+    ("task_groups",),
     ("operators", "sensors"),
     ("triggers", "links", "plugins"),
     ("hooks",),

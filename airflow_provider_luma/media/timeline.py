@@ -109,6 +109,10 @@ class SplitPlan:
         """Return the seconds from the beginning of the film to that of a clip; of the last but one, its end."""
         return self.cuts[index] / self.rate
 
+    def evenly(self, clips: int) -> SplitPlan:
+        """Return the plan of the same film with so many clips of equal length."""
+        return SplitPlan(self.origin, self.rate, _even_cuts(self.frames, clips))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {"origin": str(self.origin), "rate": str(self.rate), "cuts": list(self.cuts)}
@@ -148,7 +152,10 @@ def count_clips(frames: int, limit: int) -> int:
 
 def even_cuts(frames: int, limit: int) -> tuple[int, ...]:
     """Return the cuts that make clips of at most ``limit`` frames, as few and as equal as possible."""
-    clips = count_clips(frames, limit)
+    return _even_cuts(frames, count_clips(frames, limit))
+
+
+def _even_cuts(frames: int, clips: int) -> tuple[int, ...]:
     return tuple((2 * index * frames + clips) // (2 * clips) for index in range(clips + 1))
 
 

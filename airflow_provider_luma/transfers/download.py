@@ -54,6 +54,11 @@ _LONGEST_NAME, _LONGEST_GIVEN_NAME = 100, 150
 _FLAT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
 
 
+def is_flat(path: ObjectStoragePath) -> bool:
+    """Tell whether a path's storage has no folders that would have to be made."""
+    return path.protocol in _FLAT_STORES
+
+
 def names_a_file(destination: str) -> bool:
     """Tell whether a destination is a file: its last part ends in an extension such as ``.mp4``."""
     path = urlsplit(destination).path if "://" in destination else destination
@@ -128,7 +133,7 @@ class Download:
             self._check_existing(path, url, is_named_by_url=is_folder and _is_named_by(url, path.name))
             return path
         folder = path.path.rpartition("/")[0]
-        if path.protocol not in _FLAT_STORES:
+        if not is_flat(path):
             path.fs.makedirs(folder, exist_ok=True)
         part = f"{folder}/.{path.name}.{uuid.uuid4().hex[:8]}.part"
         try:

@@ -96,6 +96,13 @@ def test_variations_of_one_clip_succeed_under_dag_test(airflow: LocalAirflow, lu
     assert (luma.accepted, len(luma.uploads)) == (3, 1)
 
 
+def test_film_is_modified_under_dag_test(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.reset()
+    airflow.run("dags", "test", "luma_long_video")
+    assert luma.accepted == 1, "what is short enough is one clip"
+    assert len(list((airflow.home / "videos" / "luma_long_video").rglob("film.mp4"))) == 1
+
+
 def test_submission_that_is_queued_twice_and_then_waited_for_succeeds_under_dag_test(
     airflow: LocalAirflow, luma: Simulator
 ) -> None:
@@ -123,6 +130,7 @@ def test_submission_whose_callback_never_comes_fails_as_unknown_under_dag_test(
 def test_files_of_the_example_dags_are_all_run() -> None:
     assert sorted(file.stem for file in Path(REPOSITORY / "dags").glob("*.py")) == [
         "luma_batch",
+        "luma_long_video",
         "luma_modify",
         "luma_submit_and_wait",
         "luma_variations",

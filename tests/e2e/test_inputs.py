@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import av
 import boto3
 from test_example_dags import finish
 from videos import assert_modified
 
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
+from tests.support.clips import clip as make_clip
 from tests.support.storages import BUCKET
 
 
@@ -45,6 +47,25 @@ def test_clip_goes_from_one_bucket_to_another(
     )
     s3.download_file(BUCKET, "out/clip.mp4", str(tmp_path / "clip.mp4"))
     assert_modified(str(tmp_path / "clip.mp4"), luma.sample_url)
+
+
+def test_long_film_is_modified_clip_by_clip_and_has_its_own_sound(
+    airflow: LocalAirflow, luma: Simulator, tmp_path: Path
+) -> None:
+    luma.configure(processing_seconds=1)
+    film = tmp_path / "film.mp4"
+    film.write_bytes(make_clip(seconds=25, size=(320, 180), sound="aac"))
+
+    run_id = airflow.trigger("luma_long_video", source=str(film), destination=str(tmp_path))
+
+    assert finish(airflow, "luma_long_video", run_id) == "success", airflow.story("luma_long_video", run_id)
+    assert airflow.xcom("luma_long_video", run_id, "film.split", "clip_count") == luma.accepted == 3
+    made = Path(airflow.xcom("luma_long_video", run_id, "film.join").removeprefix("file://"))
+    with av.open(str(made)) as container:
+        assert abs(container.duration / av.time_base - 25) < 0.1
+        assert len(container.streams.audio) == 1
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted([film, made]), "what was needed on the way is removed"
 
 
 def test_one_upload_serves_all_variations(airflow: LocalAirflow, luma: Simulator) -> None:

@@ -2,6 +2,7 @@
 """Fixtures of the tests of operators."""
 
 from tests.support.operator_fixtures import context, modify
+from tests.support.s3_fixtures import bucket, s3_endpoint
 from tests.support.stored_clips import clip
 
-__all__ = ["clip", "context", "modify"]
+__all__ = ["bucket", "clip", "context", "modify", "s3_endpoint"]

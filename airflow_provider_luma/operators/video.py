@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Operators that cut a film into clips that Luma takes, and join the modified clips to a film again.
+
+They need the extra ``media`` of this package, and are used together in
+:func:`~airflow_provider_luma.task_groups.video.modify_long_video`. Films are read from, and written to, any storage
+that Airflow knows. A DAG file is parsed every half a minute, so this module imports what reads videos only when a task
+runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import BaseOperator
+
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.operators.base import is_literal
+from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_file_address, check_positive
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.sdk.types import Logger
+
+    from airflow_provider_luma.media.timeline import SplitPlan
+
+#: The XCom with what a join needs to know of a split.
+PLAN_KEY = "luma_split"
+
+#: Seconds between two lines about the progress of a film.
+PROGRESS_INTERVAL = 10.0
+
+
+class VideoSplitOperator(BaseOperator):
+    """
+    Cut a film into clips of equal length, none longer than Luma takes, exact to the frame and without sound.
+
+    Returns the clips' addresses in order. How many there are, and so how many submissions they cost, is in the log
+    before the first is made, and in the XCom ``clip_count``.
+
+    :param source: the film, a file in any storage that Airflow knows (templated)
+    :param destination: the folder for the clips; those of an earlier try are replaced (templated)
+    :param clip_seconds: seconds that a clip lasts at most
+    :param detect_scenes: move the cuts to changes of scene, where that leaves no clip too long
+    :param max_clips: fail, before anything is written, if there would be more
+    """
+
+    template_fields: Sequence[str] = ("source", "destination")
+    ui_color = "#f5ead7"
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        destination: str,
+        clip_seconds: float = MAX_VIDEO_SECONDS,
+        detect_scenes: bool = False,
+        max_clips: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.destination = destination
+        self.clip_seconds = clip_seconds
+        self.detect_scenes = detect_scenes
+        self.max_clips = max_clips
+        check_positive("clip_seconds", clip_seconds)
+        if clip_seconds > MAX_VIDEO_SECONDS:
+            raise LumaValidationError(
+                None, f"clip_seconds is {clip_seconds:g}, and Luma takes clips of at most {MAX_VIDEO_SECONDS:g} seconds"
+            )
+        if is_literal(source):
+            check_file_address("source", source)
+
+    def execute(self, context: Context) -> list[str]:
+        """Cut the film."""
+        from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
+        from airflow_provider_luma.transfers.inputs import StoredFile
+        from airflow_provider_luma.transfers.outputs import as_path, opened
+
+        try:
+            film = StoredFile.find(str(self.source), "source")
+            with film.open() as file:
+                plan = plan_split(file, self.clip_seconds, shown=film.shown)
+                self._announce(plan, film.shown, context)
+                if self.detect_scenes:
+                    plan = move_cuts_to_scenes(file, plan, self.clip_seconds, shown=film.shown)
+                context["ti"].xcom_push(key=PLAN_KEY, value=plan.as_dict())
+                clips = [as_path(self.destination) / f"clip-{number:04}.mp4" for number in range(plan.clips)]
+                progress = Progress("Split", plan.seconds, self.log)
+                split(file, plan, lambda number: opened(clips[number]), progress, shown=film.shown)
+            film.check_unchanged()
+        except LumaValidationError as error:
+            raise AirflowFailException(str(error)) from error
+        return [str(clip) for clip in clips]
+
+    def _announce(self, plan: SplitPlan, shown: str, context: Context) -> None:
+        """Tell what the clips will cost, before they cost anything."""
+        count = plan.clips
+        self.log.info("%s lasts %.1f s: %d clips, and so %d submissions to Luma", shown, plan.seconds, count, count)
+        context["ti"].xcom_push(key="clip_count", value=count)
+        if self.max_clips is not None and count > self.max_clips:
+            raise LumaValidationError(
+                None,
+                f"source: {shown} makes {count} clips, and max_clips is {self.max_clips}: raise it to pay for so many "
+                "submissions, or cut the film",
+            )
+
+
+class VideoJoinOperator(BaseOperator):
+    """
+    Join modified clips to a film, with the source's own sound.
+
+    Each clip is fitted to the time of the piece that it was made of, whatever frame rate, size and exact length it came
+    back with. Returns the film's address.
+
+    :param clips: the clips in order, files in any storage that Airflow knows (templated)
+    :param source: the film that they were cut from (templated)
+    :param destination: the file to write; it replaces one that is there (templated)
+    :param plan: where the film was cut: the XCom ``luma_split`` of the task that did it. Without it, the film is taken
+        to have been cut into pieces of equal length (templated)
+    """
+
+    template_fields: Sequence[str] = ("clips", "source", "destination", "plan")
+    ui_color = "#f5ead7"
+
+    def __init__(
+        self,
+        *,
+        clips: Iterable[str | Iterable[str]],
+        source: str,
+        destination: str,
+        plan: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.clips = clips
+        self.source = source
+        self.destination = destination
+        self.plan = plan
+        if is_literal(source):
+            check_file_address("source", source)
+
+    def execute(self, context: Context) -> str:
+        """Join the clips."""
+        from airflow_provider_luma.media.join import join
+        from airflow_provider_luma.transfers.inputs import StoredFile
+        from airflow_provider_luma.transfers.outputs import as_path, written
+
+        target = as_path(self.destination)
+        try:
+            film = StoredFile.find(str(self.source), "source")
+            clips = [StoredFile.find(clip, "clips") for clip in _flat(self.clips)]
+            if not clips:
+                raise LumaValidationError(None, "clips is empty: there is nothing to join")
+            with film.open() as file, written(target) as output:
+                plan = self._load_plan(file, len(clips))
+                progress = Progress("Joined", plan.seconds, self.log)
+                names = [clip.shown for clip in clips]
+                film_made = join(
+                    [clip.open for clip in clips], file, plan, output, progress, names=names, shown=film.shown
+                )
+        except LumaValidationError as error:
+            raise AirflowFailException(str(error)) from error
+        self.log.info("Wrote %s: %.1f s, sound %s", target, film_made.seconds, film_made.sound)
+        return str(target)
+
+    def _load_plan(self, film: IO[bytes], clips: int) -> SplitPlan:
+        from airflow_provider_luma.media.split import plan_split
+        from airflow_provider_luma.media.timeline import SplitPlan
+
+        if self.plan is None:
+            return plan_split(film).evenly(clips)
+        try:
+            plan = SplitPlan.load(self.plan)
+        except ValueError as error:
+            raise LumaValidationError(
+                None, f"plan is no plan of a split ({error}): give its XCom luma_split"
+            ) from error
+        if plan.clips != clips:
+            raise LumaValidationError(None, f"clips holds {clips} of the {plan.clips} clips in plan: give all")
+        return plan
+
+
+class Progress:
+    """
+    Tells how far the making of a film is, every few seconds.
+
+    :param done: what is done, for the log
+    :param seconds: the length of the film
+    """
+
+    def __init__(self, done: str, seconds: float, log: Logger) -> None:
+        self._done, self._seconds, self._log = done, seconds, log
+        self._started_at = self._logged_at = time.monotonic()
+
+    def __call__(self, frames: int, of_frames: int) -> None:
+        """Take the number of frames that are done."""
+        now = time.monotonic()
+        if now - self._logged_at < PROGRESS_INTERVAL:
+            return
+        self._logged_at = now
+        share = frames / of_frames
+        speed = share * self._seconds / (now - self._started_at)
+        self._log.info("%s %.0f %% of the film, at %.1f times its speed", self._done, 100 * share, speed)
+
+
+def _flat(clips: Iterable[Any]) -> list[str]:
+    """Return addresses in order; a mapped download returns a list for each of its clips."""
+    return [address for clip in clips for address in (_flat(clip) if not isinstance(clip, str) else [clip])]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Files written to any storage, whole or not at all.
+
+A file is made on the local disk first. Into a folder on a disk it then comes under another name, and gets its own by
+one rename; an object store shows an object only once it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from airflow.sdk import ObjectStoragePath
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
+from airflow_provider_luma.transfers.download import is_flat
+
+__all__ = ["as_path", "opened", "remove_folder", "written"]
+
+
+def as_path(address: str | ObjectStoragePath) -> ObjectStoragePath:
+    """Return where an address leads; a path on this machine is made absolute."""
+    if isinstance(address, ObjectStoragePath):
+        return address
+    return ObjectStoragePath(address if "://" in address else str(Path(address).absolute()))
+
+
+@contextmanager
+def written(target: ObjectStoragePath) -> Iterator[Path]:
+    """
+    Yield a file on the local disk; what it holds at the end replaces the target. After an error nothing is written.
+
+    :param target: where the file goes
+    """
+    with tempfile.TemporaryDirectory(prefix="luma-") as folder:
+        file = Path(folder) / target.name
+        yield file
+        if isinstance(target.fs, LocalFileSystem):
+            _move(file, Path(target.path))
+        else:
+            if not is_flat(target):
+                target.fs.makedirs(target.path.rpartition("/")[0], exist_ok=True)
+            target.fs.put_file(str(file), target.path)
+
+
+@contextmanager
+def opened(target: ObjectStoragePath) -> Iterator[IO[bytes]]:
+    """Yield an open file on the local disk; what it holds at the end replaces the target, as :func:`written` does."""
+    with written(target) as path, path.open("wb") as file:
+        yield file
+        file.close()
+
+
+def _move(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        shutil.move(file, part)
+        os.replace(part, target)  # noqa: PTH105  (atomic, as is Path.replace, and takes both at once)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+def remove_folder(address: str) -> None:
+    """Remove a folder and all that is in it; one that is not there is removed already."""
+    path = as_path(address)
+    with suppress(FileNotFoundError):
+        path.fs.rm(path.path, recursive=True)

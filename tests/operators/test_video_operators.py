@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A film is split and joined on any storage, whole or not at all, and what it costs is known before."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import av
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
+from tests.support.clips import clip as make_clip
+from tests.support.operator_fixtures import new_context
+from tests.support.storages import BUCKET
+from tests.support.task_logs import messages
+
+
+def seconds(video: bytes) -> float:
+    with av.open(io.BytesIO(video)) as container:
+        return float((container.duration or 0) / av.time_base)
+
+
+@pytest.fixture
+def film(tmp_path) -> Path:
+    """A film of 25 seconds."""
+    path = tmp_path / "film.mp4"
+    path.write_bytes(make_clip(seconds=25, sound="aac"))
+    return path
+
+
+def split(film: str, destination: str, **options: object) -> tuple[list[str], dict[str, object]]:
+    context = new_context()
+    clips = VideoSplitOperator(task_id="split", source=film, destination=destination, **options).execute(context)
+    return clips, context["ti"].pushed
+
+
+def test_film_is_split_on_a_disk_and_joined_again(film, tmp_path):
+    clips, pushed = split(str(film), str(tmp_path / "clips"))
+    assert [Path(clip.removeprefix("file://")).name for clip in clips] == [f"clip-000{n}.mp4" for n in range(3)]
+    assert pushed["clip_count"] == 3
+    contents = [Path(clip.removeprefix("file://")).read_bytes() for clip in clips]
+    assert all(seconds(content) <= 10 for content in contents)
+    assert sum(map(seconds, contents)) == pytest.approx(25, abs=0.01)
+
+    target = tmp_path / "out" / "film.mp4"
+    join = VideoJoinOperator(
+        task_id="join",
+        clips=[[clip] for clip in clips],
+        source=str(film),
+        destination=str(target),
+        plan=pushed[PLAN_KEY],
+    )
+    assert join.execute(new_context()).endswith(str(target))
+    assert seconds(target.read_bytes()) == pytest.approx(25, abs=0.1)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["film.mp4"], "nothing else is left"
+
+
+def test_film_goes_from_bucket_to_bucket(film, bucket):
+    bucket.s3.upload_file(str(film), BUCKET, "film.mp4")
+    clips, _ = split(f"s3://my_s3@{BUCKET}/film.mp4", f"s3://my_s3@{BUCKET}/clips")
+    assert clips == [f"s3://my_s3@{BUCKET}/clips/clip-000{n}.mp4" for n in range(3)]
+    film_made = VideoJoinOperator(
+        task_id="join",
+        clips=clips,
+        source=f"s3://my_s3@{BUCKET}/film.mp4",
+        destination=f"s3://my_s3@{BUCKET}/out/film.mp4",
+    ).execute(new_context())
+    assert film_made == f"s3://my_s3@{BUCKET}/out/film.mp4"
+    written = bucket.s3.get_object(Bucket=BUCKET, Key="out/film.mp4")["Body"].read()
+    assert seconds(written) == pytest.approx(25, abs=0.1)
+
+
+def test_film_that_makes_too_many_clips_is_refused_before_one_is_written(film, tmp_path, task_log):
+    with pytest.raises(AirflowFailException, match="makes 3 clips, and max_clips is 2"):
+        split(str(film), str(tmp_path / "clips"), max_clips=2)
+    assert not (tmp_path / "clips").exists()
+    assert len(messages(task_log, "3 clips, and so 3 submissions")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "there is no such file"), (b"no film", "source"), (make_clip(codec=None, sound="aac"), "no video")],
+    ids=["missing", "a text", "sound alone"],
+)
+def test_film_that_cannot_be_split_fails_the_task_without_using_its_retries(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "film.mp4").write_bytes(content)
+    with pytest.raises(AirflowFailException, match=says):
+        split(str(tmp_path / "film.mp4"), str(tmp_path / "clips"))
+    assert not (tmp_path / "clips").exists()
+
+
+def test_join_that_fails_leaves_the_file_that_was_there(film, tmp_path):
+    clips, pushed = split(str(film), str(tmp_path / "clips"))
+    target = tmp_path / "film.mp4.out.mp4"
+    target.write_bytes(b"an earlier film")
+    Path(clips[1].removeprefix("file://")).write_bytes(make_clip(seconds=1))
+    join = VideoJoinOperator(
+        task_id="join", clips=clips, source=str(film), destination=str(target), plan=pushed[PLAN_KEY]
+    )
+    with pytest.raises(AirflowFailException, match="clip-0001"):
+        join.execute(new_context())
+    assert target.read_bytes() == b"an earlier film"
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_join_wants_every_clip_of_the_plan(film, tmp_path, missing):
+    clips, pushed = split(str(film), str(tmp_path / "clips"))
+    join = VideoJoinOperator(
+        task_id="join",
+        clips=clips[:missing],
+        source=str(film),
+        destination=str(tmp_path / "out.mp4"),
+        plan=pushed[PLAN_KEY],
+    )
+    with pytest.raises(AirflowFailException, match="clips"):
+        join.execute(new_context())

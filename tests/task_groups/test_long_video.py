@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A film as one line of a DAG: which tasks that makes, and what is refused when the DAG is parsed."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.sdk import DAG, task
+
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.task_groups.video import _pairs, modify_long_video
+
+FILM = {
+    "group_id": "film",
+    "source": "s3://my_aws@films/street.mov",
+    "destination": "s3://my_aws@films/street-at-night.mp4",
+    "work_dir": "s3://my_aws@films/tmp/",
+}
+
+
+def order(dag: DAG) -> list[tuple[str, str]]:
+    return sorted((before, after) for before in dag.task_ids for after in dag.get_task(before).downstream_task_ids)
+
+
+def test_one_prompt_for_all_clips():
+    with DAG("x", schedule=None) as dag:
+        modify_long_video(prompt="make it a rainy night", **FILM)
+    assert order(dag) == [
+        ("film.download", "film.join"),
+        ("film.join", "film.clean_up"),
+        ("film.modify", "film.download"),
+        ("film.split", "film.join"),
+        ("film.split", "film.modify"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["a list", "a task's output"])
+def test_one_prompt_for_each_clip(kind):
+    with DAG("x", schedule=None) as dag:
+
+        @task
+        def prompts() -> list[str]:
+            return ["make it snow", "make it rain"]
+
+        modify_long_video(prompt=["make it snow", "make it rain"] if kind == "a list" else prompts(), **FILM)
+    assert {("film.split", "film.prompts"), ("film.prompts", "film.modify")} <= set(order(dag))
+
+
+def test_tasks_after_the_group_get_the_film_and_wait_for_it():
+    with DAG("x", schedule=None) as dag:
+
+        @task
+        def publish(film: str) -> None: ...
+
+        group = modify_long_video(prompt="make it a rainy night", **FILM)
+        publish(group.output)
+    assert ("film.join", "publish") in order(dag)
+
+
+def test_two_films_in_one_dag_have_folders_of_their_own():
+    with DAG("x", schedule=None) as dag:
+        for name in ("one", "two"):
+            modify_long_video(prompt="make it a rainy night", **{**FILM, "group_id": name})
+    folders = {dag.get_task(f"{name}.split").destination for name in ("one", "two")}
+    assert folders == {
+        f"s3://my_aws@films/tmp/{{{{ dag.dag_id }}}}/{{{{ run_id }}}}/{name}/clips" for name in ("one", "two")
+    }
+
+
+def test_parameters_of_the_modify_operator_are_passed_on():
+    with DAG("x", schedule=None) as dag:
+        modify_long_video(prompt="make it snow", luma_conn_id="mine", pool="luma", retries=2, timeout=60, **FILM)
+    passed = dag.get_task("film.modify").partial_kwargs
+    assert (passed["luma_conn_id"], passed["pool"], passed["retries"], passed["timeout"]) == ("mine", "luma", 2, 60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"clip_seconds": 11}, "clip_seconds"),
+        ({"clip_seconds": 0}, "clip_seconds"),
+        ({"source": "https://example.com/film.mp4"}, "source"),
+        ({"source": "film.mp4"}, "source"),
+    ],
+)
+def test_invalid_parameter_is_refused_when_the_dag_is_parsed(changes, names):
+    with DAG("x", schedule=None), pytest.raises(LumaValidationError, match=names):
+        modify_long_video(**{"prompt": "make it snow", **FILM, **changes})
+
+
+def test_prompts_that_are_not_one_for_each_clip_are_refused_before_anything_is_paid():
+    pair = _pairs.function
+    assert pair(["a.mp4", "b.mp4"], ["x", "y"]) == [
+        {"video_url": "a.mp4", "prompt": "x"},
+        {"video_url": "b.mp4", "prompt": "y"},
+    ]
+    with pytest.raises(LumaValidationError, match="prompt holds 1 prompts, and the film makes 2 clips"):
+        pair(["a.mp4", "b.mp4"], ["x"])
