@@ -139,15 +139,14 @@ def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int, 
 def _write(
     clips: list[_Clip], source: InputContainer, plan: SplitPlan, out: OutputContainer, on_progress: Progress | None
 ) -> JoinInfo:
-    length = plan.frames / plan.rate
     rates = {clip.rate if clip.is_constant else None for clip in clips}
     # Another rate than the clips' own would show some of their pictures for longer than others.
     rate = (rates.pop() if len(rates) == 1 else None) or plan.rate
-    frames = max(1, round(length * rate))
+    frames = max(1, round(plan.frames / plan.rate * rate))
     film = _film(clips, rate, frames)
     first, video = next(film)
     encoder = VideoEncoder(out, rate, (first.width, first.height), video)
-    sound = Sound(source, out, plan.origin, length)
+    sound = Sound(source, out, plan.origin, frames / rate)
     for done, picture in enumerate(chain((first,), (picture for picture, _ in film)), 1):
         _mux(out, encoder.encode(picture), sound)
         if on_progress:

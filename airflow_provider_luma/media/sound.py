@@ -91,6 +91,8 @@ class Sound:
     def _encode(self, source: InputContainer, stream: AudioStream) -> Iterator[Packet[AudioStream]]:
         graph, encoder = None, None
         for frame in _decoded(source, stream):
+            if (frame.time or 0.0) >= self._origin + self._seconds:
+                break
             if graph is None or encoder is None:
                 rate = stream.rate if stream.rate in _AAC_RATES else 48_000
                 layout = "mono" if stream.channels == 1 else "stereo"
@@ -133,9 +135,9 @@ def _decoded(source: InputContainer, stream: AudioStream) -> Iterator[AudioFrame
 
 
 def _filtered(graph: av.filter.Graph, frame: AudioFrame | None) -> Iterator[AudioFrame]:
-    graph.push(frame)
-    while True:
-        try:
+    try:
+        graph.push(frame)
+        while True:
             yield graph.pull()  # type: ignore[misc]
-        except (av.error.BlockingIOError, av.error.EOFError):
-            return
+    except (av.error.BlockingIOError, av.error.EOFError):
+        return  # it needs more, or has had all that belongs to the film

@@ -15,33 +15,18 @@ from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.split import ClipInfo, move_cuts_to_scenes, plan_split, split
 from airflow_provider_luma.media.timeline import SplitPlan
 from tests.support.clips import clip, with_fields
-from tests.support.films import NTSC, film, pictures, stream_seconds
-
-
-class Target(io.RawIOBase):
-    """A file that can be written from its beginning to its end alone, as on an object storage."""
-
-    def __init__(self, index: int, written: list[bytes]) -> None:
-        assert index == len(written), "the clip before is whole"
-        self._written, self._content = written, b""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content) -> int:
-        self._content += bytes(content)
-        return len(content)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._written.append(self._content)
-        super().close()
+from tests.support.films import NTSC, KeptFile, film, pictures, stream_seconds
 
 
 def split_all(source: bytes, plan: SplitPlan | None = None, on_progress=None) -> tuple[list[ClipInfo], list[bytes]]:
     clips: list[bytes] = []
     plan = plan or plan_split(io.BytesIO(source))
-    infos = split(io.BytesIO(source), plan, lambda index: Target(index, clips), on_progress)  # type: ignore[arg-type,return-value]
+
+    def open_clip(index: int) -> KeptFile:
+        assert index == len(clips), "the clip before is whole"
+        return KeptFile(clips)
+
+    infos = split(io.BytesIO(source), plan, open_clip, on_progress)
     return infos, clips
 
 

@@ -179,6 +179,25 @@ def modified(
         return path.read_bytes()
 
 
+class KeptFile(io.RawIOBase):
+    """A file that can be written from its beginning to its end alone, as on an object storage, and is kept."""
+
+    def __init__(self, kept: list[bytes]) -> None:
+        self._kept, self._content = kept, bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._content += bytes(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._kept.append(bytes(self._content))
+        super().close()
+
+
 def openers(clips: Sequence[bytes]) -> list[Callable[[], io.BytesIO]]:
     """Return what opens each of some files."""
     return [lambda clip=clip: io.BytesIO(clip) for clip in clips]  # type: ignore[misc]

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joining modified clips: the film's length, which picture is shown when, and its sound."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.join import JoinInfo, join
+from airflow_provider_luma.media.split import plan_split, split
+from airflow_provider_luma.media.timeline import SplitPlan
+from tests.support.films import (
+    FIRST_CLICK,
+    NTSC,
+    KeptFile,
+    clicks,
+    film,
+    modified,
+    openers,
+    pictures,
+    stream_seconds,
+)
+
+#: Seconds more than ten that make a second clip.
+TWO_CLIPS = 301
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    return tmp_path / "film.mp4"
+
+
+def split_all(source: bytes) -> tuple[SplitPlan, list[bytes]]:
+    plan, clips = plan_split(io.BytesIO(source)), list[bytes]()
+    split(io.BytesIO(source), plan, lambda _: KeptFile(clips))
+    return plan, clips
+
+
+def through_service(
+    source: bytes, output: Path, service: Callable[[bytes, int], bytes] = lambda clip, _: modified(clip), **options: Any
+) -> tuple[bytes, JoinInfo]:
+    """Split a film, let the service modify each clip, and join them."""
+    plan, clips = split_all(source)
+    returned = [service(clip, index) for index, clip in enumerate(clips)]
+    info = join(openers(returned), io.BytesIO(source), plan, output, **options)
+    return output.read_bytes(), info
+
+
+def check_length(content: bytes, info: JoinInfo, seconds: float) -> None:
+    """Check that video and container are as long as the film, within half a frame."""
+    video, container = stream_seconds(content)
+    assert video == pytest.approx(seconds, abs=0.5 / info.rate + 0.001)
+    assert container == pytest.approx(video, abs=0.001)
+    assert info.seconds == pytest.approx(video, abs=0.001)
+
+
+def lags(content: bytes, rate: Fraction | int) -> list[float]:
+    """Return the seconds by which each picture is shown too late."""
+    return [at - number / float(rate) for at, number in pictures(content)]
+
+
+def check_clicks(content: bytes, seconds: float, begin: float = 0.0, end: float = 1e9, origin: float = 0.0) -> None:
+    """Check that each click is heard within 5 ms, from the sound's beginning to its end, or the film's."""
+    expected = [
+        at for at in FIRST_CLICK + np.arange(60) - origin if begin <= at + 0.01 and at < min(end, seconds) - 0.01
+    ]
+    assert clicks(content) == pytest.approx(expected, abs=0.005)
+
+
+def test_film_of_five_clips_keeps_length_pictures_and_sound_to_its_end(output):
+    source = film(frames=1418, rate=NTSC, sound="aac")
+    content, info = through_service(
+        source, output, lambda clip, _: modified(clip, rate=24, size=(640, 360), seconds=1 / 48)
+    )
+    assert (len(info.lacking), info.rate, info.width, info.height, info.sound) == (5, 24, 640, 360, "copied")
+    check_length(content, info, 1418 / NTSC)
+    off = [abs(lag) for lag in lags(content, NTSC)]
+    assert len(off) == info.frames
+    assert max(off) <= 1 / 48 + 1 / 60
+    check_clicks(content, 1418 / NTSC)
+    assert len(clicks(content)) == 47
+
+
+def test_clips_that_are_rounded_off_are_held_for_a_frame_at_most(output):
+    content, info = through_service(film(frames=1418, rate=NTSC), output)
+    check_length(content, info, 1418 / NTSC)
+    assert max(map(abs, lags(content, NTSC))) <= 1 / 24 + 1 / 60
+    assert max(info.lacking) <= 1 / 24
+
+
+def test_clips_at_the_films_own_rate_give_each_frame_back_once(output):
+    content, info = through_service(film(frames=TWO_CLIPS), output, lambda clip, _: clip)
+    assert [number for _, number in pictures(content)] == list(range(TWO_CLIPS))
+    check_length(content, info, TWO_CLIPS / 30)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "clips"), [(300, 30, 1), (301, 30, 2), (610, 60, 2), (240, 24, 1), (505, 50, 2), (20, 25, 1)]
+)
+def test_films_of_other_rates_and_lengths(frames, rate, clips, output):
+    content, info = through_service(film(frames=frames, rate=rate, sound="aac"), output)
+    assert (len(info.lacking), info.rate) == (clips, 24)
+    check_length(content, info, frames / rate)
+    assert max(map(abs, lags(content, rate))) <= 1 / 24 + 0.5 / rate
+    check_clicks(content, frames / rate)
+
+
+def test_variable_rate(output):
+    gaps = [0, *([33, 34, 50] * 60), 1500, *([40] * 120)]
+    ticks = tuple(int(at) for at in np.cumsum(gaps))
+    content, info = through_service(film("mov", ticks=ticks, sound="aac"), output)
+    check_length(content, info, ticks[-1] / 1000)
+    for at, number in pictures(content):
+        assert ticks[number] / 1000 - 0.045 <= at <= ticks[number + 1] / 1000 + 0.045
+    check_clicks(content, ticks[-1] / 1000)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotated_film_is_joined_upright_and_not_turned_again(rotation, output):
+    source = film(frames=60, size=(54, 96), rotation=rotation, sound="aac")
+    content, info = through_service(source, output, lambda clip, _: modified(clip, size=(54, 96)))
+    assert (info.width, info.height) == (54, 96)
+    assert max(map(abs, lags(content, 30))) <= 1 / 24 + 1 / 60
+    with av.open(io.BytesIO(content)) as container:
+        assert next(container.decode(video=0)).rotation == 0
+
+
+def test_film_without_sound_has_none_afterwards(output):
+    content, info = through_service(film(frames=30), output)
+    assert info.sound == "none"
+    with av.open(io.BytesIO(content)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
+@pytest.mark.parametrize("sound", ["aac", "libmp3lame", "pcm_s16le"])
+@pytest.mark.parametrize("span", [(0.0, 6.2), (0.0, 13.0), (2.2, 10.0), (2.2, 13.0)])
+def test_sound_that_begins_late_or_ends_early_or_late(sound, span, output):
+    source = film("mov", frames=TWO_CLIPS, sound=sound, sound_span=span)
+    content, info = through_service(source, output)
+    assert info.sound == ("encoded" if sound == "pcm_s16le" else "copied")
+    check_length(content, info, TWO_CLIPS / 30)
+    check_clicks(content, TWO_CLIPS / 30, *span)
+
+
+@pytest.mark.parametrize("sound", ["aac", "libmp3lame", "pcm_s16le"])
+@pytest.mark.parametrize("first", [20, 41])
+def test_sound_that_begins_before_the_video_moves_with_it(sound, first, output):
+    source = film("mov", frames=120, first=first, sound=sound, sound_span=(0.0, (120 + first) / 30))
+    content, info = through_service(source, output)
+    check_length(content, info, 4)
+    assert max(map(abs, lags(content, 30))) <= 1 / 24 + 1 / 60
+    check_clicks(content, 4, origin=first / 30)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sound", "kept"),
+    [
+        ("mp4", "aac", "aac"),
+        ("mp4", "libmp3lame", "mp3"),
+        ("mp4", "ac3", "ac3"),
+        ("mov", "pcm_s16le", "aac"),
+        ("mp4", "libopus", "aac"),
+        ("avi", "libmp3lame", "mp3"),
+        ("avi", "pcm_s16le", "aac"),
+    ],
+)
+def test_sound_is_copied_where_players_of_mp4_take_it(kind, sound, kept, output):
+    content, info = through_service(source := film(kind, frames=90, sound=sound), output)
+    with av.open(io.BytesIO(content)) as container:
+        assert container.streams.audio[0].codec_context.codec.canonical_name == kept
+    assert info.sound == ("copied" if kept in sound else "encoded")
+    assert clicks(content) == pytest.approx(clicks(source), abs=0.001)
+    assert len(clicks(content)) == 3
+    check_length(content, info, 3)
+
+
+def test_copied_sound_is_the_very_same(output):
+    source = film(frames=90, sound="aac")
+    content, _ = through_service(source, output)
+    assert packets(content)[:100] == packets(source)[:100]
+
+
+def packets(video: bytes) -> list[tuple[int | None, bytes]]:
+    with av.open(io.BytesIO(video)) as container:
+        return [(packet.pts, bytes(packet)) for packet in container.demux(audio=0) if packet.size]
+
+
+def test_sound_and_video_lie_beside_each_other_in_the_file(output):
+    content, _ = through_service(film(frames=TWO_CLIPS, sound="aac"), output)
+    assert content.index(b"moov") < content.index(b"mdat")
+    with av.open(io.BytesIO(content)) as container:
+        order = [(packet.pos, packet.dts * packet.time_base) for packet in container.demux() if packet.size]
+    times = [time for _, time in sorted(order)]
+    assert max(np.maximum.accumulate(times) - times) < 0.6
+
+
+def test_odd_size_and_hevc(output):
+    content, info = through_service(film(frames=60, size=(97, 55), pix_fmt="yuv444p"), output, lambda clip, _: clip)
+    assert (info.width, info.height) == (96, 54)
+    assert [number for _, number in pictures(content)] == list(range(60))
+    content, _ = through_service(film("mov", frames=60, codec="libx265"), output, lambda clip, _: clip)
+    assert [number for _, number in pictures(content)] == list(range(60))
+
+
+def test_clips_of_different_rates_get_the_films_own(output):
+    content, info = through_service(
+        film(frames=620), output, lambda clip, index: modified(clip, rate=(24, 25, 30)[index], seconds=0.04)
+    )
+    assert info.rate == 30
+    check_length(content, info, 620 / 30)
+    assert max(map(abs, lags(content, 30))) <= 1 / 48 + 1 / 60
+
+
+def test_clips_of_different_sizes_get_that_of_the_first(output):
+    content, info = through_service(
+        film(frames=TWO_CLIPS), output, lambda clip, index: modified(clip, size=((128, 72), (96, 54))[index])
+    )
+    assert (info.width, info.height) == (128, 72)
+    assert max(map(abs, lags(content, 30))) <= 1 / 24 + 1 / 60
+
+
+@pytest.mark.parametrize("seconds", [-0.3, 0.5, 5.0])
+def test_clip_of_another_length_moves_nothing_behind_it(seconds, output):
+    source = film(frames=TWO_CLIPS, sound="aac")
+    content, info = through_service(
+        source, output, lambda clip, index: modified(clip, seconds=0.0 if index else seconds)
+    )
+    check_length(content, info, TWO_CLIPS / 30)
+    assert info.lacking[0] == pytest.approx(-seconds, abs=0.05)
+    for at, number in pictures(content):
+        if at < 4.6 or at > 5.05 or seconds > 0:
+            assert at == pytest.approx(number / 30, abs=1 / 24 + 1 / 60)
+    check_clicks(content, TWO_CLIPS / 30)
+
+
+def test_clip_that_begins_late_by_its_own_clock_is_not_shown_late(output):
+    source = film(frames=60)
+    content, _ = through_service(source, output, lambda clip, _: film(frames=60, first=30))
+    assert [number for _, number in pictures(content)] == list(range(60))
+
+
+def test_clip_that_lacks_too_much_is_an_error_that_names_it(output):
+    service = lambda clip, index: modified(clip, seconds=-1.0 if index else 0.0)  # noqa: E731
+    with pytest.raises(
+        LumaValidationError, match=r"clips\[1\] \(s3://b/2.mp4\) lasts 4\.\d+ .* piece of the film 5\.\d+"
+    ):
+        through_service(film(frames=TWO_CLIPS), output, service, names=["s3://b/1.mp4", "s3://b/2.mp4"])
+    content, _ = through_service(film(frames=TWO_CLIPS), output, service, max_hold_seconds=1.1)
+    assert stream_seconds(content)[0] == pytest.approx(TWO_CLIPS / 30, abs=0.03)
+
+
+def test_clip_that_cannot_be_read_is_an_error_that_names_it(output):
+    with pytest.raises(LumaValidationError, match=r"^clips\[1\] is cut off"):
+        through_service(film(frames=TWO_CLIPS), output, lambda clip, index: clip[:-500] if index else clip)
+
+
+def test_clip_that_cannot_be_decoded_is_an_error_that_names_it(output):
+    def service(clip: bytes, index: int) -> bytes:
+        begin = clip.index(b"mdat") + 4
+        return clip[:begin] + b"\xff" * (len(clip) - begin) if index else clip
+
+    with pytest.raises(LumaValidationError, match=r"^clips\[1\] cannot be decoded"):
+        through_service(film(frames=TWO_CLIPS), output, service)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_too_few_or_too_many_clips_are_an_error(count, output):
+    plan = SplitPlan(Fraction(0), Fraction(30), (0, 150, 301))
+    with pytest.raises(LumaValidationError, match=f"{count} clips; the film was split into 2"):
+        join(openers([b""] * count), io.BytesIO(), plan, output)
+
+
+def test_progress_counts_frames_and_can_end_it(output):
+    seen = []
+    through_service(film(frames=30), output, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 24) for done in range(1, 25)]
+    with pytest.raises(ZeroDivisionError):
+        through_service(film(frames=30), output, on_progress=lambda done, total: 1 / 0)
