@@ -20,10 +20,18 @@ from typing import Any
 #: Levels of lists and objects that are read; what lies deeper counts as absent. The service's own answers have three.
 MAX_DEPTH = 16
 
-#: A web address whose query gives its bearer access, as storages and clouds write it. Compiled at its first use: most
-#: DAG files never need it.
-_SIGNED_ADDRESS = (
-    r"""(?i)(https?://[^\s"'<>?]*)\?[^\s"'<>]*?(?:\bx-amz-|\bx-goog-|signature|\bsig=|token|credential)[^\s"'<>]*"""
+# The following are compiled at their first use: most DAG files never need them.
+
+#: A web address, up to its query and with it. Each character is looked at once: a text may have 256 kB.
+_ADDRESS_WITH_QUERY = r"""(?i)(https?:(?:\\*/){2}[^\s"'<>?]*+)(\?[^\s"'<>]*+)?"""
+
+#: What tells that the query of an address gives its bearer access, as storages and clouds write it.
+_GIVES_ACCESS = r"(?i)\bx-amz-|\bx-goog-|signature|\bsig=|token|credential"
+
+#: A signature in whatever else is made of such an address: percent-encoded, cut off, or as JSON in a text.
+_SIGNATURE = (
+    r"""(?i)((?:signature|security-token|(?:[?&;\s"'(]|%(?:25)*(?:2[0267]|3F)|u0026|u003f|^)sig)(?:=|\\u003d|%(?:25)*3D))"""
+    r"""(?:(?!%(?:25)*26)[^\s"'<>&\\])+"""
 )
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -36,7 +44,11 @@ def plain_text(text: str) -> str:
 
 def without_signatures(text: str) -> str:
     """Return a text whose web addresses have lost their queries where these hold a signature, a token, or the like."""
-    return re.sub(_SIGNED_ADDRESS, r"\1", text)
+
+    def without_access(address: re.Match[str]) -> str:
+        return address[1] if re.search(_GIVES_ACCESS, address[2] or "") else address[0]
+
+    return re.sub(_SIGNATURE, r"\1***", re.sub(_ADDRESS_WITH_QUERY, without_access, text))
 
 
 def read_json(document: str | bytes) -> Any:

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import pickle
+import time
+from urllib.parse import quote
 
 import pytest
 
@@ -122,6 +125,49 @@ class TestTexts:
     @pytest.mark.parametrize(("code", "kept"), [(10**30, None), (True, None), (1.5, None), ("402", 402), (-1, -1)])
     def test_code_is_an_integer_of_64_bits_or_none(self, code, kept):
         assert LumaError(code, "why").code == kept
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            "https://b.example.com/clip.mp4?{query}",
+            "https://b.example.com/a clip.mp4?{query}",
+            "https://b.example.com/it's.mp4?{query}",
+            r"https:\/\/b.example.com\/clip.mp4?{query}",
+            "/clip.mp4?{query}",
+            "…p4?a=b&{query}",
+            "{query}",
+            "cannot read '{query}'",
+        ],
+    )
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "X-Amz-Expires=600&X-Amz-Security-Token=S3CRET%2FS3CRET&X-Amz-Signature=S3CRET",
+            "X-Goog-Date=1&X-Goog-Signature=S3CRET&X-Goog-Expires=5",
+            "sig=S3CRET%3D&se=2026-12-01",
+            "Expires=1&Signature=S3CRET&Key-Pair-Id=K",
+        ],
+    )
+    @pytest.mark.parametrize(
+        "written",
+        [
+            str,
+            lambda text: quote(text, safe=""),
+            lambda text: quote(quote(text, safe=""), safe=""),
+            html.escape,
+            json.dumps,
+            lambda text: text.replace("&", r"\u0026").replace("=", r"\u003d"),
+        ],
+        ids=["plain", "percent", "twice percent", "html", "json", "json escapes"],
+    )
+    def test_signature_of_an_address_is_left_out_in_whatever_form(self, form, query, written):
+        assert "S3CRET" not in LumaError(422, f"no {written(form.format(query=query))} there").msg
+
+    @pytest.mark.parametrize("repeated", ["https://", "https://a?", "https://a?x-amz-x ", "?", "signature=", "%25"])
+    def test_text_that_is_made_to_take_long_takes_no_time(self, repeated):
+        before = time.process_time()
+        LumaError(500, repeated * (256 * 1024 // len(repeated)))
+        assert time.process_time() - before < 2
 
     @pytest.mark.parametrize(
         ("msg", "shown"),
