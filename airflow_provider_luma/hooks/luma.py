@@ -35,6 +35,7 @@ from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
 from airflow_provider_luma.hooks.transport import (
     reason_of,
     requests_session,
+    within,
 )
 from airflow_provider_luma.polling.state import Failed, Finished, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest
@@ -50,8 +51,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LumaAsyncHook", "LumaHook"]
 
-#: Bytes of a public video that are looked at, and seconds for what is not to hold a submission up.
-HEAD_SIZE, HEAD_TIMEOUT = 4096, 5.0
+#: Bytes of a public video that are looked at.
+HEAD_SIZE = 4096
+
+#: Seconds for what is not to hold a submission up: without a byte, and all in all.
+HEAD_TIMEOUT, HEAD_DEADLINE = 5.0, 15.0
 
 
 class LumaHook(LumaApiHook):
@@ -192,11 +196,12 @@ class LumaHook(LumaApiHook):
         return self._retry_read(partial(self._read, request, protocol_files.read_download_url))
 
     def credits_left(self) -> float | None:
-        """Return the account's remaining credits if that can be had at once, else None."""
-        connection = self.luma_connection
+        """Return the account's remaining credits if that can be had at once, else None; it never raises."""
         try:
-            return self._get_credits(replace(connection, timeout=min(connection.timeout, HEAD_TIMEOUT)))
-        except LumaError as error:
+            connection = self.luma_connection
+            quick = replace(connection, timeout=min(connection.timeout, HEAD_TIMEOUT))
+            return within(HEAD_DEADLINE, partial(self._get_credits, quick))
+        except Exception as error:  # a job was paid for, and this is no reason to lose sight of it
             self.log.debug("The remaining credits could not be had: %s", error)
             return None
 
@@ -347,7 +352,10 @@ class LumaHook(LumaApiHook):
             connection.is_public,
             head_size=HEAD_SIZE,
         )
-        check_public_video(url, source, self.log)
+        try:
+            within(HEAD_DEADLINE, partial(check_public_video, url, source, self.log))
+        except TimeoutError:
+            self.log.warning("video_url could not be checked from here: its server takes too long")
 
     def _get_status(self, luma_task_id: str, connection: LumaConnection | None = None) -> LumaTask:
         read = partial(protocol.read_task, luma_task_id=luma_task_id)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 import ssl
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 import urllib3
@@ -21,6 +23,8 @@ from requests.adapters import HTTPAdapter
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.protocol import Response
+
+T = TypeVar("T")
 
 #: Bytes of an answer that are read; the service's own are a few thousand. What is cut off here is no readable answer.
 MAX_BODY_SIZE = 256 * 1024
@@ -201,6 +205,24 @@ def proxy_of(connection: LumaConnection) -> str | None:
             "characters of its password",
         )
     return proxy
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """
+    Return what a call returns. A server that drips is always about to answer: no timeout of a read ends that.
+
+    :raises TimeoutError: it has taken too long, and is left to itself
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(seconds)
 
 
 def read_body(response: requests.Response) -> bytes:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 MAX_BYTES_READ = 64 << 20
 MAX_SECONDS = 60.0
 
-_HEAD = 1024
+#: Bytes that tell the kind of a file.
+HEAD_LENGTH = 1024
+
 _MAX_LINE = 4096
 _INSPECTOR = Path(__file__).with_name("inspector.py")
 
@@ -51,6 +53,9 @@ _SIGNATURES = tuple(
 #: An MP4 or MOV begins with the length of a box, which fits into 29 bits here, and its type; an AVI is a RIFF file.
 _VIDEO = re.compile(rb"RIFF....AVI|[\x00-\x1f]...[ -~\xa9][ -~]{3}", re.DOTALL)
 
+#: What a video surely begins with, whatever its server calls it.
+_SURE_VIDEO = re.compile(rb"....ftyp|RIFF....AVI", re.DOTALL)
+
 #: Content types of no video. Others are said of videos, too: text/plain, application/octet-stream.
 _OTHER_CONTENT_TYPE = re.compile(r"(audio|image|font)/|text/(html|css|xml)|application/(json|xml|pdf|problem)", re.I)
 
@@ -70,7 +75,7 @@ def check_video_head(head: bytes, *, content_type: str | None, size: int | None,
     """
     if size is not None:
         _check_size(size, parameter, shown)
-    if content_type and _OTHER_CONTENT_TYPE.match(content_type.strip()):
+    if content_type and _OTHER_CONTENT_TYPE.match(content_type.strip()) and not _SURE_VIDEO.match(head):
         raise _refusal(parameter, shown, f"is of content type {content_type!r}", "give the address of the video itself")
     _check_kind(head, parameter, shown)
 
@@ -90,7 +95,7 @@ def check_video_file(file: IO[bytes], *, parameter: str, shown: str, size: int, 
     """
     _check_size(size, parameter, shown)
     file.seek(0)
-    _check_kind(file.read(_HEAD), parameter, shown)
+    _check_kind(file.read(HEAD_LENGTH), parameter, shown)
     if not _has_pyav():
         _log_absence(log)
         return

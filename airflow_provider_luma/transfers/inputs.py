@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
-from airflow_provider_luma.media.probe import check_video_file, check_video_head
+from airflow_provider_luma.media.probe import HEAD_LENGTH, check_video_file, check_video_head
 from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, without_secrets
 
 if TYPE_CHECKING:
@@ -155,8 +154,11 @@ def check_public_video(url: str, source: FileSource, log: Logger) -> None:
     shown = without_secrets(url)
     try:
         with source.open(url) as response:
+            if response.status_code == 416:
+                log.warning("video_url could not be checked from here: its server gives no part of it")
+                return
             kind, size = response.headers.get("Content-Type"), _total_size(response)
-            head = b"".join(islice(chunks(response), 1))
+            head = _head(response)
     except LumaNotFoundError as error:
         if error.code not in (404, 410):
             log.warning("video_url could not be checked from here: %s", error.msg)
@@ -166,6 +168,16 @@ def check_public_video(url: str, source: FileSource, log: Logger) -> None:
         log.warning("video_url could not be checked from here: %s", error.msg.removeprefix("urls: "))
         return
     check_video_head(head, content_type=kind, size=size, parameter="video_url", shown=shown)
+
+
+def _head(response: requests.Response) -> bytes:
+    """Return about a thousand bytes, and all of a shorter body: its first piece may be a single byte."""
+    head = b""
+    for piece in chunks(response):
+        head += piece
+        if len(head) >= HEAD_LENGTH:
+            break
+    return head
 
 
 def _total_size(response: requests.Response) -> int | None:
