@@ -117,7 +117,8 @@ class Submitter:
                 "names no submission_store"
             )
         if decision.step is Step.SUBMIT:
-            return self._submit(request, video, fingerprint, deferral)
+            # A file that could not be looked up above may be there now, and another one than the recorded one.
+            return self._submit(request, video, self._fingerprint(request, video, None), deferral)
         assert record is not None, "only a recorded submission can be continued"
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)

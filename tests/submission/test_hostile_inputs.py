@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
+from airflow_provider_luma.exceptions import LumaTimeoutError
 from airflow_provider_luma.hooks.luma import LumaHook
+from tests.submission.test_stored_inputs import touch
 from tests.support.file_server import FileServer, Reply
 from tests.support.task_instance import TaskRun, TaskStateStore
 
@@ -24,6 +29,31 @@ def server() -> Iterator[FileServer]:
     server = FileServer()
     yield server
     server.close()
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk fail at the next look-up."""
+    info, failures = LocalFileSystem.info, itertools.count()
+
+    def broken(self: LocalFileSystem, path: str, **options: object) -> object:
+        if next(failures) == 0:
+            raise OSError("the disk is away")
+        return info(self, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "info", broken)
+
+
+def test_file_that_is_found_after_its_storage_was_away_is_recorded_as_what_it_is(luma, run, clip, monkeypatch):
+    luma.configure(outcome="generate_failed")
+    with suppress(Exception):
+        run.run_try()
+    luma.configure(outcome="success", processing_seconds=3600)
+    touch(clip, clip.read_bytes())
+    fail_once(monkeypatch)
+    for _ in range(2):
+        with pytest.raises(LumaTimeoutError):
+            run.run_try(timeout=0.05)
+    assert luma.accepted == 2, "one has failed, and the other is continued"
 
 
 class TestAfterTheSubmission:
