@@ -9,7 +9,10 @@ read only when it is checked and uploaded.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
@@ -86,6 +89,7 @@ class StoredFile:
     def name(self) -> str:
         """A file name that this version of this file alone has, and that tells nothing of it."""
         extension = PurePosixPath(self.path.name).suffix.lower()
+        extension = extension if re.fullmatch(r"\.[a-z0-9]{1,8}", extension) else ""
         return f"{hashlib.sha256(f'{self.address} {self.version}'.encode()).hexdigest()[:32]}{extension}"
 
     def open(self) -> IO[bytes]:
@@ -134,12 +138,24 @@ class StoredFile:
         :raises AirflowException: the storage could not sign
         """
         try:
-            url = self.path.fs.sign(self.path.path, expiration=int(seconds))
+            with _without_debug_logs():
+                url = self.path.fs.sign(self.path.path, expiration=int(seconds))
         except NotImplementedError:
             return None
         except Exception as error:
             raise AirflowException(f"{self.parameter}: {self.shown} could not be signed: {error}") from error
         return url if isinstance(url, str) and urlsplit(url).scheme in ("http", "https") else None
+
+
+@contextmanager
+def _without_debug_logs() -> Iterator[None]:
+    """Keep the libraries of storages, such as botocore, from logging each signature that they make."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.DEBUG))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def check_public_video(url: str, source: FileSource, log: Logger) -> None:

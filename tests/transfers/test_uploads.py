@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,12 @@ class TestForm:
         assert "clip" not in first
         assert uploads.uploads[0].file_name == first
         assert uploads.uploads[0].fields["uploadPath"] == "airflow-provider-luma"
+
+    @pytest.mark.parametrize("name", ["clip.mp4 (1)", "clip.take#2", "film.a?b%2F", 'film.mp4"\r', "clip." + "x" * 200])
+    def test_name_is_one_that_every_address_can_hold(self, hook, uploads, tmp_path, name):
+        (tmp_path / name).write_bytes(CONTENT)
+        hook.upload(str(tmp_path / name))
+        assert re.fullmatch("[0-9a-f]{32}", uploads.uploads[0].fields["fileName"])
 
     def test_empty_file_and_one_of_many_pieces_are_whole(self, hook, uploads, tmp_path):
         for size in (0, 1, 1024 * 1024, 1024 * 1024 + 1):
