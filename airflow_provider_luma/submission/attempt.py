@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.protocol import ModifyRequest
     from airflow_provider_luma.submission.decision import SubmissionRecord
     from airflow_provider_luma.submission.store import SubmissionStore
+    from airflow_provider_luma.transfers.input_video import InputVideo
 
 
 class SubmissionAttempt:
@@ -34,6 +35,7 @@ class SubmissionAttempt:
     :param store: where the record of the task's submission lives
     :param log: the task's log
     :param request: what to submit
+    :param video: its input
     :param intent: the record to write before
     :param fail_if_killed: called just before anything is sent; raises if the task was killed
     :ivar is_forgotten: whether the store holds no intent of an attempt that was refused
@@ -46,11 +48,12 @@ class SubmissionAttempt:
         log: Logger,
         *,
         request: ModifyRequest,
+        video: InputVideo,
         intent: SubmissionRecord,
         fail_if_killed: Callable[[], None],
     ) -> None:
         self._client, self._store, self._log = client, store, log
-        self._request = request
+        self._request, self._video = request, video
         self._intent = intent
         self._fail_if_killed = fail_if_killed
         self.is_forgotten = True
@@ -61,13 +64,15 @@ class SubmissionAttempt:
 
         :returns: the job's id at Luma
         :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
-        :raises AirflowException: the intent could not be recorded, or the task was killed; nothing was sent
+        :raises AirflowException: the storage could not sign, the intent could not be recorded, or the task was killed;
+            nothing was sent
         :raises LumaError: surely nothing was accepted
         """
         self._fail_if_killed()
+        request = replace(self._request, video_url=self._video.renewed(self._request.video_url))
         self._store.begin(self._intent)
         try:
-            luma_task_id = self._client.submit(self._request, before_send=self._fail_if_killed)
+            luma_task_id = self._client.submit(request, before_send=self._fail_if_killed)
         except LumaSubmissionUnknownError:
             raise  # the intent stays, for the next try to find
         except (LumaError, AirflowException, AirflowRuntimeError):

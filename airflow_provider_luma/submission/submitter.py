@@ -256,7 +256,13 @@ class Submitter:
             request, deferral = self._publish(request, video, deferral)
             request, intent = self._prepare(request, fingerprint)
             attempt = SubmissionAttempt(
-                self.client, self.store, self.log, request=request, intent=intent, fail_if_killed=self.fail_if_killed
+                self.client,
+                self.store,
+                self.log,
+                request=request,
+                video=video,
+                intent=intent,
+                fail_if_killed=self.fail_if_killed,
             )
             luma_task_id = attempt() if self.can_defer else self.client.retry_submission(attempt, self.timeout)
         except PERMANENT as error:

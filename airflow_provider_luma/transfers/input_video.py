@@ -10,8 +10,9 @@ upload, and each signature, gives another address.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 #: For how long an uploaded file must still be kept to be submitted: the service may fetch it when the job begins.
 MIN_REMAINING = timedelta(minutes=30)
+
+#: Seconds for which a signature counts as just made.
+FRESH_SIGNATURE = 10.0
 
 #: Characters of a value in a signed address from which on it is masked in logs; shorter ones are dates and names.
 _MIN_SECRET_LENGTH = 16
@@ -69,6 +73,7 @@ class InputVideo:
     log: Logger
     fail_if_killed: Callable[[], None]
     on_upload: Callable[[str], None]
+    _signed_at: float | None = field(default=None, init=False)
 
     @property
     def is_public(self) -> bool:
@@ -102,6 +107,18 @@ class InputVideo:
             self.log.warning("%s. It is taken for the one that was submitted before", error)
             return recorded
         return f"{request}:{hashlib.sha256(version.encode()).hexdigest()[:16]}"
+
+    def renewed(self, url: str) -> str:
+        """
+        Return the video's address for one more attempt to submit: the signature of the last one may have expired.
+
+        :param url: what :meth:`publish` has returned
+        :raises AirflowException: the storage could not sign
+        """
+        if self._signed_at is None or time.monotonic() - self._signed_at < FRESH_SIGNATURE:
+            return url
+        signed = self._sign(self._file)
+        return signed.url if signed is not None else url
 
     def publish(self, kept: dict[str, Any] | None, *, is_first_attempt: bool) -> PublishedVideo:
         """
@@ -142,8 +159,11 @@ class InputVideo:
             self.log.info("The storage of %s gives no signed addresses: the file is uploaded instead", file.shown)
             return None
         query = urlsplit(url).query
-        for secret in (query, *(value for _, value in parse_qsl(query) if len(value) >= _MIN_SECRET_LENGTH)):
-            mask_secret(secret)
+        encoded = (pair.partition("=")[2] for pair in query.split("&"))
+        for secret in (query, *encoded, *(value for _, value in parse_qsl(query))):
+            if len(secret) >= _MIN_SECRET_LENGTH:
+                mask_secret(secret)
+        self._signed_at = time.monotonic()
         self.log.info("Signed an address of %s for %.0f s", file.shown, seconds)
         return PublishedVideo(url)
 

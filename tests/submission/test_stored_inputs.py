@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 import requests
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import ObjectStoragePath
+from s3fs import S3FileSystem
 
 from airflow_provider_luma.exceptions import LumaInsufficientCreditsError, LumaTimeoutError
 from airflow_provider_luma.submission.store import UPLOAD_KEY
 from tests.support.clips import MOOV_IN_FRONT
 from tests.support.clips import clip as make_clip
 from tests.support.operator_fixtures import new_context
-from tests.support.storages import BUCKET
+from tests.support.storages import BUCKET, aws_connection
 from tests.support.stored_clips import digest, uploads
 from tests.support.task_instance import Killed, TaskRun, TaskStateStore
 from tests.support.task_logs import messages
@@ -175,6 +179,38 @@ class TestSignedInputs:
         assert len(secret) > 20
         everything = json.dumps([result, signed.ti.pushed, signed.store._values, [str(entry) for entry in task_log]])
         assert secret not in everything
+
+    def test_storage_logs_no_signature_at_any_level(self, luma, signed, s3_endpoint, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_MY_S3", aws_connection(s3_endpoint, region_name="eu-central-1"))
+        stream, root = io.StringIO(), logging.getLogger()
+        handler, before = logging.StreamHandler(stream), root.level
+        # The simulator and the S3 server log in this process, too.
+        handler.addFilter(lambda record: not record.name.startswith(("werkzeug", "httpcore", "httpx", "uvicorn")))
+        root.addHandler(handler)
+        root.setLevel(logging.DEBUG)
+        try:
+            signed.run_try()
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(before)
+        secret = dict(parse_qsl(luma.jobs[0].video_url.partition("?")[2]))["X-Amz-Signature"]
+        assert "Calculating signature" in stream.getvalue(), "of the look-up"
+        assert secret not in stream.getvalue()
+        assert logging.root.manager.disable == 0
+
+    def test_signature_is_made_anew_where_the_service_accepts_later(self, luma, signed, monkeypatch, short_backoff):
+        sign, made = S3FileSystem.sign, []
+
+        def counted(*arguments: object, **options: object) -> str:
+            made.append(f"{sign(*arguments, **options)}&number={len(made)}")
+            return made[-1]
+
+        monkeypatch.setattr(S3FileSystem, "sign", counted)
+        monkeypatch.setattr("airflow_provider_luma.transfers.input_video.FRESH_SIGNATURE", 0.0, raising=False)
+        luma.configure(faults=["submit:refuse,code=429,times=2"])
+        signed.run_try(deferrable=False)
+        assert luma.jobs[0].video_url == made[-1]
+        assert len(made) >= 3
 
     def test_signature_that_the_service_repeats_is_removed(self, luma, signed, s3_clip):
         luma.configure(
