@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 #: What is asked of a storage at a time; some keep several of them in memory.
 BLOCK_SIZE = 1024 * 1024
 
-#: Where storages tell the version of a file: its content's hash, or else when it was written.
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "updated", "last_modified")
+#: Where storages tell the version of a file: its content's hash, or else when it was written. The hashes come before
+#: the ETag, which in some storages changes with a file's metadata.
+_VERSION_KEYS = (
+    *("md5Hash", "content_md5", "crc32c", "ETag", "etag"),
+    *("mtime", "LastModified", "updated", "last_modified"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,21 +68,20 @@ class StoredFile:
         """
         shown = f"{parameter}: {without_secrets(address)}"
         try:
-            path = ObjectStoragePath(address)
+            path = _path(address, shown)
             path.fs.invalidate_cache()
             info = path.fs.info(path.path)
+            size = int(info["size"]) if info.get("type") == "file" else 0
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LumaValidationError(None, f"{shown}: there is no such file") from error
-        except (ValueError, ImportError) as error:
-            raise LumaValidationError(
-                None, f"{shown}: Airflow knows no such storage here ({error}). Install the provider package for it"
-            ) from error
+        except LumaError:
+            raise
         except Exception as error:
             raise AirflowException(f"{shown} could not be looked up: {error}") from error
         if info.get("type") != "file":
             raise LumaValidationError(None, f"{shown} is a folder, or no regular file: name one video")
-        version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-        return cls(address, parameter, path, int(info["size"]), f"{info['size']} {version}")
+        version = next((str(info[key]).strip('"') for key in _VERSION_KEYS if info.get(key)), "")
+        return cls(address, parameter, path, size, f"{size} {version}")
 
     @property
     def shown(self) -> str:
@@ -145,6 +148,18 @@ class StoredFile:
         except Exception as error:
             raise AirflowException(f"{self.parameter}: {self.shown} could not be signed: {error}") from error
         return url if isinstance(url, str) and urlsplit(url).scheme in ("http", "https") else None
+
+
+def _path(address: str, shown: str) -> ObjectStoragePath:
+    """Return a path whose storage Airflow knows."""
+    try:
+        path = ObjectStoragePath(address)
+        path.fs  # noqa: B018  (looks the storage up)
+    except (ValueError, ImportError) as error:
+        raise LumaValidationError(
+            None, f"{shown}: Airflow knows no such storage here ({error}). Install the provider package for it"
+        ) from error
+    return path
 
 
 @contextmanager
