@@ -9,6 +9,7 @@ we count on 24 hours where the answer itself does not tell.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -33,6 +34,10 @@ UPLOAD_FOLDER = "airflow-provider-luma"
 
 #: For how long an uploaded file is surely kept, where the answer does not say.
 UPLOADS_KEPT = timedelta(hours=24)
+
+#: Address of an uploaded file, without a user, and its characters at most: it goes into XComs and triggers.
+_UPLOADED = re.compile(r"https?://[^\s/?#@\\]+[/?#][^\s\\\x00-\x1f\x7f]*")
+_MAX_ADDRESS = 8192
 
 _UPLOAD_REFUSALS: dict[int, type[LumaError]] = {
     **REFUSALS,
@@ -62,10 +67,12 @@ class LumaUpload:
 
     @classmethod
     def load(cls, stored: Any) -> LumaUpload | None:
-        """Read what :meth:`as_dict` wrote; None if there is nothing."""
-        if not stored:
+        """Read what :meth:`as_dict` wrote; None if there is nothing, or something else."""
+        try:
+            upload = cls(str(stored["url"]), int(stored["size"]), datetime.fromisoformat(stored["expires_at"]))
+        except (KeyError, TypeError, ValueError):
             return None
-        return cls(stored["url"], stored["size"], datetime.fromisoformat(stored["expires_at"]))
+        return upload if upload.expires_at.tzinfo else None
 
 
 def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
@@ -80,7 +87,7 @@ def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
     """
     data = read_object(read_data(response, _UPLOAD_REFUSALS))
     url = read_text(data.get("downloadUrl")) or read_text(data.get("fileUrl"))
-    if not url or not url.startswith(("https://", "http://")):
+    if not url or len(url) > _MAX_ADDRESS or not _UPLOADED.fullmatch(url):
         raise LumaUnavailableError(None, f"the answer names no address of the uploaded file: {excerpt(response)}")
     stored = read_integer(data.get("fileSize"))
     if stored not in (None, size):
@@ -92,9 +99,9 @@ def _read_expiry(value: object) -> datetime | None:
     """Read a time in ISO 8601, in UTC if it names no zone, or in milliseconds since the epoch."""
     try:
         expiry = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
+        return (expiry.astimezone(UTC) if expiry.tzinfo else expiry.replace(tzinfo=UTC)) if expiry else read_time(value)
+    except (ValueError, OverflowError):
         return read_time(value)
-    return (expiry.astimezone(UTC) if expiry.tzinfo else expiry.replace(tzinfo=UTC)) if expiry else read_time(value)
 
 
 def download_url_request(result_url: str) -> Request:

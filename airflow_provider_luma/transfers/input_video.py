@@ -138,12 +138,14 @@ class InputVideo:
         upload = LumaUpload.load(kept) if kept and kept.get("file") == file.name else None
         if upload is not None and upload.expires_at - datetime.now(UTC) > MIN_REMAINING:
             self.log.info("%s is uploaded already; Luma keeps it until %s", file.shown, upload.expires_at)
-            self.on_upload(upload.url)
-            return PublishedVideo(upload.url, kept)
-        if self.is_checked:
-            file.check(self.log)
-        published = self._sign(file) or self._upload(file)
+            published = PublishedVideo(upload.url, kept)
+        else:
+            if self.is_checked:
+                file.check(self.log)
+            published = self._sign(file) or self._upload(file)
         check_video_url(published.url, service_is_public=self.client.luma_connection.is_public)
+        if published.upload is not None:
+            self.on_upload(published.url)
         return published
 
     @cached_property
@@ -169,5 +171,4 @@ class InputVideo:
 
     def _upload(self, file: StoredFile) -> PublishedVideo:
         upload = self.client.upload_file(file, self.fail_if_killed)
-        self.on_upload(upload.url)
         return PublishedVideo(upload.url, {"file": file.name, **upload.as_dict()})

@@ -122,6 +122,16 @@ class TestSubmitOnce:
         run.run_try()
         assert (luma.accepted, len(uploads(luma))) == (1, 2)
 
+    @pytest.mark.parametrize("kept", [{"size": None}, {"expires_at": "2030-01-01"}, {"expires_at": 5}, {"size": "x"}])
+    def test_upload_that_cannot_be_read_is_repeated(self, luma, run, kept):
+        luma.configure(faults=["submit:refuse,code=402,times=1"])
+        with pytest.raises(LumaInsufficientCreditsError):
+            run.run_try()
+        values = run.store._values
+        values[UPLOAD_KEY] = json.dumps({**json.loads(values[UPLOAD_KEY]), **kept})
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 2)
+
     def test_upload_of_another_version_is_not_used(self, luma, run, clip):
         luma.configure(faults=["submit:refuse,code=402,times=1"])
         with pytest.raises(LumaInsufficientCreditsError):

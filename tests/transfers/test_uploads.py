@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
+from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_luma.exceptions import LumaAuthError, LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.hooks.luma import LumaHook
@@ -76,7 +77,7 @@ class TestForm:
         assert uploads.uploads[0].file_name == first
         assert uploads.uploads[0].fields["uploadPath"] == "airflow-provider-luma"
 
-    @pytest.mark.parametrize("name", ["clip.mp4 (1)", "clip.take#2", "film.a?b%2F", 'film.mp4"\r', "clip." + "x" * 200])
+    @pytest.mark.parametrize("name", ["clip.mp4 (1)", "clip.take#2", "film.a?b%2F", 'film.mp4"', "clip." + "x" * 200])
     def test_name_is_one_that_every_address_can_hold(self, hook, uploads, tmp_path, name):
         (tmp_path / name).write_bytes(CONTENT)
         hook.upload(str(tmp_path / name))
@@ -116,7 +117,10 @@ class TestAnswers:
         uploads.answers = [accepted(expiresAt=expires_at)]
         assert hook.upload(str(file)).expires_at == datetime(2030, 5, 6, 7, 8, 9, tzinfo=UTC)
 
-    @pytest.mark.parametrize("expires_at", [None, "soon", [], "9999999999999999999"])
+    @pytest.mark.parametrize(
+        "expires_at",
+        [None, "soon", [], "9999999999999999999", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", 1e300],
+    )
     def test_expiry_is_a_day_where_the_answer_does_not_tell(self, hook, uploads, file, expires_at):
         uploads.answers = [accepted(expiresAt=expires_at)]
         before = datetime.now(UTC)
@@ -124,7 +128,21 @@ class TestAnswers:
         assert before + timedelta(hours=24) <= upload.expires_at <= datetime.now(UTC) + timedelta(hours=24)
 
     @pytest.mark.parametrize(
-        "data", [{}, {"downloadUrl": ""}, {"downloadUrl": "ftp://x"}, {"downloadUrl": 5}, None, [], "text"]
+        "data",
+        [
+            {},
+            {"downloadUrl": ""},
+            {"downloadUrl": "ftp://x"},
+            {"downloadUrl": 5},
+            None,
+            [],
+            "text",
+            {"downloadUrl": "javascript:alert(1)"},
+            {"downloadUrl": "https://x/a b.mp4"},
+            {"downloadUrl": "https://x/\r\n"},
+            {"downloadUrl": "https://user:password@x/a.mp4"},
+            {"downloadUrl": "https://x/" + "a" * 9000},
+        ],
     )
     def test_answer_without_an_address_is_an_error_after_some_attempts(self, hook, uploads, file, data):
         uploads.answers = [(200, {"success": True, "code": 200, "msg": "ok", "data": data})]
@@ -158,6 +176,28 @@ class TestAnswers:
             hook.upload(str(file))
 
 
+class TestVersion:
+    @pytest.fixture
+    def version(self, file, monkeypatch):
+        """Returns the version of the file in a storage that says this of it."""
+
+        def _version(**said: object) -> str:
+            info = LocalFileSystem.info
+            with monkeypatch.context() as patch:
+                patch.setattr(LocalFileSystem, "info", lambda *args, **options: {**info(*args, **options), **said})
+                return StoredFile.find(str(file), "source").version
+
+        return _version
+
+    @pytest.mark.parametrize("content", [{"md5Hash": "abc="}, {"crc32c": "abc="}])
+    def test_change_of_what_a_storage_notes_beside_the_content_is_none(self, version, content):
+        assert version(etag="CJ1", **content) == version(etag="CJ2", **content)
+        assert version(etag="CJ1") != version(etag="CJ2")
+
+    def test_etag_counts_with_and_without_its_quotes(self, version):
+        assert version(ETag='"abc"') == version(ETag="abc")
+
+
 class TestFileThatChanges:
     def test_file_that_becomes_shorter_is_no_upload(self, hook, uploads, file):
         found = StoredFile.find(str(file), "source")
@@ -181,6 +221,18 @@ class TestFileThatChanges:
         monkeypatch.setattr(type(found.path.fs), "open", broken)
         with pytest.raises(AirflowException, match="source: .* could not be opened: the disk is gone"):
             hook.upload_file(found)
+
+
+@pytest.mark.parametrize("said", [json.JSONDecodeError("no JSON", "<html>", 0), {"type": "file", "size": None}])
+def test_storage_that_answers_nonsense_is_left_to_a_retry(hook, uploads, file, monkeypatch, said):
+    def info(*_arguments: object, **_options: object) -> object:
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    monkeypatch.setattr(LocalFileSystem, "info", info)
+    with pytest.raises(AirflowException, match="source: .* could not be looked up"):
+        hook.upload(str(file))
 
 
 @pytest.mark.parametrize(
