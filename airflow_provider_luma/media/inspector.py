@@ -3,9 +3,9 @@
 A process that examines one video with FFmpeg, and reads it through its parent.
 
 A file may be made to crash FFmpeg, or to let it allocate or compute without end; here that ends no task. The process
-needs nothing but PyAV. It asks for the file's bytes with lines of an offset and a length on its standard output, and
-gets each answer as a length and so many bytes on its standard input. Its last line is JSON: ``found`` and ``remedy`` if
-the video cannot be taken, and otherwise neither.
+needs nothing but PyAV, and says first that it has it. It asks for the file's bytes with lines of an offset and a length
+on its standard output, and gets each answer as a length and so many bytes on its standard input. Its last line is JSON:
+``found`` and ``remedy`` if the video cannot be taken, and otherwise neither.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.stream import Stream
     from av.video.stream import VideoStream
+
+#: The first line.
+READY = b"ready\n"
 
 #: Bytes of address space, and seconds of computing.
 _MEMORY = 1 << 30
@@ -264,6 +267,10 @@ def _limit_resources() -> None:
 def main(size: str, max_seconds: str, tolerance: str) -> None:
     """Examine the video of the parent process."""
     _limit_resources()
+    import av  # noqa: F401  (what fails from here on is due to the file)
+
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
     verdict = {}
     try:
         file = RemoteFile(int(size), sys.stdout.buffer, sys.stdin.buffer)

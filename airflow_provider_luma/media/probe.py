@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.inspector import READY
 from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 #: most; a busy machine lets it wait for the others. What the storage takes is not counted.
 MAX_BYTES_READ = 64 << 20
 MAX_SECONDS = 60.0
+
+#: Seconds that it may take PyAV to start.
+START_SECONDS = 60.0
 
 #: Bytes that tell the kind of a file.
 HEAD_LENGTH = 1024
@@ -90,17 +94,16 @@ def check_video_file(file: IO[bytes], *, parameter: str, shown: str, size: int, 
     :param parameter: the parameter that names the file
     :param shown: its address as messages may show it
     :param size: bytes
-    :param log: told once in a process if PyAV is not installed, and the kind and the size are all that is checked
+    :param log: told once in a process if there is no PyAV that works, and kind and size are all that is checked
     :raises LumaValidationError: the service would refuse it
     """
     _check_size(size, parameter, shown)
     file.seek(0)
     _check_kind(file.read(HEAD_LENGTH), parameter, shown)
-    if not _has_pyav():
+    verdict = _inspect(file, size) if _has_pyav() else None
+    if verdict is None:
         _log_absence(log)
-        return
-    verdict = _inspect(file, size)
-    if verdict:
+    elif verdict:
         raise _refusal(parameter, shown, verdict["found"], verdict["remedy"])
 
 
@@ -139,13 +142,13 @@ def _log_absence(log: Logger) -> None:
     if not _absence_logged:
         _absence_logged = True
         log.info(
-            "Of input videos only the size and the first bytes are checked, since PyAV is not installed; "
-            "to check more: pip install 'airflow-provider-luma[media]'"
+            "Of input videos only the size and the first bytes are checked, since PyAV is not installed, or does "
+            "not work here; to check more: pip install 'airflow-provider-luma[media]'"
         )
 
 
-def _inspect(file: IO[bytes], size: int) -> dict[str, str]:
-    """Return what is wrong with a video as ``found`` and ``remedy``; empty if nothing is."""
+def _inspect(file: IO[bytes], size: int) -> dict[str, str] | None:
+    """Return what is wrong with a video, ``found`` and ``remedy``; empty if nothing is, None if PyAV does not work."""
     limits = (size, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE)
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-S", "-P", str(_INSPECTOR), *map(str, limits)],
@@ -156,7 +159,7 @@ def _inspect(file: IO[bytes], size: int) -> dict[str, str]:
         env=_environment(),
     ) as inspector:
         try:
-            return _serve(file, size, inspector)
+            return _serve(file, size, inspector) if _next_line(inspector, START_SECONDS) == READY else None
         finally:
             inspector.kill()
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import av
+import psutil
 import pytest
 from airflow.sdk import ObjectStoragePath
 
@@ -288,7 +289,7 @@ def test_index_of_which_there_is_no_end_is_refused():
     grown = lengthened(content, 100_000_000, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz")
     file = CountingFile(grown + bytes(100_000_000))
     refusal(file)
-    assert file.count <= probe.MAX_BYTES_READ + probe._HEAD
+    assert file.count <= probe.MAX_BYTES_READ + probe.HEAD_LENGTH
 
 
 def test_no_other_file_is_opened_that_the_video_refers_to(tmp_path):
@@ -315,7 +316,7 @@ def test_work_without_end_is_ended(monkeypatch):
 
 def test_crash_of_ffmpeg_is_a_refusal(monkeypatch, tmp_path):
     script = tmp_path / "inspector.py"
-    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    script.write_text("import os, signal; print('ready', flush=True); os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(probe, "_INSPECTOR", script)
     assert "makes FFmpeg fail, or run without end" in refusal(clip())
 
@@ -323,7 +324,9 @@ def test_crash_of_ffmpeg_is_a_refusal(monkeypatch, tmp_path):
 def test_inspector_gets_no_secret(monkeypatch, tmp_path):
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", "luma://:secret@")
     script = tmp_path / "inspector.py"
-    script.write_text("import json, os; print(json.dumps({'found': str(dict(os.environ)), 'remedy': 'none'}))")
+    script.write_text(
+        "import json, os; print('ready', json.dumps({'found': str(dict(os.environ)), 'remedy': 'none'}), sep='\\n')"
+    )
     monkeypatch.setattr(probe, "_INSPECTOR", script)
     message = refusal(clip())
     assert "PYTHONPATH" in message
@@ -424,6 +427,40 @@ def test_without_pyav_size_and_first_bytes_are_checked_and_the_log_says_so_once(
     assert "pip install 'airflow-provider-luma[media]'" in caplog.text
     assert "Matroska" in refusal(clip("mkv"))
     assert "is empty" in refusal(b"")
+
+
+@pytest.mark.parametrize("failure", ["raise ImportError('no libavcodec')", "import os; os.abort()"])
+def test_pyav_that_does_not_work_refuses_no_video(failure, tmp_path, monkeypatch, caplog):
+    (tmp_path / "av").mkdir()
+    (tmp_path / "av" / "__init__.py").write_text(failure)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(probe, "_absence_logged", False)
+    caplog.set_level(logging.INFO)
+    check(clip())
+    assert "does not work here" in caplog.text
+
+
+def test_inspector_ends_with_its_parent():
+    """Killed while the inspector waits for an answer that never comes."""
+    parent = """
+import io, os, psutil, time
+from airflow_provider_luma.media.probe import check_video_file
+class Hanging(io.BytesIO):
+    def seek(self, *arguments):
+        if self.tell():
+            print(psutil.Process().children()[0].pid, flush=True)
+            time.sleep(60)
+        return super().seek(*arguments)
+video = Hanging(bytes([0, 0, 0, 32]) + b"ftypisom" + bytes(5000))
+check_video_file(video, parameter="p", shown="s", size=5012, log=None)
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, cwd=ROOT)
+    inspector = psutil.Process(int(process.stdout.readline()))
+    process.kill()
+    process.wait()
+    with suppress(psutil.NoSuchProcess):
+        inspector.wait(10)
+    assert not inspector.is_running() or inspector.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(
