@@ -34,6 +34,9 @@ DEFAULT_REQUESTS_PER_SECOND = 10.0
 #: may fetch the video only when the job begins.
 DEFAULT_SIGNATURE_EXPIRY = 6 * 3600.0
 
+#: Shorter ones expire before the service looks; longer ones S3 and Google sign, and then refuse.
+SHORTEST_SIGNATURE, LONGEST_SIGNATURE = 60.0, 7 * 86_400.0
+
 
 @dataclass(frozen=True)
 class LumaConnection:
@@ -204,7 +207,14 @@ def _sign_inputs(value: object, name: str) -> float | None:
         return None
     if str(value).strip().lower() == "true":
         return DEFAULT_SIGNATURE_EXPIRY
-    return _number(value, "sign_inputs", name)
+    seconds = _number(value, "sign_inputs", name)
+    if not SHORTEST_SIGNATURE <= seconds <= LONGEST_SIGNATURE:
+        raise LumaValidationError(
+            None,
+            f"{name}: sign_inputs in its extra is {seconds:g}: give {SHORTEST_SIGNATURE:g} to {LONGEST_SIGNATURE:g} "
+            "seconds, or true for six hours",
+        )
+    return seconds
 
 
 def _optional_number(value: object, option: str, name: str) -> float | None:
@@ -222,7 +232,8 @@ def _api_key(connection: Connection, name: str) -> str:
 
 
 def _number(value: object, option: str, name: str) -> float:
-    number = float(value) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
+    is_digits = isinstance(value, str) and value.isascii() and value.replace(".", "", 1).isdigit()
+    number = float(value) if is_digits else value  # type: ignore[arg-type]
     check_positive(f"{name}: {option} in its extra", number)
     return float(number)  # type: ignore[arg-type]
 

@@ -224,3 +224,15 @@ def test_message_about_a_missing_connection_says_how_to_create_it():
     message = missing_connection("my_luma")
     for hint in ("luma_conn_id='my_luma'", "AIRFLOW_CONN_MY_LUMA", "luma://:", "Password"):
         assert hint in message
+
+
+@pytest.mark.parametrize("value", [0.5, 1, 59, 7 * 86_400 + 1, "1", "nan", float("nan"), float("inf"), -5, [], {}])
+def test_signature_that_no_storage_or_no_job_can_use_is_refused(value):
+    with pytest.raises(LumaValidationError, match="sign_inputs in its extra"):
+        read(extra={"sign_inputs": value})
+
+
+@pytest.mark.parametrize("value", ["nan", float("nan"), float("inf"), -5, [], True, {}, "-1", "1e3", "²"])
+def test_credits_to_keep_that_are_no_number_are_refused(value):
+    with pytest.raises(LumaValidationError, match="min_credits in its extra"):
+        read(extra={"min_credits": value})
