@@ -252,6 +252,8 @@ class Submitter:
     def _submit(self, request: ModifyRequest, video: InputVideo, fingerprint: str, deferral: DeferralState) -> NextStep:
         attempt = None
         try:
+            if deferral.first_attempt_at is None:
+                video.check_public()
             self._check_credits()
             request, deferral = self._publish(request, video, deferral)
             request, intent = self._prepare(request, fingerprint)
@@ -299,7 +301,7 @@ class Submitter:
     ) -> tuple[ModifyRequest, DeferralState]:
         """Return the request with the video's public address, and the state in which an upload is kept."""
         kept = deferral.upload or try_store(self.log, self.store.load_upload)
-        published = video.publish(kept, is_first_attempt=deferral.first_attempt_at is None)
+        published = video.publish(kept)
         if published.upload is not None and published.upload != kept:
             try_store(self.log, self.store.save_upload, published.upload)
         self.log.info("Submitting %s to Luma with the prompt %r", video.shown, request.prompt)

@@ -120,19 +120,25 @@ class InputVideo:
         signed = self._sign(self._file)
         return signed.url if signed is not None else url
 
-    def publish(self, kept: dict[str, Any] | None, *, is_first_attempt: bool) -> PublishedVideo:
+    def check_public(self) -> None:
+        """
+        Look into a public video.
+
+        :raises LumaValidationError: the service will not take it
+        """
+        if self.is_public and self.is_checked:
+            self.client.check_public_video(self.address)
+
+    def publish(self, kept: dict[str, Any] | None) -> PublishedVideo:
         """
         Let Luma read the video.
 
         :param kept: what was kept of an earlier upload
-        :param is_first_attempt: whether this task has not checked the video before
         :raises LumaValidationError: the service will not take it
         :raises AirflowException: the storage cannot be read for now
         :raises LumaError: the service refused the upload
         """
         if self.is_public:
-            if self.is_checked and is_first_attempt:
-                self.client.check_public_video(self.address)
             return PublishedVideo(self.address)
         file = self._file
         upload = LumaUpload.load(kept) if kept and kept.get("file") == file.name else None
@@ -161,6 +167,7 @@ class InputVideo:
             self.log.info("The storage of %s gives no signed addresses: the file is uploaded instead", file.shown)
             return None
         query = urlsplit(url).query
+        file.check_unchanged()
         encoded = (pair.partition("=")[2] for pair in query.split("&"))
         for secret in (query, *encoded, *(value for _, value in parse_qsl(query))):
             if len(secret) >= _MIN_SECRET_LENGTH:

@@ -232,6 +232,18 @@ class TestSignedInputs:
             signed.run_try()
         assert "0123456789abcdef" not in str(caught.value) + json.dumps(signed.ti.pushed)
 
+    def test_clip_that_is_replaced_before_it_is_signed_is_not_submitted(self, luma, signed, bucket, monkeypatch):
+        sign = S3FileSystem.sign
+
+        def replaced(*arguments: object, **options: object) -> str:
+            bucket.s3.put_object(Bucket=BUCKET, Key="in/clip.mp4", Body=b"another")
+            return str(sign(*arguments, **options))
+
+        monkeypatch.setattr(S3FileSystem, "sign", replaced)
+        with pytest.raises(AirflowException, match="was changed"):
+            signed.run_try()
+        assert luma.accepted == 0
+
     def test_file_whose_storage_signs_nothing_is_uploaded(self, luma, set_connection, run, task_log):
         set_connection(luma.base_url, sign_inputs=True)
         run.run_try()
@@ -339,6 +351,16 @@ class TestCredits:
         assert (luma.accepted, uploads(luma)) == (0, [])
         luma.configure(credits=100)
         run.run_try()
+        assert luma.accepted == 1
+
+    def test_video_is_looked_at_although_the_credits_could_not_be_had_at_first(
+        self, luma, modify, set_connection, short_backoff, monkeypatch
+    ):
+        monkeypatch.setattr("airflow_provider_luma.backoff.READ_RETRY_TIMEOUT", 0.0)
+        set_connection(luma.base_url, min_credits=1)
+        luma.configure(faults=["credit:refuse,code=500,times=1"])
+        TaskRun(modify, TaskStateStore()).run_try()
+        assert len([call for call in luma.calls if "range" in call.headers]) == 1
         assert luma.accepted == 1
 
     def test_log_says_how_many_credits_are_left(self, luma, run, task_log):
