@@ -117,6 +117,8 @@ class Submitter:
                 "names no submission_store"
             )
         if decision.step is Step.SUBMIT:
+            if record is None and deferral.upload is None:  # else a job may have failed because of the upload
+                deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
             # A file that could not be looked up above may be there now, and another one than the recorded one.
             return self._submit(request, video, self._fingerprint(request, video, None), deferral)
         assert record is not None, "only a recorded submission can be continued"
@@ -268,6 +270,8 @@ class Submitter:
             )
             luma_task_id = attempt() if self.can_defer else self.client.retry_submission(attempt, self.timeout)
         except PERMANENT as error:
+            if deferral.upload is not None:
+                try_store(self.log, self.store.save_upload, {})  # whoever clears the task wants a new one
             _fail(error)
         except TRANSIENT as error:
             if not self.can_defer or (attempt is not None and not attempt.is_forgotten):
@@ -300,9 +304,8 @@ class Submitter:
         self, request: ModifyRequest, video: InputVideo, deferral: DeferralState
     ) -> tuple[ModifyRequest, DeferralState]:
         """Return the request with the video's public address, and the state in which an upload is kept."""
-        kept = deferral.upload or try_store(self.log, self.store.load_upload)
-        published = video.publish(kept)
-        if published.upload is not None and published.upload != kept:
+        published = video.publish(deferral.upload)
+        if published.upload is not None and published.upload != deferral.upload:
             try_store(self.log, self.store.save_upload, published.upload)
         self.log.info("Submitting %s to Luma with the prompt %r", video.shown, request.prompt)
         return replace(request, video_url=published.url), deferral._replace(upload=published.upload)

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow.sdk import ObjectStoragePath
 from s3fs import S3FileSystem
 
-from airflow_provider_luma.exceptions import LumaInsufficientCreditsError, LumaTimeoutError
+from airflow_provider_luma.exceptions import LumaGenerationError, LumaInsufficientCreditsError, LumaTimeoutError
 from airflow_provider_luma.submission.store import UPLOAD_KEY
 from tests.support.clips import MOOV_IN_FRONT
 from tests.support.clips import clip as make_clip
@@ -120,6 +120,21 @@ class TestSubmitOnce:
         kept = json.loads(values[UPLOAD_KEY])
         values[UPLOAD_KEY] = json.dumps({**kept, "expires_at": "2026-01-01T00:00:00+00:00"})
         run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 2)
+
+    def test_upload_of_a_job_that_has_failed_is_repeated(self, luma, run):
+        luma.configure(outcome="generate_failed")
+        with pytest.raises(LumaGenerationError):
+            run.run_try()
+        luma.configure(outcome="success")
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (2, 2)
+
+    def test_upload_that_luma_cannot_read_is_repeated_after_a_clear(self, luma, run):
+        luma.configure(faults=["submit:refuse,code=422,times=1"])
+        with pytest.raises(AirflowFailException):
+            run.run_try()
+        run.clear_and_run()
         assert (luma.accepted, len(uploads(luma))) == (1, 2)
 
     @pytest.mark.parametrize("kept", [{"size": None}, {"expires_at": "2030-01-01"}, {"expires_at": 5}, {"size": "x"}])
