@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
@@ -24,6 +24,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.media.probe import HEAD_LENGTH, check_video_file, check_video_head
 from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, without_secrets
+from airflow_provider_luma.validation import is_web_address
 
 if TYPE_CHECKING:
     import requests
@@ -147,7 +148,9 @@ class StoredFile:
             return None
         except Exception as error:
             raise AirflowException(f"{self.parameter}: {self.shown} could not be signed: {error}") from error
-        return url if isinstance(url, str) and urlsplit(url).scheme in ("http", "https") else None
+        if not isinstance(url, str) or not is_web_address(url):
+            return None
+        return quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # some put the name of the file in as it is
 
 
 def _path(address: str, shown: str) -> ObjectStoragePath:

@@ -198,6 +198,23 @@ class TestVersion:
         assert version(ETag='"abc"') == version(ETag="abc")
 
 
+@pytest.mark.parametrize(
+    ("signed", "url"),
+    [
+        (
+            "https://a.example.com/my clip é.mp4?sig=a%2Bb%3D",
+            "https://a.example.com/my%20clip%20%C3%A9.mp4?sig=a%2Bb%3D",
+        ),
+        ("https://b.example.com/it%27s%7E1.mp4?X-Amz-Date=1", "https://b.example.com/it%27s%7E1.mp4?X-Amz-Date=1"),
+        ("gs://bucket/clip.mp4", None),
+        (None, None),
+    ],
+)
+def test_signed_address_is_one_that_every_client_can_read(file, monkeypatch, signed, url):
+    monkeypatch.setattr(LocalFileSystem, "sign", lambda *_, **__: signed)
+    assert StoredFile.find(str(file), "source").sign(600) == url
+
+
 class TestFileThatChanges:
     def test_file_that_becomes_shorter_is_no_upload(self, hook, uploads, file):
         found = StoredFile.find(str(file), "source")
