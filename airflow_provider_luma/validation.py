@@ -137,7 +137,8 @@ def check_file_address(parameter: str, address: object) -> None:
     _check_text(parameter, text)
     if is_web_address(text):
         raise LumaValidationError(None, f"{what_it_is}; a public address needs no upload: {text!r}")
-    if not re.match(r"/.|[a-z][a-z0-9+.-]*://.", text, re.IGNORECASE):
+    # A storage of files reads what is behind two slashes only from the process's own folder, whatever that is.
+    if not re.match(r"/.|(?!(?:file|local)://[^/])[a-z][a-z0-9+.-]*://.", text, re.IGNORECASE):
         raise LumaValidationError(
             None, f"{what_it_is}, or a public address that begins with http:// or https://: {text!r}"
         )

@@ -323,3 +323,17 @@ def test_positive_number_of_seconds_is_allowed(seconds):
 def test_what_is_no_positive_number_of_seconds_is_refused(seconds):
     with pytest.raises(LumaValidationError, match="timeout"):
         validation.check_positive("timeout", seconds)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["file://clip.mp4", "FILE://data/clip.mp4", "local://~/clip.mp4", "file://localhost/clip.mp4", "file:/a.mp4"],
+)
+def test_file_that_depends_on_the_folder_of_the_process_is_refused(address):
+    with pytest.raises(LumaValidationError, match="source must be a file in a storage, such as /data/clip.mp4"):
+        validation.check_file_address("source", address)
+
+
+@pytest.mark.parametrize("address", ["file:///clip.mp4", "local:///clip.mp4", "FILE:///clip.mp4", "s3://b/clip.mp4"])
+def test_file_in_a_storage_is_accepted(address):
+    validation.check_file_address("source", address)
