@@ -22,27 +22,24 @@ MP4_OPTIONS = {"movflags": "+faststart"}
 #: Without frames that refer to later ones, the video begins at 0 and needs no edit list, which not everybody heeds.
 _OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0", "threads": str(THREADS)}
 
-_TV_RANGE = 1
-
 
 class VideoEncoder:
     """
     Encodes pictures at a constant rate.
 
     :param rate: frames per second
-    :param size: width and height, both even
-    :param like: a video whose colours have the same meaning
+    :param picture: one of them; the others are alike
+    :param source: the video that they are made of
     """
 
-    def __init__(self, out: OutputContainer, rate: Fraction, size: tuple[int, int], like: VideoStream) -> None:
+    def __init__(self, out: OutputContainer, rate: Fraction, picture: av.VideoFrame, source: VideoStream) -> None:
         self._stream = out.add_stream("libx264", rate=rate, options=_OPTIONS)
-        self._stream.width, self._stream.height = size
+        self._stream.width, self._stream.height = picture.width, picture.height
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
-        context.color_range = _TV_RANGE
-        context.colorspace = like.codec_context.colorspace
-        context.color_primaries = like.codec_context.color_primaries
-        context.color_trc = like.codec_context.color_trc
+        context.color_range, context.colorspace = picture.color_range, picture.colorspace
+        context.color_primaries = source.codec_context.color_primaries
+        context.color_trc = source.codec_context.color_trc
         self._time_base = 1 / rate
         self.frames = 0
 

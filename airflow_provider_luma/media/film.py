@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 #: Each thread of FFmpeg holds pictures in memory.
 THREADS = min(4, os.cpu_count() or 1)
 
+#: Pictures in RGB say of no way to become YUV that it was theirs.
+_RGB = 0
+_MATRIX = ":out_color_matrix=bt709"
+
 #: What turns a picture, by the degrees counterclockwise that the file asks for.
 _ROTATIONS = {
     90: [("transpose", "cclock")],
@@ -163,7 +167,7 @@ class Pictures:
         filters = [
             ("buffer", source),
             *_ROTATIONS.get(rotation, []),
-            ("scale", f"w={self.size[0]}:h={self.size[1]}:out_range=tv"),
+            ("scale", f"w={self.size[0]}:h={self.size[1]}:out_range=tv{_MATRIX if frame.colorspace == _RGB else ''}"),
             ("setsar", "1"),
             ("format", "pix_fmts=yuv420p"),
             ("buffersink", ""),

@@ -145,7 +145,7 @@ def _write(
     frames = max(1, round(plan.frames / plan.rate * rate))
     film = _film(clips, rate, frames)
     first, video = next(film)
-    encoder = VideoEncoder(out, rate, (first.width, first.height), video)
+    encoder = VideoEncoder(out, rate, first, video)
     sound = Sound(source, out, plan.origin, frames / rate)
     for done, picture in enumerate(chain((first,), (picture for picture, _ in film)), 1):
         _mux(out, encoder.encode(picture), sound)

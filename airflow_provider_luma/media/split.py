@@ -200,7 +200,7 @@ def _write_clip(
     frames = plan.cuts[index + 1] - plan.cuts[index]
     first = next(film)
     with av.open(str(scratch), "w", format="mp4", options=MP4_OPTIONS) as out:
-        encoder = VideoEncoder(out, plan.rate, (first.width, first.height), video)
+        encoder = VideoEncoder(out, plan.rate, first, video)
         out.mux(encoder.encode(first))
         for picture in islice(film, frames - 1):
             out.mux(encoder.encode(picture))

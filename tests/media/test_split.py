@@ -152,6 +152,28 @@ def test_full_range_becomes_that_of_television():
     assert 229 <= luma.max() <= 240
 
 
+@pytest.mark.parametrize(
+    ("kind", "codec", "pix_fmt"),
+    [("mov", "png", "rgb24"), ("mp4", "libx264", "yuv420p"), ("mp4", "libx265", "yuv420p10le")],
+)
+def test_colours_stay_as_they_are(kind, codec, pix_fmt):
+    source = film(kind, frames=5, codec=codec, pix_fmt=pix_fmt, colour=(250, 60, 30))
+    _, (content,) = split_all(source)
+    assert shown_colour(content) == pytest.approx((250, 60, 30), abs=9)
+
+
+def shown_colour(content: bytes) -> tuple[float, ...]:
+    """Return the colour of a picture's middle, as a player shows it that goes by the file's own words."""
+    with av.open(io.BytesIO(content)) as container:
+        frame = next(container.decode(video=0))
+    red, blue = (0.2126, 0.0722) if frame.colorspace == 1 else (0.299, 0.114)
+    planes = [np.frombuffer(plane, np.uint8)[10 * plane.line_size + 20] for plane in frame.planes]
+    y, cb, cr = (planes[0] - 16.0) / 219, (planes[1] - 128.0) / 224, (planes[2] - 128.0) / 224
+    shown = y + 2 * (1 - red) * cr, 0.0, y + 2 * (1 - blue) * cb
+    green = (y - red * shown[0] - blue * shown[2]) / (1 - red - blue)
+    return tuple(255 * value for value in (shown[0], green, shown[2]))
+
+
 def test_progress_counts_frames_and_can_end_it():
     seen = []
     split_all(film(frames=30), on_progress=lambda done, total: seen.append((done, total)))

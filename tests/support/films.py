@@ -44,6 +44,7 @@ def film(
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
     aspect: int = 1,
+    colour: tuple[int, int, int] | None = None,
     sound: str | None = None,
     sound_span: tuple[float, float] | None = None,
 ) -> bytes:
@@ -55,6 +56,7 @@ def film(
     :param first: frames, or milliseconds, before the first one
     :param size: of the pictures as they are shown
     :param aspect: the width of a pixel in heights
+    :param colour: red, green and blue of all pictures, in place of their numbers
     :param sound: a codec
     :param sound_span: seconds of the sound's beginning and end, by the film's clock
     """
@@ -70,8 +72,7 @@ def film(
             video.codec_context.sample_aspect_ratio = aspect
             audio: Any = out.add_stream(sound, rate=SAMPLE_RATE, layout="mono") if sound else None
             for number, tick in enumerate(ticks[:-1]):
-                pixels = np.rot90(_pixels(number, size), -rotation // 90)
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="gray")
+                frame = _picture(number, size, rotation) if colour is None else _plain(colour, size)
                 frame.pts, frame.time_base, frame.duration = tick + first, time_base, ticks[number + 1] - tick
                 out.mux(video.encode(frame))
             out.mux(video.encode(None))
@@ -82,6 +83,15 @@ def film(
                 out.mux(audio.encode(None))
         content = path.read_bytes()
     return _turned(content, rotation) if rotation else content
+
+
+def _picture(number: int, size: tuple[int, int], rotation: int) -> av.VideoFrame:
+    pixels = np.rot90(_pixels(number, size), -rotation // 90)
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="gray")
+
+
+def _plain(colour: tuple[int, int, int], size: tuple[int, int]) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), colour, dtype=np.uint8), format="rgb24")
 
 
 def _pixels(number: int, size: tuple[int, int]) -> np.ndarray:
