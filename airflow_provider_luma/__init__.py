@@ -78,14 +78,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": [_modules("airflow_provider_luma.hooks.luma")],
         "operators": [
-            {
-                "integration-name": _INTEGRATION,
-                "python-modules": [
-                    "airflow_provider_luma.operators.luma",
-                    "airflow_provider_luma.operators.transfers",
-                    "airflow_provider_luma.operators.video",
-                ],
-            }
+            _modules(*(f"airflow_provider_luma.operators.{name}" for name in ("luma", "transfers", "video")))
         ],
         "sensors": [_modules("airflow_provider_luma.sensors.luma")],
         "triggers": [_modules("airflow_provider_luma.triggers.luma")],
@@ -111,5 +104,5 @@ def get_provider_info() -> dict[str, Any]:
     }
 
 
-def _modules(module: str) -> dict[str, Any]:
-    return {"integration-name": _INTEGRATION, "python-modules": [module]}
+def _modules(*modules: str) -> dict[str, Any]:
+    return {"integration-name": _INTEGRATION, "python-modules": list(modules)}
