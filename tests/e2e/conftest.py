@@ -169,7 +169,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.timeout(900))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(900))
             if item.get_closest_marker("xdist_group") is None:
                 # One worker, and so one Airflow, for the tests that kill its parts, and one for the others.
                 is_long = item.get_closest_marker("long") is not None

@@ -21,11 +21,11 @@ import pytest
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
 
-pytestmark = pytest.mark.long
-
-JOBS = 100
-SECONDS_OF_KILLING = 150
+JOBS = int(os.environ.get("RANDOM_KILLS_JOBS", "100"))
+SECONDS_OF_KILLING = float(os.environ.get("RANDOM_KILLS_SECONDS", "150"))
 DAG_ID = "crash_at_random"
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(750 + SECONDS_OF_KILLING * 8)]
 
 
 def task_processes(airflow: LocalAirflow) -> list[psutil.Process]:

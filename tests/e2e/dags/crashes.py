@@ -86,7 +86,9 @@ with DAG(dag_id="crash_at_random", schedule=None):
         timeout=240,
         retries=10,
         retry_delay=timedelta(seconds=1),
-    ).expand(prompt=[f"Make it morning number {number}" for number in range(100)])
+    ).expand(
+        prompt=[f"Make it morning number {number}" for number in range(int(os.environ.get("RANDOM_KILLS_JOBS", "100")))]
+    )
 
 with DAG(dag_id="crash_in_queue", schedule=None):
     LumaModifyOperator.partial(
