@@ -24,6 +24,7 @@ from airflow_provider_luma.media.inspector import (
     undecodable,
     video_stream,
 )
+from airflow_provider_luma.media.probe import other_kind
 from airflow_provider_luma.media.timeline import FrameTimes
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def opened(file: IO[bytes]) -> Iterator[tuple[InputContainer, VideoStream]]:
     :param file: can be read at any position
     :raises Unusable: it cannot be taken
     """
+    file.seek(0)
+    if kind := other_kind(file.read(1024)):
+        raise Unusable(f"is {kind}, not MP4, MOV or AVI", "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4")
     check_boxes(file)
     with open_video(file) as container:
         video = video_stream(container)

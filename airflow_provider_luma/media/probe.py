@@ -107,6 +107,11 @@ def check_video_file(file: IO[bytes], *, parameter: str, shown: str, size: int, 
         raise _refusal(parameter, shown, verdict["found"], verdict["remedy"])
 
 
+def other_kind(head: bytes) -> str | None:
+    """Return what a file is by its first bytes, if it is surely of a kind that is not taken."""
+    return next((kind for signature, kind in _SIGNATURES if signature.match(head)), None)
+
+
 def _check_size(size: int, parameter: str, shown: str) -> None:
     if size <= 0:
         raise _refusal(parameter, shown, "is empty", "check what wrote it")
@@ -116,9 +121,8 @@ def _check_size(size: int, parameter: str, shown: str) -> None:
 
 
 def _check_kind(head: bytes, parameter: str, shown: str) -> None:
-    for signature, kind in _SIGNATURES:
-        if signature.match(head):
-            raise _refusal(parameter, shown, f"is {kind}", _CONVERT)
+    if kind := other_kind(head):
+        raise _refusal(parameter, shown, f"is {kind}", _CONVERT)
     if len(head) >= 12 and not _VIDEO.match(head):
         raise _refusal(parameter, shown, "is none of them by its first bytes", _CONVERT)
 

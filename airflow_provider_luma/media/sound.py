@@ -76,13 +76,13 @@ class Sound:
                 continue
             last = packet.dts
             packet.pts = packet.dts = last - round(self._origin / packet.time_base)
-            begin, length = packet.pts * packet.time_base, (packet.duration or 0) * packet.time_base
-            if begin >= self._seconds:
+            begin, left = packet.pts * packet.time_base, int(self._seconds / packet.time_base) - packet.pts
+            if left <= 0:
                 return
-            if begin + length <= 0 and begin < -_PRIMING:
+            if begin < -_PRIMING:
                 continue
-            if begin + length > self._seconds:
-                packet.duration = max(1, int((self._seconds - begin) / packet.time_base))
+            # That is also how an encoder says that the last of it is no sound.
+            packet.duration = min(packet.duration or 1, left)
             if out_stream is None:
                 self.kind, out_stream = "copied", self._out.add_stream_from_template(stream)
             packet.stream = out_stream

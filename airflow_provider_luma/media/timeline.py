@@ -24,7 +24,7 @@ _RATES = (
     *(Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60)),
     *(Fraction(rate) for rate in (24, 25, 30, 48, 50, 60)),
 )
-_MAX_RATE = 60
+_MIN_RATE, _MAX_RATE = 5, 60
 _MIN_VARIABLE_RATE = 23
 
 #: Positions that a cut may move to if that lets another one move to a change of scene.
@@ -51,15 +51,15 @@ class FrameTimes:
         return self.ticks[0] * self.time_base
 
     def rate(self) -> tuple[Fraction, bool]:
-        """Return the frames per second, and whether they are constant."""
+        """Return the frames per second, and whether they are constant, which pictures that stay for long never are."""
         gaps = [later - earlier for earlier, later in pairwise(self.ticks) if later > earlier]
         if not gaps:
             return Fraction(25), False
         mean = len(gaps) / ((self.ticks[-1] - self.ticks[0]) * self.time_base)
         usual = 1 / (Fraction(median(gaps)) * self.time_base)
-        deviation, rate = min((self._deviation(rate), rate) for rate in _rates_near(mean))
-        if deviation <= 1.01 * float(self.time_base):
-            return rate, True
+        nearest = min(((self._deviation(rate), rate) for rate in _rates_near(mean)), default=None)
+        if nearest and nearest[0] <= 1.01 * float(self.time_base):
+            return nearest[1], True
         return min((rate for rate in _RATES if rate > _MIN_VARIABLE_RATE), key=lambda rate: abs(rate - usual)), False
 
     def seconds(self, rate: Fraction) -> Fraction:
@@ -73,7 +73,8 @@ class FrameTimes:
 
 
 def _rates_near(mean: Fraction) -> list[Fraction]:
-    return [*(rate for rate in _RATES if abs(rate - mean) * 50 < mean), mean.limit_denominator(1001)]
+    usual = (rate for rate in _RATES if abs(rate - mean) * 50 < mean)
+    return [rate for rate in (*usual, mean.limit_denominator(1001)) if rate >= _MIN_RATE]
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class SplitPlan:
 
 
 def count_frames(times: FrameTimes) -> tuple[Fraction, int]:
-    """Return the rate and the number of frames of a film's grid. The rate is constant, and 60 at most."""
+    """Return the rate and the number of frames of a film's grid. The rate is constant, and 5 to 60."""
     rate, _ = times.rate()
     rate /= math.ceil(rate / _MAX_RATE)
     return rate, max(1, round(times.seconds(rate) * rate))

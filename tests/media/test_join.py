@@ -170,6 +170,7 @@ def test_sound_that_begins_before_the_video_moves_with_it(sound, first, output):
         ("mp4", "libopus", "aac"),
         ("avi", "libmp3lame", "mp3"),
         ("avi", "pcm_s16le", "aac"),
+        ("avi", "aac", "aac"),
     ],
 )
 def test_sound_is_copied_where_players_of_mp4_take_it(kind, sound, kept, output):
@@ -177,7 +178,7 @@ def test_sound_is_copied_where_players_of_mp4_take_it(kind, sound, kept, output)
     with av.open(io.BytesIO(content)) as container:
         assert container.streams.audio[0].codec_context.codec.canonical_name == kept
     assert info.sound == ("copied" if kept in sound else "encoded")
-    assert clicks(content) == pytest.approx(clicks(source), abs=0.001)
+    assert clicks(content) == pytest.approx(clicks(source), abs=0.001 if kind != "avi" else 0.005)
     assert len(clicks(content)) == 3
     check_length(content, info, 3)
 

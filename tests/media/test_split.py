@@ -211,9 +211,11 @@ def test_film_of_one_clip_is_not_searched_for_changes_of_scene():
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        (lambda: b"no film" * 100, "no video"),
+        (lambda: bytes(500), "no video"),
+        (lambda: b"no film" * 100, "is a text"),
+        (lambda: film("mkv", frames=10), "is a Matroska or WebM file"),
         (lambda: film(frames=60)[:-2000], "cut off"),
-        (lambda: clip("m4a", codec=None, sound="aac"), "sound and no video"),
+        (lambda: clip(codec=None, sound="aac"), "sound and no video"),
         (lambda: film(frames=60).replace(b"avc1", b"zzzz"), "no decoder"),
     ],
 )

@@ -40,7 +40,7 @@ def test_constant_rate_is_found_even_when_times_are_rounded_to_milliseconds(rate
     assert times.origin == Fraction(first, 1000)
 
 
-@given(st.sampled_from([*RATES, Fraction(25, 2), Fraction(18), Fraction(1)]), st.integers(2, 500))
+@given(st.sampled_from([*RATES, Fraction(25, 2), Fraction(18), Fraction(5)]), st.integers(2, 500))
 def test_constant_rate_of_exact_times_is_found_however_few_they_are(rate, count):
     assert count_frames(constant(rate, count, 1 / rate / 512)) == (rate, count)
 
@@ -58,6 +58,20 @@ def test_variable_rate_gets_the_usual_rate_and_keeps_the_length():
 
 def test_slide_show_gets_a_grid_on_which_its_changes_are_shown_in_time():
     assert count_frames(FrameTimes([0, 2000, 7000], Fraction(1, 1000), 1000)) == (Fraction(24000, 1001), 192)
+
+
+@given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=20, unique=True), st.integers(0, 2**62))
+def test_no_times_are_too_odd_for_a_grid(ticks, last):
+    rate, frames = count_frames(FrameTimes(sorted(ticks), Fraction(1, 1000), last))
+    assert 5 <= rate <= 60
+    assert frames >= 1
+
+
+@pytest.mark.parametrize("gap", [500, 1000, 1_000_000])
+def test_pictures_that_stay_for_long_make_no_clip_longer_than_it_may_be(gap):
+    rate, frames = count_frames(FrameTimes([0, gap, 2 * gap], Fraction(1, 1000), gap))
+    assert rate > 23
+    assert frames == round(3 * gap * rate / 1000)
 
 
 def test_single_frame_is_a_film():
