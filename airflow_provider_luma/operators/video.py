@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
     from airflow_provider_luma.media.timeline import SplitPlan
+    from airflow_provider_luma.transfers.inputs import StoredFile
 
 #: The XCom with what a join needs to know of a split.
 PLAN_KEY = "luma_split"
 
 #: Seconds between two lines about the progress of a film.
 PROGRESS_INTERVAL = 10.0
+
+#: Seconds by which a clip differs from its piece of the film before the log says so.
+WORTH_A_LINE = 0.1
 
 
 class VideoSplitOperator(BaseOperator):
@@ -88,7 +92,7 @@ class VideoSplitOperator(BaseOperator):
                 self._announce(plan, film.shown, context)
                 if self.detect_scenes:
                     plan = move_cuts_to_scenes(file, plan, self.clip_seconds, shown=film.shown)
-                context["ti"].xcom_push(key=PLAN_KEY, value=plan.as_dict())
+                context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
                 clips = [as_path(self.destination) / f"clip-{number:04}.mp4" for number in range(plan.clips)]
                 progress = Progress("Split", plan.seconds, self.log)
                 split(file, plan, lambda number: opened(clips[number]), progress, shown=film.shown)
@@ -157,7 +161,7 @@ class VideoJoinOperator(BaseOperator):
             if not clips:
                 raise LumaValidationError(None, "clips is empty: there is nothing to join")
             with film.open() as file, written(target) as output:
-                plan = self._load_plan(file, len(clips))
+                plan = self._load_plan(file, film, len(clips))
                 progress = Progress("Joined", plan.seconds, self.log)
                 names = [clip.shown for clip in clips]
                 film_made = join(
@@ -165,21 +169,30 @@ class VideoJoinOperator(BaseOperator):
                 )
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
+        self._log_misfits(names, film_made.lacking)
         self.log.info("Wrote %s: %.1f s, sound %s", target, film_made.seconds, film_made.sound)
         return str(target)
 
-    def _load_plan(self, film: IO[bytes], clips: int) -> SplitPlan:
+    def _log_misfits(self, clips: list[str], lacking: Sequence[float]) -> None:
+        for clip, seconds in zip(clips, lacking, strict=True):
+            if abs(seconds) >= WORTH_A_LINE:
+                kind = "shorter" if seconds > 0 else "longer"
+                self.log.info("%s was %.2f s %s than its piece of the film", clip, abs(seconds), kind)
+
+    def _load_plan(self, file: IO[bytes], film: StoredFile, clips: int) -> SplitPlan:
         from airflow_provider_luma.media.split import plan_split
         from airflow_provider_luma.media.timeline import SplitPlan
 
         if self.plan is None:
-            return plan_split(film).evenly(clips)
+            return plan_split(file, shown=film.shown).evenly(clips)
         try:
             plan = SplitPlan.load(self.plan)
         except ValueError as error:
             raise LumaValidationError(
                 None, f"plan is no plan of a split ({error}): give its XCom luma_split"
             ) from error
+        if self.plan.get("source", film.version) != film.version:
+            raise LumaValidationError(None, f"source: {film.shown} was changed since it was split: split it again")
         if plan.clips != clips:
             raise LumaValidationError(None, f"clips holds {clips} of the {plan.clips} clips in plan: give all")
         return plan

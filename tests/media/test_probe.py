@@ -414,6 +414,8 @@ def test_mutated_video_is_refused_or_passes():
 
 @pytest.fixture
 def without_pyav(monkeypatch) -> None:
+    for options in ({}, {"seconds": 11}, {"kind": "mkv"}):
+        clip(**options)  # made while there is PyAV, and kept
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setattr(probe, "_absence_logged", False)
 
@@ -425,7 +427,7 @@ def test_without_pyav_size_and_first_bytes_are_checked_and_the_log_says_so_once(
     check(clip(seconds=11))
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert "pip install 'airflow-provider-luma[media]'" in caplog.text
-    assert "Matroska" in refusal(clip("mkv"))
+    assert "Matroska" in refusal(clip(kind="mkv"))
     assert "is empty" in refusal(b"")
 
 

@@ -106,6 +106,16 @@ def test_join_that_fails_leaves_the_file_that_was_there(film, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
 
 
+def test_film_that_was_changed_since_it_was_split_is_not_joined(film, tmp_path):
+    clips, pushed = split(str(film), str(tmp_path / "clips"))
+    film.write_bytes(make_clip(seconds=24, sound="aac"))
+    join = VideoJoinOperator(
+        task_id="join", clips=clips, source=str(film), destination=str(tmp_path / "out.mp4"), plan=pushed[PLAN_KEY]
+    )
+    with pytest.raises(AirflowFailException, match="was changed since it was split"):
+        join.execute(new_context())
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_join_wants_every_clip_of_the_plan(film, tmp_path, missing):
     clips, pushed = split(str(film), str(tmp_path / "clips"))
