@@ -110,7 +110,7 @@ CRASHES = {
 }
 
 #: Runs whose clips have no public address.
-INPUTS = {f"input_{name}": Rehearsal() for name in ("uploaded", "signed")}
+INPUTS = {f"input_{name}": Rehearsal() for name in ("uploaded", "signed", "film")}
 
 #: Runs in which Luma calls Airflow back, or ought to.
 CALLBACKS = {

@@ -9,6 +9,7 @@ from datetime import timedelta
 from airflow.sdk import DAG
 
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
+from airflow_provider_luma.task_groups.video import modify_long_video
 
 for dag_id, luma_conn_id, video_url in (
     ("uploaded_clip", "luma_input_uploaded", os.environ["E2E_S3_CLIP"]),
@@ -32,3 +33,19 @@ for dag_id, luma_conn_id, video_url in (
                 destination=os.environ["E2E_S3_CLIP"].replace("/in/", "/out/"),
                 luma_conn_id=luma_conn_id,
             )
+
+with DAG(
+    dag_id="film",
+    schedule=None,
+    params={"source": "/nowhere/film.mp4", "folder": "/nowhere"},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=1)},
+):
+    modify_long_video(
+        group_id="film",
+        source="{{ params.source }}",
+        prompt="Make it a snowy morning",
+        destination="{{ params.folder }}/film.mp4",
+        work_dir="{{ params.folder }}/work",
+        luma_conn_id="luma_input_film",
+        poll_interval=2,
+    )
