@@ -155,7 +155,7 @@ class LumaModifyOperator(LumaJobOperator):
         self._luma_task_id = deferral.luma_task_id
         with self.delivered_failure(context):
             finished = self.resume_wait(event, deferral, poll_interval=self.poll_interval)
-            return self.finished(finished["task"])
+            return self.finished(finished["task"], context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Name the job when ``execution_timeout`` has ended the wait for it."""
@@ -258,11 +258,11 @@ class LumaModifyOperator(LumaJobOperator):
         context["ti"].xcom_push(key="luma_task_id", value=job.luma_task_id)
         if not self.wait_for_completion:
             self.log.info("Not waiting for it, as wait_for_completion is off")
-            return self.returned(LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict())
+            return self.delivered(LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict(), context)
         if job.finished is None and self.deferrable:
             self.log.info("Waiting for it in the triggerer")
             self.defer_for_job(job.state, poll_interval=self.poll_interval, created_at=job.created_at)
         finished = job.finished or self.hook.wait_for_completion(
             job.luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval
         )
-        return self.finished(finished.as_dict())
+        return self.finished(finished.as_dict(), context)

@@ -28,27 +28,20 @@ class LumaJobOperator(LumaBaseOperator):
 
     resubmit_on_failure: bool
 
-    #: The job whose result this process has returned to Airflow.
-    returned_luma_task_id: str | None = None
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.on_success_callback = [*self.on_success_callback, _record_delivery]
-
     def open_store(self, context: Context) -> SubmissionStore:
         """Return where the record of this task's submission lives."""
         from airflow_provider_luma.submission.stores import open_store
 
         return open_store(context, self.hook.luma_connection.submission_store)
 
-    def finished(self, result: dict[str, Any]) -> dict[str, Any]:
+    def finished(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Return the result of a job that has ended well."""
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
-        return self.returned(result)
+        return self.delivered(result, context)
 
-    def returned(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return a result, and note whose it is: it is delivered once Airflow has it."""
-        self.returned_luma_task_id = result["luma_task_id"]
+    def delivered(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        """Return a result, and record that it was returned."""
+        self.mark_told(result["luma_task_id"], context)
         return result
 
     @contextmanager
@@ -77,10 +70,3 @@ class LumaJobOperator(LumaBaseOperator):
         store = try_store(self.log, self.open_store, context)
         if store is not None and luma_task_id is not None:
             mark_told(store, self.log, luma_task_id, is_missing=is_missing)
-
-
-def _record_delivery(context: Context) -> None:
-    """Record that a result was delivered, once Airflow has it: a worker may be lost just before."""
-    task: Any = context["task"]
-    if task.returned_luma_task_id is not None:
-        task.mark_told(task.returned_luma_task_id, context)

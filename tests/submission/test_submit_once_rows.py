@@ -178,7 +178,7 @@ class TestClearedTask:
         assert len(messages(task_log, "cleared", "nobody has got the result")) == 1
         assert task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id, "now it was returned"
 
-    def test_cleared_task_returns_the_result_that_a_lost_worker_did_not_hand_over(self, luma, task):
+    def test_retry_returns_the_result_that_a_lost_worker_did_not_hand_over(self, luma, task):
         def lose_worker() -> None:
             raise Killed
 
@@ -186,7 +186,7 @@ class TestClearedTask:
         with suppress(Killed):
             task.run_try()
         task.on_return = lambda: None
-        result = task.clear_and_run()
+        result = task.run_try()
         assert (result["luma_task_id"], luma.accepted) == (luma.jobs[0].task_id, 1)
 
     def test_each_clear_submits_another_job(self, luma, sync_task):

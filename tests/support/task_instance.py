@@ -142,8 +142,6 @@ class TaskRun:
                 resumed = deferred.method_name, {**kwargs, "event": asyncio.run(_event_of(deferred.trigger))}
                 continue
             self.on_return()
-            for callback in operator.on_success_callback:
-                callback({**context, "task": operator})
             return result
 
     def clear_and_run(self, **changes: Any) -> dict[str, Any]:
