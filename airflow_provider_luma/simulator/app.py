@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI
 from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -156,8 +157,8 @@ async def file_stream_upload(request: Request) -> Response:
                 raise Refusal(400, "file is required.")
             folder, name = form.get("uploadPath"), form.get("fileName") or file.filename
             data = await _upload_store(request).store(_read_chunks(file), folder, name)
-    except HTTPException as error:
-        raise Refusal(400, f"The body is no form: {error.detail}") from error
+    except (HTTPException, FormParserError) as error:  # the former by Starlette 1, the latter before
+        raise Refusal(400, f"The body is no form: {error}") from error
     return success_response(request, data, success=True)
 
 

@@ -216,6 +216,9 @@ class _FaultyRequest:
             return
         if fault.kind == "html":
             response = edge_response(fault.code or 500)
+        elif fault.kind == "redirect":
+            # To itself: whoever follows it with the same method makes the call again.
+            response = Response(status_code=fault.code or 303, headers={"Location": self.call.path})
         elif fault.kind == "refuse":
             self.call.code = fault.code
             msg = "The simulator was told to refuse this call."

@@ -18,6 +18,7 @@ Kind = Literal[
     "refuse",
     "html",
     "empty",
+    "redirect",
     "truncated",
     "cut",
     "cut_body",
@@ -33,7 +34,7 @@ Kind = Literal[
 Style = Literal["status", "body"]
 
 #: Kinds that replace the response.
-REPLACING = ("refuse", "html", "empty", "cut")
+REPLACING = ("refuse", "html", "empty", "redirect", "cut")
 
 #: Kinds that are valid for some operations only; all others are valid for every operation.
 _VALID_OPERATIONS: dict[str, set[str]] = {
@@ -56,7 +57,10 @@ class Fault(BaseModel):
     )
     kind: Kind = Field(description="The kind of fault.")
     code: int | None = Field(
-        default=None, ge=100, le=599, description="refuse: the refusal's code; html: the HTTP status (500 if unset)."
+        default=None,
+        ge=100,
+        le=599,
+        description="refuse: the refusal's code; html, redirect: the HTTP status (500, 303 if unset).",
     )
     style: Style | None = Field(
         default=None, description="refuse: by HTTP status or in the body; the refusal_style setting if unset."
@@ -75,8 +79,8 @@ class Fault(BaseModel):
     after_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="refuse, html, empty, cut, hang: hit when so many bytes of the request's body have arrived, while "
-        "the rest is on its way; if unset, when all of it has.",
+        description="refuse, html, empty, redirect, cut, hang: hit when so many bytes of the request's body have "
+        "arrived, while the rest is on its way; if unset, when all of it has.",
     )
 
     @model_validator(mode="before")

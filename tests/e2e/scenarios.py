@@ -77,6 +77,11 @@ FAILURES = {
         retries=2,
         says=("It may have been accepted", "log page of the Luma account", "Clearing this task submits another"),
     ),
+    "accepted_with_a_redirect": Rehearsal(
+        submit("redirect", code=307, after_accept=True),
+        retries=2,
+        says=("It may have been accepted", "log page of the Luma account", "Clearing this task submits another"),
+    ),
     "lost_answer": Rehearsal(
         submit("cut", after_accept=True), retries=2, says=("It may have been accepted", "log page of the Luma account")
     ),

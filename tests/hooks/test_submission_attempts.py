@@ -230,6 +230,14 @@ class TestUnknownOutcomes:
             LumaHook().modify_video(PROMPT, VIDEO)
         assert len(wire.received) == 1
 
+    @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+    def test_accepted_submission_that_is_answered_with_a_redirect_is_sent_once(self, luma, set_connection, code):
+        set_connection(luma.base_url, allow_redirects=True)
+        luma.configure(faults=[f"submit:redirect,code={code},after_accept=true"])
+        with pytest.raises(LumaSubmissionUnknownError):
+            LumaHook().modify_video(PROMPT, luma.sample_url)
+        assert (luma.accepted, len([call for call in luma.calls if call.on == "submit"])) == (1, 1)
+
     @pytest.mark.parametrize("style", ["status", "body"])
     @pytest.mark.parametrize("code", [408, 409, 499])
     def test_4xx_that_says_too_late_or_already_there_makes_the_outcome_unknown_and_is_not_sent_again(

@@ -66,6 +66,14 @@ def test_an_html_fault_sends_an_error_page_with_the_set_http_status(make_client,
     assert response.text.startswith("<!DOCTYPE html>")
 
 
+@pytest.mark.parametrize(("text", "status"), [("submit:redirect", 303), ("submit:redirect,code=307", 307)])
+def test_a_redirect_fault_leads_back_to_the_call_after_it_was_accepted(make_client, text, status):
+    client = make_client(faults=[f"{text},after_accept=true"])
+    response = client.post("/api/v1/modify/generate", json={"prompt": "x", "videoUrl": client.luma.sample_url})
+    assert (response.status_code, response.headers["Location"]) == (status, "/api/v1/modify/generate")
+    assert client.luma.accepted == 1
+
+
 def test_an_empty_fault_sends_http_200_without_a_body(make_client):
     response = make_client(faults=["credit:empty"]).get(CREDIT)
     assert (response.status_code, response.content, response.headers["Content-Length"]) == (200, b"", "0")
@@ -162,7 +170,18 @@ def test_file_faults_do_not_hit_sample_clips(make_client):
 
 @pytest.mark.parametrize(
     "text",
-    ["refuse,code=429", "html", "empty", "truncated", "cut", "cut_body", "wrong_length", "null_data", "wrong_data"],
+    [
+        "refuse,code=429",
+        "html",
+        "empty",
+        "redirect",
+        "truncated",
+        "cut",
+        "cut_body",
+        "wrong_length",
+        "null_data",
+        "wrong_data",
+    ],
 )
 @pytest.mark.parametrize("after_accept", [False, True])
 def test_a_submission_hit_by_a_fault_creates_a_job_only_with_after_accept(make_client, text, after_accept):
