@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import API_KEY, REPOSITORY
+from conftest import AIRFLOW, API_KEY, REPOSITORY
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from demo.local_airflow import AirflowProblem, LocalAirflow
 
-pytestmark = pytest.mark.xdist_group("dag_test")
+pytestmark = [
+    pytest.mark.xdist_group("dag_test"),
+    pytest.mark.skipif(AIRFLOW == (3, 2), reason="dag.test() of Airflow 3.2 asks its own API before that is ready"),
+]
 
 #: Nothing listens there, so no callback ever comes.
 CALLBACK_BASE_URL = "http://127.0.0.1:9"
