@@ -20,7 +20,6 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import is_literal
 from airflow_provider_luma.operators.outcome import LumaJobOperator
-from airflow_provider_luma.operators.transfers import LumaDownloadOperator, LumaUploadOperator
 from airflow_provider_luma.validation import check_callback_url, check_positive, check_prompt, check_video_address
 
 try:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_luma.deferral import DeferralExpired, Event
+    from airflow_provider_luma.operators.transfers import LumaDownloadOperator, LumaUploadOperator
     from airflow_provider_luma.protocol import ModifyRequest
     from airflow_provider_luma.submission.next_steps import NextStep, WaitForJob
     from airflow_provider_luma.submission.submitter import Submitter
@@ -39,6 +39,15 @@ if TYPE_CHECKING:
 
 
 __all__ = ["LumaDownloadOperator", "LumaModifyOperator", "LumaUploadOperator"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the operators that move files at their first use: a DAG file pays for each class that it imports."""
+    if name in ("LumaDownloadOperator", "LumaUploadOperator"):
+        from airflow_provider_luma.operators import transfers
+
+        return getattr(transfers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class LumaModifyOperator(LumaJobOperator):
