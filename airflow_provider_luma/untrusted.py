@@ -20,7 +20,7 @@ from typing import Any
 #: Levels of lists and objects that are read; what lies deeper counts as absent. The service's own answers have three.
 MAX_DEPTH = 16
 
-# The following are compiled at their first use: most DAG files never need them.
+# These are compiled at their first use: most DAG files never use them.
 
 #: A web address, up to its query and with it. Each character is looked at once: a text may have 256 kB.
 _ADDRESS_WITH_QUERY = r"""(?i)(https?:(?:\\*/){2}[^\s"'<>?]*+)(\?[^\s"'<>]*+)?"""
@@ -34,12 +34,12 @@ _SIGNATURE = (
     r"""(?:(?!%(?:25)*26)[^\s"'<>&\\])+"""
 )
 
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_UNSTORABLE = "[\x00\ud800-\udfff]"
 
 
 def plain_text(text: str) -> str:
     """Return a text without lone surrogates and NUL, in whose place it has U+FFFD."""
-    return _UNSTORABLE.sub("\ufffd", text)
+    return re.sub(_UNSTORABLE, "\ufffd", text)
 
 
 def without_signatures(text: str) -> str:
