@@ -23,6 +23,7 @@ from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
 from airflow_provider_luma.media.film import Pictures, decoded, frame_times, opened, refusing
 from airflow_provider_luma.media.inspector import Unusable
+from airflow_provider_luma.media.progress import OnProgress
 from airflow_provider_luma.media.sound import Sound
 from airflow_provider_luma.media.timeline import SplitPlan, shown_at
 
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 #: Opens a clip for reading, at any position; called twice.
 ClipOpener = Callable[[], AbstractContextManager[IO[bytes]]]
-
-#: Called with the frames that are done, and with how many there are.
-Progress = Callable[[int, int], None]
 
 #: Seconds that a clip's last picture stands in for what lacks.
 MAX_HOLD_SECONDS = 0.5
@@ -86,7 +84,7 @@ def join(
     source: IO[bytes],
     plan: SplitPlan,
     output: Path,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     *,
     names: Sequence[str] = (),
     max_hold_seconds: float = MAX_HOLD_SECONDS,
@@ -137,7 +135,7 @@ def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int, 
 
 
 def _write(
-    clips: list[_Clip], source: InputContainer, plan: SplitPlan, out: OutputContainer, on_progress: Progress | None
+    clips: list[_Clip], source: InputContainer, plan: SplitPlan, out: OutputContainer, on_progress: OnProgress | None
 ) -> JoinInfo:
     rates = {clip.rate if clip.is_constant else None for clip in clips}
     # Another rate than the clips' own would show some of their pictures for longer than others.

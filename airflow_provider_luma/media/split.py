@@ -7,14 +7,12 @@ The clips are encoded anew: a copy can be cut at key frames alone, and those are
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
 import av
@@ -24,6 +22,7 @@ import av.filter
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
 from airflow_provider_luma.media.film import Pictures, decoded, frame_times, opened, refusing
+from airflow_provider_luma.media.progress import OnProgress
 from airflow_provider_luma.media.timeline import (
     SplitPlan,
     count_clips,
@@ -39,10 +38,10 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-#: Called with the frames that are done, and with how many there are.
-Progress = Callable[[int, int], None]
+#: Makes a clip's file, by the clip's index: a local one, which is whole at the end of the context.
+ClipFile = Callable[[int], AbstractContextManager[Path]]
 
-#: Clips of a film, whatever a caller allows: times in a file can be nonsense.
+#: Clips of a film at most: times in a file can be nonsense.
 MAX_CLIPS = 10_000
 
 #: Seconds of the shortest clip, if the film is not shorter.
@@ -59,7 +58,6 @@ class ClipInfo:
 
     :param start: seconds from the beginning of the film
     :param seconds: its length
-    :param size: bytes
     """
 
     index: int
@@ -68,14 +66,12 @@ class ClipInfo:
     frames: int
     width: int
     height: int
-    size: int
 
 
 def plan_split(
     source: IO[bytes],
     clip_seconds: float = MAX_VIDEO_SECONDS,
     *,
-    max_clips: int = MAX_CLIPS,
     parameter: str = "source",
     shown: str = "",
 ) -> SplitPlan:
@@ -84,7 +80,6 @@ def plan_split(
 
     :param source: can be read at any position
     :param clip_seconds: the most that a clip may last
-    :param max_clips: refuse a film of more
     :param parameter: the parameter that names the film
     :param shown: its address as messages may show it
     :raises LumaValidationError: it is no film that can be decoded, or too long, or the clips are
@@ -97,12 +92,12 @@ def plan_split(
         times = frame_times(*film)
     rate, frames = count_frames(times)
     limit = frames_per_clip(rate, clip_seconds)
-    if (clips := count_clips(frames, limit)) > min(max_clips, MAX_CLIPS):
+    if (clips := count_clips(frames, limit)) > MAX_CLIPS:
         name = f"{parameter} ({shown})" if shown else parameter
         raise LumaValidationError(
             None,
             f"{name} lasts {float(frames / rate):.1f} seconds, which makes {clips} clips of {clip_seconds:g} seconds, "
-            f"more than {min(max_clips, MAX_CLIPS)}: cut it first, or allow more clips",
+            f"more than {MAX_CLIPS}: cut it first",
         )
     return SplitPlan(times.origin, rate, even_cuts(frames, limit))
 
@@ -111,7 +106,7 @@ def move_cuts_to_scenes(
     source: IO[bytes],
     plan: SplitPlan,
     clip_seconds: float = MAX_VIDEO_SECONDS,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     *,
     parameter: str = "source",
     shown: str = "",
@@ -131,7 +126,7 @@ def move_cuts_to_scenes(
 
 
 def _scene_changes(
-    container: InputContainer, video: VideoStream, plan: SplitPlan, on_progress: Progress | None
+    container: InputContainer, video: VideoStream, plan: SplitPlan, on_progress: OnProgress | None
 ) -> Iterator[Fraction]:
     """Yield the seconds of each frame that begins a scene."""
     pictures = Pictures((_SCENE_WIDTH, _SCENE_WIDTH))
@@ -153,8 +148,8 @@ def _scene_changes(
 def split(
     source: IO[bytes],
     plan: SplitPlan,
-    open_clip: Callable[[int], AbstractContextManager[IO[bytes]]],
-    on_progress: Progress | None = None,
+    clip_file: ClipFile,
+    on_progress: OnProgress | None = None,
     *,
     parameter: str = "source",
     shown: str = "",
@@ -163,25 +158,19 @@ def split(
     Write a film's clips, one after the other, each whole before the next begins. They are MP4 without sound.
 
     :param source: the film that was planned; can be read at any position
-    :param open_clip: opens a clip for writing, by its index; it need not be seekable
+    :param clip_file: makes a clip's file
     :param on_progress: may raise to end it
     :raises LumaValidationError: the film cannot be decoded
     """
-    with (
-        refusing(parameter, shown),
-        opened(source) as (container, video),
-        TemporaryDirectory(prefix="luma-split-") as folder,
-    ):
+    with refusing(parameter, shown), opened(source) as (container, video):
         pictures = Pictures()
         times = (plan.origin + index / plan.rate for index in range(plan.frames))
         frames = shown_at(decoded(container, video), times, 1 / plan.rate)
         film = _reported((pictures.make(frame, video) for frame in frames), plan.frames, on_progress)
-        return [
-            _write_clip(index, plan, film, video, Path(folder) / "clip.mp4", open_clip) for index in range(plan.clips)
-        ]
+        return [_write_clip(index, plan, film, video, clip_file) for index in range(plan.clips)]
 
 
-def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: Progress | None) -> Iterator[av.VideoFrame]:
+def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: OnProgress | None) -> Iterator[av.VideoFrame]:
     for done, picture in enumerate(film, 1):
         if on_progress:
             on_progress(done, frames)
@@ -189,23 +178,16 @@ def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: Progress 
 
 
 def _write_clip(
-    index: int,
-    plan: SplitPlan,
-    film: Iterator[av.VideoFrame],
-    video: VideoStream,
-    scratch: Path,
-    open_clip: Callable[[int], AbstractContextManager[IO[bytes]]],
+    index: int, plan: SplitPlan, film: Iterator[av.VideoFrame], video: VideoStream, clip_file: ClipFile
 ) -> ClipInfo:
-    """Take a clip's pictures from the film, and write it: to a local file first, whose index goes to its front."""
+    """Take a clip's pictures from the film, and write it."""
     frames = plan.cuts[index + 1] - plan.cuts[index]
     first = next(film)
-    with av.open(str(scratch), "w", format="mp4", options=MP4_OPTIONS) as out:
+    with clip_file(index) as path, av.open(str(path), "w", format="mp4", options=MP4_OPTIONS) as out:
         encoder = VideoEncoder(out, plan.rate, first, video)
         out.mux(encoder.encode(first))
         for picture in islice(film, frames - 1):
             out.mux(encoder.encode(picture))
         out.mux(encoder.finish())
-    with scratch.open("rb") as clip, open_clip(index) as target:
-        shutil.copyfileobj(clip, target, 1 << 20)
     start, seconds = float(plan.start(index)), float(frames / plan.rate)
-    return ClipInfo(index, start, seconds, frames, first.width, first.height, scratch.stat().st_size)
+    return ClipInfo(index, start, seconds, frames, first.width, first.height)

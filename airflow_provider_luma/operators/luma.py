@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.deferral import DeferralState
-from airflow_provider_luma.exceptions import (
-    PERMANENT,
-)
+from airflow_provider_luma.exceptions import PERMANENT
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import is_literal
 from airflow_provider_luma.operators.outcome import LumaJobOperator

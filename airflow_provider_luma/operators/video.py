@@ -10,7 +10,6 @@ runs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,16 +22,12 @@ from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_file_addre
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.sdk.types import Logger
 
     from airflow_provider_luma.media.timeline import SplitPlan
     from airflow_provider_luma.transfers.inputs import StoredFile
 
 #: The XCom with what a join needs to know of a split.
 PLAN_KEY = "luma_split"
-
-#: Seconds between two lines about the progress of a film.
-PROGRESS_INTERVAL = 10.0
 
 #: Seconds by which a clip differs from its piece of the film before the log says so.
 WORTH_A_LINE = 0.1
@@ -81,9 +76,10 @@ class VideoSplitOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
+        from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
         from airflow_provider_luma.transfers.inputs import StoredFile
-        from airflow_provider_luma.transfers.outputs import as_path, opened
+        from airflow_provider_luma.transfers.outputs import as_path, written
 
         try:
             film = StoredFile.find(str(self.source), "source")
@@ -94,8 +90,8 @@ class VideoSplitOperator(BaseOperator):
                     plan = move_cuts_to_scenes(file, plan, self.clip_seconds, shown=film.shown)
                 context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
                 clips = [as_path(self.destination) / f"clip-{number:04}.mp4" for number in range(plan.clips)]
-                progress = Progress("Split", plan.seconds, self.log)
-                split(file, plan, lambda number: opened(clips[number]), progress, shown=film.shown)
+                progress = FilmProgress("Split", plan.seconds, self.log)
+                split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
             film.check_unchanged()
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
@@ -151,6 +147,7 @@ class VideoJoinOperator(BaseOperator):
     def execute(self, context: Context) -> str:
         """Join the clips."""
         from airflow_provider_luma.media.join import join
+        from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.transfers.inputs import StoredFile
         from airflow_provider_luma.transfers.outputs import as_path, written
 
@@ -162,7 +159,7 @@ class VideoJoinOperator(BaseOperator):
                 raise LumaValidationError(None, "clips is empty: there is nothing to join")
             with film.open() as file, written(target) as output:
                 plan = self._load_plan(file, film, len(clips))
-                progress = Progress("Joined", plan.seconds, self.log)
+                progress = FilmProgress("Joined", plan.seconds, self.log)
                 names = [clip.shown for clip in clips]
                 film_made = join(
                     [clip.open for clip in clips], file, plan, output, progress, names=names, shown=film.shown
@@ -196,29 +193,6 @@ class VideoJoinOperator(BaseOperator):
         if plan.clips != clips:
             raise LumaValidationError(None, f"clips holds {clips} of the {plan.clips} clips in plan: give all")
         return plan
-
-
-class Progress:
-    """
-    Tells how far the making of a film is, every few seconds.
-
-    :param done: what is done, for the log
-    :param seconds: the length of the film
-    """
-
-    def __init__(self, done: str, seconds: float, log: Logger) -> None:
-        self._done, self._seconds, self._log = done, seconds, log
-        self._started_at = self._logged_at = time.monotonic()
-
-    def __call__(self, frames: int, of_frames: int) -> None:
-        """Take the number of frames that are done."""
-        now = time.monotonic()
-        if now - self._logged_at < PROGRESS_INTERVAL:
-            return
-        self._logged_at = now
-        share = frames / of_frames
-        speed = share * self._seconds / (now - self._started_at)
-        self._log.info("%s %.0f %% of the film, at %.1f times its speed", self._done, 100 * share, speed)
 
 
 def _flat(clips: Iterable[Any]) -> list[str]:

@@ -8,21 +8,17 @@ one rename; an object store shows an object only once it is complete.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from airflow_provider_luma.transfers.download import is_flat
-
-__all__ = ["as_path", "opened", "remove_folder", "written"]
 
 
 def as_path(address: str | ObjectStoragePath) -> ObjectStoragePath:
@@ -50,20 +46,12 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
             target.fs.put_file(str(file), target.path)
 
 
-@contextmanager
-def opened(target: ObjectStoragePath) -> Iterator[IO[bytes]]:
-    """Yield an open file on the local disk; what it holds at the end replaces the target, as :func:`written` does."""
-    with written(target) as path, path.open("wb") as file:
-        yield file
-        file.close()
-
-
 def _move(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         shutil.move(file, part)
-        os.replace(part, target)  # noqa: PTH105  (atomic, as is Path.replace, and takes both at once)
+        part.replace(target)
     finally:
         with suppress(FileNotFoundError):
             part.unlink()

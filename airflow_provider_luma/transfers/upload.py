@@ -38,12 +38,12 @@ class Upload:
 
     :param send: sends a form to the service
     :param log: where progress is told
-    :param check: called before each piece that is sent; what it raises ends the upload
+    :param fail_if_killed: called before each piece that is sent; what it raises ends the upload
     """
 
     send: Callable[[MultipartFile], Response]
     log: Logger
-    check: Callable[[], None] = lambda: None
+    fail_if_killed: Callable[[], None]
 
     def run(self, file: StoredFile) -> LumaUpload:
         """
@@ -63,7 +63,7 @@ class Upload:
         return upload
 
     def _attempt(self, file: StoredFile) -> LumaUpload:
-        progress = _Progress(file, self.log, self.check)
+        progress = _Progress(file, self.log, self.fail_if_killed)
         form = MultipartFile(file, {"uploadPath": UPLOAD_FOLDER, "fileName": file.name}, progress.add)
         return read_upload(self.send(form), file.size, datetime.now(UTC))
 
@@ -76,13 +76,13 @@ class Upload:
 class _Progress:
     """Tells how far an upload is, every few seconds."""
 
-    def __init__(self, file: StoredFile, log: Logger, check: Callable[[], None]) -> None:
-        self._file, self._log, self._check = file, log, check
+    def __init__(self, file: StoredFile, log: Logger, fail_if_killed: Callable[[], None]) -> None:
+        self._file, self._log, self._fail_if_killed = file, log, fail_if_killed
         self._done = 0
         self._logged_at = time.monotonic()
 
     def add(self, count: int) -> None:
-        self._check()
+        self._fail_if_killed()
         self._done += count
         if time.monotonic() - self._logged_at >= PROGRESS_INTERVAL:
             self._logged_at = time.monotonic()

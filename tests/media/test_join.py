@@ -20,9 +20,9 @@ from airflow_provider_luma.media.timeline import SplitPlan
 from tests.support.films import (
     FIRST_CLICK,
     NTSC,
-    KeptFile,
     clicks,
     film,
+    kept_file,
     modified,
     openers,
     pictures,
@@ -40,7 +40,7 @@ def output(tmp_path) -> Path:
 
 def split_all(source: bytes) -> tuple[SplitPlan, list[bytes]]:
     plan, clips = plan_split(io.BytesIO(source)), list[bytes]()
-    split(io.BytesIO(source), plan, lambda _: KeptFile(clips))
+    split(io.BytesIO(source), plan, lambda _: kept_file(clips))
     return plan, clips
 
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import io
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,18 +17,18 @@ from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.split import ClipInfo, move_cuts_to_scenes, plan_split, split
 from airflow_provider_luma.media.timeline import SplitPlan
 from tests.support.clips import clip, with_fields
-from tests.support.films import NTSC, KeptFile, film, pictures, stream_seconds
+from tests.support.films import NTSC, film, kept_file, pictures, stream_seconds
 
 
 def split_all(source: bytes, plan: SplitPlan | None = None, on_progress=None) -> tuple[list[ClipInfo], list[bytes]]:
     clips: list[bytes] = []
     plan = plan or plan_split(io.BytesIO(source))
 
-    def open_clip(index: int) -> KeptFile:
+    def clip_file(index: int) -> AbstractContextManager[Path]:
         assert index == len(clips), "the clip before is whole"
-        return KeptFile(clips)
+        return kept_file(clips)
 
-    infos = split(io.BytesIO(source), plan, open_clip, on_progress)
+    infos = split(io.BytesIO(source), plan, clip_file, on_progress)
     return infos, clips
 
 
@@ -41,7 +43,6 @@ def test_film_becomes_equal_clips_that_hold_each_frame_once():
     assert [info.frames for info in infos] == [284, 283, 284, 283, 284]
     for info, content in zip(infos, clips, strict=True):
         assert stream_seconds(content) == (pytest.approx(info.seconds), pytest.approx(info.seconds, abs=0.001))
-        assert info.size == len(content)
         assert (info.width, info.height) == (96, 54)
     assert [info.start for info in infos[1:]] == [pytest.approx(info.start + info.seconds) for info in infos[:-1]]
 
@@ -75,11 +76,12 @@ def test_ten_minutes_and_a_tenth_of_a_second_are_61_clips():
     assert max(end - start for start, end in pairwise(plan.cuts)) <= 50
 
 
-def test_film_of_too_many_clips_is_refused_before_it_is_decoded():
+def test_film_of_too_many_clips_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("airflow_provider_luma.media.split.MAX_CLIPS", 1)
     with pytest.raises(
         LumaValidationError, match=r"source \(s3://b/f.mp4\) lasts 20.0 seconds.* 2 clips.*more than 1: "
     ):
-        plan_split(io.BytesIO(film(frames=500, rate=25)), max_clips=1, shown="s3://b/f.mp4")
+        plan_split(io.BytesIO(film(frames=500, rate=25)), shown="s3://b/f.mp4")
 
 
 @pytest.mark.parametrize("clip_seconds", [0, -1, 0.5, 10.1, float("nan"), float("inf")])

@@ -66,7 +66,7 @@ class TestAfterTheSubmission:
         assert run.run_try(wait_for_completion=False)["luma_task_id"] == luma.jobs[0].task_id
 
     def test_credits_that_come_drop_by_drop_hold_nothing_up(self, server, set_connection, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.5, raising=False)
+        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.5)
         server.serve("*", Reply(raw=dripping))
         set_connection(server.url(""))
         before = time.monotonic()
@@ -88,7 +88,7 @@ class TestPublicVideos:
         return LumaHook().check_public_video
 
     def test_server_that_drips_holds_nothing_up(self, server, check, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.5, raising=False)
+        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.5)
         before = time.monotonic()
         check(server.serve("/clip.mp4", Reply(raw=dripping)))
         assert time.monotonic() - before < 5

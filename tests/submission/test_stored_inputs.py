@@ -63,7 +63,7 @@ class TestStorages:
     def test_mapped_tasks_upload_each_their_own(self, luma, modify, clip):
         for prompt in ("make it snow", "make it rain"):
             modify(video_url=str(clip), prompt=prompt, wait_for_completion=False).execute(new_context())
-        assert luma.accepted == 2
+        assert (luma.accepted, len(uploads(luma))) == (2, 2)
 
 
 class TestSubmitOnce:
@@ -231,7 +231,7 @@ class TestSignedInputs:
             return made[-1]
 
         monkeypatch.setattr(S3FileSystem, "sign", counted)
-        monkeypatch.setattr("airflow_provider_luma.transfers.input_video.FRESH_SIGNATURE", 0.0, raising=False)
+        monkeypatch.setattr("airflow_provider_luma.transfers.input_video.FRESH_SIGNATURE", 0.0)
         luma.configure(faults=["submit:refuse,code=429,times=2"])
         signed.run_try(deferrable=False)
         assert luma.jobs[0].video_url == made[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -189,23 +190,13 @@ def modified(
         return path.read_bytes()
 
 
-class KeptFile(io.RawIOBase):
-    """A file that can be written from its beginning to its end alone, as on an object storage, and is kept."""
-
-    def __init__(self, kept: list[bytes]) -> None:
-        self._kept, self._content = kept, bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        self._content += bytes(content)
-        return len(content)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._kept.append(bytes(self._content))
-        super().close()
+@contextmanager
+def kept_file(kept: list[bytes]) -> Iterator[Path]:
+    """Make a file, and keep what it holds at the end."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        yield path
+        kept.append(path.read_bytes())
 
 
 def openers(clips: Sequence[bytes]) -> list[Callable[[], io.BytesIO]]:

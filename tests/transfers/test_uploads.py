@@ -23,6 +23,7 @@ from airflow_provider_luma.exceptions import LumaAuthError, LumaUnavailableError
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.transfers.inputs import StoredFile
 from tests.support.storages import BUCKET
+from tests.support.task_logs import messages
 from tests.support.upload_server import UploadServer
 
 CONTENT = random.Random(7).randbytes(3_500_000)
@@ -98,6 +99,13 @@ class TestForm:
         upload = hook.upload(ObjectStoragePath(f"s3://my_s3@{BUCKET}/clip.mp4"))
         assert upload.size == len(CONTENT)
         assert uploads.uploads[0].sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_log_says_how_far_a_long_upload_is(hook, uploads, tmp_path, monkeypatch, task_log):
+    monkeypatch.setattr("airflow_provider_luma.transfers.upload.PROGRESS_INTERVAL", 0.0)
+    (tmp_path / "clip.mp4").write_bytes(CONTENT)
+    hook.upload(str(tmp_path / "clip.mp4"))
+    assert len(messages(task_log, "Uploaded 1.0 MB of 3.5 MB, 30 %")) == 1
 
 
 class TestAnswers:
