@@ -41,8 +41,9 @@ from airflow_provider_luma.polling.state import Failed, Finished, PollOutcome, P
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest
 from airflow_provider_luma.protocol_files import LumaUpload
 from airflow_provider_luma.transfers.download import Download
-from airflow_provider_luma.transfers.inputs import StoredFile, check_public_video
+from airflow_provider_luma.transfers.public_video import check_public_video
 from airflow_provider_luma.transfers.source import FileSource
+from airflow_provider_luma.transfers.stored_file import StoredFile
 from airflow_provider_luma.transfers.upload import Upload
 from airflow_provider_luma.validation import check_file_address, check_luma_task_id, check_positive, check_video_url
 

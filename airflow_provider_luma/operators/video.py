@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_luma.media.timeline import SplitPlan
-    from airflow_provider_luma.transfers.inputs import StoredFile
+    from airflow_provider_luma.transfers.stored_file import StoredFile
 
 #: The XCom with what a join needs to know of a split.
 PLAN_KEY = "luma_split"
@@ -78,8 +78,8 @@ class VideoSplitOperator(BaseOperator):
         """Cut the film."""
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
-        from airflow_provider_luma.transfers.inputs import StoredFile
         from airflow_provider_luma.transfers.outputs import as_path, written
+        from airflow_provider_luma.transfers.stored_file import StoredFile
 
         try:
             film = StoredFile.find(str(self.source), "source")
@@ -148,8 +148,8 @@ class VideoJoinOperator(BaseOperator):
         """Join the clips."""
         from airflow_provider_luma.media.join import join
         from airflow_provider_luma.media.progress import FilmProgress
-        from airflow_provider_luma.transfers.inputs import StoredFile
         from airflow_provider_luma.transfers.outputs import as_path, written
+        from airflow_provider_luma.transfers.stored_file import StoredFile
 
         target = as_path(self.destination)
         try:

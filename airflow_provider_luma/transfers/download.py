@@ -35,6 +35,7 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.transfers.outputs import as_path, make_folder
 from airflow_provider_luma.transfers.progress import Transfer, megabytes
 from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, url_path, without_secrets
 
@@ -49,14 +50,6 @@ COMPARED_SIZE = 64 * 1024
 
 #: Characters of a file's name without its extension: of one made of an address, and of one that was given.
 _LONGEST_NAME, _LONGEST_GIVEN_NAME = 100, 150
-
-#: Object stores have no folders: creating one would create, or ask about, the bucket.
-_FLAT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
-
-
-def is_flat(path: ObjectStoragePath) -> bool:
-    """Tell whether a path's storage has no folders that would have to be made."""
-    return path.protocol in _FLAT_STORES
 
 
 def names_a_file(destination: str) -> bool:
@@ -87,11 +80,7 @@ def destination_file(url: str, destination: str | ObjectStoragePath, name: str |
     file gets the name it has in the URL, or the one given, as far as that is harmless. With a name given, it is
     always a folder.
     """
-    if isinstance(destination, ObjectStoragePath):
-        path = destination
-    else:
-        # Made absolute here: some versions of the library below take a relative path to begin at the root.
-        path = ObjectStoragePath(destination if "://" in destination else str(Path(destination).absolute()))
+    path = as_path(destination)
     if name is None and names_a_file(str(destination)):
         return path
     return path / (safe_name(url) if name is None else _harmless(name, _LONGEST_GIVEN_NAME))
@@ -133,8 +122,7 @@ class Download:
             self._check_existing(path, url, is_named_by_url=is_folder and _is_named_by(url, path.name))
             return path
         folder = path.path.rpartition("/")[0]
-        if not is_flat(path):
-            path.fs.makedirs(folder, exist_ok=True)
+        make_folder(path)
         part = f"{folder}/.{path.name}.{uuid.uuid4().hex[:8]}.part"
         try:
             size = self._fetch(url, path, part)

@@ -23,8 +23,8 @@ from airflow.sdk.log import mask_secret
 
 from airflow_provider_luma.exceptions import LumaError
 from airflow_provider_luma.protocol_files import LumaUpload
-from airflow_provider_luma.transfers.inputs import StoredFile
 from airflow_provider_luma.transfers.source import without_secrets
+from airflow_provider_luma.transfers.stored_file import StoredFile
 from airflow_provider_luma.validation import check_video_url, is_web_address
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from airflow.providers.common.compat.sdk import AirflowException
 from urllib3.fields import RequestField
 from urllib3.filepost import choose_boundary
 
-from airflow_provider_luma.transfers.inputs import BLOCK_SIZE
+from airflow_provider_luma.transfers.stored_file import BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.transfers.inputs import StoredFile
+    from airflow_provider_luma.transfers.stored_file import StoredFile
 
 
 class MultipartFile:

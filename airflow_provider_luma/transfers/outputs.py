@@ -18,14 +18,22 @@ from pathlib import Path
 from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from airflow_provider_luma.transfers.download import is_flat
+#: Object stores have no folders: creating one would create, or ask about, the bucket.
+_FLAT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
 
 
 def as_path(address: str | ObjectStoragePath) -> ObjectStoragePath:
     """Return where an address leads; a path on this machine is made absolute."""
     if isinstance(address, ObjectStoragePath):
         return address
+    # Made absolute here: some versions of the library below take a relative path to begin at the root.
     return ObjectStoragePath(address if "://" in address else str(Path(address).absolute()))
+
+
+def make_folder(path: ObjectStoragePath) -> None:
+    """Make the folder that a file goes to, where its storage has folders."""
+    if path.protocol not in _FLAT_STORES:
+        path.fs.makedirs(path.path.rpartition("/")[0], exist_ok=True)
 
 
 @contextmanager
@@ -41,8 +49,7 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
         if isinstance(target.fs, LocalFileSystem):
             _move(file, Path(target.path))
         else:
-            if not is_flat(target):
-                target.fs.makedirs(target.path.rpartition("/")[0], exist_ok=True)
+            make_folder(target)
             target.fs.put_file(str(file), target.path)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
     from airflow_provider_luma.protocol import Response
-    from airflow_provider_luma.transfers.inputs import StoredFile
+    from airflow_provider_luma.transfers.stored_file import StoredFile
 
 #: How often an upload is tried within a try of the task.
 MAX_ATTEMPTS = 5

@@ -3,57 +3,26 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 from tests.support.downloads import sha256
 from tests.support.file_server import BLOCK, FILM, FileServer, Reply
+from tests.support.memory import measure
 from tests.support.storages import Bucket, Disk
 
-MEASURE = """
-import json, sys, threading, time
-import psutil
-from airflow.sdk import ObjectStoragePath
+DOWNLOAD = """
 from airflow_provider_luma.hooks.luma import LumaHook
 url, small, destination = sys.argv[1:]
 hook = LumaHook()
 # Clients, connections and import on first use belong to the baseline.
 hook.download(small, destination + "/warm.mp4", overwrite=True)
-me, peak, done = psutil.Process(), 0, threading.Event()
-def sample():
-    global peak
-    while not done.wait(0.005):
-        peak = max(peak, me.memory_info().rss)
-baseline = me.memory_info().rss
-sampler = threading.Thread(target=sample)
-sampler.start()
-started = time.monotonic()
-path = hook.download(url, destination, overwrite=True)
-seconds = time.monotonic() - started
-done.set()
-sampler.join()
-print(json.dumps({"growth": peak - baseline, "seconds": seconds, "size": path.stat().st_size}))
+measured(lambda: hook.download(url, destination, overwrite=True).stat().st_size)
 """
 
 
 def measure_download(server: FileServer, destination: str, blocks: int) -> dict[str, float]:
     small = server.serve("/small.mp4", Reply(FILM))
-    url = server.serve("/long.mp4", Reply(blocks=blocks))
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, url, small, destination],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=dict(os.environ),
-    )
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    megabytes = measured["size"] / 1e6
-    print(f"{measured['growth'] / 1e6:.0f} MB more, {megabytes / measured['seconds']:.0f} MB/s")
-    return measured
+    return measure(DOWNLOAD, server.serve("/long.mp4", Reply(blocks=blocks)), small, destination)
 
 
 def test_download_of_half_a_gigabyte_to_a_disk_takes_less_than_32_mb_of_memory(

@@ -8,8 +8,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_luma.exceptions import LumaAuthError, LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.transfers.inputs import StoredFile
+from airflow_provider_luma.transfers.stored_file import StoredFile
+from tests.support.memory import measure
 from tests.support.storages import BUCKET
 from tests.support.task_logs import messages
 from tests.support.upload_server import UploadServer
@@ -277,25 +276,13 @@ def test_source_that_is_no_file_is_refused(hook, uploads, source, says):
     assert uploads.uploads == []
 
 
-MEASURE = """
-import json, sys, threading
-import psutil
+UPLOAD = """
 from airflow_provider_luma.hooks.luma import LumaHook
 small, large = sys.argv[1:]
 hook = LumaHook()
+# Clients, connections and import on first use belong to the baseline.
 hook.upload(small)
-me, peak, done = psutil.Process(), 0, threading.Event()
-def sample():
-    global peak
-    while not done.wait(0.005):
-        peak = max(peak, me.memory_info().rss)
-baseline = me.memory_info().rss
-sampler = threading.Thread(target=sample)
-sampler.start()
-upload = hook.upload(large)
-done.set()
-sampler.join()
-print(json.dumps({"growth": peak - baseline, "size": upload.size}))
+measured(lambda: hook.upload(large).size)
 """
 
 
@@ -311,10 +298,6 @@ def test_upload_of_500_mb_takes_less_than_64_mb_more_memory_than_a_small_one(hoo
         for path in (small, large):
             bucket.s3.upload_file(str(path), BUCKET, path.name)
         addresses = [f"s3://my_s3@{BUCKET}/{path.name}" for path in (small, large)]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *addresses], check=True, capture_output=True, text=True, timeout=200
-    )
-    measured = json.loads(done.stdout.splitlines()[-1])
-    print(f"{storage}: {measured['growth'] / 1e6:.0f} MB more")
+    measured = measure(UPLOAD, *addresses)
     assert measured["size"] == uploads.uploads[-1].size == size
     assert measured["growth"] < 64e6
