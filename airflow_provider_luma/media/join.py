@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: Opens a clip for reading, at any position; called twice.
 ClipOpener = Callable[[], AbstractContextManager[IO[bytes]]]
 
-#: Seconds that a clip's last picture stands in for what lacks.
+#: Seconds that a clip may lack at its end, for which its last picture is held.
 MAX_HOLD_SECONDS = 0.5
 
 
@@ -87,7 +87,6 @@ def join(
     on_progress: OnProgress | None = None,
     *,
     names: Sequence[str] = (),
-    max_hold_seconds: float = MAX_HOLD_SECONDS,
     shown: str = "",
 ) -> JoinInfo:
     """
@@ -98,7 +97,6 @@ def join(
     :param output: a local file
     :param on_progress: may raise to end it
     :param names: the clips' addresses as messages may show them
-    :param max_hold_seconds: how much a clip may lack at its end, where its last picture is held
     :param shown: the address of the film as messages may show it
     :raises LumaValidationError: a clip cannot be decoded or lacks too much, there are too few or too many, or the film
         cannot be read
@@ -109,7 +107,7 @@ def join(
         )
     shown_clips = names or [""] * len(clips)
     scanned = [
-        _scan(clip, (f"clips[{index}]", name), plan, index, max_hold_seconds)
+        _scan(clip, (f"clips[{index}]", name), plan, index)
         for index, (clip, name) in enumerate(zip(clips, shown_clips, strict=True))
     ]
     with (
@@ -120,13 +118,13 @@ def join(
         return _write(scanned, film, plan, out, on_progress)
 
 
-def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int, max_hold_seconds: float) -> _Clip:
+def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int) -> _Clip:
     with refusing(*name), clip() as file, opened(file) as film:
         times = frame_times(*film)
         rate, is_constant = times.rate()
         start, end = plan.start(index), plan.start(index + 1)
         lacking = end - start - times.seconds(rate)
-        if lacking > max_hold_seconds:
+        if lacking > MAX_HOLD_SECONDS:
             raise Unusable(
                 f"lasts {float(times.seconds(rate)):.2f} seconds, and its piece of the film {float(end - start):.2f}",
                 "check that the clips are those of this film and in order, or have this one made again",

@@ -72,7 +72,6 @@ def plan_split(
     source: IO[bytes],
     clip_seconds: float = MAX_VIDEO_SECONDS,
     *,
-    parameter: str = "source",
     shown: str = "",
 ) -> SplitPlan:
     """
@@ -80,7 +79,6 @@ def plan_split(
 
     :param source: can be read at any position
     :param clip_seconds: the most that a clip may last
-    :param parameter: the parameter that names the film
     :param shown: its address as messages may show it
     :raises LumaValidationError: it is no film that can be decoded, or too long, or the clips are
     """
@@ -88,12 +86,12 @@ def plan_split(
         raise LumaValidationError(
             None, f"clip_seconds is {clip_seconds!r}: give {_MIN_CLIP_SECONDS:g} to {MAX_VIDEO_SECONDS:g} seconds"
         )
-    with refusing(parameter, shown), opened(source) as film:
+    with refusing("source", shown), opened(source) as film:
         times = frame_times(*film)
     rate, frames = count_frames(times)
     limit = frames_per_clip(rate, clip_seconds)
     if (clips := count_clips(frames, limit)) > MAX_CLIPS:
-        name = f"{parameter} ({shown})" if shown else parameter
+        name = f"source ({shown})" if shown else "source"
         raise LumaValidationError(
             None,
             f"{name} lasts {float(frames / rate):.1f} seconds, which makes {clips} clips of {clip_seconds:g} seconds, "
@@ -108,7 +106,6 @@ def move_cuts_to_scenes(
     clip_seconds: float = MAX_VIDEO_SECONDS,
     on_progress: OnProgress | None = None,
     *,
-    parameter: str = "source",
     shown: str = "",
 ) -> SplitPlan:
     """
@@ -119,7 +116,7 @@ def move_cuts_to_scenes(
     """
     if plan.clips == 1:
         return plan
-    with refusing(parameter, shown), opened(source) as film:
+    with refusing("source", shown), opened(source) as film:
         changes = [round((at - plan.origin) * plan.rate) for at in _scene_changes(*film, plan, on_progress)]
     limit, shortest = frames_per_clip(plan.rate, clip_seconds), frames_per_clip(plan.rate, _MIN_CLIP_SECONDS)
     return SplitPlan(plan.origin, plan.rate, cuts_at_scenes(plan.frames, limit, shortest, changes))
@@ -151,7 +148,6 @@ def split(
     clip_file: ClipFile,
     on_progress: OnProgress | None = None,
     *,
-    parameter: str = "source",
     shown: str = "",
 ) -> list[ClipInfo]:
     """
@@ -162,7 +158,7 @@ def split(
     :param on_progress: may raise to end it
     :raises LumaValidationError: the film cannot be decoded
     """
-    with refusing(parameter, shown), opened(source) as (container, video):
+    with refusing("source", shown), opened(source) as (container, video):
         pictures = Pictures()
         times = (plan.origin + index / plan.rate for index in range(plan.frames))
         frames = shown_at(decoded(container, video), times, 1 / plan.rate)

@@ -248,13 +248,14 @@ def test_clip_that_begins_late_by_its_own_clock_is_not_shown_late(output):
     assert [number for _, number in pictures(content)] == list(range(60))
 
 
-def test_clip_that_lacks_too_much_is_an_error_that_names_it(output):
+def test_clip_that_lacks_too_much_is_an_error_that_names_it(output, monkeypatch):
     service = lambda clip, index: modified(clip, seconds=-1.0 if index else 0.0)  # noqa: E731
     with pytest.raises(
         LumaValidationError, match=r"clips\[1\] \(s3://b/2.mp4\) lasts 4\.\d+ .* piece of the film 5\.\d+"
     ):
         through_service(film(frames=TWO_CLIPS), output, service, names=["s3://b/1.mp4", "s3://b/2.mp4"])
-    content, _ = through_service(film(frames=TWO_CLIPS), output, service, max_hold_seconds=1.1)
+    monkeypatch.setattr("airflow_provider_luma.media.join.MAX_HOLD_SECONDS", 1.1)
+    content, _ = through_service(film(frames=TWO_CLIPS), output, service)
     assert stream_seconds(content)[0] == pytest.approx(TWO_CLIPS / 30, abs=0.03)
 
 
