@@ -29,17 +29,15 @@ class VideoEncoder:
 
     :param rate: frames per second
     :param picture: one of them; the others are alike
-    :param source: the video that they are made of
     """
 
-    def __init__(self, out: OutputContainer, rate: Fraction, picture: av.VideoFrame, source: VideoStream) -> None:
+    def __init__(self, out: OutputContainer, rate: Fraction, picture: av.VideoFrame) -> None:
         self._stream = out.add_stream("libx264", rate=rate, options=_OPTIONS)
         self._stream.width, self._stream.height = picture.width, picture.height
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
         context.color_range, context.colorspace = picture.color_range, picture.colorspace
-        context.color_primaries = source.codec_context.color_primaries
-        context.color_trc = source.codec_context.color_trc
+        context.color_primaries, context.color_trc = picture.color_primaries, picture.color_trc
         self._time_base = 1 / rate
         self.frames = 0
 

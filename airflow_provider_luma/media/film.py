@@ -38,6 +38,10 @@ THREADS = min(4, os.cpu_count() or 1)
 _RGB = 0
 _MATRIX = ":out_color_matrix=bt709"
 
+#: Pictures of a high dynamic range (PQ, HLG) look grey wherever that is not heeded: they become those of television.
+_HIGH_DYNAMIC_RANGE = (16, 18)
+_STANDARD_RANGE = _MATRIX + ":out_primaries=bt709:out_transfer=bt709"
+
 #: What turns a picture, by the degrees counterclockwise that the file asks for.
 _ROTATIONS = {
     90: [("transpose", "cclock")],
@@ -151,7 +155,7 @@ class Pictures:
         """Return a frame's picture; of the same frame again, the same."""
         if self._last and self._last[0] is frame:
             return self._last[1]
-        kind = (video, frame.width, frame.height, frame.format.name, frame.rotation)
+        kind = (video, frame.width, frame.height, frame.format.name, frame.rotation, frame.color_trc)
         if kind != self._kind:
             self._kind, self._graph = kind, self._new_graph(frame, video)
         self._graph.vpush(frame)
@@ -168,10 +172,13 @@ class Pictures:
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base={frame.time_base}"
             f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
         )
+        colours = _MATRIX if frame.colorspace == _RGB else ""
+        if frame.color_trc in _HIGH_DYNAMIC_RANGE:
+            colours = _STANDARD_RANGE
         filters = [
             ("buffer", source),
             *_ROTATIONS.get(rotation, []),
-            ("scale", f"w={self.size[0]}:h={self.size[1]}:out_range=tv{_MATRIX if frame.colorspace == _RGB else ''}"),
+            ("scale", f"w={self.size[0]}:h={self.size[1]}:out_range=tv{colours}"),
             ("setsar", "1"),
             ("format", "pix_fmts=yuv420p"),
             ("buffersink", ""),

@@ -140,10 +140,10 @@ def _write(
     rate = (rates.pop() if len(rates) == 1 else None) or plan.rate
     frames = max(1, round(plan.frames / plan.rate * rate))
     film = _film(clips, rate, frames)
-    first, video = next(film)
-    encoder = VideoEncoder(out, rate, first, video)
+    first = next(film)
+    encoder = VideoEncoder(out, rate, first)
     sound = Sound(source, out, plan.origin, frames / rate)
-    for done, picture in enumerate(chain((first,), (picture for picture, _ in film)), 1):
+    for done, picture in enumerate(chain((first,), film), 1):
         _mux(out, encoder.encode(picture), sound)
         if on_progress:
             on_progress(done, frames)
@@ -154,8 +154,8 @@ def _write(
     return JoinInfo(float(frames / rate), rate, frames, first.width, first.height, sound.kind, lacking)
 
 
-def _film(clips: list[_Clip], rate: Fraction, frames: int) -> Iterator[tuple[av.VideoFrame, VideoStream]]:
-    """Yield so many pictures, each with the video that it comes from: all of the size of the first."""
+def _film(clips: list[_Clip], rate: Fraction, frames: int) -> Iterator[av.VideoFrame]:
+    """Yield so many pictures, all of the size of the first."""
     pictures = Pictures()
     # A picture on the border belongs to the piece that it is more in; so a clip that is rounded off lacks little.
     firsts = [floor(clip.start * rate + Fraction(1, 2)) for clip in clips] + [frames]
@@ -164,7 +164,7 @@ def _film(clips: list[_Clip], rate: Fraction, frames: int) -> Iterator[tuple[av.
             own = ((at - clip.origin, frame) for at, frame in decoded(container, video))
             times = (index / rate - clip.start for index in range(first, end))
             for frame in shown_at(own, times, 1 / min(rate, clip.rate)):
-                yield pictures.make(frame, video), video
+                yield pictures.make(frame, video)
 
 
 def _mux(out: OutputContainer, packets: list[Packet[VideoStream]], sound: Sound) -> None:

@@ -163,7 +163,7 @@ def split(
         times = (plan.origin + index / plan.rate for index in range(plan.frames))
         frames = shown_at(decoded(container, video), times, 1 / plan.rate)
         film = _reported((pictures.make(frame, video) for frame in frames), plan.frames, on_progress)
-        return [_write_clip(index, plan, film, video, clip_file) for index in range(plan.clips)]
+        return [_write_clip(index, plan, film, clip_file) for index in range(plan.clips)]
 
 
 def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: OnProgress | None) -> Iterator[av.VideoFrame]:
@@ -173,14 +173,12 @@ def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: OnProgres
         yield picture
 
 
-def _write_clip(
-    index: int, plan: SplitPlan, film: Iterator[av.VideoFrame], video: VideoStream, clip_file: ClipFile
-) -> ClipInfo:
+def _write_clip(index: int, plan: SplitPlan, film: Iterator[av.VideoFrame], clip_file: ClipFile) -> ClipInfo:
     """Take a clip's pictures from the film, and write it."""
     frames = plan.cuts[index + 1] - plan.cuts[index]
     first = next(film)
     with clip_file(index) as path, av.open(str(path), "w", format="mp4", options=MP4_OPTIONS) as out:
-        encoder = VideoEncoder(out, plan.rate, first, video)
+        encoder = VideoEncoder(out, plan.rate, first)
         out.mux(encoder.encode(first))
         for picture in islice(film, frames - 1):
             out.mux(encoder.encode(picture))

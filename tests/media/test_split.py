@@ -19,6 +19,9 @@ from airflow_provider_luma.media.timeline import SplitPlan
 from tests.support.clips import clip, with_fields
 from tests.support.films import NTSC, film, kept_file, pictures, stream_seconds
 
+#: Transfer functions of a high dynamic range, by their numbers in H.273.
+PQ, HLG = 16, 18
+
 
 def split_all(source: bytes, plan: SplitPlan | None = None, on_progress=None) -> tuple[list[ClipInfo], list[bytes]]:
     clips: list[bytes] = []
@@ -174,6 +177,68 @@ def shown_colour(content: bytes) -> tuple[float, ...]:
     shown = y + 2 * (1 - red) * cr, 0.0, y + 2 * (1 - blue) * cb
     green = (y - red * shown[0] - blue * shown[2]) / (1 - red - blue)
     return tuple(255 * value for value in (shown[0], green, shown[2]))
+
+
+@pytest.mark.parametrize("transfer", [PQ, HLG])
+def test_high_dynamic_range_becomes_that_of_television(transfer):
+    """What lies in it at the brightness of white paper is white, and its grey is grey."""
+    seen = {}
+    for name, level in [("white", {PQ: 0.58, HLG: 0.75}[transfer]), ("grey", {PQ: 0.45, HLG: 0.4}[transfer])]:
+        _, (content,) = split_all(with_high_dynamic_range(level, transfer))
+        with av.open(io.BytesIO(content)) as container:
+            frame = next(container.decode(video=0))
+        assert (frame.color_trc, frame.color_primaries, frame.colorspace, frame.format.name) == (1, 1, 1, "yuv420p")
+        seen[name] = shown_colour(content)
+    assert seen["white"] == pytest.approx((255, 255, 255), abs=12)
+    assert 90 < min(seen["grey"]) <= max(seen["grey"]) < 150
+
+
+def with_high_dynamic_range(level: float, transfer: int) -> bytes:
+    """Return a film that is grey, or white, as a phone writes it: ten bits, BT.2020."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mov") as out:
+        video = out.add_stream("libx265", rate=30, options={"preset": "ultrafast", "x265-params": "log-level=none"})
+        video.width, video.height, video.pix_fmt = 64, 36, "yuv420p10le"
+        context = video.codec_context
+        context.color_trc, context.color_primaries, context.colorspace, context.color_range = transfer, 9, 9, 1
+        for index in range(5):
+            frame = av.VideoFrame(64, 36, "yuv420p10le")
+            for plane, value in zip(frame.planes, (round(64 + 876 * level), 512, 512), strict=True):
+                plane.update(np.full(plane.buffer_size // 2, value, np.uint16).tobytes())
+            frame.pts, frame.time_base = index, Fraction(1, 30)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_film_cut_out_of_another_at_an_open_group_of_pictures_begins_with_what_can_be_decoded(codec):
+    """Its first frames refer to what was cut off: nobody can show them, and those behind them keep their times."""
+    source = from_second_key_frame(codec)
+    _, clips = split_all(source)
+    shown = numbers(clips)
+    whole = shown[shown.count(shown[0]) - 1 :]
+    assert whole == list(range(whole[0], 100))
+    assert len(shown) - len(whole) <= 4, "the first picture stands in for those that cannot be shown"
+
+
+def from_second_key_frame(codec: str) -> bytes:
+    options = {"libx264": {"x264-params": "open-gop=1:keyint=30:min-keyint=30:scenecut=0:bframes=3:b-adapt=0"}}
+    options["libx265"] = {"x265-params": "open-gop=1:keyint=30:min-keyint=30:scenecut=0:bframes=3:log-level=none"}
+    target = io.BytesIO()
+    with (
+        av.open(io.BytesIO(film(frames=100, codec=codec, options=tuple(options[codec].items())))) as whole,
+        av.open(target, "w", format="mp4") as out,
+    ):
+        stream = out.add_stream_from_template(whole.streams.video[0])
+        packets = [packet for packet in whole.demux(video=0) if packet.dts is not None]
+        second = [index for index, packet in enumerate(packets) if packet.is_keyframe][1]
+        key = packets[second]
+        assert any(packet.pts < key.pts for packet in packets[second:]), "the group is open"
+        for packet in packets[second:]:
+            packet.stream = stream
+            out.mux(packet)
+    return target.getvalue()
 
 
 def test_progress_counts_frames_and_can_end_it():

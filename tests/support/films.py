@@ -24,8 +24,8 @@ _CLICK = 0.9 * np.sin(2 * np.pi * 3000 / SAMPLE_RATE * np.arange(240))
 
 _OPTIONS = {"preset": "ultrafast", "bf": "2", "g": "50"}
 
-#: Twelve bits, and each once more inverted, in blocks.
-_COLUMNS, _ROWS = 6, 4
+#: Fourteen bits, and each once more inverted, in blocks.
+_COLUMNS, _ROWS = 7, 4
 _BITS = _COLUMNS * _ROWS // 2
 
 #: The matrix of an MP4's track that turns its pictures by so many degrees counterclockwise.
@@ -42,6 +42,7 @@ def film(
     first: int = 0,
     size: tuple[int, int] = (96, 54),
     codec: str = "libx264",
+    options: tuple[tuple[str, str], ...] = (),
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
     aspect: int = 1,
@@ -56,6 +57,7 @@ def film(
     :param ticks: the milliseconds of each frame, and at last of the film's end
     :param first: frames, or milliseconds, before the first one
     :param size: of the pictures as they are shown
+    :param options: of the codec, in place of the usual ones
     :param aspect: the width of a pixel in heights
     :param colour: red, green and blue of all pictures, in place of their numbers
     :param sound: a codec
@@ -66,7 +68,8 @@ def film(
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"film.{kind}"
         with av.open(str(path), "w") as out:
-            video: Any = out.add_stream(codec, rate=rate, options=_OPTIONS if codec in ("libx264", "libx265") else {})
+            usual = _OPTIONS if codec in ("libx264", "libx265") else {}
+            video: Any = out.add_stream(codec, rate=rate, options=dict(options) or usual)
             across = rotation in (90, 270)
             video.width, video.height = size[::-1] if across else size
             video.pix_fmt, video.codec_context.time_base = pix_fmt, time_base
