@@ -45,16 +45,17 @@ class LumaResultLink(BaseOperatorLink):
         """
         from airflow.providers.common.compat.sdk import conf
 
-        query = urlencode(
-            {
-                "dag_id": ti_key.dag_id,
-                "run_id": ti_key.run_id,
-                "task_id": ti_key.task_id,
-                "map_index": -1 if ti_key.map_index is None else ti_key.map_index,
-            }
-        )
+        query = {
+            "dag_id": ti_key.dag_id,
+            "run_id": ti_key.run_id,
+            "task_id": ti_key.task_id,
+            "map_index": -1 if ti_key.map_index is None else ti_key.map_index,
+        }
+        region_id = getattr(ti_key, "region_id", None)  # of Airflow 3.4
+        if region_id is not None and region_id.int:  # in a loop: which iteration
+            query |= {"region_id": region_id, "region_index": getattr(ti_key, "region_index", -1)}
         prefix = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
-        return f"{prefix}/luma/result?{query}"
+        return f"{prefix}/luma/result?{urlencode(query)}"
 
     def push(self, operator: BaseOperator, context: Context) -> None:
         """Show the link now, and not only, as Airflow would by itself, once the task has given up its worker."""

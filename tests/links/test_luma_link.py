@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -48,6 +49,17 @@ class TaskInstance:
         self.pushed[key] = value
 
 
+class LoopKey(NamedTuple):
+    """The same of Airflow 3.4."""
+
+    region_id: UUID
+    region_index: int
+    dag_id: str = "films"
+    task_id: str = "version.modify"
+    run_id: str = "manual__1"
+    map_index: int = -1
+
+
 @pytest.fixture
 def ti() -> TaskInstance:
     return TaskInstance()
@@ -78,6 +90,14 @@ class TestLink:
     @pytest.mark.parametrize(("map_index", "shown"), [(-1, "-1"), (0, "0"), (17, "17"), (None, "-1")])
     def test_the_link_names_the_map_index_or_minus_one(self, map_index, shown):
         assert fields_of(link_of(map_index=map_index))["map_index"] == shown
+
+    def test_the_link_names_the_iteration_of_a_loop(self):
+        region, operator = UUID("01a210e7-5484-7589-b5c9-8aa83b435849"), BaseOperator(task_id="modify")
+        inside: Any = LoopKey(region, 2)
+        fields = fields_of(LumaResultLink().get_link(operator, ti_key=inside))
+        assert (fields["region_id"], fields["region_index"]) == (str(region), "2")
+        outside: Any = LoopKey(UUID(int=0), -1)
+        assert "region" not in LumaResultLink().get_link(operator, ti_key=outside)
 
     def test_a_run_id_with_reserved_characters_is_quoted(self):
         run_id = "scheduled__2026-01-01T00:00:00+00:00"
