@@ -12,13 +12,16 @@ COMPILE = --quiet --universal --python-version 3.11 --no-annotate --no-header --
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-matrix lint bench build constraints clean
+.PHONY: help demo demo-cluster check test test-matrix lint bench build constraints clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Run a DAG on a real Airflow, with a simulator in place of Luma
 	@exec $(BIN)/python -m demo
+
+demo-cluster: $(VENV)/.cluster  ## The same on PostgreSQL, Redis and Celery, with two workers and two triggerers
+	@exec $(BIN)/python -m demo --cluster
 
 check: lint  ## Check style and types, and run the unit tests: the loop of a contributor
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not e2e and not long" $(PYTEST_ARGS)
@@ -65,6 +68,11 @@ $(VENV)/bin/python:
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(PINS)
 	@echo "Installing Airflow and the provider into $(VENV) (a minute or two, the first time only) ..."
 	@$(PIP) --editable '.[simulator]'
+	@touch $@
+
+$(VENV)/.cluster: $(VENV)/.demo
+	@echo "Installing Celery ..."
+	@$(PIP) --editable '.[cluster]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

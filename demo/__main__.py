@@ -2,7 +2,8 @@
 """
 What ``make demo`` runs: a clip goes in, a modified video comes out, on a real Airflow.
 
-Without an API key, the simulator takes the place of Luma. Environment variables:
+With ``--cluster`` (``make demo-cluster``) that Airflow is one with PostgreSQL, Redis, Celery, two workers and two
+triggerers. Without an API key, the simulator takes the place of Luma. Environment variables:
 
 * ``LUMA_API_KEY``: the key of a Luma account; with it the service itself is used, and credits are spent
 * ``LUMA_VIDEO``: the clip, a file on this machine; a film longer than Luma takes goes in as several clips
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -33,6 +34,7 @@ from urllib.request import urlretrieve
 import av
 import av.error
 
+from demo.cluster import AirflowCluster, services
 from demo.local_airflow import AirflowProblem, LocalAirflow
 
 DAGS = Path(__file__).parent.parent / "dags"
@@ -46,7 +48,7 @@ With a Luma account, on a clip of your own (this spends credits):
     LUMA_API_KEY=... LUMA_VIDEO=/path/to/clip.mp4 make demo"""
 
 
-def main() -> int:
+def main(*, cluster: bool = False) -> int:
     """Run the demo; return its exit code."""
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT too: a shell's background job ignores it
         signal.signal(ending, _interrupt)
@@ -62,7 +64,7 @@ def main() -> int:
     home.mkdir(parents=True, exist_ok=True)
     try:
         if api_key:
-            return run(home, {"conn_type": "luma", "password": api_key}, video, file or None)
+            return run(home, {"conn_type": "luma", "password": api_key}, video, file or None, cluster=cluster)
         webhook_secret = secrets.token_hex(16)
         with simulator(home / "simulator.txt", webhook_secret) as address:
             connection = {
@@ -74,7 +76,7 @@ def main() -> int:
             sample = f"{address}/files/sample.mp4"
             if not file:
                 urlretrieve(sample, home / "clip.mp4")  # noqa: S310  (our own simulator)
-            return run(home, connection, video or sample, file or str(home / "clip.mp4"))
+            return run(home, connection, video or sample, file or str(home / "clip.mp4"), cluster=cluster)
     except AirflowProblem as problem:
         say(f"The demo failed: {problem}")
         return 1
@@ -83,43 +85,53 @@ def main() -> int:
         return 130
 
 
-def run(home: Path, connection: dict[str, Any], video: str, file: str | None) -> int:
+def run(home: Path, connection: dict[str, Any], video: str, file: str | None, *, cluster: bool) -> int:
     """
     Start Airflow, run the DAG, and keep Airflow running until Ctrl-C.
 
     :param video: the clip that is modified: a file, or a public address
     :param file: a clip on this machine, for the examples that take one
+    :param cluster: run several of each of Airflow's components
     :returns: the exit code
     """
-    say("Starting Airflow (about half a minute) ...")
-    local = LocalAirflow(
-        home / "airflow",
-        DAGS,
-        {
-            "LUMA_VIDEO_URL": video,
-            "LUMA_DESTINATION": f"file://{home}/videos",
-            **({"LUMA_VIDEO": str(Path(file).absolute())} if file else {}),
-        },
-    )
-    if "host" in connection:
-        # The simulator is on this machine and can call Airflow; Luma itself cannot.
-        connection["extra"]["callback_base_url"] = local.url
-    local.environment["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(connection)
-    with local as airflow:
-        airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
-        say(f"Airflow is up: {airflow.url} (no login needed)")
-        example = Example.of(video)
-        run_id = airflow.trigger(example.dag_id, **example.params)
-        say(f"Run {run_id} of the DAG {example.dag_id}: {airflow.url}/dags/{example.dag_id}/runs/{run_id}")
-        query = urlencode({"dag_id": example.dag_id, "run_id": run_id, **example.modify})
-        say(f"Before and after, side by side: {airflow.url}/luma/result?{query}")
-        succeeded = follow(airflow, example.dag_id, run_id)
-        report(airflow, example, run_id, succeeded=succeeded, with_simulator="host" in connection)
+    environment = {"LUMA_VIDEO_URL": video, "LUMA_DESTINATION": f"file://{home}/videos"}
+    if file:
+        environment["LUMA_VIDEO"] = str(Path(file).absolute())
+    with ExitStack() as running:
+        local = prepare(home, environment, running, cluster=cluster)
+        if "host" in connection:
+            # The simulator is on this machine and can call Airflow; Luma itself cannot.
+            connection["extra"]["callback_base_url"] = local.url
+        local.environment["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(connection)
+        succeeded = show(running.enter_context(local), video, with_simulator="host" in connection)
         if os.environ.get("DEMO_ONCE") == "1":
             return 0 if succeeded else 1
         say("Airflow keeps running for you to explore. Ctrl-C ends it.")
         threading.Event().wait()
     return 0
+
+
+def prepare(home: Path, environment: dict[str, str], running: ExitStack, *, cluster: bool) -> LocalAirflow:
+    """Return an Airflow that is not started yet; what it needs runs until ``running`` ends."""
+    if not cluster:
+        say("Starting Airflow (about half a minute) ...")
+        return LocalAirflow(home / "airflow", DAGS, environment)
+    say("Starting PostgreSQL, Redis, and Airflow with two Celery workers and two triggerers (about a minute) ...")
+    return AirflowCluster(home / "cluster", DAGS, environment, *running.enter_context(services()))
+
+
+def show(airflow: LocalAirflow, video: str, *, with_simulator: bool) -> bool:
+    """Run the example for a video, and print where it is to be seen; return whether it succeeded."""
+    airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
+    say(f"Airflow is up: {airflow.url} (no login needed)")
+    example = Example.of(video)
+    run_id = airflow.trigger(example.dag_id, **example.params)
+    say(f"Run {run_id} of the DAG {example.dag_id}: {airflow.url}/dags/{example.dag_id}/runs/{run_id}")
+    query = urlencode({"dag_id": example.dag_id, "run_id": run_id, **example.modify})
+    say(f"Before and after, side by side: {airflow.url}/luma/result?{query}")
+    succeeded = follow(airflow, example.dag_id, run_id)
+    report(airflow, example, run_id, succeeded=succeeded, with_simulator=with_simulator)
+    return succeeded
 
 
 def follow(airflow: LocalAirflow, dag_id: str, run_id: str) -> bool:
@@ -239,4 +251,4 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(cluster=sys.argv[1:] == ["--cluster"]))

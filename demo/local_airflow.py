@@ -16,15 +16,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import psutil
 import requests
-
-COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
 class AirflowProblem(RuntimeError):
@@ -35,10 +33,17 @@ class LocalAirflow:
     """
     An Airflow that runs as long as the ``with`` block.
 
+    Its components are started in their order, and stopped in the reverse one.
+
     :param home: its folder; an Airflow that ran there before continues with its database
     :param dags: the folder of the DAG files
     :param environment: further environment variables, e.g. connections
     """
+
+    #: The arguments of ``airflow`` that start each component.
+    components: Mapping[str, Sequence[str]] = MappingProxyType(
+        {name: (name,) for name in ("api-server", "dag-processor", "triggerer", "scheduler")}
+    )
 
     def __init__(self, home: Path, dags: Path, environment: Mapping[str, str]) -> None:
         self.home = home.absolute()
@@ -80,7 +85,7 @@ class LocalAirflow:
     def __enter__(self) -> Self:
         self.run("db", "migrate")
         try:
-            for component in COMPONENTS:
+            for component in self.components:
                 self.start(component)
             self.wait_until(self.is_healthy, "Airflow to be healthy", seconds=180)
         except BaseException:
@@ -107,7 +112,7 @@ class LocalAirflow:
         self.logs.mkdir(exist_ok=True)
         with (self.logs / f"{component}.txt").open("ab") as output:
             self.processes[component] = subprocess.Popen(
-                ["airflow", component],
+                ["airflow", *self.components[component]],
                 env=self.environment,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -133,8 +138,9 @@ class LocalAirflow:
 
     def stop_all(self) -> None:
         """Stop every component; the scheduler first, so that it starts no new task."""
-        for component in sorted(self.processes, key=("scheduler", "triggerer", "dag-processor", "api-server").index):
-            self.stop(component)
+        for component in reversed(self.components):
+            if component in self.processes:
+                self.stop(component)
 
     # -- REST API ---------------------------------------------------------------------------------------------------
 
