@@ -12,7 +12,7 @@ COMPILE = --quiet --universal --python-version 3.11 --no-annotate --no-header --
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster check test test-matrix lint bench build constraints clean
+.PHONY: help demo demo-cluster check test test-matrix lint docs bench build constraints clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## Build the documentation into build/docs; every warning is an error
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 bench: $(VENV)/.dev  ## Measure, side by side with the official providers (two hours)
 	$(PIP) --editable '.[bench]'
