@@ -20,6 +20,7 @@ NAME = PACKAGE.name
 LAYERS = (
     ("task_groups",),
     ("operators", "sensors"),
+    ("asset_events", "lineage"),
     ("triggers", "links", "plugins"),
     ("hooks",),
     ("callbacks", "transfers"),

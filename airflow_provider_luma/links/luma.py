@@ -63,9 +63,14 @@ class LumaResultLink(BaseOperatorLink):
         ti.xcom_push(key=self.xcom_key, value=self.get_link(operator, ti_key=ti))
 
 
-def push_request(context: Context, *, prompt: str | None, video_url: str | None) -> None:
-    """Let the page show what was asked for."""
-    context["ti"].xcom_push(key=REQUEST_KEY, value={"prompt": prompt, "video_url": video_url})
+def push_request(context: Context, *, prompt: str | None, video_url: str | None, source: str | None = None) -> None:
+    """
+    Let the page show what was asked for.
+
+    :param source: the file that was uploaded to ``video_url``, for those who are told where the video is from
+    """
+    uploaded = {"source": source} if source else {}
+    context["ti"].xcom_push(key=REQUEST_KEY, value={"prompt": prompt, "video_url": video_url, **uploaded})
 
 
 @contextmanager

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import BaseOperator
@@ -30,6 +32,9 @@ class LumaBaseOperator(BaseOperator):
     """An operator that waits for Luma jobs in the triggerer."""
 
     luma_conn_id: str
+
+    #: What the task has returned, for lineage; empty until it has succeeded.
+    result: Mapping[str, Any] = MappingProxyType({})
 
     #: Set by Airflow's call of ``on_kill``.
     is_killed = False

@@ -26,6 +26,7 @@ except ImportError:  # Airflow 3.1
     from airflow.exceptions import TaskDeferralTimeout  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from airflow_provider_luma.deferral import DeferralExpired, Event
@@ -177,6 +178,12 @@ class LumaModifyOperator(LumaJobOperator):
                 store = self.open_store(context)
                 raise execution_timeout_error(store, self.execution_timeout, luma_task_id) from error
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Name the source video, the result and the job, for OpenLineage."""
+        from airflow_provider_luma.lineage import job_lineage
+
+        return job_lineage(self.video_url, self.result)
+
     def on_kill(self) -> None:
         """Send no submission from now on; log that the job is not cancelled, and its id."""
         super().on_kill()
@@ -220,7 +227,7 @@ class LumaModifyOperator(LumaJobOperator):
             is_checked=self.check_video,
             log=self.log,
             fail_if_killed=self.fail_if_killed,
-            on_upload=lambda url: push_request(context, prompt=request.prompt, video_url=url),
+            on_upload=lambda url: push_request(context, prompt=request.prompt, video_url=url, source=request.video_url),
         )
 
     def _submitter(self, context: Context) -> Submitter:

@@ -42,6 +42,7 @@ class LumaJobOperator(LumaBaseOperator):
     def delivered(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Return a result, and record that it was returned."""
         self.mark_told(result["luma_task_id"], context)
+        self.result = result
         return result
 
     @contextmanager

@@ -18,6 +18,7 @@ from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal
 from airflow_provider_luma.validation import check_file_address
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
 
@@ -61,11 +62,19 @@ class LumaUploadOperator(LumaBaseOperator):
         """Check the video, and upload it."""
         try:
             self.hook.check_connection()
-            return self.hook.upload(
+            uploaded = self.hook.upload(
                 self.source, check_video=self.check_video, fail_if_killed=self.fail_if_killed
             ).as_dict()
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
+        self.result = uploaded
+        return uploaded
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Name the file, and where it is at Luma, for OpenLineage."""
+        from airflow_provider_luma.lineage import task_lineage
+
+        return task_lineage([self.source], [self.result.get("url")])
 
 
 class LumaDownloadOperator(LumaBaseOperator):
@@ -77,6 +86,11 @@ class LumaDownloadOperator(LumaBaseOperator):
 
     Returns the list of the files written.
 
+    The asset events of its ``outlets`` tell which files these are and, where ``urls`` are from the Luma tasks directly
+    before, which jobs have made them, of what, with which prompts, and when Luma deletes the results. That is read from
+    the XComs of those tasks, and each job is found by the address of its result: so it is right for mapped tasks, too,
+    and needs no parameter.
+
     :param urls: one address or several, e.g. ``modify.output["result_urls"]`` (templated)
     :param destination: where to: a folder, or, for a single address, a file, recognised by its extension. A path
         or an address such as ``s3://my_conn@bucket/videos`` (templated)
@@ -86,6 +100,9 @@ class LumaDownloadOperator(LumaBaseOperator):
 
     template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id")
     ui_color = "#d7e9f5"
+
+    #: What was written, for lineage.
+    files: Sequence[str] = ()
 
     def __init__(
         self,
@@ -106,12 +123,26 @@ class LumaDownloadOperator(LumaBaseOperator):
         """Fetch one file after the other."""
         try:
             destination = str(self.destination or "").strip()
-            return [
+            plan = self._plan(destination)
+            files = [
                 str(self.hook.download(url, destination, name=name, overwrite=self.overwrite))
-                for url, name in self._plan(destination).items()
+                for url, name in plan.items()
             ]
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
+        if self.outlets:
+            from airflow_provider_luma.asset_events import jobs_of_results, tell_outlets
+
+            jobs = jobs_of_results(self, context, dict(zip(plan, files, strict=True)))
+            tell_outlets(self, context, files, jobs)
+        self.files = files
+        return files
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Name what was fetched, and the files written, for OpenLineage."""
+        from airflow_provider_luma.lineage import task_lineage
+
+        return task_lineage([self.urls] if isinstance(self.urls, str) else self.urls or (), self.files)
 
     def _plan(self, destination: str) -> dict[str, str | None]:
         """Return each address's file name in the destination, the same one at every try; None if that is the file."""

@@ -21,6 +21,7 @@ from airflow_provider_luma.operators.base import is_literal
 from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_file_address, check_positive
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from airflow_provider_luma.media.timeline import SplitPlan
@@ -49,6 +50,9 @@ class VideoSplitOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("source", "destination")
     ui_color = "#f5ead7"
+
+    #: What was written, for lineage.
+    files: Sequence[str] = ()
 
     def __init__(
         self,
@@ -95,7 +99,14 @@ class VideoSplitOperator(BaseOperator):
             film.check_unchanged()
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
-        return [str(clip) for clip in clips]
+        self.files = [str(clip) for clip in clips]
+        return list(self.files)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Name the film and its clips, for OpenLineage."""
+        from airflow_provider_luma.lineage import task_lineage
+
+        return task_lineage([self.source], self.files)
 
     def _announce(self, plan: SplitPlan, shown: str, context: Context) -> None:
         """Tell what the clips will cost, before they cost anything."""
@@ -117,6 +128,10 @@ class VideoJoinOperator(BaseOperator):
     Each clip is fitted to the time of the piece that it was made of, whatever frame rate, size and exact length it came
     back with. Returns the film's address.
 
+    The asset events of its ``outlets`` tell the film's address, length in seconds and source and, where the tasks
+    directly before have downloaded the clips, which jobs have made them, with which prompts, and when Luma deletes the
+    results.
+
     :param clips: the clips in order, files in any storage that Airflow knows (templated)
     :param source: the film that they were cut from (templated)
     :param destination: the file to write; it replaces one that is there (templated)
@@ -126,6 +141,9 @@ class VideoJoinOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("clips", "source", "destination", "plan")
     ui_color = "#f5ead7"
+
+    #: What was written, for lineage.
+    files: Sequence[str] = ()
 
     def __init__(
         self,
@@ -168,7 +186,23 @@ class VideoJoinOperator(BaseOperator):
             raise AirflowFailException(str(error)) from error
         self._log_misfits(names, film_made.lacking)
         self.log.info("Wrote %s: %.1f s, sound %s", target, film_made.seconds, film_made.sound)
+        self._tell_outlets(context, str(target), film_made.seconds)
+        self.files = [str(target)]
         return str(target)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Name the film, the clips and the film that they were joined to, for OpenLineage."""
+        from airflow_provider_luma.lineage import task_lineage
+
+        return task_lineage([self.source, *_flat(self.clips)], self.files)
+
+    def _tell_outlets(self, context: Context, film: str, seconds: float) -> None:
+        if self.outlets:
+            from airflow_provider_luma.asset_events import jobs_of_clips, tell_outlets
+            from airflow_provider_luma.lineage import asset_uri
+
+            jobs = jobs_of_clips(self, context, _flat(self.clips))
+            tell_outlets(self, context, [film], jobs, sources=[asset_uri(str(self.source))], seconds=round(seconds, 3))
 
     def _log_misfits(self, clips: list[str], lacking: Sequence[float]) -> None:
         for clip, seconds in zip(clips, lacking, strict=True):

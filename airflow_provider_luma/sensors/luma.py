@@ -23,6 +23,7 @@ from airflow_provider_luma.operators.base import LumaBaseOperator
 from airflow_provider_luma.validation import check_luma_task_id, check_positive
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from airflow_provider_luma.deferral import Event
@@ -47,6 +48,9 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
     template_fields: Sequence[str] = ("luma_task_id", "luma_conn_id")
     operator_extra_links = (LumaResultLink(),)
     ui_color = "#f0e6fa"
+
+    #: What was modified, once the job has ended.
+    video_url: str | None = None
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
             raise self._ending(error) from error
         if task is not None:
             push_request(context, **task.request())
+            self.result, self.video_url = task.as_dict(), task.request()["video_url"]
         return PokeReturnValue(is_done=task is not None, xcom_value=task and task.as_dict())
 
     def execute_complete(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
@@ -104,8 +109,15 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
                 raise self._ending(error) from error
         push_request(context, **finished["request"])
         result = finished["task"]
+        self.result, self.video_url = result, finished["request"]["video_url"]
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
         return result
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Name the source video, as Luma has recorded it, the result and the job, for OpenLineage."""
+        from airflow_provider_luma.lineage import job_lineage
+
+        return job_lineage(self.video_url, self.result)
 
     def _ending(self, error: LumaError) -> Exception:
         """Return what a sensor raises: a retry cannot change how a job has ended, and soft_fail means skip."""

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Asset events: what the outlets of a task tell the DAGs that are scheduled on them of the video that was made.
+
+Nobody has to hand it on: it is read from the XComs of the tasks before. An address says which job it is a result of;
+map indexes do not, since a mapped task may be expanded over what another has filtered, or only partly made.
+This is imported only by tasks that have outlets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_luma.lineage import asset_uri
+from airflow_provider_luma.links.luma import REQUEST_KEY
+from airflow_provider_luma.untrusted import plain_text, read_strings, read_text
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator, Context
+
+#: For how long Luma keeps a result.
+RESULT_LIFETIME = timedelta(days=14)
+
+
+def tell_outlets(
+    operator: BaseOperator, context: Context, files: Sequence[str], jobs: Iterable[Mapping[str, Any]], **facts: Any
+) -> None:
+    """
+    Give what is known of files to the asset events of the task's outlets.
+
+    An asset gets one event, of all files; an alias gets one for each, of an asset that is the file. What the DAG's
+    author has put into ``extra`` stays.
+
+    :param files: addresses of what was made
+    :param jobs: the Luma jobs behind them
+    :param facts: what else is known of them
+    """
+    from airflow.sdk import Asset, AssetAlias
+
+    try:
+        jobs = list(jobs)
+    except Exception:
+        # The video is there; it matters more than what is told of it.
+        operator.log.warning("The asset events will not tell of which Luma job the video is", exc_info=True)
+        jobs = []
+    for outlet in operator.outlets:
+        event = context["outlet_events"][outlet]
+        if isinstance(outlet, AssetAlias):
+            for file in files:
+                own = [job for job in jobs if file in job.get("files", files)]
+                event.add(Asset(asset_uri(plain_text(file))), extra={**_facts([file], own), **facts})
+        else:
+            event.extra = {**_facts(files, jobs), **facts, **event.extra}
+
+
+def jobs_of_results(operator: BaseOperator, context: Context, files: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """
+    Yield the jobs, of tasks directly before, that results are of, and the files of each.
+
+    :param files: addresses of files, by the addresses of results that those tasks have returned
+    """
+    wanted = set(files)
+    for task_id in sorted(operator.upstream_task_ids):
+        # Mostly it is the job of the same map index; whoever maps otherwise pays for reading all of them.
+        for map_index in (context["ti"].map_index, None):
+            jobs = [job for job in _jobs(context, task_id, map_index) if job and wanted & job["result_urls"]]
+            if wanted <= {url for job in jobs for url in job["result_urls"]}:
+                break
+        yield from ({**job, "files": [files[url] for url in wanted & job["result_urls"]]} for job in jobs)
+
+
+def jobs_of_clips(operator: BaseOperator, context: Context, clips: Collection[str]) -> Iterator[dict[str, Any]]:
+    """
+    Yield the jobs that modified clips are of: those before the tasks that have downloaded them.
+
+    :param clips: the clips' addresses, as the downloading tasks have returned them
+    """
+    wanted = set(clips)
+    for download in operator.upstream_list:
+        written = [wanted & set(read_strings(files)) for files in _pull(context, download.task_id, "return_value")]
+        for task_id in sorted(download.upstream_task_ids) if any(written) else ():
+            jobs = list(_jobs(context, task_id))
+            if len(jobs) == len(written):  # else none can tell whose clips these are
+                yield from (job for job, own in zip(jobs, written, strict=True) if job and own)
+
+
+def _facts(files: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is known of files and jobs, as JSON values; without what is not."""
+    facts = {
+        "files": [plain_text(file) for file in files],
+        "luma_task_ids": [job["luma_task_id"] for job in jobs],
+        "prompts": list(dict.fromkeys(job["prompt"] for job in jobs if job["prompt"])),
+        "sources": list(dict.fromkeys(asset_uri(job["source"]) for job in jobs if job["source"])),
+        "results_expire_at": min((job["expires_at"] for job in jobs if job["expires_at"]), default=None),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _jobs(context: Context, task_id: str, map_index: int | None = None) -> Iterator[dict[str, Any] | None]:
+    """Yield the jobs of a task, of one map index or of all; None for what is no job."""
+    requests = _pull(context, task_id, REQUEST_KEY, map_index)
+    if not any(requests):
+        return  # it has nothing to do with Luma, and may have returned anything
+    results = _pull(context, task_id, "return_value", map_index)
+    if len(requests) != len(results):
+        requests = []  # some have failed: which request led to which result is not known
+    for result, request in zip_longest(results, requests):
+        if not isinstance(result, Mapping) or not read_text(result.get("luma_task_id")):
+            yield None
+            continue
+        asked = request if isinstance(request, Mapping) else {}
+        yield {
+            "luma_task_id": plain_text(result["luma_task_id"]),
+            "result_urls": set(read_strings(result.get("result_urls"))),
+            "expires_at": _expires_at(result.get("completed_at")),
+            "prompt": plain_text(read_text(asked.get("prompt")) or ""),
+            "source": plain_text(read_text(asked.get("source")) or read_text(asked.get("video_url")) or ""),
+        }
+
+
+def _pull(context: Context, task_id: str, key: str, map_index: int | None = None) -> list[Any]:
+    """Return what a task has pushed: at one map index, or at all, in their order."""
+    indexes: dict[str, Any] = {} if map_index is None else {"map_indexes": map_index}
+    pulled = context["ti"].xcom_pull(task_ids=[task_id], key=key, **indexes)
+    return list(pulled or ())
+
+
+def _expires_at(completed_at: object) -> str | None:
+    try:
+        return (datetime.fromisoformat(str(completed_at)).astimezone(UTC) + RESULT_LIFETIME).isoformat()
+    except (ValueError, OverflowError):
+        return None

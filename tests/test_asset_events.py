@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asset events: what the outlets of a download and of a join tell of the videos, however the tasks are mapped."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, Asset, AssetAlias, BaseOperator
+from airflow.sdk.execution_time.context import OutletEventAccessors
+
+from airflow_provider_luma.operators.luma import LumaDownloadOperator
+from airflow_provider_luma.operators.video import VideoJoinOperator
+from tests.support.clips import clip as make_clip
+from tests.support.task_instance import TaskInstance
+from tests.support.task_logs import messages
+
+VIDEO, ALIAS = Asset("video"), AssetAlias("videos")
+COMPLETED_AT = "2026-11-25T10:00:00+00:00"
+
+
+class XComs(TaskInstance):
+    """A task instance that can pull what the tasks before have pushed: by task and key, a value for each map index."""
+
+    def __init__(self, map_index: int = -1) -> None:
+        super().__init__()
+        self.map_index = map_index
+        self.before: dict[tuple[str, str], dict[int, Any]] = {}
+        self.error: Exception | None = None
+
+    def add_job(self, task_id: str, map_index: int, *urls: str, **request: Any) -> None:
+        request = {"prompt": "make it snow", "video_url": "https://e.com/in.mp4?sig=SECRET", **request}
+        self.before.setdefault((task_id, "luma_request"), {})[map_index] = request
+        result = {"luma_task_id": f"job-{map_index}", "result_urls": list(urls), "completed_at": COMPLETED_AT}
+        self.before.setdefault((task_id, "return_value"), {})[map_index] = result
+
+    def xcom_pull(self, *, task_ids: list[str], key: str, map_indexes: int | None = None) -> Any:
+        if self.error:
+            raise self.error
+        [task_id] = task_ids
+        pushed = self.before.get((task_id, key), {})
+        if map_indexes is not None:
+            return [pushed.get(map_indexes)]
+        return [pushed[index] for index in sorted(pushed)] or [None]
+
+
+@pytest.fixture
+def web(wires, set_connection) -> str:
+    """The address of a server that has a video at every path."""
+    wire = wires.start(wires.answer(body=b"a video"))
+    set_connection(wire.base_url)
+    return wire.base_url
+
+
+def download(ti: XComs, urls: Any, folder: Path, *outlets: Any) -> OutletEventAccessors:
+    """Download what the task ``modify`` has returned; return the events of the outlets."""
+    with DAG("d", schedule=None):
+        other = BaseOperator(task_id="another")
+        modify = BaseOperator(task_id="modify")
+        operator = LumaDownloadOperator(task_id="download", urls=urls, destination=str(folder), outlets=list(outlets))
+        [other, modify] >> operator
+    events = OutletEventAccessors()
+    operator.execute({"ti": ti, "outlet_events": events})  # type: ignore[typeddict-item]
+    return events
+
+
+def without_scheme(files: list[str]) -> list[str]:
+    """Return paths on this machine, which some versions of Airflow write with a scheme."""
+    return [file.removeprefix("file://") for file in files]
+
+
+class TestDownload:
+    def test_asset_is_told_of_the_file_the_job_the_prompt_the_source_and_the_end(self, web, tmp_path):
+        ti = XComs()
+        ti.add_job("modify", -1, f"{web}/a.mp4")
+        extra = download(ti, [f"{web}/a.mp4"], tmp_path, VIDEO)[VIDEO].extra
+        end = datetime.fromisoformat(extra.pop("results_expire_at"))
+        assert end - datetime.fromisoformat(COMPLETED_AT) == timedelta(days=14)
+        assert without_scheme(extra.pop("files")) == [f"{tmp_path}/a.mp4"]
+        assert extra == {
+            "luma_task_ids": ["job--1"],
+            "prompts": ["make it snow"],
+            "sources": ["https://e.com/in.mp4"],
+        }
+
+    def test_file_that_was_uploaded_is_the_source(self, web, tmp_path):
+        ti = XComs()
+        ti.add_job("modify", -1, f"{web}/a.mp4", source="s3://my_aws@bucket/in.mp4")
+        extra = download(ti, f"{web}/a.mp4", tmp_path, VIDEO)[VIDEO].extra
+        assert extra["sources"] == ["s3://bucket/in.mp4"]
+
+    @pytest.mark.parametrize("map_index", [0, 1, 2])
+    def test_mapped_download_tells_of_the_job_of_its_own_result(self, web, tmp_path, map_index):
+        """It is expanded over the results of the tasks 1, 3 and 5: the others have failed."""
+        ti = XComs(map_index)
+        for index in range(6):
+            ti.add_job("modify", index, f"{web}/{index}.mp4")
+        for index in (0, 2, 4):
+            del ti.before["modify", "return_value"][index]
+        job = 2 * map_index + 1
+        extra = download(ti, f"{web}/{job}.mp4", tmp_path, VIDEO)[VIDEO].extra
+        assert extra["luma_task_ids"] == [f"job-{job}"]
+
+    def test_prompt_is_left_out_where_it_may_be_of_another_job(self, web, tmp_path):
+        ti = XComs(0)
+        ti.add_job("modify", 0, f"{web}/0.mp4", prompt="make it rain")
+        ti.add_job("modify", 1, f"{web}/1.mp4")
+        del ti.before["modify", "return_value"][0]
+        extra = download(ti, f"{web}/1.mp4", tmp_path, VIDEO)[VIDEO].extra
+        assert extra["luma_task_ids"] == ["job-1"]
+        assert "prompts" not in extra
+
+    def test_download_of_all_results_tells_of_all_jobs(self, web, tmp_path):
+        ti = XComs()
+        for index in range(3):
+            ti.add_job("modify", index, f"{web}/{index}.mp4", prompt=f"version {index}")
+        extra = download(ti, [f"{web}/{index}.mp4" for index in range(3)], tmp_path, VIDEO)[VIDEO].extra
+        assert extra["luma_task_ids"] == ["job-0", "job-1", "job-2"]
+        assert extra["prompts"] == ["version 0", "version 1", "version 2"]
+        assert len(extra["files"]) == 3
+
+    def test_alias_gets_an_event_for_each_file_of_the_job_that_made_it(self, web, tmp_path):
+        ti = XComs()
+        for index in range(2):
+            ti.add_job("modify", index, f"{web}/{index}.mp4")
+        events = download(ti, [f"{web}/{index}.mp4" for index in range(2)], tmp_path, ALIAS)[ALIAS].asset_alias_events
+        for index, event in enumerate(events):
+            assert event.dest_asset_key.uri == f"file://{tmp_path}/{index}.mp4"
+            assert without_scheme(event.extra["files"]) == [f"{tmp_path}/{index}.mp4"]
+            assert event.extra["luma_task_ids"] == [f"job-{index}"]
+        assert len(events) == 2
+
+    def test_file_that_is_of_no_task_before_is_told_of_alone(self, web, tmp_path):
+        ti = XComs()
+        ti.add_job("modify", -1, f"{web}/another.mp4")
+        extra = download(ti, f"{web}/a.mp4", tmp_path, VIDEO)[VIDEO].extra
+        assert (list(extra), without_scheme(extra["files"])) == (["files"], [f"{tmp_path}/a.mp4"])
+
+    def test_what_the_author_has_told_stays(self, web, tmp_path):
+        events = OutletEventAccessors()
+        events[VIDEO].extra = {"take": 7, "files": ["mine"]}
+        operator = LumaDownloadOperator(
+            task_id="download", urls=f"{web}/a.mp4", destination=str(tmp_path), outlets=[VIDEO]
+        )
+        operator.execute({"ti": XComs(), "outlet_events": events})  # type: ignore[typeddict-item]
+        assert events[VIDEO].extra == {"take": 7, "files": ["mine"]}
+
+    def test_xcoms_that_cannot_be_read_do_not_fail_a_download_that_is_done(self, web, tmp_path, task_log):
+        ti = XComs()
+        ti.error = OSError("the backend of XComs is away")
+        extra = download(ti, f"{web}/a.mp4", tmp_path, VIDEO)[VIDEO].extra
+        assert (list(extra), without_scheme(extra["files"])) == (["files"], [f"{tmp_path}/a.mp4"])
+        assert len(messages(task_log, "The asset events will not tell")) == 1
+
+    @pytest.mark.parametrize(
+        ("request_", "result"),
+        [
+            ({"prompt": "a\x00\ud800b", "video_url": 7}, {"luma_task_id": "job\x00", "completed_at": "soon"}),
+            ("no request", {"luma_task_id": "job\x00", "completed_at": 10**40}),
+            ({"prompt": ["no", "text"]}, {"luma_task_id": "job\x00", "completed_at": "9999-12-31T00:00:00+00:00"}),
+        ],
+        ids=["unstorable", "no request", "no times"],
+    )
+    def test_what_is_no_valid_value_is_left_out_or_made_storable(self, web, tmp_path, request_, result):
+        ti = XComs()
+        ti.before["modify", "luma_request"] = {-1: request_}
+        ti.before["modify", "return_value"] = {-1: {**result, "result_urls": [f"{web}/a.mp4", None]}}
+        extra = download(ti, f"{web}/a.mp4", tmp_path, VIDEO)[VIDEO].extra
+        assert extra["luma_task_ids"] == ["job\ufffd"]
+        assert extra.get("prompts", ["a\ufffd\ufffdb"]) == ["a\ufffd\ufffdb"]
+        assert "results_expire_at" not in extra and "sources" not in extra
+
+    def test_without_outlets_no_xcom_is_read(self, web, tmp_path):
+        ti = XComs()
+        ti.error = AssertionError("an XCom was read")
+        assert len(download(ti, f"{web}/a.mp4", tmp_path)) == 0
+
+
+class TestJoin:
+    @pytest.fixture
+    def film(self, tmp_path) -> Path:
+        path = tmp_path / "film.mp4"
+        path.write_bytes(make_clip(seconds=4))
+        return path
+
+    def join(self, ti: XComs, film: Path, clips: list[str]) -> Any:
+        with DAG("d", schedule=None):
+            split, modify, fetch = (BaseOperator(task_id=task_id) for task_id in ("split", "modify", "download"))
+            operator = VideoJoinOperator(
+                task_id="join",
+                clips=clips,
+                source=str(film),
+                destination=str(film.parent / "out.mp4"),
+                outlets=[VIDEO],
+            )
+            split >> modify >> fetch >> operator
+            split >> operator
+        events = OutletEventAccessors()
+        operator.execute({"ti": ti, "outlet_events": events})  # type: ignore[typeddict-item]
+        return events[VIDEO].extra
+
+    def clips(self, film: Path, count: int) -> list[str]:
+        for number in range(count):
+            (film.parent / f"{number}.mp4").write_bytes(make_clip(seconds=2))
+        return [f"file://{film.parent}/{number}.mp4" for number in range(count)]
+
+    def test_asset_is_told_of_the_film_and_of_the_jobs_of_its_clips(self, film):
+        ti, clips = XComs(), self.clips(film, 2)
+        ti.before["split", "return_value"] = {-1: ["file:///clips/0.mp4", "file:///clips/1.mp4"]}
+        for index in range(3):
+            ti.add_job("modify", index, f"https://e.com/{index}.mp4", source=f"file:///clips/{index}.mp4")
+        returned = [[clips[0]], ["file:///elsewhere.mp4"], [clips[1]]]
+        ti.before["download", "return_value"] = dict(enumerate(returned))
+        extra = self.join(ti, film, clips)
+        assert extra.pop("results_expire_at").startswith("2026-12-09T10:00:00")
+        assert extra.pop("seconds") == pytest.approx(4, abs=0.1)
+        assert without_scheme(extra.pop("files")) == [f"{film.parent}/out.mp4"]
+        assert extra == {
+            "luma_task_ids": ["job-0", "job-2"],
+            "prompts": ["make it snow"],
+            "sources": [f"file://{film}"],
+        }
+
+    def test_jobs_are_left_out_where_it_is_not_known_whose_clips_these_are(self, film):
+        ti, clips = XComs(), self.clips(film, 2)
+        for index in range(3):
+            ti.add_job("modify", index, f"https://e.com/{index}.mp4")
+        ti.before["download", "return_value"] = {0: [clips[0]], 1: [clips[1]]}
+        extra = self.join(ti, film, clips)
+        assert sorted(extra) == ["files", "seconds", "sources"]
