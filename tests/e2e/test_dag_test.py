@@ -81,7 +81,7 @@ def airflow(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> LocalA
     return local
 
 
-@pytest.mark.parametrize("dag_id", ["luma_modify", "luma_submit_and_wait", "luma_batch"])
+@pytest.mark.parametrize("dag_id", ["luma_asset", "luma_modify", "luma_submit_and_wait", "luma_batch"])
 def test_example_dag_succeeds_under_dag_test(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
     def videos() -> set[Path]:
         return {path for path in (airflow.home / "videos" / dag_id).rglob("*.mp4") if path.stat().st_size}
@@ -132,6 +132,7 @@ def test_submission_whose_callback_never_comes_fails_as_unknown_under_dag_test(
 
 def test_files_of_the_example_dags_are_all_run() -> None:
     assert sorted(file.stem for file in Path(REPOSITORY / "dags").glob("*.py")) == [
+        "luma_asset",
         "luma_batch",
         "luma_long_video",
         "luma_modify",

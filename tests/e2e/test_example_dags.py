@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import datetime, timedelta
 
 import pytest
 from videos import assert_modified
@@ -68,3 +69,28 @@ def test_job_of_a_minute_holds_no_worker_slot_and_survives_the_triggerer(
     assert finish(airflow, "luma_modify", run_id) == "success"
     assert luma.accepted == 1
     assert modify()["try_number"] == 1
+
+
+def test_dag_scheduled_on_the_asset_of_a_video_is_told_what_was_made(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.configure(processing_seconds=1)
+
+    run_id = airflow.trigger("luma_asset")
+
+    assert finish(airflow, "luma_asset", run_id) == "success", airflow.story("luma_asset", run_id)
+    airflow.wait_until(lambda: bool(news_runs(airflow)), "luma_asset_news to run", seconds=60)
+    [news] = news_runs(airflow)
+    assert finish(airflow, "luma_asset_news", news) == "success", airflow.story("luma_asset_news", news)
+    [video] = airflow.xcom("luma_asset_news", news, "tell")
+    result = airflow.xcom("luma_asset", run_id, "modify")
+    kept = datetime.fromisoformat(video.pop("results_expire_at")) - datetime.fromisoformat(result["completed_at"])
+    assert kept == timedelta(days=14)
+    assert video == {
+        "files": airflow.xcom("luma_asset", run_id, "download"),
+        "luma_task_ids": [result["luma_task_id"]],
+        "prompts": ["Make it a rainy night with neon lights"],
+        "sources": [luma.sample_url],
+    }
+
+
+def news_runs(airflow: LocalAirflow) -> list[str]:
+    return [run["dag_run_id"] for run in airflow.call("GET", "/dags/luma_asset_news/dagRuns")["dag_runs"]]
