@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from airflow.configuration import conf
@@ -70,6 +72,20 @@ def listed_names() -> frozenset[str]:
     }
     with create_session() as session:
         return frozenset(names.union(session.scalars(select(Connection.conn_id).where(Connection.conn_type == "luma"))))
+
+
+def names_with_key(api_key: str) -> Iterator[str]:
+    """
+    Yield the names of connections that hold an API key, of those that can be listed, and of ``luma_default``.
+
+    :raises SQLAlchemyError: the metadata database cannot be read
+    """
+    for conn_id in sorted(listed_names() | {"luma_default"}):
+        for team_name in _team_names():
+            with suppress(_UnusableError):
+                connection = _read(conn_id, team_name)
+                if connection is not None and connection.api_key == api_key:
+                    yield conn_id
 
 
 def warn(subject: str, message: str, *arguments: object) -> None:

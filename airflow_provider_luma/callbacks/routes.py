@@ -4,8 +4,8 @@ FastAPI application below ``/luma``: the receiver of callbacks, and the result p
 
 Airflow's API server mounts it without authentication, so it answers nobody without proof. A callback is taken only with
 its token (and, where the connection holds a ``webhook_secret``, with the service's signature), and then only resumes
-tasks, which ask Luma themselves. The page and its script are static and hold no data: they ask Airflow's own REST API,
-which knows what the user may see.
+tasks, which ask Luma themselves. A probe of a connection's test needs proof of its own, and resumes nothing. The page
+and its script are static and hold no data: they ask Airflow's own REST API, which knows what the user may see.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from airflow_provider_luma.callbacks import resume, token
 from airflow_provider_luma.callbacks.connections import warn
 from airflow_provider_luma.callbacks.lookups import ConnectionLookups, TooManyLookupsError
+from airflow_provider_luma.callbacks.probe import HEADER, Probe
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.submission import object_store
 
@@ -63,6 +64,7 @@ _resuming, _recording, _storing = (
 )
 
 T = TypeVar("T")
+_Proof = token.CallbackProof | Probe
 
 
 class _Refused(Exception):
@@ -81,8 +83,11 @@ async def callback(request: Request) -> Response:
     if request.method != "POST":  # somebody has opened the address in a browser, for example
         return Response(status_code=405, headers={"Allow": "POST"})
     try:
-        proof, connection = await _proven(query)
-        luma_task_id = token.read_luma_task_id(await _body(request))
+        proof, connection = await _proven(_proof(query, request.headers.get(HEADER, "")))
+        body = await _body(request)
+        if isinstance(proof, Probe):
+            return PlainTextResponse(proof.answer(connection, query, request.headers, body, time.time()))
+        luma_task_id = token.read_luma_task_id(body)
         if luma_task_id is None:
             raise _Refused(400)
         secret = connection.webhook_secret
@@ -118,9 +123,14 @@ def _static_file(name: str, media_type: str) -> Response:
     return FileResponse(Path(__file__).parent / "static" / name, media_type=media_type, headers=_PAGE_HEADERS)
 
 
-async def _proven(query: str) -> tuple[token.CallbackProof, LumaConnection]:
-    """Return what a callback's address says, and the connection that its token proves it for."""
-    proof = token.CallbackProof.read(query)
+def _proof(query: str, header: str) -> _Proof | None:
+    """Return what a request claims to be."""
+    now = time.time()
+    return token.CallbackProof.read(query) or Probe.read(header, now) or Probe.read(query, now)
+
+
+async def _proven(proof: _Proof | None) -> tuple[_Proof, LumaConnection]:
+    """Return a proof, and the connection that its token proves it for."""
     if proof is None:
         raise _Refused(403)
     try:

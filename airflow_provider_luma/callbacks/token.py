@@ -145,9 +145,14 @@ def is_signed(headers: Mapping[str, str], luma_task_id: str, webhook_secret: str
     timestamp = headers.get("x-webhook-timestamp", "")
     if not re.fullmatch(r"\d{1,12}", timestamp, re.ASCII) or abs(now - int(timestamp)) > SIGNATURE_TOLERANCE:
         return False
-    mac = hmac.new(webhook_secret.encode(), f"{luma_task_id}.{timestamp}".encode(), hashlib.sha256)
     given = headers.get("x-webhook-signature", "")
-    return hmac.compare_digest(given.encode(), base64.b64encode(mac.digest()))
+    return hmac.compare_digest(given.encode(), signature(luma_task_id, timestamp, webhook_secret).encode())
+
+
+def signature(luma_task_id: str, timestamp: str, webhook_secret: str) -> str:
+    """Return what the service signs a callback with."""
+    mac = hmac.new(webhook_secret.encode(), f"{luma_task_id}.{timestamp}".encode(), hashlib.sha256)
+    return base64.b64encode(mac.digest()).decode()
 
 
 def _token(connection: LumaConnection, conn_id: str, reference: str) -> str:

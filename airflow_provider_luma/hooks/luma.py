@@ -207,12 +207,25 @@ class LumaHook(LumaApiHook):
             return None
 
     def test_connection(self) -> tuple[bool, str]:
-        """Return whether the connection works, and how many credits remain, or what is wrong and how to correct it."""
+        """
+        Return whether the connection works, and how many credits remain, or what is wrong and how to correct it.
+
+        With ``callback_base_url``, that address is called as the service would, with a probe that resumes nothing.
+        """
         try:
             remaining = self._get_credits()
+            connection = self.get_luma_connection()
         except (LumaError, AirflowNotFoundException) as error:
             return False, str(error)
-        return True, f"Connected to {self.base_url}: {remaining:g} credits left"
+        message = f"Connected to {self.base_url}: {remaining:g} credits left"
+        if connection.callback_base_url is None:
+            return True, message
+        from airflow_provider_luma.hooks.callback_check import check_callbacks
+
+        finding = check_callbacks(connection, self.luma_conn_id)
+        if finding.is_in_doubt:
+            self.log.warning("%s", finding.text)  # the command line shows no message of a test that succeeds
+        return not finding.is_broken, f"{message}. {finding.text}"
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
