@@ -74,9 +74,9 @@ def listed_names() -> frozenset[str]:
         return frozenset(names.union(session.scalars(select(Connection.conn_id).where(Connection.conn_type == "luma"))))
 
 
-def names_with_key(api_key: str) -> Iterator[str]:
+def connections_with_key(api_key: str) -> Iterator[tuple[str, LumaConnection]]:
     """
-    Yield the names of connections that hold an API key, of those that can be listed, and of ``luma_default``.
+    Yield the connections that hold an API key, of those that can be listed, and ``luma_default``; with their names.
 
     :raises SQLAlchemyError: the metadata database cannot be read
     """
@@ -85,7 +85,7 @@ def names_with_key(api_key: str) -> Iterator[str]:
             with suppress(_UnusableError):
                 connection = _read(conn_id, team_name)
                 if connection is not None and connection.api_key == api_key:
-                    yield conn_id
+                    yield conn_id, connection
 
 
 def warn(subject: str, message: str, *arguments: object) -> None:

@@ -128,17 +128,20 @@ def _check(connection: LumaConnection, conn_id: str) -> Finding:
 
 def _saved_name(connection: LumaConnection, made_up_name: str) -> str | None:
     """
-    Return the name of a saved connection with the same API key, which callbacks come over.
+    Return the name of a saved connection with the same API key, and if possible the same webhook secret.
 
-    The made-up one is an environment variable of this process; another one of the API server may answer.
+    The made-up name is an environment variable of this process, and another one of the API server may answer.
     """
-    from airflow_provider_luma.callbacks.connections import names_with_key
+    from airflow_provider_luma.callbacks.connections import connections_with_key
 
+    names = []
     try:
-        names = names_with_key(connection.api_key)
-        return next((name for name in names if name.lower() != made_up_name.lower()), None)
+        for name, saved in connections_with_key(connection.api_key):
+            if name.lower() != made_up_name.lower():
+                names.append((saved.webhook_secret != connection.webhook_secret, name))
     except Exception:
         return None
+    return min(names)[1] if names else None
 
 
 def _send(connection: LumaConnection, probe: Probe) -> _Answer:

@@ -271,6 +271,15 @@ class TestMadeUpNames:
         monkeypatch.setenv("AIRFLOW_CONN_A_DATABASE", "postgres://")
         assert check(api_server, in_api_server) == (True, f"Callbacks arrive from here at {api_server}/luma/callback")
 
+    def test_saved_connection_with_the_same_webhook_secret_is_preferred(
+        self, api_server, check, in_api_server, monkeypatch
+    ):
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", connection())
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_SIGNED", connection(webhook_secret=SECRET))
+        with reverse_proxy(api_server, lambda request: request.headers.pop("x-webhook-signature", "")) as address:
+            assert check(address, in_api_server)[0]
+            assert not check(address, in_api_server, webhook_secret=SECRET)[0]
+
     def test_saved_connection_that_the_api_server_there_lacks_fails_the_test(
         self, api_server, check, in_api_server, monkeypatch
     ):
