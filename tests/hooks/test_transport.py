@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 import traceback
+import urllib.request
 
 import pytest
 import requests
@@ -16,7 +17,7 @@ from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError, Lu
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.polling.state import Failed, PollState
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest
-from tests.support.tls import server_context
+from tests.support.tls import server_context, strict_client_context
 
 PROMPT = "make it a rainy night"
 VIDEO = "http://127.0.0.1/v.mp4"
@@ -222,6 +223,12 @@ class TestProxies:
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 class TestCertificates:
+    def test_certificates_of_these_tests_pass_the_strict_checks_of_python_3_13(self, wires, certificates):
+        context = server_context(certificates, requires_client_certificate=True)
+        wire = wires.start(wires.answer(body=b"a video"), tls=context)
+        with urllib.request.urlopen(wire.base_url, context=strict_client_context(certificates)) as answer:
+            assert answer.read() == b"a video"
+
     async def test_certificate_of_an_unknown_authority_is_refused(
         self, wires, set_connection, certificates, monkeypatch
     ):
