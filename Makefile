@@ -1,9 +1,9 @@
 # Each target is one command, and sets up what it needs: Python >= 3.11 and make are all it takes.
 
 PYTHON ?= python3
-# The Airflow to work with; each has pins and an environment of its own.
+# The Airflow to work with, which has its own pins. Each pair of Airflow and Python has an environment of its own.
 AIRFLOW ?= 3.3
-VENV ?= .venv$(if $(filter-out 3.3,$(AIRFLOW)),-$(AIRFLOW))
+VENV ?= .venv$(if $(filter-out 3.3,$(AIRFLOW)),-$(AIRFLOW))$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN = $(VENV)/bin
 PINS = constraints/airflow-$(AIRFLOW).txt
 # Tests wait more than they work. Those that share an Airflow stay together.

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import email
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from importlib.metadata import version
@@ -58,6 +61,31 @@ def test_wheel_holds_the_package_and_its_static_files(built: Path) -> None:
     assert "airflow_provider_luma/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"airflow_provider_luma"}
+
+
+def test_sdist_holds_what_its_tests_need_and_nothing_that_tools_have_left(built: Path) -> None:
+    [sdist] = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = run("git", "-C", REPOSITORY, "ls-files").splitlines()
+    pictures = {name for name in tracked if name.startswith("docs/") and not name.endswith(".md")}
+    assert {name for name in tracked if not name.startswith(".")} - names == pictures
+    left = {name for name in names if re.search(r"__pycache__|\.py[co]$|(^|/)\.", name)}
+    assert left == set()
+
+
+def test_metadata_says_what_official_providers_say(built: Path) -> None:
+    [wheel] = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert {"airflow-provider", "luma"} <= set(metadata["Keywords"].split(","))
+    assert {"Framework :: Apache Airflow", "Framework :: Apache Airflow :: Provider"} <= set(
+        metadata.get_all("Classifier") or ()
+    )
 
 
 def test_wheel_works_in_an_empty_environment(built: Path, tmp_path: Path) -> None:
