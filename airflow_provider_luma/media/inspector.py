@@ -147,10 +147,17 @@ def open_video(file: Any) -> InputContainer:
     import av.error
 
     try:
-        container: InputContainer = av.open(file, options=_OPTIONS, buffer_size=_BLOCK, metadata_errors="ignore")
+        container: InputContainer = av.open(file, options=_OPTIONS, buffer_size=_BLOCK, **_any_metadata())
         return container
     except (av.error.FFmpegError, MemoryError) as error:
         raise Unusable(f"is cut off, or no video: FFmpeg finds no index ({_reason(error)})", _COMPLETE) from error
+
+
+def _any_metadata() -> dict[str, Any]:
+    """Return the option that takes metadata in whatever encoding; from 19 on PyAV does so by itself and has none."""
+    import av
+
+    return {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 def _examine(container: InputContainer, max_seconds: float, tolerance: float) -> None:
@@ -267,7 +274,9 @@ def _limit_resources() -> None:
 def main(size: str, max_seconds: str, tolerance: str) -> None:
     """Examine the video of the parent process."""
     _limit_resources()
-    import av  # noqa: F401  (what fails from here on is due to the file)
+    # A PyAV that is missing, or has changed, fails here, and is not held against a file. All else is due to the file.
+    with suppress(Unusable):
+        open_video(io.BytesIO())
 
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()

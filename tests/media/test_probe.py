@@ -431,7 +431,21 @@ def test_without_pyav_size_and_first_bytes_are_checked_and_the_log_says_so_once(
     assert "is empty" in refusal(b"")
 
 
-@pytest.mark.parametrize("failure", ["raise ImportError('no libavcodec')", "import os; os.abort()"])
+#: A PyAV whose ``open`` takes no options.
+OTHER_API = """
+import sys
+error = sys.modules["av.error"] = sys.modules["av"]
+__version__ = "99.0.0"
+class FFmpegError(Exception): ...
+def open(file): ...
+"""
+
+
+@pytest.mark.parametrize(
+    "failure",
+    ["raise ImportError('no libavcodec')", "import os; os.abort()", OTHER_API],
+    ids=["missing library", "abort", "other API"],
+)
 def test_pyav_that_does_not_work_refuses_no_video(failure, tmp_path, monkeypatch, caplog):
     (tmp_path / "av").mkdir()
     (tmp_path / "av" / "__init__.py").write_text(failure)
