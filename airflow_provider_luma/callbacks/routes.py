@@ -96,7 +96,7 @@ async def callback(request: Request) -> Response:
             raise _Refused(403)
     except _Refused as refused:
         return Response(status_code=refused.status)
-    recording = _start(_record(luma_task_id, proof.reference, connection.submission_store))
+    recording = _start(_record(luma_task_id, proof, connection.submission_store))
     _start(_resume(luma_task_id, proof, recording))
     return PlainTextResponse("OK") if await asyncio.shield(recording) else Response(status_code=503)
 
@@ -174,12 +174,13 @@ def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
-async def _record(luma_task_id: str, reference: str, submission_store: str | None) -> bool:
+async def _record(luma_task_id: str, proof: token.CallbackProof, submission_store: str | None) -> bool:
     """Record the callback, where the submission is recorded; return whether that has succeeded."""
+    submission = luma_task_id, proof.reference
     try:
         if submission_store is not None:
-            await _in_thread(_storing, object_store.record_callback, submission_store, luma_task_id, reference)
-        elif await _in_thread(_recording, resume.record_callback, luma_task_id, reference):
+            await _in_thread(_storing, object_store.record_callback, submission_store, *submission)
+        elif await _in_thread(_recording, resume.record_callback, *submission, proof.task_instance_id):
             log.info("Recorded Luma task %s for a task that had lost the answer to its submission", luma_task_id)
     except Exception:
         log.exception("The callback for Luma task %s could not be recorded; Luma is asked to repeat it", luma_task_id)

@@ -2,9 +2,11 @@
 """
 Signed callback addresses (HMAC-SHA256), and the verification of the service's own webhook signature. No I/O.
 
-The address names the connection and the submission, and carries a token: an HMAC over both under the API key,
-which the submitting worker and the API server can both read from the connection, and which cannot be guessed. So
-nothing has to be stored to tell a callback from a forgery.
+The address names the connection, the submission and the try that submits, by its UUID in Airflow, and carries a token:
+an HMAC over all three under the API key, which the submitting worker and the API server can both read from the
+connection, and which cannot be guessed. So nothing has to be stored to tell a callback from a forgery. The UUID is the
+primary key by which the receiver finds the submission's record, and tells nobody else anything: names of DAGs and tasks
+would show in the access logs of proxies.
 
 A callback is authenticated, but its body is not trusted: it only says which tasks to resume, and they ask Luma
 themselves. The service's own signature (https://docs.kie.ai/common-api/webhook-verification) covers the task id and a
@@ -21,6 +23,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
+from uuid import UUID
 
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.validation import is_private_host
@@ -35,46 +38,59 @@ MAX_ID_LENGTH = 250
 
 
 class CallbackProof(NamedTuple):
-    """What a callback's address says: for which submission over which connection, and the token that proves it."""
+    """
+    What a callback's address says: for which submission over which connection, and the token that proves it.
+
+    :param task_instance_id: the try that has submitted, as 32 hexadecimal digits; None in addresses of version 1.0.0
+    """
 
     conn_id: str
     reference: str
     token: str
+    task_instance_id: str | None = None
 
     @classmethod
     def read(cls, query: str) -> CallbackProof | None:
         """Read the query of a callback's address; None if it is not one of ours."""
         try:
-            values = parse_qs(query, strict_parsing=True, max_num_fields=len(cls._fields), errors="strict")
+            values = parse_qs(
+                query, keep_blank_values=True, strict_parsing=True, max_num_fields=len(cls._fields), errors="strict"
+            )
         except ValueError:
             return None
-        if set(values) != set(cls._fields) or any(len(value) != 1 for value in values.values()):
+        if {*values, "task_instance_id"} != set(cls._fields) or any(len(value) != 1 for value in values.values()):
             return None
-        proof = cls(*(values[name][0] for name in cls._fields))
+        proof = cls(**{name: value[0] for name, value in values.items()})
         has_form = (
-            len(proof.conn_id) <= MAX_ID_LENGTH
+            0 < len(proof.conn_id) <= MAX_ID_LENGTH
             and proof.conn_id.isprintable()  # a lone surrogate, which JSON may hold, has no bytes to sign
             and re.fullmatch(r"[0-9a-f]{32}", proof.reference)
             and re.fullmatch(r"[0-9a-f]{64}", proof.token)
+            and (proof.task_instance_id is None or re.fullmatch(r"[0-9a-f]{32}", proof.task_instance_id))
         )
         return proof if has_form else None
 
     def is_valid_for(self, connection: LumaConnection) -> bool:
         """Tell whether the token was created with this connection's API key."""
-        return hmac.compare_digest(self.token, _token(connection, self.conn_id, self.reference))
+        return hmac.compare_digest(self.token, _token(connection, self.conn_id, self.reference, self.task_instance_id))
 
 
-def callback_url(connection: LumaConnection, conn_id: str, reference: str) -> str | None:
+def callback_url(
+    connection: LumaConnection, conn_id: str, reference: str, task_instance_id: UUID | None = None
+) -> str | None:
     """
     Return the address that Luma is to call when a submission's job has ended; None without ``callback_base_url``.
 
     :param conn_id: the connection's id, by which the API server finds it again
     :param reference: the submission's :attr:`~airflow_provider_luma.submission.decision.SubmissionRecord.reference`
+    :param task_instance_id: the try that submits; without it, a callback costs the more, the more records there are
     """
     if connection.callback_base_url is None:
         return None
-    proof = CallbackProof(conn_id, reference, _token(connection, conn_id, reference))
-    return f"{connection.callback_base_url}{PATH}?{urlencode(proof._asdict())}"
+    of_try = task_instance_id.hex if task_instance_id is not None else None
+    proof = CallbackProof(conn_id, reference, _token(connection, conn_id, reference, of_try), of_try)
+    fields = {name: value for name, value in proof._asdict().items() if value is not None}
+    return f"{connection.callback_base_url}{PATH}?{urlencode(fields)}"
 
 
 def token_of(url: str) -> str:
@@ -155,7 +171,8 @@ def signature(luma_task_id: str, timestamp: str, webhook_secret: str) -> str:
     return base64.b64encode(mac.digest()).decode()
 
 
-def _token(connection: LumaConnection, conn_id: str, reference: str) -> str:
-    # The reference has a fixed form, so no other pair of the two gives the same message.
-    message = f"airflow-provider-luma callback {reference} {conn_id}"
+def _token(connection: LumaConnection, conn_id: str, reference: str, task_instance_id: str | None) -> str:
+    # Reference and UUID have a fixed form, so nothing else gives the same message.
+    submission = reference if task_instance_id is None else f"by {task_instance_id} of {reference}"
+    message = f"airflow-provider-luma callback {submission} {conn_id}"
     return hmac.new(connection.api_key.encode(), message.encode(), hashlib.sha256).hexdigest()

@@ -48,6 +48,8 @@ from airflow_provider_luma.transfers.upload import Upload
 from airflow_provider_luma.validation import check_file_address, check_luma_task_id, check_positive, check_video_url
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from airflow.sdk import ObjectStoragePath
 
 __all__ = ["LumaAsyncHook", "LumaHook"]
@@ -145,14 +147,15 @@ class LumaHook(LumaApiHook):
         options = backoff.submission_retry_options(timeout)
         return tenacity.Retrying(**options, before_sleep=self._log_refusal)(attempt)
 
-    def get_callback_url(self, reference: str) -> str | None:
+    def get_callback_url(self, reference: str, task_instance_id: UUID | None = None) -> str | None:
         """
         Return the address of Airflow that Luma is to call when a job has ended; None without ``callback_base_url``.
 
         :param reference: a name for the submission that nobody can guess
+        :param task_instance_id: the try that submits; with it a callback costs less
         """
         connection = self.luma_connection
-        url = token.callback_url(connection, self.luma_conn_id, reference)
+        url = token.callback_url(connection, self.luma_conn_id, reference, task_instance_id)
         if url is not None:
             mask_secret(token.token_of(url))
         return url

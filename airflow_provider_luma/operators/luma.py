@@ -246,6 +246,7 @@ class LumaModifyOperator(LumaJobOperator):
             log=self.log,
             on_job_known=self._on_job_known,
             fail_if_killed=self.fail_if_killed,
+            task_instance_id=getattr(context["ti"], "id", None),
         )
 
     def _on_job_known(self, luma_task_id: str) -> None:

@@ -47,6 +47,7 @@ from airflow_provider_luma.submission.store import SubmissionStore, try_store
 
 if TYPE_CHECKING:
     from datetime import timedelta
+    from uuid import UUID
 
     from airflow.sdk.types import Logger
 
@@ -72,6 +73,7 @@ class Submitter:
     :param log: the task's log
     :param on_job_known: is told the job's id as soon as there is one
     :param fail_if_killed: called just before anything is sent; raises if the task was killed
+    :param task_instance_id: Airflow's id of this try, by which the receiver of callbacks finds the record
     """
 
     client: LumaHook
@@ -86,6 +88,7 @@ class Submitter:
     log: Logger
     on_job_known: Callable[[str], None]
     fail_if_killed: Callable[[], None]
+    task_instance_id: UUID | None = None
 
     def submit(self, request: ModifyRequest, video: InputVideo, deferral: DeferralState) -> NextStep:
         """
@@ -314,7 +317,8 @@ class Submitter:
         """Return the request with its callback address, and the intent to record."""
         reference, expects_callback = new_reference(), False
         if not request.callback_url:
-            request = replace(request, callback_url=self.client.get_callback_url(reference))
+            callback_url = self.client.get_callback_url(reference, self.task_instance_id)
+            request = replace(request, callback_url=callback_url)
             expects_callback = request.callback_url is not None
         return request, SubmissionRecord(
             reference, fingerprint, None, self.max_tries, self.try_number, expects_callback, submitted_at=time.time()
