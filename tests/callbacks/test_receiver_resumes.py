@@ -58,6 +58,24 @@ class TestResumedTasks:
         assert metadata_db.resumed() == {task}
         assert metadata_db.states(bystanders) == before
 
+    @pytest.mark.parametrize("luma_task_id", ["50%", "a_b", 'a"b', "a\\b", "a'b", "ünï 雨 🎬", "x" * 250, "__var", "7"])
+    async def test_job_is_found_whatever_its_id(self, metadata_db, api_server, luma_task_id):
+        task, _ = metadata_db.defer(operator_awaiting_job(luma_task_id), operator_awaiting_job("another-job"))
+        await api_server.callback(proof(), {"data": {"taskId": luma_task_id}})
+        assert metadata_db.resumed() == {task}
+
+    async def test_task_is_resumed_beside_tasks_that_have_stored_what_is_no_json(self, metadata_db, api_server):
+        task, _ = metadata_db.defer(operator_awaiting_job(), another_providers_task(threshold=float("nan")))
+        await api_server.callback(proof())
+        assert metadata_db.resumed() == {task}
+
+    async def test_callback_resumes_whoever_waits_for_the_job_not_only_the_try_that_submitted(
+        self, metadata_db, api_server
+    ):
+        tasks = metadata_db.defer(sensor_awaiting_job(), operator_awaiting_job("another-job"))
+        await api_server.callback(proof(submitted_by=tasks[1]))
+        assert metadata_db.resumed() == {tasks[0]}
+
     @pytest.mark.parametrize("state", ["running", "scheduled", "success", "failed", "up_for_retry"])
     async def test_task_that_is_not_deferred_is_left_as_it_is(self, metadata_db, api_server, state):
         tasks = metadata_db.defer(operator_awaiting_job(), state=state)

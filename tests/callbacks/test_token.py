@@ -10,6 +10,7 @@ import json
 import time
 from dataclasses import replace
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from uuid import UUID
 
 import pytest
 from hypothesis import assume, example, given
@@ -91,7 +92,7 @@ class TestAddress:
         connection = replace(CONNECTION, api_key=key)
         url = url_of(conn_id, reference, connection)
         proof = CallbackProof.read(urlsplit(url).query)
-        assert proof == (conn_id, reference, token_of(url))
+        assert proof == (conn_id, reference, token_of(url), None)
         assert proof.is_valid_for(connection)
         assert is_ours(url, connection)
         assert is_ours(url, connection, reference)
@@ -103,6 +104,65 @@ class TestAddress:
 
     def test_address_of_a_submission_is_the_same_each_time(self):
         assert url_of() == url_of()
+
+
+class TestAddressOfATry:
+    """The address also names the try that submits."""
+
+    TRY = UUID("0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b")
+    URL = callback_url(CONNECTION, "luma_default", REFERENCE, TRY) or ""
+
+    def test_address_names_the_try_by_its_uuid(self):
+        assert CallbackProof.read(urlsplit(self.URL).query) == (
+            *("luma_default", REFERENCE, token_of(self.URL)),
+            "0190a1b2c3d47e5f8a9b0c1d2e3f4a5b",
+        )
+
+    @given(conn_id=conn_ids, reference=references, key=keys, try_id=st.uuids())
+    def test_address_is_a_valid_proof_for_any_connection_id_reference_try_and_key(
+        self, conn_id, reference, key, try_id
+    ):
+        connection = replace(CONNECTION, api_key=key)
+        url = callback_url(connection, conn_id, reference, try_id) or ""
+        proof = CallbackProof.read(urlsplit(url).query)
+        assert proof is not None and proof.task_instance_id == try_id.hex
+        assert proof.is_valid_for(connection)
+        assert is_ours(url, connection, reference)
+
+    def test_address_stays_short(self):
+        assert len(callback_url(CONNECTION, "x" * 250, REFERENCE, self.TRY) or "") < 600
+
+    @pytest.mark.parametrize(
+        "altered",
+        [
+            URL.partition("&task_instance_id=")[0],
+            URL[:-1] + "0",
+            URL[:-1],
+            URL + "0",
+            URL[:-32],
+            URL[:-32] + TRY.hex.upper(),
+            URL[:-32] + str(TRY),
+            URL + "&task_instance_id=" + TRY.hex,
+            URL.replace("task_instance_id=", "try="),
+            URL.replace(REFERENCE, new_reference()),
+            URL.replace("conn_id=luma_default", "conn_id=luma_other"),
+            # What is signed, split at other places.
+            f"{BASE}{PATH}?"
+            + urlencode({"conn_id": f"of {REFERENCE} luma_default", "reference": TRY.hex, "token": token_of(URL)}),
+        ],
+    )
+    def test_altered_address_is_not_ours(self, altered):
+        assert not is_ours(altered, CONNECTION)
+
+    def test_token_of_an_address_without_a_try_does_not_fit_one_with_it(self):
+        assert token_of(self.URL) != TOKEN
+        assert not is_valid_proof(query_of(task_instance_id=self.TRY.hex))
+
+    def test_address_of_version_1_0_0_stays_valid(self):
+        """Its job may be running while this package is upgraded."""
+        message = f"airflow-provider-luma callback {REFERENCE} luma_default"
+        token = hmac.new(KEY.encode(), message.encode(), hashlib.sha256).hexdigest()
+        assert is_valid_proof(urlencode({"conn_id": "luma_default", "reference": REFERENCE, "token": token}))
 
 
 class TestToken:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -33,6 +34,13 @@ class TestCallbackAddress:
         assert not token.is_ours(job.request["callBackUrl"], connection, new_reference())
         assert record["expects_callback"] is True
         assert luma.accepted == 1
+
+    def test_address_names_the_try_and_neither_dag_nor_run_nor_task(self, luma, modify, context):
+        deferral_of(modify().execute, context)
+        proof = token.CallbackProof.read(urlsplit(luma.jobs[0].request["callBackUrl"]).query)
+        assert proof is not None and proof.task_instance_id == context["ti"].id.hex
+        told = dict(proof._asdict(), token="")
+        assert not [name for name in ("films", "manual__1", "modify") if name in json.dumps(told)]
 
     def test_token_of_the_address_is_masked_in_logs_and_kept_nowhere(self, luma, modify, context, monkeypatch):
         masked: list[str] = []

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID, uuid4
 
 import httpx
 import uvicorn
@@ -125,10 +126,17 @@ def api_server_process(**environment: str) -> Iterator[int]:
             process.wait()
 
 
-def proof(reference: str | None = None, *, conn_id: str = "luma_default", key: str = KEY) -> str:
-    """Return the query of the address that a submission gives to Luma."""
+def proof(
+    reference: str | None = None, *, conn_id: str = "luma_default", key: str = KEY, submitted_by: Any = None
+) -> str:
+    """
+    Return the query of the address that a submission gives to Luma.
+
+    :param submitted_by: the id of the try; None for an address of version 1.0.0, which does not name it
+    """
     connection = LumaConnection("http://127.0.0.1:9", key, callback_base_url="http://airflow")
-    url = callback_url(connection, conn_id, reference or new_reference())
+    try_id = UUID(str(submitted_by)) if submitted_by is not None else None
+    url = callback_url(connection, conn_id, reference or new_reference(), try_id)
     assert url is not None
     return url.partition("?")[2]
 
@@ -141,6 +149,10 @@ FORGED_QUERIES = {
     "the token of another submission": lambda: proof().replace("reference=", "reference=0")[:-1],
     "the token of another connection": lambda: proof(conn_id="luma_default", key="the-key-of-luma_other"),
     "the name of another connection": lambda: proof(conn_id="luma_other", key=KEY),
+    "the token of another try": lambda: proof(submitted_by=uuid4())[:-32] + "0" * 32,
+    "a token whose try is left out": lambda: proof(submitted_by=uuid4()).partition("&task_instance_id=")[0],
+    "a try that the token does not name": lambda: proof() + "&task_instance_id=" + "0" * 32,
+    "a try that is no UUID": lambda: proof(submitted_by=uuid4())[:-1] + "'",
     "a connection of another type": lambda: proof(conn_id="a_database", key=KEY),
     "a connection without a key": lambda: proof(conn_id="luma_keyless", key=KEY),
     "a connection that is invalid": lambda: proof(conn_id="luma_invalid", key=KEY),

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import pytest
 import structlog
@@ -96,6 +98,21 @@ class MetadataDb:
         ids = {row.task_id: row.id for row in rows}
         return [ids[task["task_id"]] for task in tasks]
 
+    def retry(self, task_instance_id: Any) -> Any:
+        """End the try of a task, and return the id of its next one, as Airflow does for a retry or a Clear."""
+        with create_session() as session:
+            task = session.get(TaskInstance, task_instance_id)
+            task.task = None
+            successor = task.prepare_db_for_next_try(session) or task  # from Airflow 3.4 on, another task instance
+            session.flush()
+            return successor.id
+
+    def in_region(self, task_instance_id: Any, index: int, region_id: UUID | None) -> None:
+        """Make a task a mapped one; from Airflow 3.4 on, of a region, such as an iteration of a loop."""
+        columns = {"map_index": index} if region_id is None else {"region_index": index, "region_id": region_id}
+        with create_session() as session:
+            session.execute(update(TaskInstance).where(TaskInstance.id == task_instance_id).values(columns))
+
     def defer_again(self, task_instance_id: Any, trigger_id: int | None = None) -> None:
         """
         Defer a task anew, with the same kwargs, as if it had found its job still running.
@@ -153,9 +170,10 @@ class MetadataDb:
     def _scope(task_instance_id: Any) -> Any:
         from airflow.state.metastore import TaskScope
 
-        columns = (TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInstance.map_index)
+        columns = [getattr(TaskInstance, field.name) for field in dataclasses.fields(TaskScope)]
         with create_session() as session:
-            return TaskScope(*session.execute(select(*columns).where(TaskInstance.id == task_instance_id)).one())
+            row = session.execute(select(*columns).where(TaskInstance.id == task_instance_id)).one()
+        return TaskScope(**dict(row._mapping))
 
     @staticmethod
     def empty() -> None:

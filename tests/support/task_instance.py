@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import TaskDeferred
 
@@ -24,6 +25,7 @@ class TaskInstance:
     map_index = -1
 
     def __init__(self, try_number: int = 1, max_tries: int = 2) -> None:
+        self.id = uuid4()
         self.try_number = try_number
         self.max_tries = max_tries
         self.pushed: dict[str, Any] = {}
