@@ -8,6 +8,7 @@ Of what a server answers, only its status and its content type are repeated.
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import sys
@@ -109,7 +110,7 @@ def check_callbacks(connection: LumaConnection, conn_id: str) -> Finding:
 
 def _check(connection: LumaConnection, conn_id: str) -> Finding:
     is_saved = _CONNECTIONS_API not in sys.modules
-    saved_name = conn_id if is_saved else _saved_name(connection, conn_id)
+    saved_name = conn_id if is_saved else _saved_name(connection)
     probe = Probe.make(connection, saved_name or conn_id, time.time())
     try:
         answer = _send(connection, probe)
@@ -126,22 +127,27 @@ def _check(connection: LumaConnection, conn_id: str) -> Finding:
     return _broken(f"{_explain(answer)} ({_address(connection)}: {answer})")
 
 
-def _saved_name(connection: LumaConnection, made_up_name: str) -> str | None:
+def _saved_name(connection: LumaConnection) -> str | None:
     """
     Return the name of a saved connection with the same API key, and if possible the same webhook secret.
 
-    The made-up name is an environment variable of this process, and another one of the API server may answer.
+    A made-up name is an environment variable of this process, and another one of the API server may answer.
     """
     from airflow_provider_luma.callbacks.connections import connections_with_key
 
-    names = []
+    names, environment = [], set(os.environ)
     try:
         for name, saved in connections_with_key(connection.api_key):
-            if name.lower() != made_up_name.lower():
+            if not _may_be_made_up(name, environment | set(os.environ)):
                 names.append((saved.webhook_secret != connection.webhook_secret, name))
     except Exception:
         return None
     return min(names)[1] if names else None
+
+
+def _may_be_made_up(name: str, environment: set[str]) -> bool:
+    # That of this test, or of another one that runs beside it.
+    return bool(re.fullmatch(r"[a-z0-9]{8}", name)) and f"AIRFLOW_CONN_{name.upper()}" in environment
 
 
 def _send(connection: LumaConnection, probe: Probe) -> _Answer:
@@ -230,7 +236,9 @@ def _not_sent(connection: LumaConnection, error: Exception) -> Finding:
         return _broken(f"{urlsplit(_address(connection)).hostname} has no address in the DNS as it is seen from here")
     if isinstance(error, requests.exceptions.ConnectionError):
         return _broken(f"no connection from here to {_address(connection)}: {reason_of(error)}")
-    return _broken(f"{_address(connection)} cannot be called: {type(error).__name__}")
+    if isinstance(error, (requests.exceptions.RequestException, UnicodeError)):
+        return _broken(f"{_address(connection)} cannot be called: {type(error).__name__}")
+    return _unreached(connection, type(error).__name__)  # such as of the environment, which another test changes
 
 
 def _unreached(connection: LumaConnection, reason: str) -> Finding:

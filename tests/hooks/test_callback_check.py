@@ -197,6 +197,17 @@ class TestThatReachesNobody:
         assert not is_ok
         assert "airflow.invalid has no address in the DNS as it is seen from here" in message
 
+    def test_host_that_cannot_be_called_is_told_without_the_query(self, check):
+        is_ok, message = check(f"https://{'a' * 70}.example.com")
+        assert not is_ok
+        assert "luma/callback" in message
+
+    def test_failure_on_this_side_leaves_a_doubt(self, api_server, check, monkeypatch):
+        monkeypatch.setattr(callback_check, "requests_session", lambda _: {}["HTTP_PROXY"])
+        is_ok, message = check(api_server)
+        assert is_ok
+        assert "cannot be reached from here (KeyError)" in message
+
     @pytest.mark.parametrize("verify", [True, False])
     def test_certificate_that_nobody_trusts_is_told_even_if_the_connection_does_not_verify(
         self, wires, certificates, check, verify
@@ -288,6 +299,13 @@ class TestMadeUpNames:
         is_ok, message = check(api_server, in_api_server)
         assert not is_ok
         assert "another Airflow's" in message
+
+    def test_made_up_name_of_a_test_that_runs_beside_it_is_not_asked_for(
+        self, api_server, check, in_api_server, monkeypatch
+    ):
+        monkeypatch.setenv("AIRFLOW_CONN_0AAAAAA0", connection())
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", connection())
+        assert check(api_server, in_api_server)[0]
 
     def test_connection_that_is_not_saved_yet_leaves_a_doubt(self, api_server, check, in_api_server):
         is_ok, message = check(api_server, in_api_server)
