@@ -236,7 +236,7 @@ def _not_sent(connection: LumaConnection, error: Exception) -> Finding:
         return _broken(f"{urlsplit(_address(connection)).hostname} has no address in the DNS as it is seen from here")
     if isinstance(error, requests.exceptions.ConnectionError):
         return _broken(f"no connection from here to {_address(connection)}: {reason_of(error)}")
-    if isinstance(error, (requests.exceptions.RequestException, UnicodeError)):
+    if isinstance(error, (requests.exceptions.RequestException, ValueError)):
         return _broken(f"{_address(connection)} cannot be called: {type(error).__name__}")
     return _unreached(connection, type(error).__name__)  # such as of the environment, which another test changes
 
