@@ -57,7 +57,7 @@ class TestAnswer:
         answer = await send(api_server, probe, query=made().query, **{probes.HEADER: probe.query})
         assert probe.read_answer(CONNECTION, answer.text) == [probes.QUERY]
 
-    @pytest.mark.parametrize("body", [b"", made().body, b"{}"])
+    @pytest.mark.parametrize("body", [b"", made().body, b"{}"], ids=["none", "of another probe", "another"])
     async def test_body_that_has_not_arrived_whole_is_told(self, api_server, body):
         probe = made()
         answer = await send(api_server, probe, body=body)
