@@ -6,7 +6,7 @@ The receiver runs in a process of its own, mounted as in Airflow's API server, o
 task. Meanwhile no other task waits and nothing else is recorded; or 5,000 wait, and there are records of 200,000
 submissions. Callbacks of addresses that do not name the try, as version 1.0.0 made them, show what a search costs.
 
-``CALLBACKS=200`` and ``CALLBACK_ROUNDS=3`` set how many callbacks are sent, and how often.
+``CALLBACKS=100`` and ``CALLBACK_ROUNDS=3`` set how many callbacks are sent, and how often.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from uuid import UUID
 import httpx
 import psutil
 
-CALLBACKS = int(os.environ.get("CALLBACKS", "200"))
+CALLBACKS = int(os.environ.get("CALLBACKS", "100"))
 ROUNDS = int(os.environ.get("CALLBACK_ROUNDS", "3"))
 WAITING, RECORDS = 5_000, 200_000
 

@@ -23,7 +23,7 @@ from airflow.models.trigger import Trigger
 from airflow.triggers.base import TriggerEvent
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
-from sqlalchemy import JSON, ColumnElement, and_, case, func, or_, select, type_coerce
+from sqlalchemy import JSON, ColumnElement, and_, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
 from airflow_provider_luma.deferral import RESUMABLE_TRIGGERS, SHORTEST_DEFERRAL, CallbackReceived, DeferralState
@@ -91,11 +91,8 @@ def find_waiting(luma_task_id: str, reference: str, luma_conn_id: str) -> list[D
     :param luma_conn_id: the connection that the callback has come over
     """
     columns = TaskInstance.id, TaskInstance.trigger_id, TaskInstance.next_kwargs
+    fits = or_(_stored("luma_task_id") == luma_task_id, _stored("reference") == reference)
     with create_session() as session:
-        fits = or_(
-            _stored("luma_task_id", session) == luma_task_id,
-            _stored("reference", session) == reference,
-        )
         triggers = {
             trigger_id: task_instance_id
             for task_instance_id, trigger_id, kwargs in session.execute(select(*columns).where(_IS_DEFERRED, fits))
@@ -112,8 +109,8 @@ def find_waiting(luma_task_id: str, reference: str, luma_conn_id: str) -> list[D
 def waiting_connections() -> set[str]:
     """Return the names of the connections that deferred tasks use."""
     with create_session() as session:
-        conn_id = _stored("luma_conn_id", session)
-        return set(filter(None, session.scalars(select(conn_id).where(_IS_DEFERRED).distinct())))
+        conn_ids = session.scalars(select(_stored("luma_conn_id")).where(_IS_DEFERRED).distinct())
+        return set(filter(None, conn_ids))
 
 
 def resume_waiting(luma_task_id: str, waiting: list[Deferral]) -> tuple[int, list[Deferral], float]:
@@ -173,13 +170,10 @@ def _is_lost(value: str, reference: str) -> bool:
     return isinstance(record, dict) and record.get("reference") == reference and not record.get("luma_task_id")
 
 
-def _stored(name: str, session: Session) -> ColumnElement[str]:
-    """Return what deferred tasks have stored under a name, for the database to read."""
-    stored = TaskInstance.next_kwargs
-    document = type_coerce(stored, JSON().with_variant(JSONB(), "postgresql"))
-    value: ColumnElement[str] = document[(*_PATH, name)].as_string()
-    if session.get_bind().dialect.name == "sqlite":  # it fails at what no other database would have stored, as NaN
-        value = case((func.json_valid(stored), value))
+def _stored(name: str) -> ColumnElement[str]:
+    """Return what tasks have stored under a name at their deferral, for the database to read."""
+    kwargs = type_coerce(TaskInstance.next_kwargs, JSON().with_variant(JSONB(), "postgresql"))
+    value: ColumnElement[str] = kwargs[(*_PATH, name)].as_string()
     return value
 
 

@@ -64,11 +64,6 @@ class TestResumedTasks:
         await api_server.callback(proof(), {"data": {"taskId": luma_task_id}})
         assert metadata_db.resumed() == {task}
 
-    async def test_task_is_resumed_beside_tasks_that_have_stored_what_is_no_json(self, metadata_db, api_server):
-        task, _ = metadata_db.defer(operator_awaiting_job(), another_providers_task(threshold=float("nan")))
-        await api_server.callback(proof())
-        assert metadata_db.resumed() == {task}
-
     async def test_callback_resumes_whoever_waits_for_the_job_not_only_the_try_that_submitted(
         self, metadata_db, api_server
     ):
