@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from benchmarks import finish, import_cost, order, overhead, poll_cost, submissions, triggerer, waiting
+from benchmarks import callbacks, finish, import_cost, order, overhead, poll_cost, submissions, triggerer, waiting
 
 if __name__ == "__main__":
-    for benchmark in (import_cost, order, overhead, finish, submissions, waiting, poll_cost, triggerer):
+    for benchmark in (import_cost, order, overhead, finish, callbacks, submissions, waiting, poll_cost, triggerer):
         print(f"\n## {benchmark.__name__.removeprefix('benchmarks.')}\n")
         benchmark.main()

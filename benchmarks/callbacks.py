@@ -43,7 +43,7 @@ def main() -> None:
             "AIRFLOW_HOME": folder,
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url,
-            "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
             "PYTHONPATH": str(Path(__file__).parent.parent),
         }
         command = [sys.executable, "-c", "from benchmarks.callbacks import measure; measure()"]
