@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from airflow_provider_luma.callbacks import resume, routes
+from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.submission.decision import new_reference
 from tests.support.api_server import ENDED, proof
 from tests.support.metadata_db import (
@@ -63,6 +64,18 @@ class TestResumedTasks:
         task, _ = metadata_db.defer(operator_awaiting_job(luma_task_id), operator_awaiting_job("another-job"))
         await api_server.callback(proof(), {"data": {"taskId": luma_task_id}})
         assert metadata_db.resumed() == {task}
+
+    async def test_tasks_that_wait_for_something_else_are_not_read(self, metadata_db, api_server, monkeypatch):
+        read, is_resumed_by = [], DeferralState.is_resumed_by
+
+        def on_read(kwargs, **callback):
+            read.append(kwargs["luma_task_id"])
+            return is_resumed_by(kwargs, **callback)
+
+        monkeypatch.setattr(DeferralState, "is_resumed_by", staticmethod(on_read))
+        metadata_db.defer(*(operator_awaiting_job(f"job-{number}") for number in range(20)), another_providers_task())
+        await api_server.callback(proof(), {"data": {"taskId": "job-7"}})
+        assert read == ["job-7"]
 
     async def test_callback_resumes_whoever_waits_for_the_job_not_only_the_try_that_submitted(
         self, metadata_db, api_server

@@ -144,7 +144,7 @@ class TestAddressOfATry:
             URL[:-32] + str(TRY),
             URL + "&task_instance_id=" + TRY.hex,
             URL.replace("task_instance_id=", "try="),
-            URL.replace(REFERENCE, new_reference()),
+            URL.replace(REFERENCE, "f" * 32),
             URL.replace("conn_id=luma_default", "conn_id=luma_other"),
             # What is signed, split at other places.
             f"{BASE}{PATH}?"
