@@ -247,10 +247,10 @@ class TestSubmitOnce:
         overtaking = TaskRun(lambda **changes: modify(deferrable=False, **changes), None)
         get_callback_url = LumaHook.get_callback_url
 
-        def overtaken(hook, reference):
+        def overtaken(hook, *submission):
             monkeypatch.setattr(LumaHook, "get_callback_url", get_callback_url)
             overtaking.run_try()
-            return get_callback_url(hook, reference)
+            return get_callback_url(hook, *submission)
 
         monkeypatch.setattr(LumaHook, "get_callback_url", overtaken)
         with pytest.raises(AirflowException, match="another try of this task"):
