@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from benchmarks import callbacks, finish, import_cost, order, overhead, poll_cost, submissions, triggerer, waiting
+from benchmarks import callbacks, finish, import_cost, order, overhead, poll_cost, sharing, submissions, triggerer, waiting
+
+BENCHMARKS = import_cost, order, overhead, finish, callbacks, submissions, waiting, sharing, poll_cost, triggerer
 
 if __name__ == "__main__":
-    for benchmark in (import_cost, order, overhead, finish, callbacks, submissions, waiting, poll_cost, triggerer):
+    for benchmark in BENCHMARKS:
         print(f"\n## {benchmark.__name__.removeprefix('benchmarks.')}\n")
         benchmark.main()

@@ -3,7 +3,8 @@
 Adaptive (AIMD) rate limiter with a priority queue, for all requests of one event loop over one connection. No I/O.
 
 :class:`RequestRate` decides when the next request may be sent: evenly spaced, never more in any second than the service
-allows, half as fast after a 429, and faster again step by step (additive increase, multiplicative decrease).
+allows, more slowly after a 429, and faster again step by step (additive increase, multiplicative decrease), so that
+several event loops share the limit.
 :class:`RateLimiter` queues the requests: of those that are due, the one with the earliest priority is sent first. No
 request starves, because a priority is a point in time: only requests with an earlier one are sent before.
 """
@@ -14,6 +15,7 @@ import asyncio
 import heapq
 import itertools
 import math
+import random
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,8 +26,10 @@ from airflow_provider_luma.backoff import MAX_RETRY_AFTER
 #: The lowest rate, in requests a second, to which 429s can reduce it.
 MIN_RATE = 0.1
 
-#: Seconds without a 429 after which the rate is raised by a tenth of the full rate.
-RECOVERY_INTERVAL = 5.0
+#: Seconds after a 429 until the rate is raised, at most, and from one raise to the next while there is no other 429.
+#: Each rate limiter of an account is refused about once in the first, and uses all of the limit a minute after the
+#: others have gone.
+RAISE_AFTER, RAISE_INTERVAL = 45.0, 3.0
 
 #: Seconds within which requests are sent together: a timer for each would cost as much as the request itself.
 TIMER_RESOLUTION = 0.01
@@ -45,34 +49,63 @@ class RequestRate:
     Requests that are sent evenly do not arrive evenly. A request therefore counts until a second after the service can
     have received it, which its answer bounds. There are never more counted requests than the service allows a second.
 
+    Several event loops may use the same account, and nothing tells one of another but a 429. So the rate is a share of
+    the limit: how many requests may count at a time, a whole number, because whole shares that add up to the limit fit
+    into every second, whenever their requests are sent. After a 429 a share of more than half of the limit is halved,
+    and a smaller one becomes what the service has accepted in the last second; it loses one request at least, and half
+    at most. Nothing is sent for a second, so that one 429 is enough. Half a minute to three quarters later the share is
+    raised by one request, and then every three seconds until a 429. The additional request is sent right behind
+    another: if nothing is free, it is mostly refused itself, rather than one of another event loop, and only the raise
+    is taken back. A share of more than half of the limit then gives one request back for others to take, and a smaller
+    one does so by chance: one of half the limit each fourth time, one of a fifth each twenty-fifth time. So large
+    shares shrink and small ones grow until they are alike.
+
     :param limit: requests a second that the service allows
-    :param share: the part of the limit that is used
+    :param usable: the part of the limit that is used
+    :param raise_after: seconds after a 429 until the rate is raised, at most
     """
 
-    def __init__(self, limit: float, share: float = 1.0) -> None:
-        self.full_rate = self.rate = limit * share
+    def __init__(self, limit: float, usable: float = 1.0, raise_after: float = RAISE_AFTER) -> None:
         self._limit = limit
-        self._share = share
-        self._next_at = -math.inf
-        self._halved_at = -math.inf
-        self._changed_at = -math.inf
+        self._usable = usable
+        self._raise_after = raise_after
+        #: How many requests may count at a time. Below one, a single one may, for a part of the time.
+        self._share: float = self._max_share
+        self._share_before_raise: float = self._share
+        self._raised_at = self._reduced_at = self._next_at = -math.inf
+        self._raise_at = math.inf
         self._unanswered = 0
         #: Until when each answered request counts.
         self._counted_until: list[float] = []
         # As long as the fastest is not known, a request may have arrived just before its answer was sent.
         self._round_trips = deque([0.0] * 100, maxlen=100)
 
-    def set_limit(self, limit: float) -> None:
-        """Change the limit; a rate that is reduced stays so in proportion."""
-        if limit != self._limit:
-            self.rate *= limit / self._limit
-            self.full_rate = limit * self._share
-            self._limit = limit
+    @property
+    def full_rate(self) -> float:
+        """Requests a second, if nobody else uses the account."""
+        return self._limit * self._usable
 
     @property
-    def _max_counted(self) -> int:
-        """How many requests may count: those of a second, or of a little more if the limit is no whole number."""
+    def rate(self) -> float:
+        """Requests a second, at present."""
+        return self.full_rate * self._share / self._max_share
+
+    def set_limit(self, limit: float) -> None:
+        """Change the limit; a share that is reduced stays so in proportion."""
+        if limit != self._limit:
+            max_share, self._limit = self._max_share, limit
+            share = self._share * self._max_share / max_share
+            self._share = self._share_before_raise = math.floor(share) if share >= 1 else share
+
+    @property
+    def _max_share(self) -> int:
+        """How many requests may count at most: a second's, or slightly more if the limit is no whole number."""
         return math.ceil(self._limit)
+
+    @property
+    def _period(self) -> float:
+        """Seconds in which the service allows so many."""
+        return self._max_share / self._limit
 
     @property
     def _sends_in_batches(self) -> bool:
@@ -84,18 +117,17 @@ class RequestRate:
             heapq.heappop(self._counted_until)
         delay = self._next_at - now
         delay = delay if delay > (TIMER_RESOLUTION if self._sends_in_batches else 0.0) else 0.0
-        if self._unanswered + len(self._counted_until) < self._max_counted:
+        if self._unanswered + len(self._counted_until) < max(1, self._share):
             return delay
         return max(delay, self._counted_until[0] - now) if self._counted_until else math.inf
 
     def on_request_sent(self, now: float) -> None:
         """Count a request that is sent now."""
-        if self.rate < self.full_rate and now - self._changed_at >= RECOVERY_INTERVAL:
-            self.rate = min(self.full_rate, self.rate + self.full_rate / 10)
-            self._changed_at = now
         # A timer's lateness is made up for; time in which nothing was sent is not saved up.
         self._next_at = (self._next_at if now - self._next_at <= MAX_CATCH_UP else now) + 1 / self.rate
         self._unanswered += 1
+        if now >= self._raise_at:
+            self._raise(now)
 
     def on_response(self, now: float, *, sent_at: float, is_answered: bool = True) -> float:
         """
@@ -112,7 +144,7 @@ class RequestRate:
             # The fastest round trip is known to the timer's resolution only.
             fastest = max(0.0, min(self._round_trips) - TIMER_RESOLUTION)
             transit_delay = min(transit_delay, now - sent_at - fastest)
-        until = sent_at + transit_delay + self._max_counted / self._limit
+        until = sent_at + transit_delay + self._period
         if self._sends_in_batches:
             until = math.ceil(until / TIMER_RESOLUTION) * TIMER_RESOLUTION
         heapq.heappush(self._counted_until, until)
@@ -120,21 +152,50 @@ class RequestRate:
 
     def on_rate_limited(self, now: float, retry_after: float | None = None, *, sent_at: float) -> None:
         """
-        Halve the rate after a 429, and honour its Retry-After.
+        Reduce the rate after a 429, and honour its Retry-After.
 
-        :param sent_at: when the refused request was sent; one from before the rate was last halved says nothing about
+        :param sent_at: when the refused request was sent; one from before the rate was last reduced says nothing about
             the rate after that
         """
-        if sent_at > self._halved_at:
-            self.rate = max(min(MIN_RATE, self.full_rate), self.rate / 2)
-            self._halved_at = now
-        self._changed_at = now
+        if sent_at > self._reduced_at:
+            if sent_at <= self._raised_at + self._period:
+                self._take_back_raise()
+            else:
+                self._reduce()
+                self._next_at = max(self._next_at, now + self._period)
+            self._reduced_at, self._raised_at = now, -math.inf
+            # Those that were refused together do not raise their rates together.
+            wait = self._raise_after * random.uniform(0.7, 1.0) if self._share >= 1 else RAISE_INTERVAL
+            self._raise_at = now + wait
         self.block(now, retry_after)
         self._next_at = max(self._next_at, now + 1 / self.rate)
 
     def block(self, now: float, seconds: float | None) -> None:
         """Send nothing for so many seconds, as the service has asked; five minutes at most."""
         self._next_at = max(self._next_at, now + min(seconds or 0.0, MAX_RETRY_AFTER))
+
+    def _raise(self, now: float) -> None:
+        """Raise the share, and let the additional request follow at once."""
+        self._share_before_raise, self._raised_at = self._share, now
+        step = max(1, self._max_share // 10) if self._share >= 1 else self._share
+        self._share = min(self._max_share, self._share + step)
+        self._raise_at = now + RAISE_INTERVAL if self._share < self._max_share else math.inf
+        self._next_at = now
+
+    def _take_back_raise(self) -> None:
+        self._share = self._share_before_raise
+        part = self._share / self._max_share
+        if self._share > 1 and (part > 0.5 or random.random() < part**2):
+            self._share -= 1
+
+    def _reduce(self) -> None:
+        if self._share > self._max_share / 2 > 1:
+            self._share = self._max_share // 2
+        elif self._share > 1:
+            accepted = len(self._counted_until) + self._unanswered - 1
+            self._share = max(1, self._share // 2, min(accepted, self._share - 1))
+        else:
+            self._share = max(self._max_share * min(1.0, MIN_RATE / self.full_rate), self._share / 2)
 
 
 class _Queued(NamedTuple):
@@ -151,17 +212,18 @@ class RateLimiter:
     The queue of all requests of one event loop over one connection.
 
     :param limit: requests a second that the service allows
-    :param share: the part of the limit that is used
+    :param usable: the part of the limit that is used
+    :param raise_after: seconds after a 429 until the rate is raised, at most
     """
 
-    def __init__(self, limit: float, share: float = 1.0) -> None:
+    def __init__(self, limit: float, usable: float = 1.0, raise_after: float = RAISE_AFTER) -> None:
         self._numbers = itertools.count()
         #: Requests that are not due yet, ordered by when they are; and the others, ordered by priority.
         self._scheduled: list[_Queued] = []
         self._due: list[_Queued] = []
         self._wakes_at = math.inf
         self._wake = asyncio.Event()
-        self._rate = RequestRate(limit, share)
+        self._rate = RequestRate(limit, usable, raise_after)
         self._dispatcher: asyncio.Task[None] | None = None
 
     @asynccontextmanager

@@ -20,14 +20,17 @@ WAITING_GAUGE = "luma.submission.waiting"
 SUBMISSIONS_PER_SECOND, SUBMISSION_WINDOW = 2.0, 10.0
 
 #: The part of that rate that is used, because a worker takes an uncertain time to start and submit.
-RATE_SHARE = 0.9
+USABLE_PART = 0.9
+
+#: Seconds after a refusal until the rate is raised: most refusals end when a job does, which is any moment.
+RAISE_AFTER = 10.0
 
 
 class SubmissionQueue:
     """The deferred tasks that wait to submit, first the one with the earliest first attempt."""
 
     def __init__(self) -> None:
-        self._limiter = RateLimiter(SUBMISSIONS_PER_SECOND, RATE_SHARE)
+        self._limiter = RateLimiter(SUBMISSIONS_PER_SECOND, USABLE_PART, RAISE_AFTER)
         # No task would be here if the submissions of the last window had not been used up.
         self._limiter.block(SUBMISSION_WINDOW)
 

@@ -21,7 +21,8 @@ from airflow_provider_luma.backoff import MAX_RETRY_AFTER
 from airflow_provider_luma.polling.rate_limiter import (
     MAX_TRANSIT_DELAY,
     MIN_RATE,
-    RECOVERY_INTERVAL,
+    RAISE_AFTER,
+    RAISE_INTERVAL,
     TIMER_RESOLUTION,
     RateLimiter,
     RequestRate,
@@ -81,6 +82,20 @@ def most_in_a_second(times: list[float]) -> int:
     """Return how many lie within a second at most; what lies a rounding error less than a second apart, does not."""
     times = sorted(times)
     return max(bisect_left(times, first + 1 - 1e-6) - i for i, first in enumerate(times))
+
+
+def reduced_twice() -> RequestRate:
+    """Return a rate of four requests a second, of ten."""
+    rate = RequestRate(10)
+    rate.on_rate_limited(990.0, sent_at=990.0)
+    for i in range(5):
+        rate.on_request_sent(999.0 + i / 5)
+        rate.on_response(999.0 + i / 5, sent_at=999.0 + i / 5)
+    rate.on_request_sent(999.9)
+    rate.on_rate_limited(1000.0, sent_at=999.9)
+    rate.on_response(1000.0, sent_at=999.9)
+    assert rate.rate == 4
+    return rate
 
 
 class TestRequestRate:
@@ -201,10 +216,70 @@ class TestRequestRate:
     def test_the_rate_recovers_step_by_step(self):
         rate = RequestRate(10)
         rate.on_rate_limited(1000.0, sent_at=1000.0)
-        send_times(rate, RECOVERY_INTERVAL * 1.5)
-        assert rate.full_rate / 2 < rate.rate < rate.full_rate
-        send_times(rate, RECOVERY_INTERVAL * 10, start=1000 + RECOVERY_INTERVAL * 1.5)
+        send_times(rate, 0.7 * RAISE_AFTER - 1)
+        assert rate.rate == 5
+        send_times(rate, 0.3 * RAISE_AFTER + 2, start=999 + 0.7 * RAISE_AFTER)
+        assert rate.rate > 5
+        send_times(rate, 5 * RAISE_INTERVAL, start=1001 + RAISE_AFTER)
         assert rate.rate == rate.full_rate
+
+    @settings(deadline=None)
+    @given(limits, st.integers(0, 1000))
+    def test_no_more_requests_than_the_limit_are_sent_in_any_second_whatever_is_refused(self, limit, seed):
+        rate, now, sent, chance = RequestRate(limit, raise_after=1), 1000.0, list[float](), random.Random(seed)
+        for _ in range(500):
+            now += rate.delay(now)
+            rate.on_request_sent(now)
+            sent.append(now)
+            if chance.random() < 0.05:
+                rate.on_rate_limited(now, sent_at=now)
+            rate.on_response(now, sent_at=now)
+        assert most_in_a_second(sent) <= math.ceil(limit)
+
+    def test_after_a_429_a_share_of_at_most_half_keeps_what_the_service_has_accepted_in_the_last_second(self):
+        rate = RequestRate(20)
+        rate.on_rate_limited(1000.0, sent_at=1000.0)
+        assert rate.rate == 10
+        for i in range(7):
+            rate.on_request_sent(1002.0 + i / 10)
+            rate.on_response(1002.0 + i / 10, sent_at=1002.0 + i / 10)
+        rate.on_request_sent(1002.7)
+        rate.on_rate_limited(1002.7, sent_at=1002.7)
+        assert rate.rate == 7
+
+    def test_nothing_is_sent_for_a_second_after_a_429(self):
+        rate = RequestRate(10)
+        rate.on_rate_limited(1000.0, sent_at=1000.0)
+        assert rate.delay(1000.0) == pytest.approx(1)
+
+    def test_a_raised_rate_is_tried_with_a_request_right_behind_another(self):
+        rate = reduced_twice()
+        sent = send_times(rate, RAISE_AFTER)
+        behind = [later for earlier, later in pairwise(sent) if later - earlier < 1e-6]
+        assert behind
+        assert 0.7 * RAISE_AFTER - 3 <= behind[0] - 1000 <= RAISE_AFTER
+
+    @pytest.mark.parametrize(("chance", "share"), [(0.2, 4), (0.1, 3)])
+    def test_a_429_right_after_a_raise_takes_it_back_and_at_times_one_request_more(self, monkeypatch, chance, share):
+        monkeypatch.setattr(random, "random", lambda: chance)
+        rate = reduced_twice()
+        now = 1000.0 + RAISE_AFTER
+        rate.on_request_sent(now)
+        assert rate.rate == 5
+        assert rate.delay(now) == 0
+        rate.on_request_sent(now)
+        rate.on_rate_limited(now + 0.1, sent_at=now)
+        assert rate.rate == share
+        assert rate.delay(now + 0.1) <= 1 / share
+
+    def test_a_raise_that_is_refused_with_more_than_half_of_the_limit_costs_one_request_more(self):
+        rate = RequestRate(10)
+        rate.on_rate_limited(1000.0, sent_at=1000.0)
+        for now in (1045.0, 1048.0, 1051.0):
+            rate.on_request_sent(now)
+        assert rate.rate == 8
+        rate.on_rate_limited(1051.1, sent_at=1051.0)
+        assert rate.rate == 6
 
     @given(st.floats(0, MAX_RETRY_AFTER))
     def test_retry_after_is_honoured(self, retry_after):
@@ -218,8 +293,8 @@ class TestRequestRate:
         for gap in gaps:
             now += gap
             rate.on_rate_limited(now, sent_at=now)
-        assert rate.rate >= min(MIN_RATE, rate.full_rate)
-        assert rate.delay(now) <= 1 / rate.rate + 1e-6
+        assert rate.rate >= min(MIN_RATE, rate.full_rate) - 1e-9
+        assert rate.delay(now) <= max(1 / rate.rate, math.ceil(limit) / limit) + 1e-6
 
 
 Client = Callable[[RateLimiter], Awaitable[None]]

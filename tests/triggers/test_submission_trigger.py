@@ -14,12 +14,12 @@ import pytest
 from airflow_provider_luma import deferral
 from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.polling import shared as shared_module
-from airflow_provider_luma.submission.queue import RATE_SHARE, SUBMISSIONS_PER_SECOND
+from airflow_provider_luma.submission.queue import SUBMISSIONS_PER_SECOND, USABLE_PART
 from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
 from benchmarks.simulated_clock import run
 
 #: Seconds between two permissions at the full rate.
-GAP = 1 / (SUBMISSIONS_PER_SECOND * RATE_SHARE)
+GAP = 1 / (SUBMISSIONS_PER_SECOND * USABLE_PART)
 
 
 @pytest.fixture
