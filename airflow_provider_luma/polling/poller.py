@@ -10,6 +10,7 @@ or a cancellation concerns no other trigger.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
 from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError
 from airflow_provider_luma.polling.durations import JobDurations
 from airflow_provider_luma.polling.rate_limiter import RateLimiter
-from airflow_provider_luma.polling.state import Failed, Finished, PollAgain, PollState
+from airflow_provider_luma.polling.state import Failed, Finished, PollAgain, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: The metric of how many triggers wait for a job.
 WAITING_GAUGE = "luma.waiting"
+
+#: Seconds after a job's deadline for which its last status check may be held back by the rate limiter.
+LAST_CHECK_TIMEOUT = 30.0
 
 
 class Poller:
@@ -51,13 +55,11 @@ class Poller:
         due, is_completed = clock(), False
         priority = due + self._slack(state, None)
         while True:
-            async with self._limiter.request(due, priority):
-                sent_at = clock()
-                Stats.timing("luma.poll.lateness", max(0.0, sent_at - due) * 1000)
-                Stats.incr("luma.poll")
-                outcome = await self._client.poll(state)
-                if not isinstance(outcome, Finished):
-                    self._on_error(outcome.error, sent_at)
+            # Checks of jobs whose deadline has passed come first.
+            deadline = math.inf if state.end_time is None else clock() + state.end_time - time.time()
+            until = max(due, deadline) + LAST_CHECK_TIMEOUT
+            async with self._limiter.request(due, min(priority, deadline), until) as is_permitted:
+                outcome = await self._check(state, due) if is_permitted else state.on_unsent(time.time())
             if not is_completed:
                 is_completed = self._on_completed(outcome.task)
             if not isinstance(outcome, PollAgain):
@@ -65,6 +67,15 @@ class Poller:
             await self._update_limit()
             due = clock() + outcome.delay
             priority = due + self._slack(state, outcome)
+
+    async def _check(self, state: PollState, due: float) -> PollOutcome:
+        sent_at = asyncio.get_running_loop().time()
+        Stats.timing("luma.poll.lateness", max(0.0, sent_at - due) * 1000)
+        Stats.incr("luma.poll")
+        outcome = await self._client.poll(state)
+        if not isinstance(outcome, Finished):
+            self._on_error(outcome.error, sent_at)
+        return outcome
 
     async def close(self) -> None:
         """Send no more status checks, and close the connections."""

@@ -227,12 +227,14 @@ class RateLimiter:
         self._dispatcher: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def request(self, due: float, priority: float | None = None) -> AsyncIterator[None]:
+    async def request(self, due: float, priority: float | None = None, until: float = math.inf) -> AsyncIterator[bool]:
         """
         Wait until a request may be sent, and send it within the ``with`` block.
 
         :param due: the earliest time, by the event loop's clock
         :param priority: of the requests that are due, the one with the earliest is sent next; ``due`` if not given
+        :param until: the latest time
+        :returns: whether the request may be sent; False if the latest time has come first
         """
         permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(
@@ -243,14 +245,20 @@ class RateLimiter:
         if self._dispatcher is None:
             self._dispatcher = asyncio.create_task(self._dispatch())
         try:
-            await permit
+            async with asyncio.timeout_at(until if until < math.inf else None):
+                await permit
+        except TimeoutError:
+            pass  # it may have been permitted in the same moment
         except asyncio.CancelledError:
             if permit.done() and not permit.cancelled():
                 self._on_response(_now(), is_answered=False)  # permitted in the moment in which it was cancelled
             raise
+        if permit.cancelled():
+            yield False
+            return
         sent_at, is_answered = _now(), True
         try:
-            yield
+            yield True
         except asyncio.CancelledError:
             is_answered = False
             raise

@@ -14,6 +14,7 @@ A :class:`PollState` is told the result of each status check, and returns one of
 * Any other error (429, 455, 5xx, a broken network, an error on our side) says nothing about the job. The check is
   repeated with exponential backoff, or after the service's Retry-After.
 * At the deadline there is one last check, also if the wait begins after it: the job may have ended while nobody polled.
+  If the rate limit does not let it be sent soon, the wait ends without.
 """
 
 from __future__ import annotations
@@ -161,6 +162,15 @@ class PollState:
         if not isinstance(error, TRANSIENT):
             error = LumaUnavailableError(error.code, error.msg, luma_task_id=self.luma_task_id)
         return self._again(backoff_delay(self._failures, error.retry_after), now, error=error)
+
+    def on_unsent(self, now: float) -> PollOutcome:
+        """
+        Take it that the status check at the deadline has not been sent, because too many others were.
+
+        :param now: seconds since the epoch
+        """
+        self._status_text += "; the one at the deadline could not be sent in time, because of the rate limit"
+        return self._again(0.0, now)
 
     def progress(self, now: float) -> tuple[int, str] | None:
         """

@@ -115,6 +115,43 @@ class TestPoller:
         assert time.monotonic() - started > 1
         assert len([call for call in status_checks(luma) if call.code == 429]) == 1
 
+    async def test_a_wait_ends_soon_after_its_deadline_though_the_rate_limiter_holds_the_last_status_check_back(
+        self, luma, submit, monkeypatch
+    ):
+        monkeypatch.setattr(poller_module, "LAST_CHECK_TIMEOUT", 0.3)
+        luma_task_id = submit(faults=["status:refuse,code=429,retry_after=60,style=status"])
+        started = time.monotonic()
+        outcome = await wait(luma_task_id, seconds=0.5)
+        assert 0.7 <= time.monotonic() - started < 10
+        assert isinstance(outcome.reason, LumaTimeoutError)
+        assert outcome.reason.luma_task_id == luma_task_id
+        assert "the one at the deadline could not be sent in time" in str(outcome.reason)
+        assert len(status_checks(luma)) == 1
+
+    async def test_a_wait_that_begins_after_its_deadline_ends_soon_though_its_status_check_is_held_back(
+        self, luma, submit, monkeypatch
+    ):
+        monkeypatch.setattr(poller_module, "LAST_CHECK_TIMEOUT", 0.3)
+        ids = [submit(faults=["status:refuse,code=429,retry_after=60,style=status"]) for _ in range(2)]
+        async with shared_poller():
+            first = asyncio.create_task(wait(ids[0]))
+            await until_checked(luma)
+            while not luma.calls[-1].code:
+                await asyncio.sleep(0.01)
+            outcome = await wait(ids[1], seconds=-86_400)
+            assert isinstance(outcome.reason, LumaTimeoutError)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        assert [call.task_id for call in status_checks(luma)] == [ids[0]]
+
+    async def test_the_last_status_check_is_sent_though_it_is_held_back_for_a_moment(self, luma, submit):
+        luma_task_id = submit(
+            processing_seconds=0.1, faults=["status:refuse,code=429,retry_after=1,style=status,times=1"]
+        )
+        outcome = await wait(luma_task_id, seconds=0.3)
+        assert isinstance(outcome, Finished)
+        assert len(status_checks(luma)) == 2
+
     async def test_one_refusal_halves_the_rate_once(self, luma, submit):
         luma_task_id = submit(faults=["status:refuse,code=429,times=1", "status:hang,seconds=30,times=1"])
         async with shared_poller() as poller:

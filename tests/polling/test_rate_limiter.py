@@ -411,6 +411,29 @@ class TestRateLimiter:
         assert sent_though_cancelled == []
         assert sent[-1][0] == pytest.approx(1)
 
+    def test_a_request_that_may_not_be_sent_until_its_latest_time_says_so_then_and_uses_nothing_of_the_limit(self):
+        sent: list[tuple[float, Sender]] = []
+        too_late: list[float] = []
+
+        async def impatient(limiter: RateLimiter) -> None:
+            async with limiter.request(0, until=1.5) as is_permitted:
+                assert not is_permitted
+                too_late.append(asyncio.get_running_loop().time())
+
+        simulate(1, *(Sender(0, -1, sent=sent) for _ in range(2)), *[impatient] * 20, Sender(1.7, 1.7, sent=sent))
+        assert too_late == pytest.approx([1.5] * 20, abs=TIMER_RESOLUTION)
+        assert [at for at, _ in sent] == pytest.approx([0, 1, 2], abs=3 * TIMER_RESOLUTION)
+
+    def test_a_request_that_is_permitted_at_its_latest_time_is_sent(self):
+        permitted: list[bool] = []
+
+        async def just_in_time(limiter: RateLimiter) -> None:
+            async with limiter.request(1, until=1 + TIMER_RESOLUTION / 2) as is_permitted:
+                permitted.append(is_permitted)
+
+        simulate(1, just_in_time)
+        assert permitted == [True]
+
     def test_queue_length_counts_the_requests_that_wait_and_were_not_cancelled(self):
         lengths: list[int] = []
 
