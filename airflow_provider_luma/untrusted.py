@@ -39,7 +39,7 @@ _UNSTORABLE = "[\x00\ud800-\udfff]"
 
 def plain_text(text: str) -> str:
     """Return a text without lone surrogates and NUL, in whose place it has U+FFFD."""
-    return re.sub(_UNSTORABLE, "\ufffd", text)
+    return text if text.isascii() and "\x00" not in text else re.sub(_UNSTORABLE, "\ufffd", text)
 
 
 def without_signatures(text: str) -> str:
@@ -54,7 +54,10 @@ def without_signatures(text: str) -> str:
 def read_json(document: str | bytes) -> Any:
     """Read JSON as plain values; None if it is none. A number that is not finite or beyond 64 bits counts as absent."""
     try:
-        return _plain(json.loads(document, parse_int=_integer), MAX_DEPTH)
+        if isinstance(document, bytes):
+            document = document.decode(json.detect_encoding(document), "surrogatepass")
+        value = _decoder.decode(document)
+        return value if _is_plain(document) else _plain(value, MAX_DEPTH)
     except (ValueError, RecursionError):
         return None
 
@@ -63,11 +66,23 @@ def _integer(digits: str) -> int | None:
     return read_integer(int(digits)) if len(digits) <= 20 else None  # int() refuses a few thousand digits
 
 
+def _finite(digits: str) -> float | None:
+    value = float(digits)
+    return value if math.isfinite(value) else None
+
+
+# One for all: json.loads makes a new one for each document.
+_decoder = json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=lambda _: None)
+
+
+def _is_plain(document: str) -> bool:
+    """Tell from the JSON itself that its texts and its depth are harmless, as those of nearly all answers are."""
+    return document.isascii() and "\\u" not in document and document.count("[") + document.count("{") <= MAX_DEPTH
+
+
 def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return plain_text(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     if isinstance(value, (list, dict)) and not depth:
         return None
     if isinstance(value, list):

@@ -162,6 +162,9 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
 
     async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
+        connection, session = self._connection, self._session
+        if connection is not None and session is not None and time.monotonic() - self._read_at < CONNECTION_TTL:
+            return connection, session
         async with self._opening:
             connection, session = self._connection, self._session
             if connection is None or session is None or time.monotonic() - self._read_at >= CONNECTION_TTL:

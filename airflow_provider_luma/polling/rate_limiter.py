@@ -66,9 +66,9 @@ class RequestRate:
     """
 
     def __init__(self, limit: float, usable: float = 1.0, raise_after: float = RAISE_AFTER) -> None:
-        self._limit = limit
         self._usable = usable
         self._raise_after = raise_after
+        self._take_limit(limit)
         #: How many requests may count at a time. Below one, a single one may, for a part of the time.
         self._share: float = self._max_share
         self._share_before_raise: float = self._share
@@ -81,11 +81,6 @@ class RequestRate:
         self._round_trips = deque([0.0] * 100, maxlen=100)
 
     @property
-    def full_rate(self) -> float:
-        """Requests a second, if nobody else uses the account."""
-        return self._limit * self._usable
-
-    @property
     def rate(self) -> float:
         """Requests a second, at present."""
         return self.full_rate * self._share / self._max_share
@@ -93,19 +88,19 @@ class RequestRate:
     def set_limit(self, limit: float) -> None:
         """Change the limit; a share that is reduced stays so in proportion."""
         if limit != self._limit:
-            max_share, self._limit = self._max_share, limit
+            max_share = self._max_share
+            self._take_limit(limit)
             share = self._share * self._max_share / max_share
             self._share = self._share_before_raise = math.floor(share) if share >= 1 else share
 
-    @property
-    def _max_share(self) -> int:
-        """How many requests may count at most: a second's, or slightly more if the limit is no whole number."""
-        return math.ceil(self._limit)
-
-    @property
-    def _period(self) -> float:
-        """Seconds in which the service allows so many."""
-        return self._max_share / self._limit
+    def _take_limit(self, limit: float) -> None:
+        self._limit = limit
+        #: Requests a second, if nobody else uses the account.
+        self.full_rate = limit * self._usable
+        #: How many requests may count at most: a second's, or slightly more if the limit is no whole number; and the
+        #: seconds in which the service allows so many.
+        self._max_share = math.ceil(limit)
+        self._period = self._max_share / limit
 
     @property
     def _sends_in_batches(self) -> bool:
@@ -203,7 +198,7 @@ class _Queued(NamedTuple):
 
     order: float
     number: int
-    permit: asyncio.Future[None]
+    permit: asyncio.Future[bool]
     priority: float
 
 
@@ -236,7 +231,7 @@ class RateLimiter:
         :param until: the latest time
         :returns: whether the request may be sent; False if the latest time has come first
         """
-        permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        permit: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         heapq.heappush(
             self._scheduled, _Queued(due, next(self._numbers), permit, due if priority is None else priority)
         )
@@ -244,16 +239,17 @@ class RateLimiter:
             self._wake.set()
         if self._dispatcher is None:
             self._dispatcher = asyncio.create_task(self._dispatch())
+        expiry = permit.get_loop().call_at(until, _refuse, permit) if until < math.inf else None
         try:
-            async with asyncio.timeout_at(until if until < math.inf else None):
-                await permit
-        except TimeoutError:
-            pass  # it may have been permitted in the same moment
+            is_permitted = await permit
         except asyncio.CancelledError:
-            if permit.done() and not permit.cancelled():
+            if permit.done() and not permit.cancelled() and permit.result():
                 self._on_response(_now(), is_answered=False)  # permitted in the moment in which it was cancelled
             raise
-        if permit.cancelled():
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+        if not is_permitted:
             yield False
             return
         sent_at, is_answered = _now(), True
@@ -301,9 +297,9 @@ class RateLimiter:
         while True:
             permit = await self._next_permit()
             self._rate.on_request_sent(_now())
-            permit.set_result(None)
+            permit.set_result(True)
 
-    async def _next_permit(self) -> asyncio.Future[None]:
+    async def _next_permit(self) -> asyncio.Future[bool]:
         """Wait until a request is due and may be sent; drop those that were cancelled."""
         while True:
             now = _now()
@@ -330,6 +326,11 @@ class RateLimiter:
             heapq.heappush(self._due, queued._replace(order=queued.priority))
         while self._due and self._due[0].permit.done():
             heapq.heappop(self._due)
+
+
+def _refuse(permit: asyncio.Future[bool]) -> None:
+    if not permit.done():
+        permit.set_result(False)
 
 
 def _now() -> float:
