@@ -172,7 +172,7 @@ class RequestRate:
     def _raise(self, now: float) -> None:
         """Raise the share, and let the additional request follow at once."""
         self._share_before_raise, self._raised_at = self._share, now
-        step = max(1, self._max_share // 10) if self._share >= 1 else self._share
+        step = max(1, self._max_share // 10) if self._share >= 1 else min(self._share, 1 - self._share)
         self._share = min(self._max_share, self._share + step)
         self._raise_at = now + RAISE_INTERVAL if self._share < self._max_share else math.inf
         self._next_at = now

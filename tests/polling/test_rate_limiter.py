@@ -247,6 +247,18 @@ class TestRequestRate:
         rate.on_rate_limited(1002.7, sent_at=1002.7)
         assert rate.rate == 7
 
+    def test_a_rate_below_one_request_a_second_doubles_up_to_one_and_then_takes_whole_numbers(self):
+        rate, now, rates = RequestRate(10), 1000.0, list[float]()
+        for _ in range(10):
+            now += 10
+            rate.on_rate_limited(now, sent_at=now)
+        while rate.rate < 10:
+            if rate.rate not in rates:
+                rates.append(rate.rate)
+            send_times(rate, 1, start=now)
+            now += 1
+        assert rates == pytest.approx([0.1, 0.2, 0.4, 0.8, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+
     def test_nothing_is_sent_for_a_second_after_a_429(self):
         rate = RequestRate(10)
         rate.on_rate_limited(1000.0, sent_at=1000.0)
