@@ -4,8 +4,8 @@ FastAPI application below ``/luma``: the receiver of callbacks, and the result p
 
 Airflow's API server mounts it without authentication, so it answers nobody without proof. A callback is taken only with
 its token (and, where the connection holds a ``webhook_secret``, with the service's signature), and then only resumes
-tasks, which ask Luma themselves. A probe of a connection's test needs proof of its own, and resumes nothing. The page
-and its script are static and hold no data: they ask Airflow's own REST API, which knows what the user may see.
+tasks, which ask Luma themselves. A probe of a connection's test needs proof of its own, and resumes nothing. The pages
+and their scripts are static and hold no data: they ask Airflow's own REST API, which knows what the user may see.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
+}
+
+_STATIC_FILES = {
+    **{f"{page}.css": "text/css" for page in ("common", "result")},
+    **{f"{page}.js": "text/javascript" for page in ("common", "result")},
 }
 
 app = FastAPI(title="Luma", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -107,16 +112,12 @@ async def result() -> Response:
     return _static_file("result.html", "text/html")
 
 
-@app.get("/static/result.css")
-async def style() -> Response:
-    """Return the page's style."""
-    return _static_file("result.css", "text/css")
-
-
-@app.get("/static/result.js")
-async def script() -> Response:
-    """Return the page's script."""
-    return _static_file("result.js", "text/javascript")
+@app.get("/static/{name}")
+async def static(name: str) -> Response:
+    """Return a script or a style of the pages."""
+    if name not in _STATIC_FILES:
+        return Response(status_code=404)
+    return _static_file(name, _STATIC_FILES[name])
 
 
 def _static_file(name: str, media_type: str) -> Response:

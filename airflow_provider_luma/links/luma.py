@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: XCom with the prompt and the input of a job.
+#: XCom with the prompt and the input of a job, or with the source of a film.
 REQUEST_KEY = "luma_request"
 
 #: XCom with what Luma, or this package, said when the task failed.
@@ -71,6 +71,16 @@ def push_request(context: Context, *, prompt: str | None, video_url: str | None,
     """
     uploaded = {"source": source} if source else {}
     context["ti"].xcom_push(key=REQUEST_KEY, value={"prompt": prompt, "video_url": video_url, **uploaded})
+
+
+def push_film(context: Context, *, source: str, modify_task_ids: list[str]) -> None:
+    """
+    Let the page show which film was modified, and where its clips are.
+
+    :param source: the film's address, without secrets
+    :param modify_task_ids: the tasks that have modified its clips
+    """
+    context["ti"].xcom_push(key=REQUEST_KEY, value={"source": source, "modify_task_ids": modify_task_ids})
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
 from airflow_provider_luma.operators.base import is_literal
 from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_file_address, check_positive
 
@@ -140,6 +141,7 @@ class VideoJoinOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("clips", "source", "destination", "plan")
+    operator_extra_links = (LumaResultLink(),)
     ui_color = "#f5ead7"
 
     #: What was written, for lineage.
@@ -164,6 +166,21 @@ class VideoJoinOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Join the clips."""
+        from airflow_provider_luma.transfers.source import without_secrets
+
+        LumaResultLink().push(self, context)
+        push_film(context, source=without_secrets(self.source), modify_task_ids=self._modify_task_ids())
+        with pushed_failure(context):
+            return self._join()
+
+    def _modify_task_ids(self) -> list[str]:
+        """Return the tasks before this one that have modified videos."""
+        from airflow_provider_luma.operators.luma import LumaModifyOperator
+
+        tasks = self.get_flat_relatives(upstream=True)
+        return sorted(task.task_id for task in tasks if issubclass(task.operator_class, LumaModifyOperator))
+
+    def _join(self) -> str:
         from airflow_provider_luma.media.join import join
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.transfers.outputs import as_path, written

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API server serves below /luma besides the receiver: the result page with its style and script, no more."""
+"""What the API server serves below /luma besides the receiver: the pages with their styles and scripts, no more."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ async def test_nothing_else_is_served(api_server, path):
     ("path", "kind"),
     [
         ("/result?dag_id=films", "text/html"),
-        ("/static/result.css", "text/css"),
-        ("/static/result.js", "text/javascript"),
+        *((f"/static/{page}.css", "text/css") for page in ("common", "result")),
+        *((f"/static/{page}.js", "text/javascript") for page in ("common", "result")),
     ],
 )
-async def test_page_style_and_script_are_served_with_a_strict_security_policy(api_server, path, kind):
+async def test_pages_styles_and_scripts_are_served_with_a_strict_security_policy(api_server, path, kind):
     answer = await api_server.request("GET", f"/luma{path}")
     assert answer.status_code == 200
     assert answer.headers["content-type"].partition(";")[0] == kind
@@ -51,7 +51,9 @@ async def test_page_style_and_script_are_served_with_a_strict_security_policy(ap
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 
-@pytest.mark.parametrize("path", ["../routes.py", "%2e%2e/routes.py", "..%2froutes.py", "result.html", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "path", ["../routes.py", "%2e%2e/routes.py", "..%2froutes.py", "result.html", "/etc/passwd"]
+)
 async def test_no_other_file_is_served_below_static(api_server, path):
     scope = {"method": "GET", "path": f"/luma/static/{path}", "query_string": b""}
     assert await api_server.raw_request(scope, [b""]) == 404

@@ -19,8 +19,16 @@ from airflow_provider_luma.exceptions import (
     LumaInsufficientCreditsError,
     LumaSubmissionUnknownError,
 )
-from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY, LumaResultLink, push_request, pushed_failure
+from airflow_provider_luma.links.luma import (
+    ERROR_KEY,
+    REQUEST_KEY,
+    LumaResultLink,
+    push_film,
+    push_request,
+    pushed_failure,
+)
 from airflow_provider_luma.operators.luma import LumaModifyOperator
+from airflow_provider_luma.operators.video import VideoJoinOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 
@@ -134,8 +142,8 @@ class TestLink:
         monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://inside.example.com/airflow")
         assert urlsplit(link_of()).netloc == ""
 
-    @pytest.mark.parametrize("kind", [LumaModifyOperator, LumaTaskSensor])
-    def test_operator_and_sensor_have_the_link(self, kind):
+    @pytest.mark.parametrize("kind", [LumaModifyOperator, LumaTaskSensor, VideoJoinOperator])
+    def test_what_makes_a_video_has_the_link(self, kind):
         assert [link.name for link in kind.operator_extra_links] == ["Luma result"]
 
     def test_push_shows_the_link_while_the_task_runs(self, context, ti):
@@ -149,6 +157,10 @@ class TestPushRequest:
     def test_prompt_and_input_are_pushed(self, context, ti, prompt, video_url):
         push_request(context, prompt=prompt, video_url=video_url)
         assert ti.pushed == {REQUEST_KEY: {"prompt": prompt, "video_url": video_url}}
+
+    def test_source_of_a_film_and_the_tasks_of_its_clips_are_pushed(self, context, ti):
+        push_film(context, source="s3://films/street.mov", modify_task_ids=["film.modify"])
+        assert ti.pushed == {REQUEST_KEY: {"source": "s3://films/street.mov", "modify_task_ids": ["film.modify"]}}
 
 
 class TestPushedFailure:

@@ -10,6 +10,7 @@ import av
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 from tests.support.clips import clip as make_clip
 from tests.support.operator_fixtures import new_context
@@ -114,6 +115,19 @@ def test_film_that_was_changed_since_it_was_split_is_not_joined(film, tmp_path):
     )
     with pytest.raises(AirflowFailException, match="was changed since it was split"):
         join.execute(new_context())
+
+
+def test_result_page_of_a_join_tells_source_and_failure_without_secrets(bucket, tmp_path):
+    context = new_context()
+    source = f"s3://my_s3@{BUCKET}/nowhere/film.mp4"
+    join = VideoJoinOperator(task_id="join", clips=[], source=source, destination=str(tmp_path / "out.mp4"))
+    with pytest.raises(AirflowFailException, match="no such file"):
+        join.execute(context)
+    pushed = context["ti"].pushed
+    assert pushed["_link_LumaResultLink"].startswith("/luma/result?dag_id=films&")
+    assert pushed[REQUEST_KEY] == {"source": f"s3://{BUCKET}/nowhere/film.mp4", "modify_task_ids": []}
+    assert pushed[ERROR_KEY]["msg"].endswith("/nowhere/film.mp4: there is no such file")
+    assert "my_s3" not in str(pushed)
 
 
 @pytest.mark.parametrize("missing", [0, 1])

@@ -56,6 +56,13 @@ def test_tasks_after_the_group_get_the_film_and_wait_for_it():
     assert ("film.join", "publish") in order(dag)
 
 
+def test_join_knows_the_task_that_modifies_its_clips():
+    with DAG("x", schedule=None) as dag:
+        modify_long_video(prompt="make it a rainy night", **FILM)
+        modify_long_video(prompt="make it a rainy night", **{**FILM, "group_id": "another"})
+    assert dag.get_task("film.join")._modify_task_ids() == ["film.modify"]
+
+
 def test_two_films_in_one_dag_have_folders_of_their_own():
     with DAG("x", schedule=None) as dag:
         for name in ("one", "two"):

@@ -1,144 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
-// The result page of the task instance that its address names. It reads Airflow's REST API with the session of the
-// user who opens it, and shows what it reads as text and as http(s) addresses, never as markup.
-"use strict";
+// The result page of the task instance that its address names.
+import {
+  DAY_MS, ENDED_BADLY, KEPT_DAYS, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords,
+  isExpired, isOver, labelOf, leavingTab, pageOf, readJob, refusals, setText, showBadge, showProblem, stateWords, task, tasksPath,
+  text, webAddress, withoutSecrets,
+} from "./common.js";
 
 const REFRESH_MS = 3000;
-const KEPT_DAYS = 14; // how long Luma keeps results
 const FRAME = 1 / 25;
 const MAX_DRIFT = 0.08; // seconds by which the two videos may differ before one is corrected
 
-// After its sign-in, Airflow 3.1 redirects to an address that ends before the first "&".
-const KEPT_ADDRESS = "luma-result-before-sign-in";
-if (!location.search.includes("task_id=") && sessionStorage.getItem(KEPT_ADDRESS)) {
-  history.replaceState(null, "", sessionStorage.getItem(KEPT_ADDRESS));
-}
-
-const query = new URLSearchParams(location.search);
-const task = {
-  dagId: query.get("dag_id") ?? "",
-  runId: query.get("run_id") ?? "",
-  taskId: query.get("task_id") ?? "",
-  mapIndex: /^\d+$/.test(query.get("map_index") ?? "") ? Number(query.get("map_index")) : -1,
-};
-const root = location.pathname.replace(/\/luma\/result\/?$/, "");
-const byId = (id) => document.getElementById(id);
 const [original, modified] = [byId("original"), byId("modified")];
-
-// -- reading Airflow's REST API ------------------------------------------------------------------------------------
-
-/** A refusal by Airflow that asking again does not change; `problem` is for showProblem. */
-class Refused extends Error {
-  constructor(state, problem) {
-    super(state);
-    this.problem = problem;
-  }
-}
-
-const refusals = {
-  401: () =>
-    new Refused("not signed in", {
-      title: "You are not signed in",
-      words: "Airflow shows this task to those who may see its DAG.",
-      link: ["Sign in to Airflow", `${root}/api/v2/auth/login?${new URLSearchParams({ next: location.href })}`],
-    }),
-  403: () =>
-    new Refused("no access", {
-      title: "You may not see this task",
-      words: "Ask for access to its DAG.",
-      link: ["Go to Airflow", `${root}/`],
-    }),
-  404: () =>
-    new Refused("not found", {
-      title: "There is no such task",
-      words: "Its run may have been deleted, or the address may be incomplete.",
-      link: ["Go to Airflow", `${root}/`],
-    }),
-};
-
-const instancePath = ["/api/v2/dags", task.dagId, "dagRuns", task.runId, "taskInstances", task.taskId]
-  .map((part, i) => (i % 2 && i > 0 ? encodeURIComponent(part) : part))
-  .join("/");
-
-async function ask(path) {
-  const answer = await fetch(root + path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
-  if (answer.status === 404) return null;
-  if (answer.status === 401) sessionStorage.setItem(KEPT_ADDRESS, location.href);
-  if (answer.status in refusals) throw refusals[answer.status]();
-  if (!answer.ok) throw new Error(`Airflow answers with HTTP ${answer.status}`);
-  return answer.json();
-}
-
-async function xcom(key) {
-  const entry = await ask(`${instancePath}/xcomEntries/${key}?map_index=${task.mapIndex}`);
-  if (entry === null || typeof entry.value !== "string" || !/^\s*[[{"]/.test(entry.value)) return entry?.value ?? null;
-  try {
-    return JSON.parse(entry.value);
-  } catch {
-    return entry.value;
-  }
-}
-
-async function load() {
-  const instance = await ask(instancePath + (task.mapIndex >= 0 ? `/${task.mapIndex}` : ""));
-  if (instance === null) throw refusals[404]();
-  const pushed = await ask(`${instancePath}/xcomEntries?map_index=${task.mapIndex}&limit=100`);
-  const keys = new Set((pushed?.xcom_entries ?? []).map((entry) => entry.key));
-  const [request, id, result, error] = await Promise.all(
-    ["luma_request", "luma_task_id", "return_value", "luma_error"].map((key) => (keys.has(key) ? xcom(key) : null)),
-  );
-  const asObject = (value) => (value !== null && typeof value === "object" ? value : {});
-  return { instance, request: asObject(request), id, result: asObject(result), error: asObject(error) };
-}
 
 // -- showing -------------------------------------------------------------------------------------------------------
 
-const ENDED_BADLY = new Set(["failed", "upstream_failed", "skipped", "removed"]);
+async function load() {
+  const instance = await ask(tasksPath + (task.mapIndex >= 0 ? `/${task.mapIndex}` : ""));
+  if (instance === null) throw refusals[404]();
+  return { instance, job: await readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]) };
+}
 
-function show({ instance, request, id, result, error }) {
-  const state = instance.state ?? "none";
-  const urls = texts(result.result_urls).map(webAddress).filter(Boolean);
-  const isOver = state === "success" || ENDED_BADLY.has(state);
+function show({ instance, job }) {
+  const over = isOver(instance);
   byId("content").hidden = false;
-  byId("prompt").textContent = text(request.prompt) || (isOver ? "Not known" : "Not known yet");
-  setSource(original, webAddress(request.video_url), isOver ? "The original is not known" : "");
-  if (urls.length) setSource(modified, urls[0]);
-  else note(modified, absence(instance, result, id), isOver ? "" : "busy");
-  showState(state, instance, urls.length);
-  showProblem(state === "up_for_retry" || ENDED_BADLY.has(state) ? failure(state, error) : null);
-  showResults(urls);
-  showFacts({ instance, id: text(id) || text(result.luma_task_id), result });
-  return isOver;
+  showKind(job);
+  setText(byId("prompt"), job.prompt || (over ? "Not known" : "Not known yet"));
+  setSource(original, webAddress(job.source), job.source ? STORED : over ? "The original is not known" : "");
+  if (job.urls.length) setSource(modified, job.urls[0]);
+  else note(modified, absence(instance, job), over ? "" : "busy");
+  showState(instance, over, Boolean(job.urls.length || job.film));
+  const failed = instance.state === "up_for_retry" || ENDED_BADLY.has(instance.state);
+  showProblem(failed ? failure(instance.state, job.error) : null);
+  showResults(job);
+  showFacts({ instance, job });
+  return over;
 }
 
-function absence(instance, result, id) {
-  const state = instance.state;
-  if (state === "success" && result.status === "GENERATING") return "Submitted; this task does not wait for the video";
-  if (state === "success") return "The task has returned no video";
-  if (ENDED_BADLY.has(state)) return "There is no video";
-  if (state === "up_for_retry") return "Airflow will try again";
-  if (id) return "Luma is at work";
-  return isQueued(instance) ? "Luma accepts no more submissions at the moment" : "Not submitted yet";
+const STORED_FILM = "Film and source are in storages that no browser can open; their addresses are below.";
+const STORED_SOURCE = "The film is being made. Its source is in a storage that no browser can open; its address is below.";
+
+/** A film is joined of clips, each with a prompt of its own; it usually lies where only these can be watched. */
+function showKind({ isFilm, source, film, urls }) {
+  byId("prompt-figure").hidden = isFilm;
+  if (!isFilm) return;
+  byId("player").hidden = !webAddress(source) && !urls.length;
+  byId("stored").hidden = !byId("player").hidden;
+  setText(byId("stored"), film ? STORED_FILM : STORED_SOURCE);
+  setText(byId("original-title"), "Source");
+  setText(byId("modified-title"), "Film");
 }
 
-/** Whether the task is queued to submit, and so waits for no job yet. */
-function isQueued({ state, trigger }) {
-  return state === "deferred" && String(trigger?.classpath).endsWith(".LumaSubmissionTrigger");
-}
-
-function showState(state, instance, hasVideo) {
-  const busy = state !== "success" && !ENDED_BADLY.has(state);
-  const waiting = isQueued(instance) ? "queued for submission" : "waiting for Luma";
-  const words = { none: "not started", deferred: waiting }[state] ?? state.replaceAll("_", " ");
-  const kind = busy ? "busy" : state === "success" ? "good" : "bad";
-  showBadge(kind, state === "success" && hasVideo ? "finished" : words, busy ? instance.start_date : null);
-}
-
-function showBadge(kind, words, startedAt = null) {
-  byId("badge").dataset.kind = kind;
-  byId("elapsed").dataset.startedAt = startedAt ?? "";
-  if (byId("state").textContent !== words) byId("state").textContent = words; // screen readers announce every change
-  document.title = `${words} · Luma result`;
+function showState(instance, over, hasVideo) {
+  const kind = over ? (instance.state === "success" ? "good" : "bad") : "busy";
+  byId("elapsed").dataset.startedAt = over ? "" : (instance.start_date ?? "");
+  showBadge(kind, stateWords(instance, hasVideo), "Luma result");
   tick();
 }
 
@@ -147,18 +62,10 @@ function tick() {
   byId("elapsed").textContent = startedAt ? ` · ${duration((Date.now() - Date.parse(startedAt)) / 1000)}` : "";
 }
 
-function showProblem(problem) {
-  byId("problem").hidden = problem === null;
-  if (problem === null) return;
-  for (const part of ["title", "words", "remedy"]) byId(`problem-${part}`).textContent = problem[part] ?? "";
-  [byId("problem-link").textContent, byId("problem-link").href] = problem.link;
-}
-
 function failure(state, error) {
-  const code = Number.isInteger(error.code) ? ` (code ${error.code})` : "";
   return {
     title: state === "up_for_retry" ? "The last try failed; Airflow will try again" : "This task has no result",
-    words: text(error.msg) ? text(error.msg) + code : "Luma reported no error. The log says why the task ended.",
+    words: errorWords(error),
     remedy: text(error.remedy) || REMEDIES[error.type] || "",
     link: ["Open the task's log", byId("task-link").href],
   };
@@ -172,13 +79,13 @@ const REMEDIES = {
   LumaValidationError: "Correct the parameter that is named above, then clear the task.",
 };
 
-function showResults(urls) {
+function showResults({ urls, modifyTaskIds }) {
   byId("results").replaceChildren(
+    ...modifyTaskIds.map((id) => element("a", `The clips of ${id}`, { className: "button first", href: pageOf("gallery", id) })),
     ...urls.flatMap((url, i) => {
       const number = urls.length > 1 ? ` ${i + 1}` : "";
-      const download = element("a", `Download${number}`, { className: "button first", href: url, download: "" });
-      download.target = "_blank";
-      download.rel = "noopener noreferrer";
+      const looks = { className: "button first", target: "_blank", rel: "noopener noreferrer" };
+      const download = leavingTab(element("a", `Download${number}`, { ...looks, href: url, download: "" }));
       const actions = [download, copyButton(`Copy link${number}`, url)];
       if (urls.length > 1) {
         const select = element("button", `Show${number}`, { type: "button" });
@@ -190,26 +97,32 @@ function showResults(urls) {
   );
 }
 
-function showFacts({ instance, id, result }) {
-  const [created, completed] = [Date.parse(result.created_at), Date.parse(result.completed_at)];
+function showFacts({ instance, job }) {
+  const [created, completed] = [Date.parse(job.result.created_at), Date.parse(job.result.completed_at)];
+  const [source, film] = [job.source, job.film].map((address) => (webAddress(address) ? "" : withoutSecrets(address)));
   const facts = [
-    ["Luma task", id || "not known yet", id],
+    [job.isFilm ? "Source" : "Original", source, copyOf(source)],
+    ["Film", film, copyOf(film)],
+    ["Luma task", job.isFilm ? "" : job.id || "not known yet", copyOf(job.id)],
     ["Processing time", completed >= created ? duration((completed - created) / 1000) : ""],
     ["Submitted", when(created)],
     ["Finished", when(completed)],
-    ["Kept by Luma until", Number.isNaN(completed) ? "" : when(completed + KEPT_DAYS * 86400000)],
-    ["Clip", Number.isFinite(modified.duration) ? `${modified.duration.toFixed(1)} s` : ""],
-    ["Map index", task.mapIndex >= 0 ? [task.mapIndex, text(instance.rendered_map_index)].filter((x) => x !== "").join(": ") : ""],
+    ["Kept by Luma until", Number.isNaN(completed) ? "" : when(completed + KEPT_DAYS * DAY_MS)],
+    ["Clip", job.urls.length && Number.isFinite(modified.duration) ? `${modified.duration.toFixed(1)} s` : ""],
+    ["Map index", task.mapIndex >= 0 ? labelOf(instance) : ""],
     ["Try", instance.try_number ? `${instance.try_number}` : ""],
   ].filter(([, value]) => value !== "");
   byId("facts").replaceChildren(
-    ...facts.flatMap(([name, value, copied]) => {
+    ...facts.flatMap(([name, value, more = []]) => {
       const dd = element("dd", value);
-      if (copied) dd.append(" ", copyButton("Copy", copied));
+      dd.append(...more.flatMap((item) => [" ", item]));
       return [element("dt", name), dd];
     }),
   );
 }
+
+const copyOf = (value) => (value ? [copyButton("Copy", value)] : []);
+const when = (ms) => (Number.isNaN(ms) ? "" : new Date(ms).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" }));
 
 // -- playing both videos together ----------------------------------------------------------------------------------
 
@@ -234,9 +147,8 @@ function note(video, words, kind = "") {
 }
 
 function cannotPlay(video) {
-  const finished = Date.parse(shown?.result.completed_at);
-  const isExpired = video === modified && Date.now() > finished + KEPT_DAYS * 86400000;
-  if (isExpired) return `This video has expired: Luma keeps results for ${KEPT_DAYS} days. Clear the task to submit a new job.`;
+  const expired = `This video has expired: Luma keeps results for ${KEPT_DAYS} days. Clear the task to submit a new job.`;
+  if (video === modified && shown && isExpired(shown.job)) return expired;
   return video === modified
     ? `This video cannot be played. It may have expired (Luma keeps results for ${KEPT_DAYS} days), or be of a kind this browser does not play.`
     : "The original cannot be played here: its address may have expired, or may not be reachable from this browser.";
@@ -293,7 +205,7 @@ for (const video of pair) {
     video.currentTime = Math.min(now, video.duration);
     showTime(now);
     if (isPlaying) play(true);
-    if (shown) showFacts({ ...shown, id: text(shown.id) || text(shown.result.luma_task_id) });
+    if (shown) showFacts(shown);
   });
   video.addEventListener("error", () => note(video, cannotPlay(video)));
   video.addEventListener("click", () => play(!isPlaying));
@@ -322,47 +234,10 @@ document.addEventListener("keydown", (event) => {
 
 // -- helpers -------------------------------------------------------------------------------------------------------
 
-const text = (value) => (typeof value === "string" ? value : "");
-const texts = (value) => (Array.isArray(value) ? value.filter((item) => typeof item === "string") : []);
-
-function webAddress(value) {
-  try {
-    const url = new URL(text(value));
-    return url.protocol === "https:" || url.protocol === "http:" ? url.href : "";
-  } catch {
-    return "";
-  }
-}
-
-function element(name, words, properties = {}) {
-  return Object.assign(document.createElement(name), { textContent: words }, properties);
-}
-
 function toggle(button) {
   const on = button.getAttribute("aria-pressed") !== "true";
   button.setAttribute("aria-pressed", String(on));
   return on;
-}
-
-function copyButton(words, value) {
-  const button = element("button", words, { type: "button" });
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(value);
-      button.textContent = "Copied";
-    } catch {
-      // Browsers offer the clipboard only over https and on localhost.
-      prompt("Copy this:", value);
-    }
-    setTimeout(() => (button.textContent = words), 1500);
-  });
-  return button;
-}
-
-function duration(seconds) {
-  const whole = Math.max(0, Math.round(seconds));
-  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
-  return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
 }
 
 function clock(seconds) {
@@ -370,38 +245,45 @@ function clock(seconds) {
   return `${Math.floor(tenths / 600)}:${String(Math.floor(tenths / 10) % 60).padStart(2, "0")}.${tenths % 10}`;
 }
 
-const when = (ms) => (Number.isNaN(ms) ? "" : new Date(ms).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" }));
-
 // -- refreshing ----------------------------------------------------------------------------------------------------
 
 let shown = null;
 
 async function refresh() {
-  let isOver = false;
+  let ended = false;
   try {
     shown = await load();
-    isOver = show(shown);
+    ended = show(shown);
   } catch (error) {
-    isOver = error instanceof Refused;
-    showBadge("bad", isOver ? error.message : "Airflow does not answer; trying again");
-    if (isOver) {
+    ended = error instanceof Refused;
+    byId("elapsed").dataset.startedAt = "";
+    showBadge("bad", ended ? error.message : "Airflow does not answer; trying again", "Luma result");
+    tick();
+    if (ended) {
       byId("content").hidden = true;
       showProblem(error.problem);
     }
   }
-  if (!isOver) setTimeout(refresh, REFRESH_MS);
+  if (!ended) setTimeout(refresh, REFRESH_MS);
+}
+
+/** Lead from one of many to all of them. */
+async function linkGallery() {
+  if (task.mapIndex < 0) return;
+  const siblings = await ask(`${tasksPath}/listMapped?limit=1`).catch(() => null);
+  if (!siblings?.total_entries) return;
+  byId("gallery-link").href = pageOf("gallery", task.taskId);
+  byId("gallery-link").textContent = `All ${siblings.total_entries} of this task`;
 }
 
 function begin() {
-  const theme = localStorage.getItem("theme"); // what the user has chosen in Airflow's UI
-  if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
-  const mapped = task.mapIndex >= 0 ? `/mapped/${task.mapIndex}` : "";
-  const page = ["dags", task.dagId, "runs", task.runId, "tasks", task.taskId].map(encodeURIComponent).join("/");
   const label = [task.dagId, task.runId, task.taskId].join(" / ") + (task.mapIndex >= 0 ? ` [${task.mapIndex}]` : "");
-  byId("task-link").href = `${root}/${page}${mapped}`;
+  byId("task-link").href = airflowPage(task.mapIndex);
   byId("task-link").textContent = label;
+  leavingTab(byId("task-link"));
   setInterval(tick, 1000);
   refresh();
+  linkGallery();
 }
 
 begin();

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the pages share. They read Airflow's REST API with the session of the user who opens them, and show what they
+// read as text and as http(s) addresses, never as markup.
+
+export const KEPT_DAYS = 14; // how long Luma keeps results
+export const DAY_MS = 86400000;
+
+// After its sign-in, Airflow 3.1 redirects to an address that ends before the first "&".
+const KEPT_ADDRESS = "luma-result-before-sign-in";
+if (!location.search.includes("task_id=") && sessionStorage.getItem(KEPT_ADDRESS)) {
+  history.replaceState(null, "", sessionStorage.getItem(KEPT_ADDRESS));
+}
+
+const query = new URLSearchParams(location.search);
+/** The task instance, or all those of a mapped task, that the page's address names. */
+export const task = {
+  dagId: query.get("dag_id") ?? "",
+  runId: query.get("run_id") ?? "",
+  taskId: query.get("task_id") ?? "",
+  // A tab of Airflow's UI leaves a placeholder there for a task that is not mapped.
+  mapIndex: /^\d+$/.test(query.get("map_index") ?? "") ? Number(query.get("map_index")) : -1,
+};
+export const root = location.pathname.replace(/\/luma\/[a-z]+\/?$/, "");
+export const byId = (id) => document.getElementById(id);
+
+// -- addresses -----------------------------------------------------------------------------------------------------
+
+/** The address of a page of ours. */
+export function pageOf(page, taskId, mapIndex = null) {
+  const named = { dag_id: task.dagId, run_id: task.runId, task_id: taskId };
+  return `${root}/luma/${page}?${new URLSearchParams(mapIndex === null ? named : { ...named, map_index: mapIndex })}`;
+}
+
+/** The address of a task instance in Airflow's UI, which shows its log first. */
+export function airflowPage(mapIndex = -1) {
+  const page = ["dags", task.dagId, "runs", task.runId, "tasks", task.taskId].map(encodeURIComponent).join("/");
+  return `${root}/${page}${mapIndex >= 0 ? `/mapped/${mapIndex}` : ""}`;
+}
+
+export function webAddress(value) {
+  try {
+    const url = new URL(text(value));
+    return url.protocol === "https:" || url.protocol === "http:" ? url.href : "";
+  } catch {
+    return "";
+  }
+}
+
+/** An address in a storage, fit to be shown: what stands before an @, and a query, may be credentials. */
+export const withoutSecrets = (value) => text(value).replace(/[?#].*$/s, "").replace(/\/\/[^/@]*@/, "//");
+
+/** In a tab of Airflow's UI, links that lead out of our pages open in place of the UI, not within the tab. */
+export function leavingTab(link) {
+  link.addEventListener("click", (event) => {
+    if (window.top === window) return;
+    event.preventDefault();
+    const outside = window.top.document.createElement("a");
+    window.top.document.body.append(Object.assign(outside, { href: link.href, target: link.target, rel: link.rel }));
+    outside.click();
+    outside.remove();
+  });
+  return link;
+}
+
+// -- reading Airflow's REST API ------------------------------------------------------------------------------------
+
+/** A refusal by Airflow that asking again does not change; `problem` is for showProblem. */
+export class Refused extends Error {
+  constructor(state, problem) {
+    super(state);
+    this.problem = problem;
+  }
+}
+
+export const refusals = {
+  401: () =>
+    new Refused("not signed in", {
+      title: "You are not signed in",
+      words: "Airflow shows this task to those who may see its DAG.",
+      link: ["Sign in to Airflow", `${root}/api/v2/auth/login?${new URLSearchParams({ next: location.href })}`],
+    }),
+  403: () =>
+    new Refused("no access", {
+      title: "You may not see this task",
+      words: "Ask for access to its DAG.",
+      link: ["Go to Airflow", `${root}/`],
+    }),
+  404: () =>
+    new Refused("not found", {
+      title: "There is no such task",
+      words: "Its run may have been deleted, or the address may be incomplete.",
+      link: ["Go to Airflow", `${root}/`],
+    }),
+};
+
+export const runPath = `/api/v2/dags/${encodeURIComponent(task.dagId)}/dagRuns/${encodeURIComponent(task.runId)}`;
+export const tasksPath = `${runPath}/taskInstances/${encodeURIComponent(task.taskId)}`;
+
+/** Return what Airflow answers, or null if there is no such thing. */
+export async function ask(path) {
+  const answer = await fetch(root + path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
+  if (answer.status === 404) return null;
+  if (answer.status === 401) sessionStorage.setItem(KEPT_ADDRESS, location.href);
+  if (answer.status in refusals) throw refusals[answer.status]();
+  if (!answer.ok) throw new Error(`Airflow answers with HTTP ${answer.status}`);
+  return answer.json();
+}
+
+async function xcom(key, mapIndex) {
+  const entry = await ask(`${tasksPath}/xcomEntries/${key}?map_index=${mapIndex}`);
+  if (entry === null || typeof entry.value !== "string" || !/^\s*[[{"]/.test(entry.value)) return entry?.value ?? null;
+  try {
+    return JSON.parse(entry.value);
+  } catch {
+    return entry.value;
+  }
+}
+
+/** Return what a task instance has pushed of its job; of an incomplete one, as far as there is anything under these keys. */
+export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
+  const pushed = isComplete ? null : await ask(`${tasksPath}/xcomEntries?map_index=${mapIndex}&limit=100`);
+  const known = new Set(isComplete ? keys : (pushed?.xcom_entries ?? []).map((entry) => entry.key));
+  const values = await Promise.all(keys.map((key) => (known.has(key) ? xcom(key, mapIndex) : null)));
+  const value = Object.fromEntries(keys.map((key, i) => [key, values[i]]));
+  const [request, result] = [asObject(value.luma_request), asObject(value.return_value)];
+  return {
+    prompt: text(request.prompt),
+    source: text(request.source) || text(request.video_url),
+    isFilm: typeof request.source === "string",
+    modifyTaskIds: texts(request.modify_task_ids),
+    id: text(value.luma_task_id) || text(result.luma_task_id),
+    result,
+    film: text(value.return_value), // its address, which a browser can open only if it is on the web
+    urls: [...texts(result.result_urls), text(value.return_value)].map(webAddress).filter(Boolean),
+    error: asObject(value.luma_error),
+  };
+}
+
+// -- states --------------------------------------------------------------------------------------------------------
+
+export const ENDED_BADLY = new Set(["failed", "upstream_failed", "skipped", "removed"]);
+export const isOver = ({ state }) => state === "success" || ENDED_BADLY.has(state);
+
+/** Whether the task is queued to submit, and so waits for no job yet. */
+export function isQueued({ state, trigger }) {
+  return state === "deferred" && String(trigger?.classpath).endsWith(".LumaSubmissionTrigger");
+}
+
+export function stateWords(instance, hasVideo = true) {
+  const waiting = isQueued(instance) ? "queued for submission" : "waiting for Luma";
+  const words = { none: "not started", deferred: waiting, success: hasVideo ? "finished" : "success" };
+  const state = text(instance.state) || "none";
+  return words[state] ?? state.replaceAll("_", " ");
+}
+
+/** What tells one instance of a mapped task from the others: its map index, and its name if it has one. */
+export function labelOf({ map_index: mapIndex, rendered_map_index: name }) {
+  return text(name) && name !== `${mapIndex}` ? `${mapIndex} · ${name}` : `${mapIndex}`;
+}
+
+/** Why there is no video to show (yet). */
+export function absence(instance, job) {
+  const { state } = instance;
+  if (job.film) return STORED;
+  if (state === "success" && job.result.status === "GENERATING") return "Submitted; this task does not wait for the video";
+  if (state === "success") return job.isFilm ? "The task has returned no film" : "The task has returned no video";
+  if (ENDED_BADLY.has(state)) return job.isFilm ? "There is no film" : "There is no video";
+  if (state === "up_for_retry") return "Airflow will try again";
+  if (job.isFilm) return "The clips are being joined";
+  if (job.id) return "Luma is at work";
+  return isQueued(instance) ? "Luma accepts no more submissions at the moment" : "Not submitted yet";
+}
+
+/** In place of a video whose address is not one of the web. */
+export const STORED = "In a storage that no browser can open";
+
+export const isExpired = ({ result }) => Date.now() > Date.parse(result.completed_at) + KEPT_DAYS * DAY_MS;
+
+export function errorWords(error) {
+  const code = Number.isInteger(error.code) ? ` (code ${error.code})` : "";
+  return text(error.msg) ? text(error.msg) + code : "Luma reported no error. The log says why the task ended.";
+}
+
+// -- showing -------------------------------------------------------------------------------------------------------
+
+export const text = (value) => (typeof value === "string" ? value : "");
+export const texts = (value) => (Array.isArray(value) ? value.filter((item) => typeof item === "string") : []);
+const asObject = (value) => (value !== null && typeof value === "object" ? value : {});
+
+export function element(name, words, properties = {}) {
+  return Object.assign(document.createElement(name), { textContent: words }, properties);
+}
+
+/** Change an element's text only if it differs: screen readers announce every change. */
+export function setText(element, words) {
+  if (element.textContent !== words) element.textContent = words;
+}
+
+export function showBadge(kind, words, page) {
+  byId("badge").dataset.kind = kind;
+  setText(byId("state"), words);
+  document.title = `${words} · ${page}`;
+}
+
+export function showProblem(problem) {
+  byId("problem").hidden = problem === null;
+  if (problem === null) return;
+  for (const part of ["title", "words", "remedy"]) setText(byId(`problem-${part}`), problem[part] ?? "");
+  [byId("problem-link").textContent, byId("problem-link").href] = problem.link;
+}
+
+export function copyButton(words, value) {
+  const button = element("button", words, { type: "button" });
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(value);
+      button.textContent = "Copied";
+    } catch {
+      // Browsers offer the clipboard only over https and on localhost.
+      prompt("Copy this:", value);
+    }
+    setTimeout(() => (button.textContent = words), 1500);
+  });
+  return button;
+}
+
+export function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
+}
+
+const theme = localStorage.getItem("theme"); // what the user has chosen in Airflow's UI
+if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
+leavingTab(byId("problem-link"));
