@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-FastAPI application below ``/luma``: the receiver of callbacks, and the result page.
+FastAPI application below ``/luma``: the receiver of callbacks, the result page, and the gallery.
 
 Airflow's API server mounts it without authentication, so it answers nobody without proof. A callback is taken only with
 its token (and, where the connection holds a ``webhook_secret``, with the service's signature), and then only resumes
@@ -53,8 +53,8 @@ _PAGE_HEADERS = {
 }
 
 _STATIC_FILES = {
-    **{f"{page}.css": "text/css" for page in ("common", "result")},
-    **{f"{page}.js": "text/javascript" for page in ("common", "result")},
+    **{f"{page}.css": "text/css" for page in ("common", "result", "gallery")},
+    **{f"{page}.js": "text/javascript" for page in ("common", "result", "gallery")},
 }
 
 app = FastAPI(title="Luma", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -110,6 +110,12 @@ async def callback(request: Request) -> Response:
 async def result() -> Response:
     """Return the page that shows a task's videos."""
     return _static_file("result.html", "text/html")
+
+
+@app.get("/gallery")
+async def gallery() -> Response:
+    """Return the page that shows the videos of all instances of a mapped task."""
+    return _static_file("gallery.html", "text/html")
 
 
 @app.get("/static/{name}")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What Airflow loads as a plugin: ``/luma`` in the API server.
+What Airflow loads as a plugin: ``/luma`` in the API server, and from Airflow 3.4 on a tab on our tasks.
 
 Every Airflow process imports its plugins, and only the API server serves anything. So the application behind
 ``/luma`` is imported by the first request, and costs the workers nothing.
@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
+from airflow.version import version
 
 _Messages = Callable[..., Awaitable[Any]]
 
@@ -24,13 +25,29 @@ async def application(scope: MutableMapping[str, Any], receive: _Messages, send:
     await app(scope, receive, send)
 
 
+#: The result page as a tab; its address is relative to that of the UI.
+_TAB = {
+    "name": "Luma",
+    "destination": "task_instance",
+    "url_route": "luma",
+    "href": "luma/result?dag_id={DAG_ID}&run_id={RUN_ID}&task_id={TASK_ID}&map_index={MAP_INDEX}",
+    "applies_to": {"operator_name": ["LumaModifyOperator", "@task.luma_modify", "LumaTaskSensor", "VideoJoinOperator"]},
+}
+
+
+def _knows_applies_to(airflow: str) -> bool:
+    """Tell whether this Airflow shows a tab on some tasks only; older ones would show it on every task."""
+    return tuple(int(part) for part in airflow.split(".")[:2]) >= (3, 4)
+
+
 class LumaPlugin(AirflowPlugin):
-    """The receiver of Luma's callbacks, and the page that shows a result."""
+    """The receiver of Luma's callbacks, and the pages that show results."""
 
     name = "luma"
     fastapi_apps = [  # noqa: RUF012
         {"app": application, "url_prefix": "/luma", "name": "Luma"}
     ]
+    external_views = [_TAB] if _knows_applies_to(version) else []
 
 
 #: What the entry point ``airflow.plugins`` names. Airflow loads a plugin that is declared in the provider info only if

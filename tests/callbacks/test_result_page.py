@@ -33,8 +33,9 @@ async def test_nothing_else_is_served(api_server, path):
     ("path", "kind"),
     [
         ("/result?dag_id=films", "text/html"),
-        *((f"/static/{page}.css", "text/css") for page in ("common", "result")),
-        *((f"/static/{page}.js", "text/javascript") for page in ("common", "result")),
+        ("/gallery?dag_id=films", "text/html"),
+        *((f"/static/{page}.css", "text/css") for page in ("common", "result", "gallery")),
+        *((f"/static/{page}.js", "text/javascript") for page in ("common", "result", "gallery")),
     ],
 )
 async def test_pages_styles_and_scripts_are_served_with_a_strict_security_policy(api_server, path, kind):
@@ -52,7 +53,7 @@ async def test_pages_styles_and_scripts_are_served_with_a_strict_security_policy
 
 
 @pytest.mark.parametrize(
-    "path", ["../routes.py", "%2e%2e/routes.py", "..%2froutes.py", "result.html", "/etc/passwd"]
+    "path", ["../routes.py", "%2e%2e/routes.py", "..%2froutes.py", "result.html", "gallery.html", "/etc/passwd"]
 )
 async def test_no_other_file_is_served_below_static(api_server, path):
     scope = {"method": "GET", "path": f"/luma/static/{path}", "query_string": b""}

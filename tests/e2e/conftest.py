@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from browsers import browser, stranger
 from scenarios import CALLBACKS, CRASHES, INPUTS, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
@@ -21,7 +22,7 @@ from demo.postgres import binaries, postgres
 from tests.support.s3_fixtures import s3_endpoint
 from tests.support.storages import BUCKET, Bucket, aws_connection
 
-__all__ = ["s3_endpoint"]
+__all__ = ["browser", "s3_endpoint", "stranger"]
 
 REPOSITORY = Path(__file__).parent.parent.parent
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])

@@ -4,26 +4,22 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 import requests
+from browsers import click, complaints, find, press, text, until, wait_for_text
 from conftest import REPOSITORY
-from selenium.common.exceptions import WebDriverException
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
 from airflow_provider_luma.simulator import Simulator
 from demo.local_airflow import LocalAirflow
@@ -31,92 +27,10 @@ from demo.local_airflow import LocalAirflow
 DAG_ID = "luma_modify"
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 PROMPT = "Turn the day into a rainy night with neon lights"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000"
-)
-
 #: Seconds the two videos may be apart.
 IN_STEP = 0.15
 
-T = TypeVar("T")
-
-
 pytestmark = pytest.mark.browser
-
-
-# -- the browser -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stranger(tmp_path: Path) -> Iterator[Chrome]:
-    """Return a browser that has never been anywhere."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        assert not os.environ.get("CI"), "Chromium and its driver are needed here; they are not on this machine"
-        pytest.skip("needs Chromium and its driver")
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Chrome(options=options, service=Service(driver))
-    try:
-        browser.set_script_timeout(60)
-        yield browser
-    finally:
-        browser.quit()
-
-
-@pytest.fixture
-def browser(stranger: Chrome, airflow: LocalAirflow) -> Chrome:
-    """Return a browser that is signed in to Airflow."""
-    stranger.get(f"{airflow.url}/auth/token/login?next={airflow.url}/luma/static/result.css")
-    complaints(stranger)
-    return stranger
-
-
-def until(browser: Chrome, condition: Callable[[], T], what: str, seconds: float = 60) -> T:
-    """Wait until a condition is true, and return what it returned; elements may come and go meanwhile."""
-    return WebDriverWait(browser, seconds, poll_frequency=0.1).until(lambda _: _tried(condition), what)
-
-
-def _tried(condition: Callable[[], T]) -> T | None:
-    try:
-        return condition()
-    except WebDriverException:
-        return None
-
-
-def find(browser: Chrome, xpath: str) -> WebElement:
-    """Return an element, once a user can see it."""
-
-    def visible() -> WebElement | None:
-        return next((element for element in browser.find_elements(By.XPATH, xpath) if element.is_displayed()), None)
-
-    return until(browser, visible, xpath)
-
-
-def click(browser: Chrome, xpath: str) -> None:
-    """Click on an element, once that is possible."""
-    until(browser, lambda: find(browser, xpath).click() or True, f"a click on {xpath}")
-
-
-def text(browser: Chrome, element_id: str) -> str:
-    return browser.find_element(By.ID, element_id).text
-
-
-def wait_for_text(browser: Chrome, element_id: str, words: str, seconds: float = 60) -> None:
-    until(browser, lambda: words in text(browser, element_id), f"{words!r} in #{element_id}", seconds)
-
-
-def press(browser: Chrome, *keys: str) -> None:
-    ActionChains(browser).send_keys(*keys).perform()
-
-
-def complaints(browser: Chrome) -> list[str]:
-    """Return what the browser complains of: errors, and violations of the page's policy."""
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
 # -- the result page -------------------------------------------------------------------------------------------------
@@ -356,7 +270,7 @@ def test_result_page_of_a_mapped_task_shows_its_own_video(
     result = airflow.xcom("luma_batch", run_id, "modify", map_index=1)
     assert browser.find_element(By.ID, "modified").get_attribute("src") == result["result_urls"][0]
     assert browser.find_element(By.ID, "original").get_attribute("src") == luma.sample_url.replace("sample", "sample-2")
-    assert "1: sample-2.mp4" in text(browser, "facts")
+    assert "1 · sample-2.mp4" in text(browser, "facts")
     assert text(browser, "task-link").endswith("/ modify [1]")
 
 
