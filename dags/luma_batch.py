@@ -3,7 +3,8 @@
 ### Modify many clips
 
 Each clip has a mapped task of its own, which is submitted, waited for, retried and downloaded independently. The
-files are collected at the end.
+files are collected at the end. The page behind *Luma result* of any clip leads to the gallery, which shows all of them,
+before and after, while the run goes on.
 
 The pool `luma` limits how many jobs run at Luma at the same time. Create it once, **with deferred tasks
 included**, because a task that waits in the triggerer still has a job running at Luma:

@@ -3,7 +3,8 @@
 ### Several versions of one private clip
 
 A clip from a disk or a private bucket is uploaded once, and each prompt makes a version of its own of it. The results
-are collected at the end, each beside its prompt.
+are collected at the end, each beside its prompt. The page behind *Luma result* of any version leads to the gallery,
+which shows all of them.
 
 Luma reads public addresses only. `LumaModifyOperator` uploads a file by itself; where many tasks share one, an upload
 of its own saves the others. Luma keeps it for a day, and deletes it.

@@ -129,6 +129,8 @@ def show(airflow: LocalAirflow, video: str, *, with_simulator: bool) -> bool:
     say(f"Run {run_id} of the DAG {example.dag_id}: {airflow.url}/dags/{example.dag_id}/runs/{run_id}")
     query = urlencode({"dag_id": example.dag_id, "run_id": run_id, **example.modify})
     say(f"Before and after, side by side: {airflow.url}/luma/result?{query}")
+    if "map_index" in example.modify:
+        say(f"All clips: {airflow.url}/luma/gallery?{query}")
     succeeded = follow(airflow, example.dag_id, run_id)
     report(airflow, example, run_id, succeeded=succeeded, with_simulator=with_simulator)
     return succeeded

@@ -432,6 +432,30 @@ def test_result_page_shows_a_failure_in_lumas_words(
     find(browser, f"//summary[normalize-space()='{error}']")  # not the trigger's event, which 3.3 logs, too
 
 
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_result_page_of_a_film_plays_what_is_on_the_web_and_tells_where_the_rest_is(
+    browser: Chrome, airflow: LocalAirflow, luma: Simulator, scheme: str
+) -> None:
+    stored = "s3://user:secret@bucket/film.mp4?X-Amz-Signature=abc"
+    source, film = (luma.sample_url, luma.sample_url) if scheme == "http" else (stored, stored)
+    browser.get(
+        page_with_xcoms(airflow, luma_request={"source": source, "modify_task_ids": ["modify"]}, return_value=film)
+    )
+    wait_for_text(browser, "state", "finished")
+    assert not browser.find_element(By.ID, "prompt").is_displayed()
+    if scheme == "http":
+        wait_for_videos(browser)
+        assert [text(browser, f"{name}-title") for name in ("original", "modified")] == ["SOURCE", "FILM"]
+    else:
+        assert text(browser, "facts").count("s3://bucket/film.mp4") == 2
+        assert "no browser can open" in text(browser, "stored")
+        assert not browser.find_element(By.ID, "player").is_displayed()
+        assert "secret" not in browser.page_source and "Signature" not in browser.page_source
+    assert complaints(browser) == []
+    click(browser, "//a[normalize-space()='The clips of modify']")
+    wait_for_text(browser, "state", "1 of 1 finished")
+
+
 @pytest.mark.parametrize(
     ("age", "words"),
     [
@@ -606,9 +630,11 @@ def test_user_who_may_not_see_the_dag_sees_nothing_of_it(
 ) -> None:
     stranger.get(address(guarded.url, finished))
     sign_in(stranger, "guest")
-    wait_for_text(stranger, "problem-title", "You may not see this task")
-    assert text(stranger, "state") == "no access"
-    assert_nothing_is_shown(stranger)
+    for page in (address(guarded.url, finished), address(guarded.url, finished).replace("/result?", "/gallery?")):
+        stranger.get(page)
+        wait_for_text(stranger, "problem-title", "You may not see this task")
+        assert text(stranger, "state") == "no access"
+        assert_nothing_is_shown(stranger)
 
 
 def test_result_page_itself_holds_no_data(guarded: LocalAirflow, finished: str) -> None:
@@ -616,8 +642,8 @@ def test_result_page_itself_holds_no_data(guarded: LocalAirflow, finished: str) 
     page = requests.get(address(guarded.url, finished), timeout=30)
     assert page.text == (static / "result.html").read_text()
     assert "set-cookie" not in page.headers
-    for name in ("result.css", "result.js"):
-        assert requests.get(f"{guarded.url}/luma/static/{name}", timeout=30).text == (static / name).read_text()
+    for file in [*static.glob("*.css"), *static.glob("*.js")]:
+        assert requests.get(f"{guarded.url}/luma/static/{file.name}", timeout=30).text == file.read_text()
 
     credentials = {"username": "guest", "password": "guest's password"}
     token = requests.post(f"{guarded.url}/auth/token", json=credentials, timeout=30).json()["access_token"]

@@ -245,6 +245,9 @@ def test_result_page_of_one_of_many_leads_to_all_and_back(browser: Chrome, airfl
     click(browser, "//a[normalize-space()='2 · sample-3.mp4']")
     wait_for_text(browser, "task-link", "/ modify [2]")
 
+    browser.get(address(airflow, "luma_batch", batch).replace("/gallery?", "/result?"))  # of no instance in particular
+    wait_for_text(browser, "state", "3 of 3 finished")
+
 
 def test_gallery_says_that_there_is_nothing_yet_or_no_such_run(browser: Chrome, airflow: LocalAirflow) -> None:
     run_id = airflow.trigger("gallery_to_come")

@@ -47,7 +47,7 @@ export function webAddress(value) {
 }
 
 /** An address in a storage, fit to be shown: what stands before an @, and a query, may be credentials. */
-export const withoutSecrets = (value) => text(value).replace(/[?#].*$/s, "").replace(/\/\/[^/@]*@/, "//");
+export const withoutSecrets = (value) => text(value).replace(/[?#].*$/s, "").replace(/\/\/[^/@]*@/g, "//");
 
 /** In a tab of Airflow's UI, links that lead out of our pages open in place of the UI, not within the tab. */
 export function leavingTab(link) {
@@ -96,9 +96,12 @@ export const refusals = {
 export const runPath = `/api/v2/dags/${encodeURIComponent(task.dagId)}/dagRuns/${encodeURIComponent(task.runId)}`;
 export const tasksPath = `${runPath}/taskInstances/${encodeURIComponent(task.taskId)}`;
 
+const TIMEOUT_MS = 60000;
+
 /** Return what Airflow answers, or null if there is no such thing. */
 export async function ask(path) {
-  const answer = await fetch(root + path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
+  const signal = AbortSignal.timeout(TIMEOUT_MS); // or an answer that never comes would end the refreshing
+  const answer = await fetch(root + path, { headers: { Accept: "application/json" }, credentials: "same-origin", signal });
   if (answer.status === 404) return null;
   if (answer.status === 401) sessionStorage.setItem(KEPT_ADDRESS, location.href);
   if (answer.status in refusals) throw refusals[answer.status]();

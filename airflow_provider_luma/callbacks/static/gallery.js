@@ -74,8 +74,9 @@ async function readNext() {
       entry.job = await readEntry(entry);
       entry.isStale = entry.version !== version;
       showEntry(entry);
-    } catch {
-      // It is read again once it comes into view, or has changed.
+    } catch (error) {
+      if (error instanceof Refused) refuse(error);
+      // Otherwise it is read again once it comes into view, or has changed.
     }
   }
   readers -= 1;
@@ -103,7 +104,7 @@ const NO_JOB = { prompt: "", source: "", urls: [], result: {}, error: {}, film: 
 function addEntry(mapIndex) {
   const card = byId("card").content.firstElementChild.cloneNode(true);
   const part = (name) => card.querySelector(`.${name}`);
-  const entry = { mapIndex, card, inView: false, version: null, job: null };
+  const entry = { mapIndex, card, inView: false, plays: false, version: null, job: null };
   for (const name of ["modified", "original", "note", "open", "state", "log", "prompt"]) entry[name] = part(name);
   entry.open.href = pageOf("result", task.taskId, mapIndex);
   leavingTab(Object.assign(entry.log, { href: airflowPage(mapIndex) }));
@@ -155,10 +156,12 @@ function cannotPlay(job) {
 }
 
 /** Load a card's videos while it is in view; a hundred loaded ones would be more than a browser takes. */
-function showVideos({ card, inView, job, modified, original }) {
+function showVideos(entry) {
+  const { card, inView, job, modified, original } = entry;
   setVideo(modified, inView ? (job?.urls[0] ?? "") : "");
   setVideo(original, inView ? webAddress(job?.source) : "");
   card.dataset.shows = modified.dataset.url && !modified.error ? "both" : "original";
+  if (entry.plays) start(entry); // it was reached by keyboard before it was in view
 }
 
 function setVideo(video, url) {
@@ -184,18 +187,24 @@ function listen(entry) {
   card.addEventListener("focusin", () => play(entry, true));
   card.addEventListener("focusout", () => play(entry, false));
   screen.addEventListener("click", (event) => {
-    if (event.pointerType === "touch") play(entry, entry.modified.paused); // a finger does not hover
+    if (event.pointerType === "touch") play(entry, !entry.plays); // it hovers nowhere
     else entry.open.click();
   });
 }
 
-function play({ modified, original }, on) {
-  for (const video of [modified, original]) {
-    if (!video.dataset.url || video.error) continue;
+function play(entry, on) {
+  entry.plays = on;
+  for (const video of [entry.modified, entry.original]) {
+    video.pause();
     video.currentTime = 0;
+  }
+  if (on) start(entry);
+}
+
+function start({ modified, original }) {
+  for (const video of [modified, original]) {
     // A video that cannot be played fires an error event; one that is paused at once rejects.
-    if (on) video.play().catch(() => {});
-    else video.pause();
+    if (video.dataset.url && !video.error && video.paused) video.play().catch(() => {});
   }
 }
 
@@ -229,7 +238,7 @@ byId("grid").addEventListener("keydown", (event) => {
 
 // -- filters and overview ------------------------------------------------------------------------------------------
 
-let shownGroup = location.hash.slice(1) in GROUPS ? location.hash.slice(1) : "all";
+let shownGroup = Object.hasOwn(GROUPS, location.hash.slice(1)) ? location.hash.slice(1) : "all";
 const buttons = Object.entries(GROUPS).map(([group, name]) => {
   const button = element("button", name, { type: "button" });
   button.dataset.group = group;
@@ -243,6 +252,7 @@ const buttons = Object.entries(GROUPS).map(([group, name]) => {
 byId("filters").append(...buttons);
 
 function showOverview(total) {
+  if (isRefused) return;
   const counts = { all: entries.size };
   for (const { instance } of entries.values()) counts[groupOf(instance)] = (counts[groupOf(instance)] ?? 0) + 1;
   for (const button of buttons) {
@@ -290,19 +300,24 @@ async function refresh() {
 const becomesVisible = () =>
   new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
 
+let isRefused = false;
+
+function refuse({ message, problem }) {
+  isRefused = true;
+  byId("content").hidden = true;
+  showBadge("bad", message, "Luma gallery");
+  showProblem(problem);
+}
+
 async function follow() {
   let goesOn = true;
   try {
     goesOn = await refresh();
   } catch (error) {
-    goesOn = !(error instanceof Refused);
-    showBadge("bad", goesOn ? "Airflow does not answer; trying again" : error.message, "Luma gallery");
-    if (!goesOn) {
-      byId("content").hidden = true;
-      showProblem(error.problem);
-    }
+    if (error instanceof Refused) return refuse(error);
+    showBadge("bad", "Airflow does not answer; trying again", "Luma gallery");
   }
-  if (!goesOn) return;
+  if (isRefused || !goesOn) return;
   await new Promise((resolve) => setTimeout(resolve, POLL_MS * Math.max(1, entries.size / PAGE_SIZE / 2)));
   if (document.hidden) await becomesVisible();
   follow();

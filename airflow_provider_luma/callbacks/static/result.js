@@ -16,7 +16,11 @@ const [original, modified] = [byId("original"), byId("modified")];
 
 async function load() {
   const instance = await ask(tasksPath + (task.mapIndex >= 0 ? `/${task.mapIndex}` : ""));
-  if (instance === null) throw refusals[404]();
+  if (instance === null) {
+    const isMapped = task.mapIndex < 0 && (await countSiblings()) > 0;
+    if (isMapped) location.replace(pageOf("gallery", task.taskId));
+    throw refusals[404]();
+  }
   return { instance, job: await readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]) };
 }
 
@@ -66,7 +70,7 @@ function failure(state, error) {
   return {
     title: state === "up_for_retry" ? "The last try failed; Airflow will try again" : "This task has no result",
     words: errorWords(error),
-    remedy: text(error.remedy) || REMEDIES[error.type] || "",
+    remedy: text(error.remedy) || text(REMEDIES[error.type]),
     link: ["Open the task's log", byId("task-link").href],
   };
 }
@@ -269,11 +273,15 @@ async function refresh() {
 
 /** Lead from one of many to all of them. */
 async function linkGallery() {
-  if (task.mapIndex < 0) return;
-  const siblings = await ask(`${tasksPath}/listMapped?limit=1`).catch(() => null);
-  if (!siblings?.total_entries) return;
+  const count = task.mapIndex < 0 ? 0 : await countSiblings();
+  if (!count) return;
   byId("gallery-link").href = pageOf("gallery", task.taskId);
-  byId("gallery-link").textContent = `All ${siblings.total_entries} of this task`;
+  byId("gallery-link").textContent = `All ${count} of this task`;
+}
+
+async function countSiblings() {
+  const siblings = await ask(`${tasksPath}/listMapped?limit=1`).catch(() => null);
+  return siblings?.total_entries ?? 0;
 }
 
 function begin() {
