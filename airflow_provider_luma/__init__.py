@@ -61,6 +61,17 @@ _CONNECTION_FIELDS = {
     },
 }
 
+#: Airflow's own fields of a connection, in that form.
+_UI_FIELD_BEHAVIOUR = {
+    "hidden-fields": ["login"],
+    "relabeling": {"password": "API key", "schema": "Scheme"},
+    "placeholders": {
+        "host": "https://api.kie.ai (leave empty for the service itself)",
+        "schema": "https",
+        "password": "the key of your Luma account",
+    },
+}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Return what this package brings, in the form of Airflow's ``provider_info.schema.json``."""
@@ -82,6 +93,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "sensors": [_modules("airflow_provider_luma.sensors.luma")],
         "triggers": [_modules("airflow_provider_luma.triggers.luma")],
+        "task-decorators": [
+            {"name": "luma_modify", "class-name": "airflow_provider_luma.decorators.luma.luma_modify_task"}
+        ],
         "extra-links": ["airflow_provider_luma.links.luma.LumaResultLink"],
         "plugins": [{"name": "luma", "plugin-class": "airflow_provider_luma.plugins.luma.LumaPlugin"}],
         "connection-types": [
@@ -89,15 +103,7 @@ def get_provider_info() -> dict[str, Any]:
                 "connection-type": "luma",
                 "hook-class-name": "airflow_provider_luma.hooks.luma.LumaHook",
                 "hook-name": "Luma",
-                "ui-field-behaviour": {
-                    "hidden-fields": ["login"],
-                    "relabeling": {"password": "API key", "schema": "Scheme"},
-                    "placeholders": {
-                        "host": "https://api.kie.ai (leave empty for the service itself)",
-                        "schema": "https",
-                        "password": "the key of your Luma account",
-                    },
-                },
+                "ui-field-behaviour": _UI_FIELD_BEHAVIOUR,
                 "conn-fields": _CONNECTION_FIELDS,
             }
         ],

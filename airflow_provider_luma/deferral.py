@@ -37,6 +37,7 @@ class DeferralState(NamedTuple):
     :param outage_since: since when Luma has been unavailable for the submission
     :param upload: what is kept of the upload of the task's input video
     :param luma_conn_id: the task's connection; None if it was deferred before there was this field
+    :param parameters: what the function of ``@task.luma_modify`` has returned, rendered
     """
 
     luma_task_id: str | None = None
@@ -48,6 +49,7 @@ class DeferralState(NamedTuple):
     outage_since: float | None = None
     upload: dict[str, Any] | None = None
     luma_conn_id: str | None = None
+    parameters: dict[str, Any] | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
         """Return what is set, as JSON values. Airflow stores them unencrypted, for :meth:`is_resumed_by` to read."""

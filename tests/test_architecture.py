@@ -18,7 +18,7 @@ NAME = PACKAGE.name
 
 #: From top to bottom. A layer imports those below it, and itself.
 LAYERS = (
-    ("task_groups",),
+    ("task_groups", "decorators"),
     ("operators", "sensors"),
     ("asset_events", "lineage"),
     ("triggers", "links", "plugins"),
@@ -157,7 +157,7 @@ def test_pure_module_imports_neither_airflow_nor_an_http_library(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in layered() if name.partition(".")[0] in ("operators", "sensors", "links")]
+    "name", [name for name in layered() if name.partition(".")[0] in ("operators", "sensors", "links", "decorators")]
 )
 def test_what_a_dag_file_imports_leaves_protocol_submission_and_hooks_for_the_run(name):
     packages = {other.partition(".")[0] for other in own(name, inside_functions=False)}

@@ -51,3 +51,28 @@ def test_package_does_not_load_the_simulator():
     modules = loaded_by(", ".join(f"airflow_provider_luma.{package}.luma" for package in packages))
     assert {f"airflow_provider_luma.{package}.luma" for package in packages} <= modules
     assert [one for one in modules if "simulator" in one] == []
+
+
+def test_task_decorator_loads_what_the_operator_does_and_no_http_library():
+    modules = loaded_by("airflow_provider_luma.decorators.luma")
+    added = {one for one in modules if one.startswith("airflow_provider_luma")} - loaded_by(
+        "airflow_provider_luma.operators.luma"
+    )
+    assert added == {"airflow_provider_luma.decorators", "airflow_provider_luma.decorators.luma"}
+    assert modules & {"requests", "aiohttp", "tenacity"} == set()
+
+
+def test_task_decorator_is_not_loaded_before_it_is_used():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from airflow.sdk import task; loaded = 'airflow_provider_luma.decorators.luma'; "
+            "assert loaded not in sys.modules; task.luma_modify; assert loaded in sys.modules",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

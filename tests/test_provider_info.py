@@ -63,6 +63,14 @@ def test_connection_type_is_that_of_the_hook():
     assert kind["hook-name"] == hook.hook_name
 
 
+def test_task_decorator_is_a_function_of_the_package_that_airflow_offers_by_its_name():
+    from airflow.sdk import task
+
+    (decorator,) = INFO["task-decorators"]
+    module, _, name = decorator["class-name"].rpartition(".")
+    assert getattr(task, decorator["name"]) is getattr(importlib.import_module(module), name)
+
+
 def test_entry_point_is_found_by_airflow():
     (one,) = [one for one in entry_points(group="apache_airflow_provider") if one.dist.name == "airflow-provider-luma"]
     assert one.name == "provider_info"

@@ -99,6 +99,13 @@ def test_variations_of_one_clip_succeed_under_dag_test(airflow: LocalAirflow, lu
     assert (luma.accepted, len(luma.uploads)) == (3, 1)
 
 
+def test_decorated_functions_succeed_under_dag_test_even_after_a_queue(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.reset()
+    luma.configure(faults=["submit:refuse,code=429,times=1"])
+    airflow.run("dags", "test", "luma_decorator")
+    assert luma.accepted == len({job.request["prompt"] for job in luma.jobs}) == 3
+
+
 def test_film_is_modified_under_dag_test(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.reset()
     airflow.run("dags", "test", "luma_long_video")
@@ -134,6 +141,7 @@ def test_files_of_the_example_dags_are_all_run() -> None:
     assert sorted(file.stem for file in Path(REPOSITORY / "dags").glob("*.py")) == [
         "luma_asset",
         "luma_batch",
+        "luma_decorator",
         "luma_long_video",
         "luma_modify",
         "luma_submit_and_wait",

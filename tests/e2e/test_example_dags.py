@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from datetime import datetime, timedelta
 
@@ -45,6 +46,26 @@ def test_batch_example_dag_ends_with_one_video_for_each_clip(airflow: LocalAirfl
     assert luma.accepted == 3
     tasks = [task for task in airflow.tasks("luma_batch", run_id) if task["task_id"] == "modify"]
     assert {task["rendered_map_index"] for task in tasks} == {"sample.mp4", "sample-2.mp4", "sample-3.mp4"}
+
+
+def test_decorator_example_dag_submits_what_its_functions_return_even_after_a_queue(
+    airflow: LocalAirflow, luma: Simulator
+) -> None:
+    luma.configure(processing_seconds=1, faults=["submit:refuse,code=429,times=2"])
+
+    run_id = airflow.trigger("luma_decorator", place="on the moon", weathers=["rain", "snow"])
+
+    assert finish(airflow, "luma_decorator", run_id) == "success", airflow.story("luma_decorator", run_id)
+    prompts = sorted(job.request["prompt"] for job in luma.jobs)
+    assert prompts[1:] == ["Make it an evening in the rain on the moon", "Make it an evening in the snow on the moon"]
+    assert re.fullmatch("Make it a day in (winter|spring|summer|autumn) on the moon", prompts[0])
+    assert sorted(job.request.get("watermark", "") for job in luma.jobs) == ["", "rain", "snow"]
+    [file] = airflow.xcom("luma_decorator", run_id, "download")
+    assert_modified(file, luma.sample_url)
+    tasks = [task for task in airflow.tasks("luma_decorator", run_id) if task["task_id"] == "weather"]
+    assert {task["rendered_map_index"] for task in tasks} == {"rain", "snow"}
+    assert {task["try_number"] for task in tasks} == {1}
+    assert {task["rendered_fields"]["prompt"] for task in tasks} == set(prompts[1:])
 
 
 def test_job_of_a_minute_holds_no_worker_slot_and_survives_the_triggerer(

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task decorator ``@task.luma_modify``: a video is modified as a function says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    DecoratedOperator,
+    determine_kwargs,
+    task_decorator_factory,
+)
+from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION, SetDuringExecution
+
+from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.links.luma import pushed_failure
+from airflow_provider_luma.operators.luma import LumaModifyOperator
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import TaskDecorator
+    from airflow.sdk import Context
+
+    from airflow_provider_luma.submission.next_steps import NextStep
+
+#: XCom with the connection that the function has chosen, for a process that is resumed without the deferral's state.
+CONN_ID_KEY = "luma_conn_id"
+
+
+class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
+    """
+    Wraps a Python callable and has Luma modify a video as its return value says.
+
+    The callable is called once in each try: a deferral carries what it has returned.
+
+    :param python_callable: a function that returns the prompt, or a dict of the operator's templated parameters; what
+        it returns takes precedence over the decorator's own parameters, and is rendered like a template
+    :param op_args: positional arguments of the function (templated)
+    :param op_kwargs: keyword arguments of the function (templated)
+    :param prompt: see :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`; needed unless the function
+        returns it (templated)
+    :param video_url: the same
+    """
+
+    template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *LumaModifyOperator.template_fields)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **DecoratedOperator.template_fields_renderers,
+        **LumaModifyOperator.template_fields_renderers,
+    }
+
+    custom_operator_name: str = "@task.luma_modify"
+    overwrite_rtif_after_execution: bool = True
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        prompt: Any = SET_DURING_EXECUTION,
+        video_url: Any = SET_DURING_EXECUTION,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            prompt=prompt,
+            video_url=video_url,
+            **kwargs,
+        )
+        self._returned: dict[str, Any] = {}
+
+    def execute(self, context: Context) -> Any:
+        """Call the function, and submit what it says."""
+        with pushed_failure(context):
+            try:
+                self._call_function(context)
+            except LumaValidationError as error:
+                raise AirflowFailException(str(error)) from error
+        return super().execute(context)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Take over what the function has returned, as it is not called again."""
+        kwargs = dict(next_kwargs or {})
+        state = DeferralState.read(kwargs, kwargs.pop("event", None))
+        self._take_over(state.parameters or {})
+        if state.luma_conn_id is None:
+            # After execution_timeout, and in dag.test() of Airflow 3.1 to 3.3, there is no state.
+            ti = context["ti"]
+            chosen = ti.xcom_pull(task_ids=ti.task_id, key=CONN_ID_KEY, map_indexes=ti.map_index)
+            self.luma_conn_id = chosen or self.luma_conn_id
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _call_function(self, context: Context) -> None:
+        merged: Any = {**context, **self.op_kwargs}
+        returned = self.python_callable(*self.op_args, **determine_kwargs(self.python_callable, self.op_args, merged))
+        env = self.get_template_env()
+        for name, value in self._parameters_of(returned).items():
+            setattr(self, name, value)  # a prompt that names a file is recognised by its place
+            rendered = self.render_template(value, merged, env)
+            # A path of Airflow's object storage must survive a deferral, too.
+            self._returned[name] = str(rendered) if hasattr(rendered, "as_uri") else rendered
+        self._take_over(self._returned)
+        for name in ("prompt", "video_url"):
+            if isinstance(getattr(self, name), SetDuringExecution):
+                raise LumaValidationError(
+                    None, f"{self._function} has returned no {name}, and @task.luma_modify is given none"
+                )
+        if CONN_ID_KEY in self._returned:
+            if not isinstance(self.luma_conn_id, str):
+                raise LumaValidationError(None, f"luma_conn_id is {self.luma_conn_id!r}: give a connection's id")
+            context["ti"].xcom_push(key=CONN_ID_KEY, value=self.luma_conn_id)
+
+    def _parameters_of(self, returned: Any) -> dict[str, Any]:
+        """Return the parameters that the function has returned, or refuse what is none."""
+        if isinstance(returned, str):
+            return {"prompt": returned}
+        allowed = LumaModifyOperator.template_fields
+        if not isinstance(returned, Mapping):
+            raise LumaValidationError(
+                None,
+                f"{self._function} has returned {type(returned).__name__}: return the prompt, a str, or a dict "
+                f"of {', '.join(allowed)}",
+            )
+        unknown = [key for key in returned if key not in allowed]
+        if unknown:
+            raise LumaValidationError(
+                None,
+                f"{self._function} has returned a dict with {', '.join(map(repr, unknown))}: "
+                f"only {', '.join(allowed)} can be returned",
+            )
+        return dict(returned)
+
+    @property
+    def _function(self) -> str:
+        return f"The function {getattr(self.python_callable, '__name__', self.task_id)}"
+
+    def _take_over(self, parameters: Mapping[str, Any]) -> None:
+        self._returned = dict(parameters)
+        for name, value in parameters.items():
+            setattr(self, name, value)
+
+    def _take(self, step: NextStep, context: Context, permitted_at: float | None = None) -> dict[str, Any]:
+        """Let a deferral carry what the function has returned."""
+        state = step.state._replace(parameters=self._returned or None)
+        return super()._take(step._replace(state=state), context, permitted_at)
+
+
+def luma_modify_task(
+    python_callable: Callable[..., Any] | None = None,
+    multiple_outputs: bool = True,
+    **kwargs: Any,
+) -> TaskDecorator:
+    """
+    Wrap a function into a LumaModifyOperator.
+
+    Accepts the operator's parameters. Can be reused in a single DAG.
+
+    :param python_callable: the function, which returns the prompt, or a dict of the operator's templated parameters
+    :param multiple_outputs: push the result key by key, too
+
+    :meta private:
+    """
+    return task_decorator_factory(
+        python_callable=python_callable,
+        multiple_outputs=multiple_outputs,
+        decorated_operator_class=_LumaModifyDecoratedOperator,
+        **kwargs,
+    )

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+### A prompt that a function writes
+
+What a function decorated with `@task.luma_modify` returns is the prompt, or a dict of the operator's templated
+parameters. Everything else is as in `LumaModifyOperator`: the task waits in the triggerer, and a retry whose function
+returns the same continues the same job.
+
+`season` writes a prompt for the month of the run. `weather` is mapped, and makes a version for each weather.
+
+Needs a connection `luma_default` of type Luma, with the API key as its Password.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+
+from airflow_provider_luma.operators.luma import LumaDownloadOperator
+
+SEASONS = ("winter", "spring", "summer", "autumn")
+
+with DAG(
+    dag_id="luma_decorator",
+    schedule=None,
+    doc_md=__doc__,
+    tags=["luma", "example"],
+    params={
+        "place": Param("by the sea", type="string", description="Where it shall be, in English."),
+        "weathers": Param(
+            ["rain", "snow"],
+            type="array",
+            items={"type": "string"},
+            minItems=1,
+            description="In English; one version for each line, and one job to pay.",
+        ),
+        "video_url": Param(
+            os.environ.get("LUMA_VIDEO_URL", "http://127.0.0.1:8765/files/sample.mp4"),
+            type="string",
+            minLength=1,
+            description="An MP4, MOV or AVI of at most 10 seconds and 500 MB.",
+        ),
+        "destination": Param(
+            os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
+            type="string",
+            minLength=1,
+            description="Folder for the videos, on a disk or an object store.",
+        ),
+    },
+):
+
+    @task.luma_modify(video_url="{{ params.video_url }}")
+    def season(dag_run: Any, params: dict[str, Any]) -> str:
+        name = SEASONS[dag_run.run_after.month % 12 // 3]
+        return f"Make it a day in {name} {params['place']}"
+
+    @task
+    def weathers(params: dict[str, Any]) -> list[str]:
+        return list(params["weathers"])
+
+    @task.luma_modify(map_index_template="{{ task.watermark }}")
+    def weather(kind: str, place: str) -> dict[str, str]:
+        return {
+            "prompt": f"Make it an evening in the {kind} {place}",
+            "video_url": "{{ params.video_url }}",
+            "watermark": kind,
+        }
+
+    modified = season()
+    versions = weather.partial(place="{{ params.place }}").expand(kind=weathers())
+
+    folder = "{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}"
+    LumaDownloadOperator(task_id="download", urls=modified["result_urls"], destination=f"{folder}/")
+    LumaDownloadOperator.partial(task_id="download_versions", destination=f"{folder}/{{{{ ti.map_index }}}}/").expand(
+        urls=versions.map(lambda result: result["result_urls"])
+    )
