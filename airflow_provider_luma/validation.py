@@ -25,6 +25,9 @@ MAX_VIDEO_SECONDS = 10.0
 #: costs nothing: what is in doubt passes.
 VIDEO_SECONDS_TOLERANCE = 0.5
 
+#: Extensions of files with a prompt.
+PROMPT_FILE_EXTENSIONS = (".txt", ".md")
+
 #: Extensions that name a file of another kind. Any other ending (``.php``, ``.v2``) is a web address like
 #: any other, and only the service can tell what is behind it.
 _OTHER_FILE_EXTENSIONS = frozenset(
@@ -52,11 +55,18 @@ def check_prompt(prompt: object) -> None:
 
     A Greek letter that stands alone is a symbol, such as π or Ω.
 
-    :raises LumaValidationError: it is blank, or not in the Latin script, of which the service takes English only
+    :raises LumaValidationError: it is blank, or the name of a file, or not in the Latin script, of which the service
+        takes English only
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise LumaValidationError(
             None, f"prompt is {prompt!r}: say in English how to change the video, e.g. 'make it a rainy night'"
+        )
+    if len(prompt.split()) == 1 and prompt.rstrip().endswith(PROMPT_FILE_EXTENSIONS):
+        raise LumaValidationError(
+            None,
+            f"prompt is {prompt!r}, the name of a file, which is read only where it stands in the DAG file as it is, "
+            "or is returned by a decorated function: a template can include it, {% include 'prompts/night.md' %}",
         )
     _check_text("prompt", prompt)
     foreign = [

@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import (
     determine_kwargs,
     task_decorator_factory,
 )
+from airflow.sdk import literal
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION, SetDuringExecution
 
 from airflow_provider_luma.deferral import DeferralState
@@ -116,7 +117,7 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
 
     def _parameters_of(self, returned: Any) -> dict[str, Any]:
         """Return the parameters that the function has returned, or refuse what is none."""
-        if isinstance(returned, str):
+        if isinstance(returned, (str, type(literal("")))):
             return {"prompt": returned}
         allowed = LumaModifyOperator.template_fields
         if not isinstance(returned, Mapping):

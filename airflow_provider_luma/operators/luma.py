@@ -18,7 +18,8 @@ from airflow_provider_luma.exceptions import PERMANENT
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import is_literal
 from airflow_provider_luma.operators.outcome import LumaJobOperator
-from airflow_provider_luma.validation import check_callback_url, check_positive, check_prompt, check_video_address
+from airflow_provider_luma.operators.prompts import PromptOperator
+from airflow_provider_luma.validation import check_callback_url, check_positive, check_video_address
 
 try:
     from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -49,7 +50,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class LumaModifyOperator(LumaJobOperator):
+class LumaModifyOperator(PromptOperator, LumaJobOperator):
     """
     Have Luma modify a video as an English prompt says, and wait for the result.
 
@@ -60,7 +61,8 @@ class LumaModifyOperator(LumaJobOperator):
     A job costs credits, takes minutes, and cannot be cancelled. By default the wait is deferred to the triggerer
     and holds no worker slot.
 
-    :param prompt: how to change the video, in English (templated)
+    :param prompt: how to change the video, in English; or the name of a ``.txt`` or ``.md`` file that says so, beside
+        the DAG file or in the DAG's ``template_searchpath`` (templated)
     :param video_url: an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public http(s) address, or a file in any
         storage that Airflow knows, such as ``/data/clip.mp4`` or ``s3://my_aws@bucket/clip.mp4``, which is uploaded to
         Luma, or, with ``sign_inputs`` in the connection's extra, given a signed address (templated)
@@ -130,8 +132,7 @@ class LumaModifyOperator(LumaJobOperator):
         """Refuse in the DAG file what cannot work; what templates give is checked when the task runs."""
         check_positive("poll_interval", self.poll_interval)
         check_positive("timeout", self.timeout)
-        if is_literal(self.prompt):
-            check_prompt(self.prompt)
+        self.check_literal_prompt()
         if is_literal(self.video_url):
             check_video_address(self.video_url)
         if self.callback_url and is_literal(self.callback_url):

@@ -12,7 +12,7 @@ from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
-from airflow_provider_luma.validation import MAX_VIDEO_SECONDS
+from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, PROMPT_FILE_EXTENSIONS
 
 
 class LongVideoGroup(TaskGroup):
@@ -44,7 +44,8 @@ def modify_long_video(
     Each clip is a task and a job of its own. ``modify_long_video(...).output`` is the film's address.
 
     :param source: the film, a file in any storage that Airflow knows (templated)
-    :param prompt: how to change the film, in English (templated); or a list, or a task's output, of one for each clip
+    :param prompt: how to change the film, in English, or the name of a ``.txt`` or ``.md`` file that says so
+        (templated); or a list, or a task's output, of one for each clip
     :param destination: the file to write, in any storage (templated)
     :param work_dir: a folder for the clips that all workers share, such as ``s3://my_aws@bucket/tmp``. What a run has
         written there is removed at its end, and kept if it fails (templated)
@@ -89,7 +90,15 @@ def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) 
         raise LumaValidationError(None, "prompt is empty: give one, or a list of one for each clip")
     if isinstance(prompt, str):
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
+    if isinstance(prompt, Sequence):
+        prompt = [_included(one) for one in prompt]
     return LumaModifyOperator.partial(task_id="modify", **parameters).expand_kwargs(_pairs(split.output, prompt))  # type: ignore[arg-type]
+
+
+def _included(prompt: Any) -> Any:
+    """Return a prompt that the next task renders; Airflow reads files for the task that they are a parameter of."""
+    is_file = isinstance(prompt, str) and prompt.endswith(PROMPT_FILE_EXTENSIONS)
+    return f"{{% filter trim %}}{{% include {prompt!r} %}}{{% endfilter %}}" if is_file else prompt
 
 
 @task(task_id="prompts")

@@ -122,8 +122,10 @@ class TestTemplates:
         request = luma.jobs[0].request
         assert (request["prompt"], request["watermark"]) == ("make it snow", "me")
 
-    def test_literal_is_not_rendered(self, luma, decorated, context):
-        decorated(lambda: {"prompt": literal("say {{ secret }}")}, wait_for_completion=False).execute(context)
+    @pytest.mark.parametrize("in_dict", [False, True])
+    def test_literal_is_not_rendered(self, luma, decorated, context, in_dict):
+        prompt = literal("say {{ secret }}")
+        decorated(lambda: {"prompt": prompt} if in_dict else prompt, wait_for_completion=False).execute(context)
         assert luma.jobs[0].request["prompt"] == "say {{ secret }}"
 
     def test_parameters_of_the_decorator_and_arguments_are_rendered_once(self, luma, decorated, context):
