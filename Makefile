@@ -8,11 +8,13 @@ BIN = $(VENV)/bin
 PINS = constraints/airflow-$(AIRFLOW).txt
 # Tests wait more than they work. Those that share an Airflow stay together.
 IN_PARALLEL = -n 3 --dist loadgroup
+# A warning is an error, and so is a reference to nothing.
+SPHINX = --builder html --nitpicky --fail-on-warning --keep-going --quiet --jobs auto --doctree-dir docs/_build/doctrees
 COMPILE = --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade --all-extras pyproject.toml
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster check test test-matrix lint docs bench build constraints clean
+.PHONY: help demo demo-cluster docs screenshots check test test-matrix lint bench build constraints clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +24,13 @@ demo: $(VENV)/.demo  ## Run a DAG on a real Airflow, with a simulator in place o
 
 demo-cluster: $(VENV)/.cluster  ## The same on PostgreSQL, Redis and Celery, with two workers and two triggerers
 	@exec $(BIN)/python -m demo --cluster
+
+docs: $(VENV)/.docs  ## Build the documentation site into docs/_build
+	$(BIN)/python -m sphinx $(SPHINX) docs docs/_build/html
+	@echo "The site: docs/_build/html/index.html"
+
+screenshots: $(VENV)/.dev  ## Take the pictures of the documentation anew, from a running demo
+	$(BIN)/python -m demo.screenshots
 
 check: lint  ## Check style and types, and run the unit tests: the loop of a contributor
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not e2e and not long" $(PYTEST_ARGS)
@@ -62,7 +71,7 @@ constraints: $(VENV)/.dev  ## Pin the newest versions that go together, for ever
 	done
 
 clean:  ## Remove all that the other targets made
-	rm -rf .venv .venv-* .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .demo build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -76,6 +85,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(PINS)
 $(VENV)/.cluster: $(VENV)/.demo
 	@echo "Installing Celery ..."
 	@$(PIP) --editable '.[cluster]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	@echo "Installing Sphinx ..."
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

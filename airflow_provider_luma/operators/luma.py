@@ -72,7 +72,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         polling (templated)
     :param luma_conn_id: the connection, of type Luma, that holds the API key (templated)
     :param wait_for_completion: wait for the video. If False the task ends once Luma has accepted the job, with
-        status ``GENERATING`` and no URLs, and a ``LumaTaskSensor`` can wait for it
+        status ``GENERATING`` and no URLs, and a :class:`.LumaTaskSensor` can wait for it
     :param deferrable: wait in the triggerer. If False the wait holds a worker slot
     :param poll_interval: seconds between two status checks; the service recommends 30. If deferrable, and Luma
         calls Airflow, ten times as long

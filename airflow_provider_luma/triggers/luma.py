@@ -46,8 +46,8 @@ class LumaTaskTrigger(_LumaTrigger):
     """
     Fire when a Luma job has ended, or when waiting for it cannot help any more.
 
-    The event is ``{"task": ...}`` with the finished job as ``LumaTask.as_dict()`` gives it, and ``"request"`` with
-    what was asked for; or ``{"error": ...}`` as ``LumaError.as_dict()`` gives it. If a callback comes first, its
+    The event is ``{"task": ...}`` with the finished job as :meth:`.LumaTask.as_dict` gives it, and ``"request"`` with
+    what was asked for; or ``{"error": ...}`` as :meth:`.LumaError.as_dict` gives it. If a callback comes first, its
     receiver resumes the task with ``{"callback": ...}``. The trigger can be stopped and started again at any time, also
     on another triggerer: it has no state but its arguments.
 
