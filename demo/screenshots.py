@@ -32,8 +32,11 @@ from demo.local_airflow import LocalAirflow
 
 REPOSITORY = Path(__file__).parent.parent
 IMAGES = REPOSITORY / "docs" / "images"
-FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage"
+FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --hide-scrollbars"
 PROMPT = "Make it a rainy night with neon lights"
+STILL = """
+    return document.getAnimations().every(
+        moving => moving.playState !== 'running' || moving.effect.getComputedTiming().iterations === Infinity)"""
 FILM_SECONDS, FILM_SIZE = 25.0, (640, 360)
 
 
@@ -139,8 +142,8 @@ class Camera:
         WebDriverWait(self.browser, 60, poll_frequency=0.2).until(acted, xpath)
 
     def take(self, name: str) -> None:
-        """Write what is shown, once no picture moves any more."""
-        self.until("return document.getAnimations().every(moving => moving.playState !== 'running')")
+        """Write what is shown, once nothing moves any more that comes to an end."""
+        self.until(STILL)
         shot = self.browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "webp", "quality": 80})
         file = IMAGES / f"{name}.webp"
         file.write_bytes(base64.b64decode(shot["data"]))
@@ -150,7 +153,7 @@ class Camera:
 def take_all(camera: Camera) -> None:
     """Take one picture after the other."""
     run_id = camera.finish("luma_modify", prompt=PROMPT)
-    camera.open(f"/luma/result?{urlencode({'dag_id': 'luma_modify', 'run_id': run_id, 'task_id': 'modify'})}")
+    camera.open(f"/luma/result?{urlencode({'dag_id': 'luma_modify', 'run_id': run_id, 'task_id': 'modify'})}", (1280, 960))
     camera.until("return [...document.querySelectorAll('video')].filter(video => video.readyState >= 3).length === 2")
     camera.take("result")
 
