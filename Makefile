@@ -49,9 +49,6 @@ lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.dev  ## Build the documentation into build/docs; every warning is an error
-	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
-
 bench: $(VENV)/.dev  ## Measure, side by side with the official providers (two hours)
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python -m benchmarks
