@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from benchmarks import callbacks, finish, import_cost, order, overhead, poll_cost, sharing, submissions, triggerer, waiting
+from importlib import import_module
 
-BENCHMARKS = import_cost, order, overhead, finish, callbacks, submissions, waiting, sharing, poll_cost, triggerer
+BENCHMARKS = """
+    import_cost order overhead finish callbacks submissions waiting sharing poll_cost triggerer
+""".split()
 
 if __name__ == "__main__":
-    for benchmark in BENCHMARKS:
-        print(f"\n## {benchmark.__name__.removeprefix('benchmarks.')}\n")
-        benchmark.main()
+    for name in BENCHMARKS:
+        print(f"\n## {name}\n")
+        import_module(f"benchmarks.{name}").main()

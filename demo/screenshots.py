@@ -153,7 +153,9 @@ class Camera:
 def take_all(camera: Camera) -> None:
     """Take one picture after the other."""
     run_id = camera.finish("luma_modify", prompt=PROMPT)
-    camera.open(f"/luma/result?{urlencode({'dag_id': 'luma_modify', 'run_id': run_id, 'task_id': 'modify'})}", (1280, 960))
+    camera.open(
+        f"/luma/result?{urlencode({'dag_id': 'luma_modify', 'run_id': run_id, 'task_id': 'modify'})}", (1280, 960)
+    )
     camera.until("return [...document.querySelectorAll('video')].filter(video => video.readyState >= 3).length === 2")
     camera.take("result")
 

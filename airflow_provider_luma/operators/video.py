@@ -171,7 +171,7 @@ class VideoJoinOperator(BaseOperator):
         LumaResultLink().push(self, context)
         push_film(context, source=without_secrets(self.source), modify_task_ids=self._modify_task_ids())
         with pushed_failure(context):
-            return self._join()
+            return self._join(context)
 
     def _modify_task_ids(self) -> list[str]:
         """Return the tasks before this one that have modified videos."""
@@ -180,7 +180,7 @@ class VideoJoinOperator(BaseOperator):
         tasks = self.get_flat_relatives(upstream=True)
         return sorted(task.task_id for task in tasks if issubclass(task.operator_class, LumaModifyOperator))
 
-    def _join(self) -> str:
+    def _join(self, context: Context) -> str:
         from airflow_provider_luma.media.join import join
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.transfers.outputs import as_path, written

@@ -20,6 +20,10 @@ export const task = {
   // A tab of Airflow's UI leaves a placeholder there for a task that is not mapped.
   mapIndex: /^\d+$/.test(query.get("map_index") ?? "") ? Number(query.get("map_index")) : -1,
 };
+// Airflow 3.4 tells the iterations of a loop apart by these two.
+const iteration = [...query].filter(([name]) => ["region_id", "region_index"].includes(name));
+/** What names an instance of the task in a query of the REST API. */
+export const instanceQuery = (mapIndex) => new URLSearchParams([["map_index", mapIndex], ...iteration]);
 export const root = location.pathname.replace(/\/luma\/[a-z]+\/?$/, "");
 export const byId = (id) => document.getElementById(id);
 
@@ -32,9 +36,27 @@ export function pageOf(page, taskId, mapIndex = null) {
 }
 
 /** The address of a task instance in Airflow's UI, which shows its log first. */
-export function airflowPage(mapIndex = -1) {
-  const page = ["dags", task.dagId, "runs", task.runId, "tasks", task.taskId].map(encodeURIComponent).join("/");
+export function airflowPage(mapIndex = -1, taskId = task.taskId) {
+  const page = ["dags", task.dagId, "runs", task.runId, "tasks", taskId].map(encodeURIComponent).join("/");
   return `${root}/${page}${mapIndex >= 0 ? `/mapped/${mapIndex}` : ""}`;
+}
+
+/** Return what tasks of the run ask a person at present, each with the address of Airflow's form. */
+export async function readQuestions() {
+  let answer = null;
+  try {
+    answer = await ask(`${runPath}/hitlDetails?response_received=false&limit=100`);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error; // who may not answer is not told of questions
+  }
+  const ofInstance = ({ map_index: mapIndex, ...asking }) =>
+    [-1, task.mapIndex].includes(mapIndex) && iteration.every(([name, value]) => `${asking[name]}` === value);
+  return (answer?.hitl_details ?? [])
+    .filter((question) => asObject(question.task_instance).task_id && ofInstance(question.task_instance))
+    .map(({ subject, task_instance: asking }) => ({
+      subject: text(subject),
+      address: `${airflowPage(asking.map_index, text(asking.task_id))}/required_actions${iteration.length ? `?${new URLSearchParams(iteration)}` : ""}`,
+    }));
 }
 
 export function webAddress(value) {
@@ -110,7 +132,7 @@ export async function ask(path) {
 }
 
 async function xcom(key, mapIndex) {
-  const entry = await ask(`${tasksPath}/xcomEntries/${key}?map_index=${mapIndex}`);
+  const entry = await ask(`${tasksPath}/xcomEntries/${key}?${instanceQuery(mapIndex)}`);
   if (entry === null || typeof entry.value !== "string" || !/^\s*[[{"]/.test(entry.value)) return entry?.value ?? null;
   try {
     return JSON.parse(entry.value);
@@ -121,7 +143,7 @@ async function xcom(key, mapIndex) {
 
 /** Return what a task instance has pushed of its job; of an incomplete one, as far as there is anything under these keys. */
 export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
-  const pushed = isComplete ? null : await ask(`${tasksPath}/xcomEntries?map_index=${mapIndex}&limit=100`);
+  const pushed = isComplete ? null : await ask(`${tasksPath}/xcomEntries?${instanceQuery(mapIndex)}&limit=100`);
   const known = new Set(isComplete ? keys : (pushed?.xcom_entries ?? []).map((entry) => entry.key));
   const values = await Promise.all(keys.map((key) => (known.has(key) ? xcom(key, mapIndex) : null)));
   const value = Object.fromEntries(keys.map((key, i) => [key, values[i]]));

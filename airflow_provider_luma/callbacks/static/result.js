@@ -2,7 +2,7 @@
 // The result page of the task instance that its address names.
 import {
   DAY_MS, ENDED_BADLY, KEPT_DAYS, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords,
-  isExpired, isOver, labelOf, leavingTab, pageOf, readJob, refusals, setText, showBadge, showProblem, stateWords, task, tasksPath,
+  instanceQuery, isExpired, isOver, labelOf, leavingTab, pageOf, readJob, readQuestions, refusals, setText, showBadge, showProblem, stateWords, task, tasksPath,
   text, webAddress, withoutSecrets,
 } from "./common.js";
 
@@ -15,16 +15,18 @@ const [original, modified] = [byId("original"), byId("modified")];
 // -- showing -------------------------------------------------------------------------------------------------------
 
 async function load() {
-  const instance = await ask(tasksPath + (task.mapIndex >= 0 ? `/${task.mapIndex}` : ""));
+  const path = tasksPath + (task.mapIndex >= 0 ? `/${task.mapIndex}` : "");
+  const instance = await ask(`${path}?${instanceQuery(task.mapIndex)}`);
   if (instance === null) {
     const isMapped = task.mapIndex < 0 && (await countSiblings()) > 0;
     if (isMapped) location.replace(pageOf("gallery", task.taskId));
     throw refusals[404]();
   }
-  return { instance, job: await readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]) };
+  const job = await readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]);
+  return { instance, job, questions: await readQuestions() };
 }
 
-function show({ instance, job }) {
+function show({ instance, job, questions }) {
   const over = isOver(instance);
   byId("content").hidden = false;
   showKind(job);
@@ -36,6 +38,7 @@ function show({ instance, job }) {
   const failed = instance.state === "up_for_retry" || ENDED_BADLY.has(instance.state);
   showProblem(failed ? failure(instance.state, job.error) : null);
   showResults(job);
+  showQuestions(questions);
   showFacts({ instance, job });
   return over;
 }
@@ -98,6 +101,14 @@ function showResults({ urls, modifyTaskIds }) {
       }
       return actions;
     }),
+  );
+}
+
+function showQuestions(questions) {
+  byId("questions").replaceChildren(
+    ...questions.map(({ subject, address }) =>
+      leavingTab(element("a", `Answer: ${subject}`, { className: "button first", href: address })),
+    ),
   );
 }
 
