@@ -164,10 +164,17 @@ def take_all(camera: Camera) -> None:
     camera.take("run")
 
     run_id = camera.finish("luma_long_video", prompt=PROMPT)
-    camera.browser.execute_script("localStorage.setItem('dag_view-luma_long_video', JSON.stringify('graph'))")
     camera.open(f"/dags/luma_long_video/runs/{run_id}")
+    camera.act("//button[contains(@aria-label, 'Show Graph')]")
     camera.until("return document.querySelectorAll('.react-flow__node').length > 0")
     camera.take("film")
+
+    run_id = camera.finish("luma_batch", prompt=PROMPT)
+    camera.open(
+        f"/luma/gallery?{urlencode({'dag_id': 'luma_batch', 'run_id': run_id, 'task_id': 'modify'})}", (1280, 900)
+    )
+    camera.until("return [...document.querySelectorAll('video')].filter(video => video.readyState >= 2).length >= 3")
+    camera.take("gallery")
 
     camera.open("/connections", (1280, 1000))
     camera.act("//button[normalize-space()='Add Connection']")
