@@ -138,12 +138,15 @@ def test_submission_whose_callback_never_comes_fails_as_unknown_under_dag_test(
 
 
 def test_files_of_the_example_dags_are_all_run() -> None:
+    """Those in which a person is asked are run in a browser."""
     assert sorted(file.stem for file in Path(REPOSITORY / "dags").glob("*.py")) == [
         "luma_asset",
         "luma_batch",
         "luma_decorator",
         "luma_long_video",
         "luma_modify",
+        "luma_review",
+        "luma_review_versions",
         "luma_submit_and_wait",
         "luma_variations",
     ]
