@@ -35,6 +35,7 @@ autodoc_preserve_defaults = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!airflow_provider_luma\b)(?!Luma)(?!Video).*")]
 
 html_theme = "pydata_sphinx_theme"
+html_context = {"default_mode": "auto"}
 html_title = f"airflow-provider-luma {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
