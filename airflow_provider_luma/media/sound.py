@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, cast
@@ -28,6 +29,18 @@ _PRIMING = Fraction(1, 20)
 _AAC_RATES = frozenset((96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000))
 _AAC_BIT_RATE = 96_000
 _AAC_FRAME = 1024
+
+
+def _shorten(packet: Packet[AudioStream], duration: int) -> None:
+    """End a packet early, in the two ways in which an encoder says that the last of it is no sound."""
+    before = packet.duration or 1
+    packet.duration = min(before, duration)
+    if packet.has_sidedata("skip_samples"):  # from FFmpeg 9 on, the packet's duration alone does not count
+        skipped = packet.get_sidedata("skip_samples")
+        start, end, rest = struct.unpack("<II2s", bytes(skipped))
+        end += round((before - packet.duration) * packet.time_base * packet.stream.rate)
+        skipped.update(struct.pack("<II2s", start, end, rest))
+        packet.set_sidedata(skipped)
 
 
 class Sound:
@@ -81,8 +94,7 @@ class Sound:
                 return
             if begin < -_PRIMING:
                 continue
-            # That is also how an encoder says that the last of it is no sound.
-            packet.duration = min(packet.duration or 1, left)
+            _shorten(packet, left)
             if out_stream is None:
                 self.kind, out_stream = "copied", self._out.add_stream_from_template(stream)
             packet.stream = out_stream

@@ -83,7 +83,7 @@ class TestReads:
     def test_wait_in_the_worker_reads_the_connection_afresh_for_every_status_check(
         self, luma, submit, connection_reads
     ):
-        luma_task_id = submit(processing_seconds=0.3)
+        luma_task_id = submit(processing_seconds=1)
         connection_reads.clear()
         LumaHook().wait_for_completion(luma_task_id, timeout=20, poll_interval=0.05)
         count = len(status_checks(luma))
