@@ -35,10 +35,13 @@ def _shorten(packet: Packet[AudioStream], duration: int) -> None:
     """End a packet early, in the two ways in which an encoder says that the last of it is no sound."""
     before = packet.duration or 1
     packet.duration = min(before, duration)
-    if packet.has_sidedata("skip_samples"):  # from FFmpeg 9 on, the packet's duration alone does not count
+    if packet.duration < before and packet.has_sidedata(
+        "skip_samples"
+    ):  # from FFmpeg 9 on, the packet's duration alone does not count
         skipped = packet.get_sidedata("skip_samples")
         start, end, rest = struct.unpack("<II2s", bytes(skipped))
-        end += round((before - packet.duration) * packet.time_base * packet.stream.rate)
+        heard = round(packet.duration * packet.time_base * packet.stream.rate)
+        end = max(end, packet.stream.codec_context.frame_size - heard)
         skipped.update(struct.pack("<II2s", start, end, rest))
         packet.set_sidedata(skipped)
 
