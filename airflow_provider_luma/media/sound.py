@@ -35,9 +35,8 @@ def _shorten(packet: Packet[AudioStream], duration: int) -> None:
     """End a packet early, in the two ways in which an encoder says that the last of it is no sound."""
     before = packet.duration or 1
     packet.duration = min(before, duration)
-    if packet.duration < before and packet.has_sidedata(
-        "skip_samples"
-    ):  # from FFmpeg 9 on, the packet's duration alone does not count
+    if packet.duration < before and packet.has_sidedata("skip_samples"):
+        # From FFmpeg 9 on, the packet's duration alone does not count.
         skipped = packet.get_sidedata("skip_samples")
         start, end, rest = struct.unpack("<II2s", bytes(skipped))
         heard = round(packet.duration * packet.time_base * packet.stream.rate)
