@@ -120,7 +120,7 @@ async def test_proven_connection_is_read_again_without_waiting_for_invented_name
 ):
     secrets_backend.asked.clear()
     assert (await api_server.callback(proof(conn_id=proven))).status_code == 200
-    assert secrets_backend.asked == [proven]
+    assert secrets_backend.asked.count(proven) == 1
     assert not any(callback.done() for callback in hanging_lookups)
 
 
