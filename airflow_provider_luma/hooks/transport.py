@@ -13,6 +13,7 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from http.client import BadStatusLine, RemoteDisconnected, UnknownProtocol
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -248,4 +249,6 @@ def reason_of(error: Exception) -> str:
     cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
     if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:
         cause = cause.args[1]
+    if isinstance(cause, (BadStatusLine, UnknownProtocol)) and not isinstance(cause, RemoteDisconnected):
+        return "the answer is not HTTP"  # the error repeats it, and it may repeat our request and the tokens in it
     return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,7 @@ import requests
 from airflow import settings
 from airflow.utils.db import initdb
 
-from airflow_provider_luma.callbacks.probe import HEADER
+from airflow_provider_luma.callbacks.probe import BODY_BYTES, HEADER
 from airflow_provider_luma.hooks import callback_check
 from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.api_server import api_server_process
@@ -79,6 +80,16 @@ def in_api_server(monkeypatch) -> str:
     name = callback_check._CONNECTIONS_API
     monkeypatch.setitem(sys.modules, name, ModuleType(name))
     return "aB3dE9xZ"
+
+
+def _answer_once(server: socket.socket, answer: bytes) -> None:
+    """Read a probe whole, and answer these bytes."""
+    client = server.accept()[0]
+    with client, client.makefile("rb") as request:
+        while request.readline().strip():
+            pass
+        request.read(BODY_BYTES)
+        client.sendall(answer + b"\r\n")
 
 
 class TestThatReachesTheReceiver:
@@ -227,6 +238,14 @@ class TestThatReachesNobody:
         is_ok, message = check(wires.start(wires.answer(cut=True)).base_url)
         assert not is_ok
         assert "no connection from here" in message
+
+    @pytest.mark.parametrize("answer", [b"-ERR secret-banner", b"HTTP/2secret-banner 200 OK"])
+    def test_answer_in_another_protocol_is_told_and_not_repeated(self, check, answer):
+        with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as threads:
+            threads.submit(_answer_once, server, answer)
+            is_ok, message = check(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not is_ok
+        assert message.endswith("/luma/callback: the answer is not HTTP")
 
     def test_server_that_does_not_answer_leaves_a_doubt(self, wires, check, monkeypatch, task_log):
         monkeypatch.setattr(callback_check, "TIMEOUT", 0.2)
