@@ -17,7 +17,7 @@ import os
 import tempfile
 from typing import Any
 
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param, literal, task
 
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
 
@@ -53,20 +53,21 @@ with DAG(
 ):
 
     @task.luma_modify(video_url="{{ params.video_url }}")
-    def season(dag_run: Any, params: dict[str, Any]) -> str:
+    def season(dag_run: Any, params: dict[str, Any]) -> Any:
         name = SEASONS[dag_run.run_after.month % 12 // 3]
-        return f"Make it a day in {name} {params['place']}"
+        # What is returned is a template, and a template can read passwords: not what somebody has typed in.
+        return literal(f"Make it a day in {name} {params['place']}")
 
     @task
     def weathers(params: dict[str, Any]) -> list[str]:
         return list(params["weathers"])
 
     @task.luma_modify(map_index_template="{{ task.watermark }}")
-    def weather(kind: str, place: str) -> dict[str, str]:
+    def weather(kind: str, place: str) -> dict[str, Any]:
         return {
-            "prompt": f"Make it an evening in the {kind} {place}",
+            "prompt": literal(f"Make it an evening in the {kind} {place}"),
             "video_url": "{{ params.video_url }}",
-            "watermark": kind,
+            "watermark": literal(kind),
         }
 
     modified = season()
