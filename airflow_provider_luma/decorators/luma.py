@@ -22,6 +22,7 @@ from airflow_provider_luma.operators.luma import LumaModifyOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import TaskDecorator
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from airflow_provider_luma.submission.next_steps import NextStep
@@ -37,7 +38,8 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
     The callable is called once in each try: a deferral carries what it has returned.
 
     :param python_callable: a function that returns the prompt, or a dict of the operator's templated parameters; what
-        it returns takes precedence over the decorator's own parameters, and is rendered like a template
+        it returns takes precedence over the decorator's own parameters, and is rendered like a template. A template can read
+        connections: return what is not the DAG author's own text as ``airflow.sdk.literal``
     :param op_args: positional arguments of the function (templated)
     :param op_kwargs: keyword arguments of the function (templated)
     :param prompt: see :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`; needed unless the function
@@ -94,6 +96,14 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
             chosen = ti.xcom_pull(task_ids=ti.task_id, key=CONN_ID_KEY, map_indexes=ti.map_index)
             self.luma_conn_id = chosen or self.luma_conn_id
         return super().resume_execution(next_method, next_kwargs, context)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Name no source video where it is not known: the function has failed, or this process has no state."""
+        if isinstance(self.video_url, SetDuringExecution):
+            from airflow_provider_luma.lineage import job_lineage
+
+            return job_lineage(None, self.result)
+        return super().get_openlineage_facets_on_complete(task_instance)
 
     def _call_function(self, context: Context) -> None:
         merged: Any = {**context, **self.op_kwargs}

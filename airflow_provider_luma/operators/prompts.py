@@ -66,6 +66,8 @@ class PromptOperator(BaseOperator):
                     raise AirflowFailException(str(error)) from error
             else:
                 content = _as_text(content)
+        if isinstance(content, str):
+            content = str.__str__(content)  # Jinja renders a member of an enumeration of texts as its name
         return super().render_template(content, context, jinja_env, seen_oids)
 
 

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import runpy
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, BaseOperator, ObjectStoragePath, TaskGroup, literal, task
+from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 
 from airflow_provider_luma.exceptions import LumaTimeoutError, LumaValidationError
 from airflow_provider_luma.operators.luma import LumaModifyOperator
@@ -113,6 +118,24 @@ class TestReturnValue:
             decorated(lambda: None).execute(context)
         assert "NoneType" in context["ti"].pushed["luma_error"]["msg"]
 
+    @pytest.mark.parametrize("in_dict", [False, True])
+    def test_member_of_an_enumeration_of_texts_is_its_text(self, luma, decorated, context, in_dict):
+        class Style(str, Enum):  # noqa: UP042  (a StrEnum already renders as its text)
+            SNOW = "make it snow"
+
+        returned = {"prompt": Style.SNOW, "watermark": Style.SNOW} if in_dict else Style.SNOW
+        decorated(lambda: returned, wait_for_completion=False).execute(context)
+        assert {luma.jobs[0].request[name] for name in ("prompt", "watermark")[: 1 + in_dict]} == {"make it snow"}
+
+    def test_lineage_names_no_source_that_the_function_has_not_returned(self, decorated, context):
+        def write():
+            raise ZeroDivisionError
+
+        operator = decorated(write, video_url=SET_DURING_EXECUTION)
+        with pytest.raises(ZeroDivisionError):
+            operator.execute(context)
+        assert operator.get_openlineage_facets_on_complete(None).inputs == []
+
 
 class TestTemplates:
     def test_what_the_function_returns_is_rendered(self, luma, decorated, context):
@@ -127,6 +150,25 @@ class TestTemplates:
         prompt = literal("say {{ secret }}")
         decorated(lambda: {"prompt": prompt} if in_dict else prompt, wait_for_completion=False).execute(context)
         assert luma.jobs[0].request["prompt"] == "say {{ secret }}"
+
+    def test_example_renders_nothing_that_somebody_types_in(self, luma, luma_conn, context):
+        typed_in = "{{ conn.luma_default.password }}"
+        context |= {
+            "params": {"place": typed_in},
+            "dag_run": SimpleNamespace(run_after=datetime(2026, 1, 1, tzinfo=UTC)),
+            "conn": SimpleNamespace(luma_default=SimpleNamespace(password="SECRET")),
+        }
+        dag_file = runpy.run_path(str(Path(__file__).parents[2] / "dags" / "luma_decorator.py"))
+        season = dag_file["modified"].operator
+        weather = dag_file["versions"].operator.unmap({"op_kwargs": {"kind": typed_in, "place": typed_in}})
+        for operator in (season, weather):
+            operator.wait_for_completion = False
+            context["params"]["video_url"] = operator.video_url = luma.sample_url
+            operator.execute(context)
+            context["task_state_store"].delete("luma_submission")
+        requests = [job.request for job in luma.jobs]
+        assert [request["prompt"].count(typed_in) for request in requests] == [1, 2]
+        assert requests[1]["watermark"] == typed_in
 
     def test_parameters_of_the_decorator_and_arguments_are_rendered_once(self, luma, decorated, context):
         operator = decorated(
