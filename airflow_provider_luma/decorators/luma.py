@@ -38,8 +38,8 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
     The callable is called once in each try: a deferral carries what it has returned.
 
     :param python_callable: a function that returns the prompt, or a dict of the operator's templated parameters; what
-        it returns takes precedence over the decorator's own parameters, and is rendered like a template. A template can read
-        connections: return what is not the DAG author's own text as ``airflow.sdk.literal``
+        it returns takes precedence over the decorator's own parameters, and is rendered like a template. A
+        template can read connections: return what is not the DAG author's own text as ``airflow.sdk.literal``
     :param op_args: positional arguments of the function (templated)
     :param op_kwargs: keyword arguments of the function (templated)
     :param prompt: see :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`; needed unless the function
@@ -114,7 +114,7 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
             rendered = self.render_template(value, merged, env)
             # A path of Airflow's object storage must survive a deferral, too.
             self._returned[name] = str(rendered) if hasattr(rendered, "as_uri") else rendered
-        self._take_over(self._returned)
+            setattr(self, name, self._returned[name])  # at once: Python may keep equal texts in one place
         for name in ("prompt", "video_url"):
             if isinstance(getattr(self, name), SetDuringExecution):
                 raise LumaValidationError(

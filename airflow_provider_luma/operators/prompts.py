@@ -58,21 +58,24 @@ class PromptOperator(BaseOperator):
         seen_oids: set[int] | None = None,
     ) -> Any:
         """Render a template; read the prompt's file, where that was not done when the DAG was parsed."""
-        if self.names_file(content) and id(content) not in (seen_oids or ()):
-            if content is self.prompt:
-                try:
-                    content = _read(content, jinja_env or self.get_template_env())
-                except LumaValidationError as error:
-                    raise AirflowFailException(str(error)) from error
-            else:
-                content = _as_text(content)
-        if isinstance(content, str):
-            content = str.__str__(content)  # Jinja renders a member of an enumeration of texts as its name
-        return super().render_template(content, context, jinja_env, seen_oids)
+        if not isinstance(content, str) or id(content) in (seen_oids or ()):
+            return super().render_template(content, context, jinja_env, seen_oids)
+        names_file = self.names_file(content)
+        if names_file and content is self.prompt:
+            try:
+                content = _read(content, jinja_env or self.get_template_env())
+            except LumaValidationError as error:
+                raise AirflowFailException(str(error)) from error
+        elif names_file:
+            content = _as_text(content)
+        # Of a member of an enumeration of texts, Jinja would render the name.
+        rendered = super().render_template(str.__str__(content), context, jinja_env, seen_oids)
+        # The newline of _as_text, which the Jinja environment of a DAG may keep.
+        return rendered.removesuffix("\n") if names_file and isinstance(rendered, str) else rendered
 
 
 def _as_text(text: str) -> str:
-    """Return a template that Airflow does not take for a file's name, whatever it ends in: Jinja drops the newline."""
+    """Return a template that Airflow does not take for a file's name, whatever it ends in."""
     return f"{text}\n"
 
 

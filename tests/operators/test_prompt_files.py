@@ -151,6 +151,11 @@ class TestNoFile:
         rendered(operator)
         assert fields == (operator.watermark, operator.callback_url, operator.luma_conn_id, operator.video_url)
 
+    def test_nothing_is_added_where_the_dag_keeps_newlines(self, dag, parsed):
+        dag.jinja_environment_kwargs = {"keep_trailing_newline": True}
+        operator = rendered(parsed(watermark="day.txt", callback_url="https://e.com/cb.md"))
+        assert (operator.watermark, operator.callback_url) == ("day.txt", "https://e.com/cb.md")
+
     def test_other_field_that_ends_like_a_file_is_rendered(self, parsed):
         assert rendered(parsed(watermark="{{ place }}.md")).watermark == "sea.md"
 
@@ -208,6 +213,10 @@ class TestDecorator:
     def test_file_whose_name_the_function_returns_is_read_and_rendered(self, luma, modify, returned):
         assert modify(returned) == "Make it a night\nby the sea"
         assert luma.jobs[0].request.get("watermark") in (None, "day.txt")
+
+    def test_other_field_that_names_the_same_file_is_a_text(self, luma, modify):
+        modify({"prompt": "day.txt", "watermark": "day.txt"})
+        assert luma.jobs[0].request["watermark"] == "day.txt"
 
     @pytest.mark.parametrize("returned", ["gone.md", literal("day.txt"), {"prompt": literal("day.txt")}, "empty.md"])
     def test_what_is_no_prompt_is_refused_before_anything_is_sent(self, luma, modify, returned):
