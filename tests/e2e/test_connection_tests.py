@@ -41,7 +41,8 @@ def result_on_command_line(airflow: LocalAirflow, connection: dict[str, str]) ->
     )
     output = done.stdout + done.stderr
     assert API_KEY not in output
-    return done.returncode == 0, output
+    # Airflow 3.1 and 3.2 exit with 0 in either case.
+    return "Connection success!" in output, output
 
 
 @pytest.fixture

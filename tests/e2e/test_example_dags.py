@@ -8,6 +8,7 @@ import signal
 from datetime import datetime, timedelta
 
 import pytest
+from conftest import AIRFLOW
 from videos import assert_modified
 
 from airflow_provider_luma.simulator import Simulator
@@ -65,7 +66,8 @@ def test_decorator_example_dag_submits_what_its_functions_return_even_after_a_qu
     tasks = [task for task in airflow.tasks("luma_decorator", run_id) if task["task_id"] == "weather"]
     assert {task["rendered_map_index"] for task in tasks} == {"rain", "snow"}
     assert {task["try_number"] for task in tasks} == {1}
-    assert {task["rendered_fields"]["prompt"] for task in tasks} == set(prompts[1:])
+    if AIRFLOW >= (3, 3):  # 3.1 and 3.2 show the fields as they were before the function was called
+        assert {task["rendered_fields"]["prompt"] for task in tasks} == set(prompts[1:])
 
 
 def test_job_of_a_minute_holds_no_worker_slot_and_survives_the_triggerer(

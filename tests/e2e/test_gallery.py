@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def batch(airflow: LocalAirflow, luma: Simulator) -> str:
 
 
 @pytest.fixture(scope="module")
-def of_200(airflow: LocalAirflow, luma: Simulator, batch: str) -> str:
+def of_200(airflow: LocalAirflow, luma: Simulator, batch: str) -> Iterator[str]:
     """Return the gallery of 200 jobs: every tenth has failed, every tenth is at Luma, the others are finished."""
     results = [airflow.xcom("luma_batch", batch, "modify", map_index=index) for index in range(3)]
     rows = {}
@@ -76,7 +77,9 @@ def of_200(airflow: LocalAirflow, luma: Simulator, batch: str) -> str:
     subprocess.run(
         [sys.executable, script], input=json.dumps(run), text=True, env=airflow.environment, cwd=REPOSITORY, check=True
     )
-    return address(airflow, "gallery_of_200", run_id)
+    yield address(airflow, "gallery_of_200", run_id)
+    # Tasks that wait for nothing would take slots of the pool for ever.
+    airflow.call("DELETE", f"/dags/gallery_of_200/dagRuns/{run_id}")
 
 
 def address(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
