@@ -167,6 +167,8 @@ def take_all(camera: Camera) -> None:
     camera.open(f"/dags/luma_long_video/runs/{run_id}")
     camera.act("//button[contains(@aria-label, 'Show Graph')]")
     camera.until("return document.querySelectorAll('.react-flow__node').length > 0")
+    camera.act("//button[@aria-label='Expand all task groups']")
+    camera.until("return document.querySelectorAll('.react-flow__node').length > 4")
     camera.take("film")
 
     run_id = camera.finish("luma_batch", prompt=PROMPT)

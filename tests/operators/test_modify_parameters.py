@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, BaseOperator
@@ -41,6 +45,24 @@ class TestLiterals:
     def test_multiple_outputs_is_on_unless_switched_off(self, modify):
         assert modify().multiple_outputs is True
         assert modify(multiple_outputs=False).multiple_outputs is False
+
+
+@pytest.mark.parametrize("setting", ["True", "False", None])
+def test_task_is_deferrable_whatever_airflow_takes_as_the_default(setting):
+    """Airflow reads False where nobody has set it, so it says nothing about what a user wants."""
+    code = """
+from airflow_provider_luma.operators.luma import LumaModifyOperator
+from airflow_provider_luma.sensors.luma import LumaTaskSensor
+modify = LumaModifyOperator(task_id="modify", prompt="Make it snow", video_url="https://example.com/v.mp4")
+assert modify.deferrable is LumaTaskSensor(task_id="wait", luma_task_id="x").deferrable is True
+"""
+    environment = {**os.environ, "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": setting or ""}
+    if setting is None:
+        del environment["AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class TestTemplates:
