@@ -106,7 +106,8 @@ def frame_times(container: InputContainer, video: VideoStream) -> FrameTimes:
     if not durations or not video.time_base:
         raise undecodable("it holds no frame")
     ticks = sorted(durations)
-    return FrameTimes(ticks, video.time_base, durations[ticks[-1]])
+    time_base = Fraction(video.time_base.numerator, video.time_base.denominator)  # since PyAV 19 a type of its own
+    return FrameTimes(ticks, time_base, durations[ticks[-1]])
 
 
 def decoded(container: InputContainer, video: VideoStream) -> Iterator[tuple[Fraction, av.VideoFrame]]:
