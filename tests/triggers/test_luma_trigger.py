@@ -272,6 +272,7 @@ class TestEnd:
         luma_task_id = submit(processing_seconds=60)
         if moment == "during a status check":
             luma.configure(faults=["status:hang,seconds=10"])
+        gc.collect()  # what other tests have left
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             waiting = asyncio.create_task(only_event(trigger(luma_task_id, poll_interval=10)))
