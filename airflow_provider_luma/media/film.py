@@ -156,7 +156,9 @@ class Pictures:
         """Return a frame's picture; of the same frame again, the same."""
         if self._last and self._last[0] is frame:
             return self._last[1]
-        kind = (video, frame.width, frame.height, frame.format.name, frame.rotation, frame.color_trc)
+        # One graph for all clips that are alike: a graph that is dropped may keep its memory for long.
+        shape = (frame.width, frame.height, video.codec_context.sample_aspect_ratio, frame.rotation, frame.time_base)
+        kind = (*shape, frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
         if kind != self._kind:
             self._kind, self._graph = kind, self._new_graph(frame, video)
         self._graph.vpush(frame)
