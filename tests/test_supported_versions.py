@@ -39,7 +39,7 @@ def test_each_release_of_the_table_is_the_one_that_is_pinned():
 
 def test_metadata_claims_the_pythons_that_the_readme_says_were_tested_and_no_other():
     claimed = {match[1] for line in PROJECT["classifiers"] if (match := re.search(r"Python :: (3\.\d+)$", line))}
-    sentence = SECTION.split("All tests run")[1].split("Python 3.14")[0]
+    sentence = SECTION.split("All tests run")[1].split("\n\n")[0]
     assert claimed == set(re.findall(r"\b3\.1[1-9]\b", sentence))
 
 
