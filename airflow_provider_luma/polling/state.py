@@ -44,8 +44,8 @@ POLLS_FOR_MISSING_URLS = 3
 #: Poll intervals between two status checks of a job for which a callback is expected.
 INTERVALS_WITH_CALLBACK = 10
 
-#: Seconds between two log lines about a job whose status does not change.
-PROGRESS_INTERVAL = 60.0
+#: Seconds between two log lines about a job whose status does not change, and as a part of its age, if that is more.
+PROGRESS_INTERVAL, PROGRESS_PART_OF_AGE = 60.0, 1 / 3
 
 
 @dataclass(frozen=True)
@@ -174,17 +174,19 @@ class PollState:
 
     def progress(self, now: float) -> tuple[int, str] | None:
         """
-        Return the level and the text to log now: after the first check, after every change, and about once a minute.
+        Return the level and the text to log now: after the first check, after every change, and then from time to time.
 
         :param now: seconds since the epoch
         """
+        age = max(0.0, now - (self.created_at or self._first_poll_at or now))
         if self._logged is not None:
             logged_at, logged = self._logged
-            if logged == self._status_text and now - logged_at < PROGRESS_INTERVAL:
+            interval = max(PROGRESS_INTERVAL, age * PROGRESS_PART_OF_AGE)
+            if logged == self._status_text and now - logged_at < interval:
                 return None
         self._logged = (now, self._status_text)
-        age = timedelta(seconds=max(0, round(now - (self.created_at or self._first_poll_at or now))))
-        return self._log_level, f"Luma task {self.luma_task_id} {self._status_text} (age {age})"
+        shown_age = timedelta(seconds=round(age))
+        return self._log_level, f"Luma task {self.luma_task_id} {self._status_text} (age {shown_age})"
 
     def _on_running(self, task: LumaTask, now: float, *, expects_callback: bool) -> PollOutcome:
         if not task.status.is_documented:
