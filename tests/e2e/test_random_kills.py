@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from demo.local_airflow import LocalAirflow
 JOBS = int(os.environ.get("RANDOM_KILLS_JOBS", "100"))
 SECONDS_OF_KILLING = float(os.environ.get("RANDOM_KILLS_SECONDS", "150"))
 DAG_ID = "crash_at_random"
+UNKNOWN = "may have been accepted"
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(750 + SECONDS_OF_KILLING * 8)]
 
@@ -48,6 +50,39 @@ def kill_at_random(airflow: LocalAirflow, dice: random.Random, stop: threading.E
                 killed["worker"] += 1
         except psutil.NoSuchProcess:
             continue  # it ended by itself, just now
+
+
+def wait_for_end(airflow: LocalAirflow, run_id: str) -> None:
+    ended = ("success", "failed")
+    airflow.wait_until(lambda: airflow.run_state(DAG_ID, run_id) in ended, "all jobs to end", seconds=900, every=3)
+
+
+def last_log(airflow: LocalAirflow, run_id: str, task: dict[str, Any]) -> str:
+    return airflow.task_log(DAG_ID, run_id, "modify", task["try_number"], task["map_index"])
+
+
+def clear_those_that_were_always_killed(airflow: LocalAirflow, run_id: str, luma: Simulator) -> int:
+    """Clear the tasks of which not even the last try could say what became of them, as a person does."""
+    words = [UNKNOWN, *(job.task_id for job in luma.jobs)]
+    failed = [task for task in airflow.tasks(DAG_ID, run_id) if task["state"] == "failed"]
+    silent = {
+        task["map_index"]: task["try_number"]
+        for task in failed
+        if not any(word in last_log(airflow, run_id, task) for word in words)
+    }
+    if silent:
+        task_ids = [["modify", index] for index in silent]
+        options = {"dry_run": False, "dag_run_id": run_id, "task_ids": task_ids, "only_failed": True}
+        airflow.call("POST", f"/dags/{DAG_ID}/clearTaskInstances", json=options)
+        airflow.wait_until(
+            lambda: all(
+                task["try_number"] > silent.get(task["map_index"], 0) for task in airflow.tasks(DAG_ID, run_id)
+            ),
+            "a try that nobody kills",
+            seconds=240,
+        )
+        wait_for_end(airflow, run_id)
+    return len(silent)
 
 
 def test_every_accepted_job_is_accounted_for_after_random_kills(
@@ -85,9 +120,8 @@ def test_every_accepted_job_is_accounted_for_after_random_kills(
     finally:
         stop.set()
         killer.join()
-    airflow.wait_until(
-        lambda: airflow.run_state(DAG_ID, run_id) in ("success", "failed"), "all jobs to end", seconds=900, every=3
-    )
+    wait_for_end(airflow, run_id)
+    cleared = clear_those_that_were_always_killed(airflow, run_id, luma)
 
     tasks = airflow.tasks(DAG_ID, run_id)
     assert len(tasks) == JOBS
@@ -100,16 +134,16 @@ def test_every_accepted_job_is_accounted_for_after_random_kills(
             outcomes["succeeded"] += 1
             accounted.add(result["luma_task_id"])
             continue
-        log = airflow.task_log(DAG_ID, run_id, "modify", task["try_number"], map_index)
+        log = last_log(airflow, run_id, task)
         named = {luma_task_id for luma_task_id in accepted if luma_task_id in log}
         if named:
             outcomes["failed, naming its job"] += 1
             accounted |= named
         else:
-            assert "may have been accepted" in log, log[-2000:]
+            assert UNKNOWN in log, log[-2000:]
             outcomes["failed as unknown"] += 1
     with capsys.disabled():
-        print(f"\nkilled {dict(killed)}; jobs {dict(outcomes)}; accepted submissions {luma.accepted}")
+        print(f"\nkilled {dict(killed)}; cleared {cleared}; jobs {dict(outcomes)}; accepted {luma.accepted}")
     assert sum(killed.values()) > 10
     assert len(accepted) == luma.accepted, "each has an id of its own"
     assert luma.accepted == JOBS - outcomes["failed as unknown"], "one for each job that is not unknown, and no other"
