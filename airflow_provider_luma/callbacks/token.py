@@ -116,11 +116,9 @@ def reference_of(url: str | None) -> str | None:
 
 
 def _proof_in(url: str | None) -> CallbackProof | None:
-    try:
-        parts = urlsplit(url or "")
-    except ValueError:
-        return None
-    return CallbackProof.read(parts.query) if parts.path.endswith(PATH) else None
+    # Not urlsplit: it normalises a host that is not ASCII, which takes half a minute for one of 120,000 accents.
+    address, _, query = (url or "").partition("?")
+    return CallbackProof.read(query) if address.endswith(PATH) else None
 
 
 def base_url_problem(connection: LumaConnection) -> str | None:

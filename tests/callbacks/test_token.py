@@ -292,6 +292,14 @@ class TestIsOurs:
     def test_address_is_ours_whatever_the_public_address_was_at_the_submission(self, base):
         assert is_ours(f"{base}{PATH}?{query_of()}", CONNECTION, REFERENCE)
 
+    def test_host_of_any_length_and_script_is_read_at_once(self):
+        """The event loop is that of all triggers of all DAGs: an address that Luma tells must not hold it up."""
+        accents = "\N{COMBINING ACUTE ACCENT}\N{COMBINING GRAVE ACCENT BELOW}" * 30_000
+        url = f"https://{accents}{PATH}?{query_of()}"
+        started = time.process_time()
+        assert is_ours(url, CONNECTION)
+        assert time.process_time() - started < 0.5
+
     def test_webhook_of_a_user_is_not_ours(self):
         assert not is_ours("https://hooks.example.com/luma/callback?token=abc", CONNECTION)
 
