@@ -69,7 +69,9 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         :raises LumaValidationError: it names no usable address
         """
         try:
-            connection = await get_async_connection(self.luma_conn_id)
+            # Also read to its end if the trigger is cancelled: on Airflow 3.1 the answer would be left to whoever asks
+            # Airflow next, and from then on no trigger of this triggerer would get its own.
+            connection = await asyncio.shield(get_async_connection(self.luma_conn_id))
         except AirflowNotFoundException as error:
             raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
         return LumaConnection.of(connection)

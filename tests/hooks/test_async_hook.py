@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -67,6 +68,25 @@ class TestAirflowConnection:
             for _ in range(3):
                 await hook.poll(new_state(luma_task_id))
         assert len(connection_reads) >= 3
+
+    async def test_connection_is_read_to_its_end_although_the_status_check_is_cancelled(self, luma_conn, monkeypatch):
+        """A callback resumes the task and cancels its trigger at any time; Airflow 3.1 must get rid of its answer."""
+        begun, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def read(_: str) -> None:
+            begun.set()
+            await may_end.wait()
+            ended.set()
+
+        monkeypatch.setattr(luma_async, "get_async_connection", read)
+        check = asyncio.create_task(LumaAsyncHook().poll(new_state()))
+        await begun.wait()
+        check.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await check
+        may_end.set()
+        async with asyncio.timeout(5):
+            await ended.wait()
 
     async def test_wrong_api_key_that_was_not_replaced_ends_the_wait(self, luma, set_connection):
         set_connection(luma.base_url, key="another-key")
