@@ -98,15 +98,20 @@ def token_of(url: str) -> str:
     return parse_qs(urlsplit(url).query)["token"][0]
 
 
-def is_ours(url: str | None, connection: LumaConnection, reference: str | None = None) -> bool:
+def is_ours(
+    url: str | None, connection: LumaConnection, reference: str | None = None, *, conn_id: str | None = None
+) -> bool:
     """
     Tell whether a job's callback address is one of :func:`callback_url`.
 
     :param url: what the service says of the job
     :param reference: the one submission it must belong to; None for any
+    :param conn_id: the connection that it must name; None for any with this API key
     """
     proof = _proof_in(url)
-    return proof is not None and reference in (None, proof.reference) and proof.is_valid_for(connection)
+    if proof is None or reference not in (None, proof.reference) or conn_id not in (None, proof.conn_id):
+        return False
+    return proof.is_valid_for(connection)
 
 
 def reference_of(url: str | None) -> str | None:

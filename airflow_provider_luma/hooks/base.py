@@ -51,7 +51,10 @@ class LumaHookBase:
         """
         now = time.time()
         if isinstance(result, LumaTask):
-            expects_callback = connection is not None and token.is_ours(result.callback_url, connection)
+            # One that comes over another connection, even with the same API key, resumes no task of this one.
+            expects_callback = connection is not None and token.is_ours(
+                result.callback_url, connection, conn_id=self.luma_conn_id
+            )
             outcome = state.on_status(result, now, expects_callback=expects_callback)
         elif isinstance(result, LumaError):
             outcome = state.on_error(result, now)

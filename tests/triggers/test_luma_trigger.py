@@ -230,9 +230,9 @@ class TestExpectedCallback:
         return _intervals
 
     @staticmethod
-    def callback_url(api_key: str) -> str | None:
+    def callback_url(api_key: str, conn_id: str = "luma_default") -> str | None:
         connection = LumaConnection("http://127.0.0.1:9", api_key, callback_base_url="http://127.0.0.1:9")
-        return token.callback_url(connection, "luma_default", new_reference())
+        return token.callback_url(connection, conn_id, new_reference())
 
     async def test_a_job_with_our_callback_address_is_checked_every_ten_intervals(
         self, submit_with, intervals, api_key
@@ -248,13 +248,14 @@ class TestExpectedCallback:
         assert event["error"]["type"] == "LumaTimeoutError"
         assert len(status_checks(luma)) == 2
 
-    @pytest.mark.parametrize("whose", ["a user's own", "another account's", "nobody's"])
+    @pytest.mark.parametrize("whose", ["a user's own", "another account's", "another connection's", "nobody's"])
     async def test_a_job_with_another_callback_address_is_checked_at_every_interval(
-        self, submit_with, intervals, whose
+        self, submit_with, intervals, api_key, whose
     ):
         callback_url = {
             "a user's own": "http://127.0.0.1:9/luma/callback?token=abc",
             "another account's": self.callback_url("another-key"),
+            "another connection's": self.callback_url(api_key, "luma_other"),  # whose callback resumes no task of this
             "nobody's": None,
         }[whose]
         luma_task_id = submit_with(callback_url)
