@@ -121,12 +121,13 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             used = used or self._connection
             try:
                 is_unchanged = await self.get_luma_connection() == used
+                if not is_unchanged and self._connection is used:
+                    self._retire_session()
+                await self._opened()  # reads it once more, and that can fail, too
             except Exception as error:
                 raise self._unreadable_connection(error) from error
             if is_unchanged:
                 raise
-            if self._connection is used:
-                self._retire_session()
             return await self._get_status(luma_task_id)
 
     def _retire_session(self) -> None:

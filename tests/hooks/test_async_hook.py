@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 
 import pytest
@@ -104,6 +105,26 @@ class TestAirflowConnection:
             set_connection(luma.base_url)
             assert isinstance(await hook.poll(new_state()), PollAgain)
         assert [call.code for call in status_checks(luma)] == [401, 401, 404]
+
+    async def test_connection_that_cannot_be_read_just_after_its_key_was_replaced_is_waited_out(
+        self, luma, set_connection, monkeypatch
+    ):
+        set_connection(luma.base_url, key="another-key")
+        read, reads = luma_async.get_async_connection, itertools.count(1)
+
+        async def read_twice(conn_id: str) -> object:
+            if next(reads) == 3:
+                raise OSError("the secrets backend is down")
+            return await read(conn_id)
+
+        monkeypatch.setattr(luma_async, "get_async_connection", read_twice)
+        async with LumaAsyncHook() as hook:
+            with pytest.raises(LumaAuthError):
+                await hook._get_status("abc")
+            set_connection(luma.base_url)
+            outcomes = [await hook.poll(new_state()) for _ in range(2)]
+        assert all(isinstance(outcome, PollAgain) for outcome in outcomes)
+        assert "secrets backend" in str(outcomes[0].error)
 
     async def test_missing_connection_is_waited_for_until_it_is_created(self, luma, set_connection):
         state = new_state()
