@@ -121,13 +121,12 @@ class LumaApiHook(LumaHookBase, HttpHook):
         self,
         request: protocol.Request,
         connection: LumaConnection,
-        before_send: Callable[[], None] | None = None,
+        before_send: Callable[[], None] = lambda: None,
     ) -> protocol.Response:
         # A session per call, as in HttpHook: a kept connection that the server has closed meanwhile would make
         # the outcome of a submission unknown without need.
         with self._open(connection) as session:
-            if before_send is not None:
-                check_before_send(session, before_send)
+            check_before_send(session, before_send)
             response = session.request(
                 request.method,
                 self.base_url + request.path,
@@ -148,6 +147,7 @@ class LumaApiHook(LumaHookBase, HttpHook):
         connection = self.get_luma_connection()
         try:
             with self._open(connection) as session:
+                check_before_send(session, lambda: None)
                 response = session.post(
                     connection.upload_url + UPLOAD_PATH,
                     data=form,

@@ -8,12 +8,15 @@ requests serves the workers, aiohttp the triggerer. Both are given exactly what
 
 from __future__ import annotations
 
+import io
+import math
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from http.client import BadStatusLine, RemoteDisconnected, UnknownProtocol
+from http.client import BadStatusLine, HTTPResponse, RemoteDisconnected, UnknownProtocol
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +33,8 @@ T = TypeVar("T")
 #: Bytes of an answer that are read; the service's own are a few thousand. What is cut off here is no readable answer.
 MAX_BODY_SIZE = 256 * 1024
 
+#: Seconds in which an answer to a worker must have arrived, from its first byte on.
+ANSWER_TIMEOUT = 120.0
 
 #: Characters of an API key below which it is not looked for in answers: it could be a word in them. Real ones have 32.
 MIN_KEY_LENGTH = 8
@@ -77,8 +82,35 @@ class BearerAuth(requests.auth.AuthBase):
         return request
 
 
+class _Reader(io.RawIOBase):
+    """Reads an answer, unless it takes too long. In one that drips each byte is in time for the socket's timeout."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw, self._deadline = raw, math.inf
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError("the answer does not come to an end")
+        count = self._raw.readinto(buffer)
+        self._deadline = min(self._deadline, time.monotonic() + ANSWER_TIMEOUT)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.fp = io.BufferedReader(_Reader(self.fp.detach()))
+
+
 class _CheckedAdapter(HTTPAdapter):
-    """Calls ``check`` on each open connection, just before a request is sent."""
+    """Calls ``check`` on each open connection, just before a request is sent; reads no answer for ever."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
@@ -100,6 +132,8 @@ class _CheckedAdapter(HTTPAdapter):
 
 def _checked_pool(pool: Any, check: Callable[[], None]) -> Any:
     class Connection(pool.ConnectionCls):  # type: ignore[misc]
+        response_class = _Answer
+
         def endheaders(self, *arguments: Any, **options: Any) -> None:
             # Called once for a request, and not for the CONNECT that opens a tunnel through a proxy.
             if self.sock is None:
@@ -112,7 +146,7 @@ def _checked_pool(pool: Any, check: Callable[[], None]) -> Any:
 
 def check_before_send(session: requests.Session, check: Callable[[], None]) -> None:
     """
-    Have a session call ``check`` on each open connection, just before a request is sent.
+    Have a session call ``check`` on each open connection, just before a request is sent, and read no answer for ever.
 
     Opening a connection can take half a minute, in which the reason for the request may have gone.
     """

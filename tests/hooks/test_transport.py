@@ -13,7 +13,13 @@ import pytest
 import requests
 
 from airflow_provider_luma import backoff
-from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.exceptions import (
+    LumaError,
+    LumaSubmissionUnknownError,
+    LumaUnavailableError,
+    LumaValidationError,
+)
+from airflow_provider_luma.hooks import transport
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.polling.state import Failed, PollState
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest
@@ -130,6 +136,38 @@ class TestTimeout:
         with pytest.raises(LumaUnavailableError):
             await check_once_in_triggerer()
         assert 0.4 <= time.monotonic() - started < 5
+
+
+class TestServerThatDrips:
+    """One that is always about to answer. Each byte is in time, so no timeout of a read ends that."""
+
+    HEAD = b"HTTP/1.1 200 OK\r\n"
+    ANSWERS = pytest.mark.parametrize(
+        ("before", "drip"),
+        [(HEAD + b"X-Long: ", b"x"), (HEAD + b"Content-Length: 100000\r\n\r\n", b" "), (HEAD + b"\r\n", b" ")],
+        ids=["head", "body", "body without a length"],
+    )
+
+    @pytest.fixture
+    def connected(self, wires, set_connection, monkeypatch, before, drip):
+        """Connects to such a server."""
+        monkeypatch.setattr(transport, "ANSWER_TIMEOUT", 0.3)
+        monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.01)
+        set_connection(wires.start(wires.answer(raw=before, drip=drip)).base_url)
+
+    @ANSWERS
+    @pytest.mark.timeout(20)
+    @pytest.mark.usefixtures("connected")
+    def test_status_check_of_a_worker_is_given_up(self):
+        with pytest.raises(LumaUnavailableError, match="does not come to an end|timed out"):
+            LumaHook().get_task("abc")
+
+    @ANSWERS
+    @pytest.mark.timeout(20)
+    @pytest.mark.usefixtures("connected")
+    def test_outcome_of_a_submission_is_unknown(self):
+        with pytest.raises(LumaSubmissionUnknownError, match="does not come to an end|timed out"):
+            LumaHook().submit(ModifyRequest(PROMPT, VIDEO))
 
 
 class TestRedirects:

@@ -26,7 +26,11 @@ class Received:
 
 @dataclass
 class Answer:
-    """What a :class:`Wire` answers: an HTTP answer, or, with ``cut`` or ``hang``, none; ``raw`` goes below any TLS."""
+    """
+    What a :class:`Wire` answers: an HTTP answer, or, with ``cut`` or ``hang``, none; ``raw`` goes below any TLS.
+
+    ``drip`` follows ``raw`` again and again, every hundredth of a second.
+    """
 
     status: int = 200
     body: bytes = b""
@@ -34,6 +38,7 @@ class Answer:
     cut: bool = False
     hang: bool = False
     raw: bytes = b""
+    drip: bytes = b""
 
 
 def envelope(code: int, data: Any = None, msg: str = "said by the service", *, status: int = 200) -> Answer:
@@ -92,6 +97,8 @@ class Wire:
             self._closing.wait(30)
         if answer.raw:
             os.write(handler.connection.fileno(), answer.raw)
+        while answer.drip and not self._closing.wait(0.01):
+            os.write(handler.connection.fileno(), answer.drip)
         if answer.cut or answer.hang or answer.raw:
             return
         handler.send_response(answer.status)
