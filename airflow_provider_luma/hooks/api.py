@@ -19,7 +19,7 @@ from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_luma import backoff, protocol
 from airflow_provider_luma.connection import LumaConnection, missing_connection
-from airflow_provider_luma.exceptions import LumaUnavailableError
+from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import LumaHookBase
 from airflow_provider_luma.hooks.transport import (
     api_session,
@@ -112,7 +112,9 @@ class LumaApiHook(LumaHookBase, HttpHook):
         self._checked_connection = None  # it may be old by the time of a submission that follows
         try:
             response = self._send(request, connection or self.get_luma_connection())
-        except OSError as error:
+        except LumaError:
+            raise
+        except (OSError, ValueError) as error:  # the latter of an address that is none, also in a redirect
             # Its text says all; its traceback would only fill a screen of the task's log.
             raise LumaUnavailableError(None, f"{self.base_url} did not answer: {reason_of(error)}") from None
         return read(response)

@@ -130,9 +130,10 @@ class LumaHook(LumaApiHook):
             if is_sent:
                 told = f"the submission was sent to {self.base_url}, but no answer came: {reason_of(error)}"
                 raise LumaSubmissionUnknownError(None, f"{told}. It may have been accepted") from None
-            if isinstance(error, OSError):
-                raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason_of(error)}") from None
-            raise
+            # An address that is none, as of a misspelt host, is a ValueError.
+            if isinstance(error, LumaError) or not isinstance(error, (OSError, ValueError)):
+                raise
+            raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason_of(error)}") from None
         return protocol.read_submission(response)
 
     def retry_submission(self, attempt: Callable[[], str], timeout: float) -> str:

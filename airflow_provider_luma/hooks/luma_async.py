@@ -160,7 +160,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
                     if len(body) >= MAX_BODY_SIZE:
                         break
                 return to_response(connection, response.status, bytes(body[:MAX_BODY_SIZE]), response.headers)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # the last of an address that is none
             reason = str(error) or type(error).__name__
             raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
 

@@ -178,6 +178,12 @@ class TestNeverConnected:
         service.join()
         assert len(wires.started[0].received) == 1
 
+    def test_host_that_is_no_name_is_no_unknown_outcome(self, set_connection, monkeypatch):
+        monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.1)
+        set_connection("http://luma..example.com:80")
+        with pytest.raises(LumaUnavailableError, match="could not be reached"):
+            LumaHook().modify_video(PROMPT, "https://example.com/v.mp4")
+
     @pytest.mark.parametrize("kind", ["refused TLS", "plain HTTP"])
     def test_failed_tls_handshake_is_no_unknown_outcome(self, wires, set_connection, certificates, monkeypatch, kind):
         monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.1)

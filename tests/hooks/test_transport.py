@@ -21,7 +21,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.hooks import transport
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
-from airflow_provider_luma.polling.state import Failed, PollState
+from airflow_provider_luma.polling.state import Failed, PollAgain, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest
 from tests.support.tls import server_context, strict_client_context
 
@@ -168,6 +168,32 @@ class TestServerThatDrips:
     def test_outcome_of_a_submission_is_unknown(self):
         with pytest.raises(LumaSubmissionUnknownError, match="does not come to an end|timed out"):
             LumaHook().submit(ModifyRequest(PROMPT, VIDEO))
+
+
+class TestUnusableAddresses:
+    """An address that no client takes, of a connection that is being edited or in a redirect, ends no wait."""
+
+    @pytest.fixture
+    def outcomes(self):
+        """Checks a job's status once in a worker and once in the triggerer; returns the outcomes."""
+
+        async def _outcomes() -> list[PollOutcome]:
+            async with LumaAsyncHook() as hook:
+                in_triggerer = await hook.poll(PollState("abc", poll_interval=1))
+            return [in_triggerer, await asyncio.to_thread(LumaHook().poll, PollState("abc", poll_interval=1))]
+
+        return _outcomes
+
+    @pytest.mark.parametrize("host", ["luma..example.com", f"{'x' * 64}.example.com"])
+    async def test_host_that_is_no_name_is_waited_out(self, set_connection, outcomes, host):
+        set_connection(f"http://{host}:80")
+        assert all(isinstance(outcome, PollAgain) and outcome.error for outcome in await outcomes())
+
+    @pytest.mark.parametrize("target", ["http://[::1", "http://[bad]/", "http://\xff/", "http://.../"])
+    async def test_redirect_to_no_address_is_waited_out(self, wires, set_connection, outcomes, target):
+        wire = wires.start(wires.answer(302, headers={"Location": target}))
+        set_connection(wire.base_url, allow_redirects=True)
+        assert all(isinstance(outcome, PollAgain) and outcome.error for outcome in await outcomes())
 
 
 class TestRedirects:
