@@ -176,7 +176,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             ti = context["ti"]
             luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
             with pushed_failure(context):
-                store = self.open_store(context)
+                # With an id no record is needed, and what keeps it may be what the task has waited for.
+                store = None if luma_task_id else self.open_store(context)
                 raise execution_timeout_error(store, self.execution_timeout, luma_task_id) from error
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:

@@ -363,15 +363,18 @@ class Submitter:
 
 
 def execution_timeout_error(
-    store: SubmissionStore, execution_timeout: timedelta | None, luma_task_id: str | None
+    store: SubmissionStore | None, execution_timeout: timedelta | None, luma_task_id: str | None
 ) -> LumaTimeoutError:
-    """Return the error of a task whose ``execution_timeout`` has ended the wait; it tells what became of the money."""
-    record = store.load()
+    """
+    Return the error of a task whose ``execution_timeout`` has ended the wait; it tells what became of the money.
+
+    :param store: where the record of the task's submission lives; None if the job's id is known
+    """
     if luma_task_id:
         consequence = (
             "It was not cancelled, as Luma cannot cancel: it is still running there under this id, and paid for"
         )
-    elif store.is_durable and (record is None or record.luma_task_id is not None):
+    elif store and store.is_durable and ((record := store.load()) is None or record.luma_task_id is not None):
         consequence = "Luma had accepted no job of this try; nothing was billed"
     else:
         consequence = "No answer to a submission is known; a job may have been accepted, and be running"

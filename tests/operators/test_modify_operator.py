@@ -130,6 +130,16 @@ class TestExecuteComplete:
         assert "0:00:07" in str(caught.value)
         assert "still running" in str(caught.value)
 
+    def test_execution_timeout_names_the_job_also_while_the_connection_cannot_be_read(
+        self, luma, modify, context, monkeypatch
+    ):
+        deferral_of(modify(execution_timeout=timedelta(seconds=7)).execute, context)
+        monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
+        resumed = modify(execution_timeout=timedelta(seconds=7))
+        with pytest.raises(LumaTimeoutError) as caught:
+            resumed.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+        assert caught.value.luma_task_id == luma.jobs[0].task_id
+
 
 class TestOnKill:
     def test_kill_before_the_submission_refers_to_the_luma_account(self, modify, task_log):
