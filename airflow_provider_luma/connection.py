@@ -184,7 +184,7 @@ def _submission_store(value: object, name: str) -> str | None:
         raise LumaValidationError(
             None,
             f"{name}: submission_store in its extra must be a folder that all workers share, e.g. "
-            "s3://my_aws@bucket/luma or file:///shared/luma",
+            "s3://my_aws@bucket/luma or file:///shared/airflow/luma",
         )
     return folder or None
 
