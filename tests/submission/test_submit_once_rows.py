@@ -272,13 +272,15 @@ class TestMissingVideo:
         assert sync_task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id
 
     def test_person_who_was_only_told_of_a_lost_answer_gets_no_second_job(self, luma, sync_task, callbacks_on, until):
-        luma.configure(processing_seconds=0.3, faults=["submit:cut,after_accept,times=1"])
+        faults = ["submit:cut,after_accept,times=1", "status:unknown_flag,flag=0"]
+        luma.configure(processing_seconds=0.3, faults=faults)
         with pytest.raises(AirflowFailException, match="log page"):
             sync_task.run_try()
         sync_task.store.record_callback(luma.jobs[0].task_id)
         with pytest.raises(LumaTimeoutError):
             sync_task.clear_and_run(timeout=0.05)
         until(lambda: luma.jobs[0].complete_time)
+        luma.configure(faults=[])
         with pytest.raises(LumaResultMissingError):
             sync_task.clear_and_run()
         assert luma.accepted == 1
