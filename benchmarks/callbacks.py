@@ -32,7 +32,7 @@ WAITING, RECORDS = 5_000, 200_000
 
 def main() -> None:
     """Measure in a process of its own, whose Airflow has a database of its own, and print a table."""
-    from demo.postgres import binaries, postgres
+    from harness.postgres import binaries, postgres
 
     programs = binaries()
     if programs is None:
@@ -54,7 +54,7 @@ def measure() -> None:
     """Measure, and print a table."""
     from airflow.utils.db import initdb
 
-    from tests.support.api_server import KEY, api_server_process
+    from harness.api_server import KEY, api_server_process
 
     initdb()
     _execute("ALTER SYSTEM SET autovacuum = off")
@@ -91,8 +91,8 @@ def _callbacks(port: int, receiver: psutil.Process, *, names_try: bool) -> tuple
     from airflow_provider_luma.callbacks.token import callback_url
     from airflow_provider_luma.connection import LumaConnection
     from airflow_provider_luma.submission.decision import SubmissionRecord, new_reference
-    from tests.support.api_server import KEY
-    from tests.support.metadata_db import MetadataDb, TaskStateStoreModel, operator_awaiting_job
+    from harness.api_server import KEY
+    from harness.metadata_db import MetadataDb, TaskStateStoreModel, operator_awaiting_job
 
     db, connection = MetadataDb(), LumaConnection("http://127.0.0.1:9", KEY, callback_base_url="http://airflow")
     jobs, dag_id = [new_reference() for _ in range(CALLBACKS)], f"measured_{time.time_ns()}"
@@ -129,7 +129,7 @@ def _cpu(receiver: psutil.Process) -> tuple[float, float]:
 
 def _fill(*, has_others: bool) -> None:
     """Leave no other tasks and records, or many: copies of one, with names of their own."""
-    from tests.support.metadata_db import JOB, MetadataDb, SubmissionRecord, TaskStateStoreModel, operator_awaiting_job
+    from harness.metadata_db import JOB, MetadataDb, SubmissionRecord, TaskStateStoreModel, operator_awaiting_job
 
     MetadataDb.empty()
     _execute("VACUUM FULL")

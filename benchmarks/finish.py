@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 JOBS = 50
 #: Seconds; spread out, so that not all resumed tasks want a process at once.

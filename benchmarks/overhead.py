@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 RUNS, SECONDS = 3, 30
 WAYS = ("ours_with_callbacks", "ours_polling", "http_operator_and_sensor")

@@ -35,8 +35,8 @@ from airflow_provider_luma.simulator import Settings, Simulator
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from benchmarks.triggerer import blocked, connect, triggerer_processes
 from benchmarks.waiting import SensorTrigger
-from demo.local_airflow import LocalAirflow
-from demo.postgres import binaries, postgres
+from harness.local_airflow import LocalAirflow
+from harness.postgres import binaries, postgres
 
 JOBS = int(os.environ.get("COST_JOBS", "1000"))
 STARTS = int(os.environ.get("COST_STARTS", "3"))

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from benchmarks.overhead import slot_seconds
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 JOBS = int(os.environ.get("SUBMITTED_JOBS", "200"))
 TIMEOUT = 1800

@@ -26,8 +26,8 @@ import psutil
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from benchmarks.waiting import most_in_a_second
-from demo.local_airflow import LocalAirflow
-from demo.postgres import binaries, postgres
+from harness.local_airflow import LocalAirflow
+from harness.postgres import binaries, postgres
 
 JOBS = int(os.environ.get("ENDURING_JOBS", "1000"))
 MINUTES = float(os.environ.get("ENDURING_MINUTES", "10"))

@@ -34,8 +34,8 @@ from urllib.request import urlretrieve
 import av
 import av.error
 
-from demo.cluster import AirflowCluster, services
-from demo.local_airflow import AirflowProblem, LocalAirflow
+from harness.cluster import AirflowCluster, services
+from harness.local_airflow import AirflowProblem, LocalAirflow
 
 DAGS = Path(__file__).parent.parent / "dags"
 PROMPT = "Make it a rainy night with neon lights"

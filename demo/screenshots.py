@@ -28,7 +28,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 REPOSITORY = Path(__file__).parent.parent
 IMAGES = REPOSITORY / "docs" / "images"

@@ -182,3 +182,15 @@ def test_modules_and_functions_stay_small(file):
             assert node.end_lineno - node.lineno < 40, f"{node.name} is too long"
         if isinstance(node, ast.ClassDef) and node.name == "LumaModifyOperator":
             assert node.end_lineno - node.lineno < 250
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [("tests", ("benchmarks",)), ("benchmarks", ("tests",)), ("harness", ("tests", "benchmarks", "demo"))],
+)
+def test_tests_and_benchmarks_share_the_harness_and_nothing_else(folder, others):
+    files = [file for file in (PACKAGE.parent / folder).rglob("*.py") if not file.is_symlink()]
+    assert files
+    for file in files:
+        roots = {name.partition(".")[0] for name in imports_of(ast.parse(file.read_text()), inside_functions=True)}
+        assert roots.isdisjoint(others), file

@@ -13,8 +13,8 @@ from airflow.utils.db import initdb
 
 from airflow_provider_luma.callbacks import connections, routes
 from airflow_provider_luma.callbacks.lookups import ConnectionLookups
-from tests.support.api_server import KEY, ApiServer
-from tests.support.metadata_db import MetadataDb
+from harness.api_server import KEY, ApiServer
+from harness.metadata_db import MetadataDb
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from airflow_provider_luma.callbacks.lookups import ConnectionLookups
 from airflow_provider_luma.callbacks.probe import Probe
 from airflow_provider_luma.callbacks.token import CallbackProof
 from airflow_provider_luma.connection import LumaConnection
-from tests.support.api_server import ENDED, KEY, proof
-from tests.support.metadata_db import operator_awaiting_job
+from harness.api_server import ENDED, KEY, proof
+from harness.metadata_db import operator_awaiting_job
 
 CONNECTION = LumaConnection("http://127.0.0.1:9", KEY)
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_luma.callbacks import routes
-from tests.support.api_server import ENDED, FORGED_QUERIES, proof
-from tests.support.metadata_db import MetadataDb, operator_awaiting_callback, operator_awaiting_job
+from harness.api_server import ENDED, FORGED_QUERIES, proof
+from harness.metadata_db import MetadataDb, operator_awaiting_callback, operator_awaiting_job
 
 PATHS = ["/luma/callback", "/luma/result", "/luma/static/result.css", "/luma/static/result.js", "/luma/"]
 METHODS = ["POST", "POST", "GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "QUERY", "", "post"]

@@ -11,8 +11,8 @@ import pytest
 
 from airflow_provider_luma.callbacks import lookups, resume
 from airflow_provider_luma.simulator.callbacks import signature
-from tests.support.api_server import ENDED, FORGED_QUERIES, KEY, proof
-from tests.support.metadata_db import JOB, operator_awaiting_job
+from harness.api_server import ENDED, FORGED_QUERIES, KEY, proof
+from harness.metadata_db import JOB, operator_awaiting_job
 
 try:
     from airflow.api_fastapi.common.http_access_log import HttpAccessLogMiddleware

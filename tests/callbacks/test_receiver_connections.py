@@ -15,7 +15,7 @@ from sqlalchemy import delete, text
 
 from airflow_provider_luma import callbacks
 from airflow_provider_luma.callbacks import connections, lookups
-from tests.support.api_server import KEY, proof
+from harness.api_server import KEY, proof
 
 needs_teams = pytest.mark.skipif(not hasattr(Connection, "team_name"), reason="Airflow 3.1 has no teams")
 

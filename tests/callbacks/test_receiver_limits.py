@@ -15,8 +15,8 @@ from sqlalchemy.exc import OperationalError
 
 from airflow_provider_luma.callbacks import resume, routes
 from airflow_provider_luma.submission import object_store
-from tests.support.api_server import ENDED, proof
-from tests.support.metadata_db import JOB, operator_awaiting_job
+from harness.api_server import ENDED, proof
+from harness.metadata_db import JOB, operator_awaiting_job
 
 
 class TestBodies:

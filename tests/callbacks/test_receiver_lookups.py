@@ -14,8 +14,8 @@ from airflow.utils.session import create_session
 from sqlalchemy import delete
 
 from airflow_provider_luma.callbacks import lookups
-from tests.support.api_server import ENDED, KEY, api_server_process, proof
-from tests.support.metadata_db import operator_awaiting_job
+from harness.api_server import ENDED, KEY, api_server_process, proof
+from harness.metadata_db import operator_awaiting_job
 from tests.support.secrets_backend import BACKEND, SecretsBackend
 
 #: What the secrets backend holds; what other tests use, it does not.

@@ -17,8 +17,8 @@ from airflow_provider_luma.callbacks import resume
 from airflow_provider_luma.submission.decision import SubmissionRecord, new_reference
 from airflow_provider_luma.submission.object_store import ObjectSubmissionStore
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
-from tests.support.api_server import proof
-from tests.support.metadata_db import (
+from harness.api_server import proof
+from harness.metadata_db import (
     JOB,
     TaskStateStoreModel,
     another_providers_task,

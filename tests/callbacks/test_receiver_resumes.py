@@ -12,8 +12,8 @@ import pytest
 from airflow_provider_luma.callbacks import resume, routes
 from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.submission.decision import new_reference
-from tests.support.api_server import ENDED, proof
-from tests.support.metadata_db import (
+from harness.api_server import ENDED, proof
+from harness.metadata_db import (
     JOB,
     another_providers_task,
     operator_awaiting_callback,

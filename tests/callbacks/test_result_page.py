@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.api_server import proof
-from tests.support.metadata_db import operator_awaiting_job
+from harness.api_server import proof
+from harness.metadata_db import operator_awaiting_job
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])

@@ -17,7 +17,7 @@ from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 
 from airflow_provider_luma.exceptions import LumaTimeoutError, LumaValidationError
 from airflow_provider_luma.operators.luma import LumaModifyOperator
-from tests.support.deferrals import awaited_job, deferral_of, expiry_event, resume
+from harness.deferrals import awaited_job, deferral_of, expiry_event, resume
 from tests.support.operator_fixtures import RESULT_KEYS
 from tests.support.task_instance import TaskRun, TaskStateStore
 

@@ -17,8 +17,8 @@ from browsers import browser, stranger
 from scenarios import CALLBACKS, CRASHES, INPUTS, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from demo.local_airflow import LocalAirflow
-from demo.postgres import binaries, postgres
+from harness.local_airflow import LocalAirflow
+from harness.postgres import binaries, postgres
 from tests.support.s3_fixtures import s3_endpoint
 from tests.support.storages import BUCKET, Bucket, aws_connection
 

@@ -22,7 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 DAG_ID = "luma_modify"
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])

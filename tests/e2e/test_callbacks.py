@@ -16,7 +16,7 @@ from test_submit_once import kill_process_that_calls, modify, wait_for_state
 from airflow_provider_luma.callbacks.token import token_of
 from airflow_provider_luma.simulator import Simulator
 from airflow_provider_luma.simulator.callbacks import payload, signature
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 #: What a log of a task that went well must not hold.
 ALARMS = ("Traceback", "ERROR", "error    ]")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from demo.cluster import TRIGGERERS, WORKERS, AirflowCluster, services
+from harness.cluster import TRIGGERERS, WORKERS, AirflowCluster, services
 
 JOBS = int(os.environ.get("CLUSTER_JOBS", "100"))
 #: Status checks that a job may cost with callbacks, on average.

@@ -11,7 +11,7 @@ import pytest
 from conftest import API_KEY, WEBHOOK_SECRET
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 from tests.support.reverse_proxy import reverse_proxy
 
 

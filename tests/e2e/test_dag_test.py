@@ -17,7 +17,7 @@ import requests
 from conftest import AIRFLOW, API_KEY, REPOSITORY
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from demo.local_airflow import AirflowProblem, LocalAirflow
+from harness.local_airflow import AirflowProblem, LocalAirflow
 
 pytestmark = [
     pytest.mark.xdist_group("dag_test"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import AIRFLOW, REPOSITORY
 
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 pytestmark = [
     pytest.mark.xdist_group("dag_test"),

@@ -12,7 +12,7 @@ from conftest import AIRFLOW
 from videos import assert_modified
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 
 def finish(airflow: LocalAirflow, dag_id: str, run_id: str, seconds: float = 180) -> str:

@@ -23,7 +23,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from test_example_dags import finish
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 MARKUP = "<img src=x onerror=\"window.hit='markup'\"><script>window.hit='script'</script>"

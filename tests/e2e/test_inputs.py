@@ -12,7 +12,7 @@ from test_example_dags import finish
 from videos import assert_modified
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 from tests.support.clips import clip as make_clip
 from tests.support.storages import BUCKET
 

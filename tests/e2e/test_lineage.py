@@ -14,7 +14,7 @@ from conftest import API_KEY
 from test_example_dags import finish
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 from tests.support.storages import BUCKET
 
 Dataset = tuple[str, str]

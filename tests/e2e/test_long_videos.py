@@ -12,7 +12,7 @@ from test_example_dags import finish
 from test_random_kills import task_processes
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 from tests.support.clips import clip as make_clip
 
 pytestmark = pytest.mark.long

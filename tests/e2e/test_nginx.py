@@ -19,7 +19,7 @@ from airflow_provider_luma.callbacks.token import callback_url, token_of
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.simulator.callbacks import signature
 from airflow_provider_luma.submission.decision import new_reference
-from demo.local_airflow import LocalAirflow, free_ports
+from harness.local_airflow import LocalAirflow, free_ports
 
 LOCATION = REPOSITORY / "docs" / "examples" / "nginx.conf"
 

@@ -10,7 +10,7 @@ from sqlalchemy import MetaData, create_engine, text
 
 from airflow_provider_luma.callbacks.token import token_of
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 DAGS = (
     "luma_submit_and_wait",

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 JOBS = int(os.environ.get("RANDOM_KILLS_JOBS", "100"))
 SECONDS_OF_KILLING = float(os.environ.get("RANDOM_KILLS_SECONDS", "150"))

@@ -10,7 +10,7 @@ from scenarios import FAILURES, KILLED, REHEARSALS, SUCCESSES
 from videos import assert_modified
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 RESULT = {"luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"}
 

@@ -16,7 +16,7 @@ from test_browser import wait_for_videos
 from videos import assert_modified
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 pytestmark = pytest.mark.browser
 

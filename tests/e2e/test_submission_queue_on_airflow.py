@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 DAG_ID = "crash_in_queue"
 

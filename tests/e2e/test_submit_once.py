@@ -14,7 +14,7 @@ import pytest
 from conftest import AIRFLOW, needs_task_state
 
 from airflow_provider_luma.simulator import Simulator
-from demo.local_airflow import LocalAirflow
+from harness.local_airflow import LocalAirflow
 
 pytestmark = pytest.mark.long
 

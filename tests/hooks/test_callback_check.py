@@ -21,7 +21,7 @@ from airflow.utils.db import initdb
 from airflow_provider_luma.callbacks.probe import BODY_BYTES, HEADER
 from airflow_provider_luma.hooks import callback_check
 from airflow_provider_luma.hooks.luma import LumaHook
-from tests.support.api_server import api_server_process
+from harness.api_server import api_server_process
 from tests.support.reverse_proxy import Forwarded, reverse_proxy
 from tests.support.tls import server_context
 

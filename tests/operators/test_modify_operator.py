@@ -13,8 +13,8 @@ from airflow_provider_luma.exceptions import LumaError, LumaGenerationError, Lum
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.protocol import LumaTaskStatus
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
+from harness.deferrals import deferral_of
 from tests.support.calls import status_checks
-from tests.support.deferrals import deferral_of
 from tests.support.operator_fixtures import RESULT_KEYS, VALID_PARAMETERS, new_context
 from tests.support.task_logs import messages
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_luma.polling.durations import EXPECTED_LATENESS, MIN_SAMPLES, SAMPLE_SIZE, JobDurations
-from benchmarks import order
-from benchmarks.simulated_clock import run
+from harness import check_order
+from harness.simulated_clock import run
 
 
 class TestJobDurations:
@@ -61,11 +61,11 @@ class TestJobDurations:
 
 
 @pytest.mark.parametrize(
-    ("scenario", "at_most"), [(order.at_once, 1.01), (order.steady, 0.6), (order.three_kinds, 0.8)]
+    ("scenario", "at_most"), [(check_order.at_once, 1.01), (check_order.steady, 0.6), (check_order.three_kinds, 0.8)]
 )
 def test_ends_are_seen_sooner_by_likely_end_than_by_due_time_where_that_is_possible(scenario, at_most):
     jobs = scenario(random.Random(1))
     by_due_time, by_likely_end = (
-        statistics.mean(run(order.lateness(jobs, by_likely_end=by_likely_end))) for by_likely_end in (False, True)
+        statistics.mean(run(check_order.lateness(jobs, by_likely_end=by_likely_end))) for by_likely_end in (False, True)
     )
     assert by_likely_end <= at_most * by_due_time

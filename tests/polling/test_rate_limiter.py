@@ -27,7 +27,7 @@ from airflow_provider_luma.polling.rate_limiter import (
     RateLimiter,
     RequestRate,
 )
-from benchmarks.simulated_clock import run
+from harness.simulated_clock import run
 
 limits = st.floats(0.2, 50)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from airflow_provider_luma.polling.rate_limiter import RateLimiter
-from benchmarks.simulated_clock import run
+from harness.simulated_clock import run
 
 LIMIT = 10
 #: Seconds of a request's way to the service, and of its answer's way back; each is longer by chance.

@@ -14,8 +14,8 @@ from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.submission.decision import new_reference
 from airflow_provider_luma.submission.store import STORE_KEY
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
+from harness.deferrals import awaited_job, callback_event, deferral_of, expiry_event, resume
 from tests.support.calls import submissions
-from tests.support.deferrals import awaited_job, callback_event, deferral_of, expiry_event, resume
 from tests.support.operator_fixtures import RESULT_KEYS, new_context
 from tests.support.task_instance import TaskInstance, TaskRun, TaskStateStore
 from tests.support.task_logs import messages

@@ -14,8 +14,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from airflow_provider_luma.exceptions import LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
+from harness.deferrals import awaited_job, callback_event, deferral_of, expiry_event, resume
 from tests.support.calls import submissions
-from tests.support.deferrals import awaited_job, callback_event, deferral_of, expiry_event, resume
 from tests.support.submission_fixtures import MODES
 from tests.support.task_instance import Killed, TaskInstance
 from tests.support.task_logs import messages

@@ -16,7 +16,7 @@ from airflow_provider_luma.exceptions import LumaGenerationError, LumaValidation
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.submission.decision import new_reference
-from tests.support.deferrals import callback_event, deferral_of, expiry_event, resume
+from harness.deferrals import callback_event, deferral_of, expiry_event, resume
 from tests.support.operator_fixtures import RESULT_KEYS, VALID_PARAMETERS, new_context
 from tests.support.task_instance import TaskInstance
 from tests.support.task_logs import messages

@@ -12,8 +12,8 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow_provider_luma import backoff
 from airflow_provider_luma.exceptions import LumaRateLimitError, LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger
+from harness.deferrals import awaited_job, deferral_of, expiry_event, resume
 from tests.support.calls import submissions
-from tests.support.deferrals import awaited_job, deferral_of, expiry_event, resume
 from tests.support.operator_fixtures import new_context
 from tests.support.task_instance import TaskRun, TaskStateStore
 

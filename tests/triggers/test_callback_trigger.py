@@ -11,7 +11,7 @@ import pytest
 from airflow_provider_luma import deferral
 from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
-from benchmarks.simulated_clock import run
+from harness.simulated_clock import run
 
 STATE = {"reference": "a-reference", "end_time": 1_800_000_600.0, "execution_deadline": 1_800_000_900.0}
 

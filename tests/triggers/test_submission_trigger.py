@@ -16,7 +16,7 @@ from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.polling import shared as shared_module
 from airflow_provider_luma.submission.queue import SUBMISSIONS_PER_SECOND, USABLE_PART
 from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
-from benchmarks.simulated_clock import run
+from harness.simulated_clock import run
 
 #: Seconds between two permissions at the full rate.
 GAP = 1 / (SUBMISSIONS_PER_SECOND * USABLE_PART)

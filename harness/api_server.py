@@ -23,7 +23,7 @@ from airflow_provider_luma.callbacks.token import callback_url
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.plugins.luma import LumaPlugin
 from airflow_provider_luma.submission.decision import new_reference
-from tests.support.metadata_db import JOB
+from harness.metadata_db import JOB
 
 #: The API key of the connection luma_default in the API server.
 KEY = "sk-of-the-receiver-0123456789"
@@ -101,6 +101,7 @@ class ApiServer:
         return statuses[0] if statuses else 0
 
     async def close(self) -> None:
+        """Wait for the tasks that are being resumed, and end."""
         await self.tasks_resumed()
         await self._client.aclose()
 

@@ -18,8 +18,8 @@ from types import MappingProxyType
 
 import psutil
 
-from demo.local_airflow import AirflowProblem, LocalAirflow, free_ports
-from demo.postgres import binaries, postgres
+from harness.local_airflow import AirflowProblem, LocalAirflow, free_ports
+from harness.postgres import binaries, postgres
 
 #: Tasks that a worker runs at a time.
 SLOTS = 4

@@ -30,7 +30,7 @@ from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.submission.decision import SubmissionRecord
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
-from tests.support.deferrals import deferral_of
+from harness.deferrals import deferral_of
 
 try:
     from airflow.models.task_state_store import TaskStateStoreModel

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from demo.local_airflow import LocalAirflow, free_ports
+from harness.local_airflow import LocalAirflow, free_ports
 
 
 def binaries() -> Path | None:
