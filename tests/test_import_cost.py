@@ -3,29 +3,26 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from functools import cache
 
 import pytest
 
+from tests.support import fresh_python
+
+pytestmark = pytest.mark.xdist_group("fresh Python")
+
 SCRIPT = """
-import json, sys
-import airflow.sdk
-from airflow.sdk import BaseOperator, BaseSensorOperator
+import sys
 before = set(sys.modules)
 import {module}
-print("RESULT" + json.dumps(sorted(set(sys.modules) - before)))
+result = sorted(set(sys.modules) - before)
 """
 
 
-def loaded_by(module: str) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(module=module)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    return set(json.loads(line.removeprefix("RESULT")))
+@cache
+def loaded_by(module: str) -> frozenset[str]:
+    """Return the modules that importing one loads in a process that has imported Airflow's operators and sensors."""
+    return frozenset(fresh_python.run(SCRIPT.format(module=module)))
 
 
 @pytest.mark.parametrize("module", ["airflow_provider_luma.operators.luma", "airflow_provider_luma.sensors.luma"])
@@ -63,16 +60,11 @@ def test_task_decorator_loads_what_the_operator_does_and_no_http_library():
 
 
 def test_task_decorator_is_not_loaded_before_it_is_used():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from airflow.sdk import task; loaded = 'airflow_provider_luma.decorators.luma'; "
-            "assert loaded not in sys.modules; task.luma_modify; assert loaded in sys.modules",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    before, after = fresh_python.run("""
+import sys
+from airflow.sdk import task
+before = "airflow_provider_luma.decorators.luma" in sys.modules
+task.luma_modify
+result = [before, "airflow_provider_luma.decorators.luma" in sys.modules]
+""")
+    assert (before, after) == (False, True)

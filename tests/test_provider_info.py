@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from importlib import metadata
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 
 import airflow_provider_luma
 from airflow_provider_luma import get_provider_info
+from tests.support import fresh_python
 
 INFO = get_provider_info()
 MODULES = [
@@ -27,9 +26,8 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["provider_info.schema.json"])
-def test_provider_info_matches_airflows_schema(name):
-    schema = json.loads((Path(airflow.__file__).parent / name).read_text())
+def test_provider_info_matches_airflows_schema():
+    schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
     jsonschema.validate(INFO, schema)
 
 
@@ -91,8 +89,10 @@ def test_timeout_that_the_connection_form_allows_is_accepted(value):
     assert LumaConnection.of(connection).timeout == (value or 30.0)
 
 
-LIST_PROVIDERS = """
-import json, logging
+@pytest.mark.xdist_group("fresh Python")
+def test_airflow_lists_the_provider_without_a_warning():
+    (version, hook_class, hook_name, widgets, warnings), printed = fresh_python.run_and_read("""
+import logging
 warnings = []
 class Handler(logging.Handler):
     def emit(self, record):
@@ -107,23 +107,13 @@ with structlog.testing.capture_logs() as entries:
     hook = manager.hooks["luma"]
     widgets = [key for key in manager.connection_form_widgets if "luma" in key]
 warnings += [entry["event"] for entry in entries if entry["log_level"] in ("warning", "error", "critical")]
-print("RESULT" + json.dumps([provider.version, hook.hook_class_name, hook.hook_name, widgets,
-    [line for line in warnings if "luma" in line.lower()]]))
-"""
-
-
-def test_airflow_lists_the_provider_without_a_warning():
-    done = subprocess.run(
-        [sys.executable, "-c", LIST_PROVIDERS], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    version, hook_class, hook_name, widgets, warnings = json.loads(line.removeprefix("RESULT"))
+result = [provider.version, hook.hook_class_name, hook.hook_name, widgets,
+    [line for line in warnings if "luma" in line.lower()]]
+""")
     assert version == airflow_provider_luma.__version__
     assert hook_class == "airflow_provider_luma.hooks.luma.LumaHook"
     assert hook_name == "Luma"
     if metadata.version("apache-airflow") >= "3.2":  # where the form's fields are read from here
         assert any("timeout" in widget for widget in widgets)
     assert warnings == []
-    stderr = done.stderr.lower().splitlines()
-    assert [line for line in stderr if "luma" in line and "warn" in line] == []
+    assert [line for line in printed.lower().splitlines() if "luma" in line and "warn" in line] == []

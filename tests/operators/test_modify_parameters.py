@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, BaseOperator
@@ -14,6 +10,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.luma import LumaModifyOperator
+from tests.support import fresh_python
 from tests.support.operator_fixtures import VALID_PARAMETERS
 
 TEMPLATES = ["{{ params.x }}", "{% if x %}{% endif %}", "prefix {{ ti.xcom_pull('x') }}"]
@@ -47,22 +44,24 @@ class TestLiterals:
         assert modify(multiple_outputs=False).multiple_outputs is False
 
 
+@pytest.mark.xdist_group("fresh Python")
 @pytest.mark.parametrize("setting", ["True", "False", None])
 def test_task_is_deferrable_whatever_airflow_takes_as_the_default(setting):
     """Airflow reads False where nobody has set it, so it says nothing about what a user wants."""
-    code = """
+    script = """
+from airflow.configuration import conf
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 modify = LumaModifyOperator(task_id="modify", prompt="Make it snow", video_url="https://example.com/v.mp4")
-assert modify.deferrable is LumaTaskSensor(task_id="wait", luma_task_id="x").deferrable is True
+result = [
+    conf.getboolean("operators", "default_deferrable", fallback=False),
+    modify.deferrable,
+    LumaTaskSensor(task_id="wait", luma_task_id="x").deferrable,
+]
 """
-    environment = {**os.environ, "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": setting or ""}
-    if setting is None:
-        del environment["AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE"]
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    airflows, *ours = fresh_python.run(script, AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE=setting)
+    assert airflows is (setting == "True")
+    assert ours == [True, True]
 
 
 class TestTemplates:
