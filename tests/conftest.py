@@ -103,7 +103,7 @@ def immediate_triggers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_luma.submission.queue.SUBMISSION_WINDOW", 0.0)
 
 
-def until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Evaluate a condition until its value is true, and return that; fail when it takes too long."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
