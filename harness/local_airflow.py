@@ -121,26 +121,35 @@ class LocalAirflow:
                 start_new_session=True,
             )
 
-    def stop(self, component: str, how: signal.Signals = signal.SIGTERM, seconds: float = 15) -> None:
+    def stop(self, component: str, how: signal.Signals = signal.SIGTERM) -> None:
         """Stop a component and its child processes; by force if they do not end in time."""
-        process = self.processes.pop(component)
+        self._wait_for_end(component, self._signal(component, how))
+
+    def stop_all(self) -> None:
+        """Stop every component; the scheduler first, so that it starts no new task."""
+        running = [component for component in reversed(self.components) if component in self.processes]
+        families = {component: self._signal(component, signal.SIGTERM) for component in running}
+        for component, family in families.items():
+            self._wait_for_end(component, family)
+
+    def _signal(self, component: str, how: signal.Signals) -> list[psutil.Process]:
+        """Send a signal to a component, a deadly one also to its child processes; return all of them."""
+        process = self.processes[component]
         family = _family(process.pid)
         if how is signal.SIGKILL:
             for member in family:
                 _send(member, how)
         else:
             process.send_signal(how)
+        return family
+
+    def _wait_for_end(self, component: str, family: list[psutil.Process], seconds: float = 5) -> None:
+        """Wait for the end of a component's processes; end those by force that take too long."""
         _, alive = psutil.wait_procs(family, timeout=seconds)
         for member in alive:
             _send(member, signal.SIGKILL)
         psutil.wait_procs(alive, timeout=5)
-        process.wait()
-
-    def stop_all(self) -> None:
-        """Stop every component; the scheduler first, so that it starts no new task."""
-        for component in reversed(self.components):
-            if component in self.processes:
-                self.stop(component)
+        self.processes.pop(component).wait()
 
     # -- REST API ---------------------------------------------------------------------------------------------------
 

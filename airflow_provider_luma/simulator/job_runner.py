@@ -9,7 +9,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,9 +77,13 @@ class JobRunner:
 
     async def _run(self, job: Job, callback_attempted: asyncio.Event) -> None:
         try:
-            end_time = asyncio.get_running_loop().time() + job.seconds
+            loop, ended_early = asyncio.get_running_loop(), asyncio.Event()
+            end_time = loop.time() + job.seconds
+            self._service.register_ender(job, lambda: loop.call_soon_threadsafe(ended_early.set))
             failure = None if job.outcome in OUTCOMES_WITHOUT_RENDER else await self._render(job)
-            await asyncio.sleep(end_time - asyncio.get_running_loop().time())
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(end_time):
+                    await ended_early.wait()
             if self._service.finish(job, failure):
                 await self._deliver_callback(job, callback_attempted)
         finally:

@@ -138,6 +138,10 @@ class Simulator:
         """Change settings while the server runs; pydantic's ValidationError if one is invalid."""
         return self._service.configure(changes)
 
+    def end_jobs(self) -> None:
+        """End all running jobs now, whatever their processing time; returns before they have ended."""
+        self._service.end_jobs()
+
     @property
     def base_url(self) -> str:
         """The server's address as http://HOST:PORT."""

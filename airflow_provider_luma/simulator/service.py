@@ -11,6 +11,7 @@ import time
 import unicodedata
 import uuid
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -132,6 +133,7 @@ class Service:
             self._settings = self._initial
             self._random = random.Random(self._initial.seed)
             self._jobs: dict[str, Job] = {}
+            self._enders: dict[str, Callable[[], None]] = {}
             self._uploads: list[Upload] = []
             self._temporary_urls: dict[str, tuple[str, float]] = {}
             self._faults = FaultSchedule(self._settings.faults)
@@ -284,6 +286,17 @@ class Service:
 
     # -- progress of a job
 
+    def register_ender(self, job: Job, end: Callable[[], None]) -> None:
+        """Register what ends a job before its processing time is over; called in any thread."""
+        with self._lock:
+            self._enders[job.task_id] = end
+
+    def end_jobs(self) -> None:
+        """End all running jobs as soon as their results are rendered, whatever their processing time."""
+        with self._lock:
+            for end in self._enders.values():
+                end()
+
     def finish(self, job: Job, failure: str | None = None) -> bool:
         """
         End a job with its configured outcome.
@@ -294,6 +307,7 @@ class Service:
         with self._lock:
             if self._jobs.get(job.task_id) is not job:
                 return False
+            self._enders.pop(job.task_id, None)
             settings = self._settings
             if failure is None and job.outcome in ("success", "callback_failed", "no_urls"):
                 job.flag = CALLBACK_FAILED if job.outcome == "callback_failed" else SUCCESS

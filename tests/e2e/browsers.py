@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -28,16 +27,16 @@ FLAGS = (
 T = TypeVar("T")
 
 
-@pytest.fixture
-def stranger(tmp_path: Path) -> Iterator[Chrome]:
-    """Return a browser that has never been anywhere."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Return a browser for all tests; they take a :func:`stranger`."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
         assert not os.environ.get("CI"), "Chromium and its driver are needed here; they are not on this machine"
         pytest.skip("needs Chromium and its driver")
     options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path}"):
+    options.binary_location = program
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = Chrome(options=options, service=Service(driver))
@@ -46,6 +45,23 @@ def stranger(tmp_path: Path) -> Iterator[Chrome]:
         yield browser
     finally:
         browser.quit()
+
+
+@pytest.fixture
+def stranger(chromium: Chrome) -> Chrome:
+    """Return a browser that has never been anywhere: a new tab, without cookies, storage or anything said before."""
+    old = chromium.window_handles
+    chromium.switch_to.new_window("tab")
+    new = chromium.current_window_handle
+    for handle in old:
+        chromium.switch_to.window(handle)
+        chromium.execute_script("if (location.origin.startsWith('http')) localStorage.clear()")
+        chromium.close()
+    chromium.switch_to.window(new)
+    chromium.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    chromium.execute_cdp_cmd("Network.clearBrowserCache", {})
+    complaints(chromium)
+    return chromium
 
 
 @pytest.fixture
@@ -97,3 +113,9 @@ def press(browser: Chrome, *keys: str) -> None:
 def complaints(browser: Chrome) -> list[str]:
     """Return what the browser complains of: errors, and violations of the page's policy."""
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def wait_for_videos(browser: Chrome, count: int = 2) -> None:
+    """Wait until that many videos can be played."""
+    script = "return [...document.querySelectorAll('video')].filter(video => video.readyState >= 3).length"
+    until(browser, lambda: browser.execute_script(script) == count, f"{count} videos to be ready")

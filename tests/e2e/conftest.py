@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Airflow for the whole session, and one Luma for each rehearsal."""
+"""
+A real Airflow for the whole session, and one Luma for each rehearsal.
+
+Each group of tests shares an Airflow, so that groups run side by side: ``runs``, which watch what goes wrong at Luma,
+``kills``, ``pages``, which look at pages and the connection, and ``long``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -13,16 +19,17 @@ from pathlib import Path
 
 import pytest
 import requests
-from browsers import browser, stranger
-from scenarios import CALLBACKS, CRASHES, INPUTS, REHEARSALS, Rehearsal
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from harness.local_airflow import LocalAirflow
 from harness.postgres import binaries, postgres
+from tests.e2e.browsers import browser, chromium, stranger
+from tests.e2e.runs import modify
+from tests.e2e.scenarios import CALLBACKS, CRASHES, DAILY, INPUTS, KILLED, REHEARSALS, Rehearsal
 from tests.support.s3_fixtures import s3_endpoint
 from tests.support.storages import BUCKET, Bucket, aws_connection
 
-__all__ = ["browser", "s3_endpoint", "stranger"]
+__all__ = ["browser", "chromium", "s3_endpoint", "stranger"]
 
 REPOSITORY = Path(__file__).parent.parent.parent
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
@@ -30,6 +37,10 @@ AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 needs_task_state = pytest.mark.skipif(AIRFLOW < (3, 3), reason="needs Airflow 3.3")
 #: On 3.3 records live in Airflow's task state store, which 3.1 and 3.2 lack, and which a Clear on 3.4 discards.
 USES_SUBMISSION_STORE = AIRFLOW != (3, 3)
+
+#: Rehearsals that run at the same time. A busier scheduler notices a deferral only after the job has ended, and then
+#: fails the task.
+AT_ONCE = 6
 
 API_KEY = "the-key-that-must-not-be-seen-anywhere"
 WEBHOOK_SECRET = "and-neither-must-the-key-that-signs"
@@ -109,8 +120,18 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lineage_events(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file to which OpenLineage writes its events, a line each."""
+    return tmp_path_factory.mktemp("lineage") / "events.jsonl"
+
+
+@pytest.fixture(scope="session")
 def environment(
-    lumas: dict[str, Simulator], crash_stage: Path, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory
+    lumas: dict[str, Simulator],
+    crash_stage: Path,
+    lineage_events: Path,
+    s3_endpoint: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, str]:
     """Return what the DAGs need: connections, clips, and what to rehearse."""
     clip = tmp_path_factory.mktemp("clips") / "clip.mp4"
@@ -119,6 +140,14 @@ def environment(
     bucket.s3.create_bucket(Bucket=BUCKET)
     bucket.s3.upload_file(str(clip), BUCKET, "in/clip.mp4")
     environment = {
+        # No DAG file changes while the tests run. Reading them all every ten seconds would keep a processor busy.
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3600",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+        # Whatever is logged is searched for secrets.
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
+            {"type": "file", "log_file_path": str(lineage_events), "append": True}
+        ),
         # So that what is killed is missed soon.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
@@ -165,6 +194,44 @@ def airflow(
         yield running
 
 
+@pytest.fixture(scope="session")
+def rehearsals(request: pytest.FixtureRequest, airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
+    """Return the ended run of each rehearsal: the daily ones, and others that a test of this session is about."""
+    selected = {
+        item.callspec.params.get("name")
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    }
+    to_come = deque(name for name in REHEARSALS if name in DAILY or name in selected)
+    for name in to_come:
+        lumas[name].reset()
+    runs: dict[str, str] = {}
+    running: set[str] = set()
+
+    def advance() -> bool:
+        ended = {name for name in running if airflow.run_state(f"rehearse_{name}", runs[name]) in ("success", "failed")}
+        running.difference_update(ended)
+        while to_come and len(running) < AT_ONCE:
+            name = to_come.popleft()
+            runs[name] = airflow.trigger(f"rehearse_{name}")
+            running.add(name)
+        for name in running & KILLED.keys():
+            mark_failed_while_it_waits(airflow, f"rehearse_{name}", runs[name])
+        return not running
+
+    airflow.wait_until(advance, "all rehearsals to end", seconds=120 + 40 * len(to_come), every=1)
+    return runs
+
+
+def mark_failed_while_it_waits(airflow: LocalAirflow, dag_id: str, run_id: str) -> None:
+    """End a task as a person does, if it holds a worker and waits for Luma."""
+    if modify(airflow, dag_id, run_id)["state"] == "running" and "GENERATING" in airflow.task_log(
+        dag_id, run_id, "modify"
+    ):
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/modify"
+        airflow.call("PATCH", path, json={"new_state": "failed"})
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
@@ -173,9 +240,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(900))
             if item.get_closest_marker("xdist_group") is None:
-                # One worker, and so one Airflow, for the tests that kill its parts, and one for the others.
                 is_long = item.get_closest_marker("long") is not None
-                item.add_marker(pytest.mark.xdist_group("airflow to kill" if is_long else "airflow"))
+                item.add_marker(pytest.mark.xdist_group("long" if is_long else "runs"))
     yield
     # What takes longest begins first, beside the unit tests of the other workers.
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

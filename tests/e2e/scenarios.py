@@ -92,6 +92,25 @@ KILLED = {"killed": Rehearsal({"processing_seconds": 300}, {"deferrable": False}
 
 REHEARSALS = {**SUCCESSES, **FAILURES, **KILLED}
 
+#: Those in which another Airflow, serialiser or scheduler could make a difference. The others differ from them in what
+#: Luma answers, which the unit tests cover as well.
+DAILY = {
+    "status_429_in_body",
+    "hostile_prompt",
+    "callback_failed",
+    "submit_429_twice",
+    "synchronous",
+    "refused_401",
+    "refused_402",
+    "generate_failed",
+    "hostile_text",
+    "timed_out",
+    "out_of_execution_time",
+    "accepted_with_a_500",
+    "lost_answer",
+    *KILLED,
+}
+
 #: Runs in which something is killed or cleared; each has a Luma that is set up when it is run.
 CRASHES = {
     f"crash_{name}": Rehearsal()

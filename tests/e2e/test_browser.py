@@ -13,8 +13,6 @@ from urllib.parse import urlencode
 
 import pytest
 import requests
-from browsers import click, complaints, find, press, text, until, wait_for_text
-from conftest import REPOSITORY
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -23,6 +21,9 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.browsers import click, complaints, find, press, text, until, wait_for_text, wait_for_videos
+from tests.e2e.conftest import REPOSITORY
+from tests.e2e.runs import finish
 
 DAG_ID = "luma_modify"
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
@@ -30,7 +31,7 @@ PROMPT = "Turn the day into a rainy night with neon lights"
 #: Seconds the two videos may be apart.
 IN_STEP = 0.15
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("pages")]
 
 
 # -- the result page -------------------------------------------------------------------------------------------------
@@ -56,15 +57,9 @@ def finished(airflow: LocalAirflow, luma: Simulator) -> str:
     """Return a run that has made a video."""
     luma.configure(processing_seconds=0.5)
     run_id = airflow.trigger(DAG_ID, prompt=PROMPT, video_url=luma.sample_url)
-    wait_for_end(airflow, DAG_ID, run_id)
+    finish(airflow, DAG_ID, run_id)
     assert airflow.run_state(DAG_ID, run_id) == "success", airflow.story(DAG_ID, run_id)
     return run_id
-
-
-def wait_for_end(airflow: LocalAirflow, dag_id: str, run_id: str) -> None:
-    airflow.wait_until(
-        lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), f"{dag_id} to end", seconds=180
-    )
 
 
 def address(base: str, run_id: str, dag_id: str = DAG_ID) -> str:
@@ -74,12 +69,6 @@ def address(base: str, run_id: str, dag_id: str = DAG_ID) -> str:
 def open_finished(browser: Chrome, airflow: LocalAirflow, run_id: str) -> None:
     browser.get(address(airflow.url, run_id))
     wait_for_videos(browser)
-
-
-def wait_for_videos(browser: Chrome, count: int = 2) -> None:
-    """Wait until that many videos can be played."""
-    script = "return [...document.querySelectorAll('video')].filter(video => video.readyState >= 3).length"
-    until(browser, lambda: browser.execute_script(script) == count, f"{count} videos to be ready")
 
 
 def positions(browser: Chrome) -> tuple[float, float]:
@@ -122,7 +111,7 @@ def assert_in_step(seen: list[tuple[float, float]]) -> None:
 def page_with_xcoms(airflow: LocalAirflow, **xcoms: Any) -> str:
     """Give a task that does nothing the XComs of a job; return the page that shows them."""
     run_id = airflow.trigger("without_job")
-    wait_for_end(airflow, "without_job", run_id)
+    finish(airflow, "without_job", run_id)
     path = f"/dags/without_job/dagRuns/{run_id}/taskInstances/modify/xcomEntries"
     for key, value in xcoms.items():
         airflow.call("POST", path, json={"key": key, "value": value})
@@ -261,7 +250,7 @@ def test_result_page_of_a_mapped_task_shows_its_own_video(
 ) -> None:
     luma.configure(processing_seconds=0.5)
     run_id = airflow.trigger("luma_batch")
-    wait_for_end(airflow, "luma_batch", run_id)
+    finish(airflow, "luma_batch", run_id)
     link = airflow.xcom("luma_batch", run_id, "modify", "_link_LumaResultLink", map_index=1)
 
     browser.get(airflow.url + link)
@@ -368,7 +357,7 @@ def test_result_page_logs_no_error_in_the_browser(browser: Chrome, airflow: Loca
 def test_result_page_shows_the_wait_and_then_the_video_without_a_reload(
     browser: Chrome, airflow: LocalAirflow, luma: Simulator, configure: Callable[..., Any]
 ) -> None:
-    configure(processing_seconds=20)
+    configure(processing_seconds=600)
     run_id = airflow.trigger(DAG_ID, prompt=PROMPT, video_url=luma.sample_url)
     browser.get(address(airflow.url, run_id))
 
@@ -383,13 +372,14 @@ def test_result_page_shows_the_wait_and_then_the_video_without_a_reload(
     until(browser, lambda: positions(browser)[0] > 0.5, "the original to play")
     assert text(browser, "state") == "waiting for Luma"
 
+    luma.end_jobs()
     wait_for_text(browser, "state", "finished", seconds=120)
     wait_for_videos(browser)
     assert text(browser, "elapsed") == ""
     assert browser.find_element(By.LINK_TEXT, "Download").get_attribute("href").endswith(".mp4")
     assert_in_step(record_playback(browser, "seen.length > 30 && modified.currentTime > 0.5"))
     assert complaints(browser) == []
-    wait_for_end(airflow, DAG_ID, run_id)
+    finish(airflow, DAG_ID, run_id)
 
 
 def test_result_page_says_that_a_submission_is_queued(
@@ -404,7 +394,7 @@ def test_result_page_says_that_a_submission_is_queued(
     assert complaints(browser) == []
     configure(submissions_per_10_seconds=20, processing_seconds=0.5)
     wait_for_text(browser, "state", "finished", seconds=120)
-    wait_for_end(airflow, DAG_ID, run_id)
+    finish(airflow, DAG_ID, run_id)
 
 
 def test_result_page_shows_a_failure_in_lumas_words(
@@ -413,7 +403,7 @@ def test_result_page_shows_a_failure_in_lumas_words(
     dag_id = "rehearse_generate_failed"
     lumas["generate_failed"].reset()
     run_id = airflow.trigger(dag_id)
-    wait_for_end(airflow, dag_id, run_id)
+    finish(airflow, dag_id, run_id)
 
     browser.get(address(airflow.url, run_id, dag_id))
     wait_for_text(browser, "state", "failed")

@@ -10,13 +10,13 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 import requests
-from conftest import API_KEY, WEBHOOK_SECRET
-from test_submit_once import kill_process_that_calls, modify, wait_for_state
 
 from airflow_provider_luma.callbacks.token import token_of
 from airflow_provider_luma.simulator import Simulator
 from airflow_provider_luma.simulator.callbacks import payload, signature
 from harness.local_airflow import LocalAirflow
+from tests.e2e.conftest import API_KEY, WEBHOOK_SECRET
+from tests.e2e.runs import kill_process_that_calls, modify, wait_for_state
 
 #: What a log of a task that went well must not hold.
 ALARMS = ("Traceback", "ERROR", "error    ]")
@@ -73,6 +73,7 @@ def succeeded(airflow: LocalAirflow) -> Callable[..., str]:
     return succeeded
 
 
+@pytest.mark.versions
 def test_job_of_a_minute_costs_two_status_checks(runs: Any, succeeded: Any) -> None:
     dag_id, run_id, luma = runs["once"]
     succeeded(dag_id, run_id, luma)
@@ -89,6 +90,7 @@ def test_task_succeeds_however_often_and_early_its_callback_comes(
     assert luma.jobs[0].callback_tries == callbacks
 
 
+@pytest.mark.versions
 def test_callback_resumes_sensors_of_the_job(airflow: LocalAirflow, runs: Any) -> None:
     dag_id, run_id, luma = runs["by_a_sensor"]
     airflow.wait_until(
@@ -100,7 +102,7 @@ def test_callback_resumes_sensors_of_the_job(airflow: LocalAirflow, runs: Any) -
 
 
 def test_callback_without_proof_resumes_no_task(airflow: LocalAirflow, start: Any, succeeded: Any) -> None:
-    dag_id, run_id, luma = start("by_others", processing_seconds=60)
+    dag_id, run_id, luma = start("by_others", processing_seconds=600)
     wait_for_state(airflow, dag_id, run_id, "deferred")
     airflow.wait_until(lambda: status_checks(luma) > 0, "the first status check", seconds=60)
     [job] = luma.jobs
@@ -135,11 +137,13 @@ def test_callback_without_proof_resumes_no_task(airflow: LocalAirflow, start: An
     # A request with the address and the signing key that says that a running job has ended causes one status check.
     assert post() == 200
     airflow.wait_until(lambda: status_checks(luma) >= 2, "the second status check", seconds=60)
+    luma.end_jobs()
     log = succeeded(dag_id, run_id, luma)
     assert "it has not ended yet" in log
     assert luma.jobs[0].callback_tries == 1
 
 
+@pytest.mark.versions
 def test_callback_recovers_a_submission_whose_answer_was_lost(runs: Any, succeeded: Any) -> None:
     dag_id, run_id, luma = runs["after_a_lost_answer"]
     log = succeeded(dag_id, run_id, luma)
@@ -147,17 +151,21 @@ def test_callback_recovers_a_submission_whose_answer_was_lost(runs: Any, succeed
     assert f"Recovered task id {luma.jobs[0].task_id} of the lost submission from a callback" in log
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("before_the_retry", 1), ("after_the_retry", 30)])
+@pytest.mark.parametrize("name", ["before_the_retry", "after_the_retry"])
 def test_callback_recovers_a_submission_whose_worker_was_killed(
-    airflow: LocalAirflow, start: Any, succeeded: Any, name: str, seconds: int
+    airflow: LocalAirflow, start: Any, succeeded: Any, name: str
 ) -> None:
     dag_id, run_id, luma = start(
-        name, faults=["submit:hang,seconds=120,after_accept=true,times=1"], processing_seconds=seconds
+        name, faults=["submit:hang,seconds=600,after_accept=true,times=1"], processing_seconds=600
     )
     airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
     if name == "before_the_retry":
+        luma.end_jobs()
         airflow.wait_until(lambda: luma.jobs[0].callback_tries == 1, "a callback that no task waits for", seconds=60)
     kill_process_that_calls(luma)
+    if name == "after_the_retry":
+        wait_for_state(airflow, dag_id, run_id, "deferred")
+        luma.end_jobs()
 
     log = succeeded(dag_id, run_id, luma, tries=2)
     assert f"Recovered task id {luma.jobs[0].task_id} of the lost submission from a callback" in log

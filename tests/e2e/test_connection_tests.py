@@ -8,11 +8,13 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from conftest import API_KEY, WEBHOOK_SECRET
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.conftest import API_KEY, WEBHOOK_SECRET
 from tests.support.reverse_proxy import reverse_proxy
+
+pytestmark = pytest.mark.xdist_group("pages")
 
 
 def connection(luma: Simulator, address: str, key: str = API_KEY) -> dict[str, str]:
@@ -80,6 +82,7 @@ def test_command_line_finds_that_callbacks_arrive(airflow: LocalAirflow, luma: S
     assert is_ok, output
 
 
+@pytest.mark.versions
 def test_command_line_says_that_the_api_server_has_another_key(airflow: LocalAirflow, luma: Simulator) -> None:
     is_ok, output = result_on_command_line(airflow, connection(luma, airflow.url, "the-key-of-another-environment"))
     assert not is_ok

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import AIRFLOW, API_KEY, REPOSITORY
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from harness.local_airflow import AirflowProblem, LocalAirflow
+from tests.e2e.conftest import AIRFLOW, API_KEY, REPOSITORY
 
 pytestmark = [
     pytest.mark.xdist_group("dag_test"),
@@ -81,7 +81,13 @@ def airflow(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> LocalA
     return local
 
 
-@pytest.mark.parametrize("dag_id", ["luma_asset", "luma_modify", "luma_submit_and_wait", "luma_batch"])
+@pytest.mark.parametrize(
+    "dag_id",
+    [
+        "luma_batch",
+        *(pytest.param(dag_id, marks=pytest.mark.long) for dag_id in ("luma_asset", "luma_submit_and_wait")),
+    ],
+)
 def test_example_dag_succeeds_under_dag_test(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
     def videos() -> set[Path]:
         return {path for path in (airflow.home / "videos" / dag_id).rglob("*.mp4") if path.stat().st_size}
@@ -93,6 +99,7 @@ def test_example_dag_succeeds_under_dag_test(airflow: LocalAirflow, luma: Simula
     assert len(videos() - before) == luma.accepted
 
 
+@pytest.mark.long
 def test_variations_of_one_clip_succeed_under_dag_test(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.reset()
     airflow.run("dags", "test", "luma_variations")
@@ -106,6 +113,7 @@ def test_decorated_functions_succeed_under_dag_test_even_after_a_queue(airflow: 
     assert luma.accepted == len({job.request["prompt"] for job in luma.jobs}) == 3
 
 
+@pytest.mark.long
 def test_film_is_modified_under_dag_test(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.reset()
     airflow.run("dags", "test", "luma_long_video")
@@ -113,6 +121,7 @@ def test_film_is_modified_under_dag_test(airflow: LocalAirflow, luma: Simulator)
     assert len(list((airflow.home / "videos" / "luma_long_video").rglob("film.mp4"))) == 1
 
 
+@pytest.mark.versions
 def test_submission_that_is_queued_twice_and_then_waited_for_succeeds_under_dag_test(
     airflow: LocalAirflow, luma: Simulator
 ) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from conftest import REPOSITORY
-from videos import assert_modified
 
 from airflow_provider_luma.simulator import Settings, Simulator
+from tests.e2e.conftest import REPOSITORY
+from tests.e2e.videos import assert_modified
 
 pytestmark = pytest.mark.xdist_group("demo")
 
@@ -78,6 +78,7 @@ def test_demo_with_a_key_but_no_clip_says_what_is_missing(tmp_path: Path) -> Non
     assert "sk-secret" not in said
 
 
+@pytest.mark.long
 def test_demo_takes_a_clip_of_ones_own(tmp_path: Path) -> None:
     with Simulator(Settings()) as luma:
         clip = tmp_path / "clip.mp4"

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import AIRFLOW, REPOSITORY
 
 from harness.local_airflow import LocalAirflow
+from tests.e2e.conftest import AIRFLOW, REPOSITORY
 
 pytestmark = [
     pytest.mark.xdist_group("dag_test"),

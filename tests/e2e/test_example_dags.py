@@ -8,18 +8,14 @@ import signal
 from datetime import datetime, timedelta
 
 import pytest
-from conftest import AIRFLOW
-from videos import assert_modified
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.conftest import AIRFLOW
+from tests.e2e.runs import finish, has_process
+from tests.e2e.videos import assert_modified
 
-
-def finish(airflow: LocalAirflow, dag_id: str, run_id: str, seconds: float = 180) -> str:
-    airflow.wait_until(
-        lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), f"{dag_id} to end", seconds=seconds
-    )
-    return airflow.run_state(dag_id, run_id)
+pytestmark = pytest.mark.xdist_group("kills")
 
 
 @pytest.mark.parametrize("dag_id", ["luma_modify", "luma_submit_and_wait"])
@@ -49,6 +45,7 @@ def test_batch_example_dag_ends_with_one_video_for_each_clip(airflow: LocalAirfl
     assert {task["rendered_map_index"] for task in tasks} == {"sample.mp4", "sample-2.mp4", "sample-3.mp4"}
 
 
+@pytest.mark.versions
 def test_decorator_example_dag_submits_what_its_functions_return_even_after_a_queue(
     airflow: LocalAirflow, luma: Simulator
 ) -> None:
@@ -70,10 +67,8 @@ def test_decorator_example_dag_submits_what_its_functions_return_even_after_a_qu
         assert {task["rendered_fields"]["prompt"] for task in tasks} == set(prompts[1:])
 
 
-def test_job_of_a_minute_holds_no_worker_slot_and_survives_the_triggerer(
-    airflow: LocalAirflow, luma: Simulator
-) -> None:
-    luma.configure(processing_seconds=60)
+def test_running_job_holds_no_worker_slot_and_survives_the_triggerer(airflow: LocalAirflow, luma: Simulator) -> None:
+    luma.configure(processing_seconds=600)
 
     def modify() -> dict[str, object]:
         return next(task for task in airflow.tasks("luma_modify", run_id) if task["task_id"] == "modify")
@@ -82,18 +77,20 @@ def test_job_of_a_minute_holds_no_worker_slot_and_survives_the_triggerer(
     airflow.wait_until(lambda: modify()["state"] == "deferred", "the task to be deferred", seconds=60)
     luma_task_id = airflow.xcom("luma_modify", run_id, "modify", "luma_task_id")
     assert luma_task_id == luma.jobs[-1].task_id, "the id is in XCom while the job is running"
-    pool = airflow.call("GET", "/pools/default_pool")
-    assert (pool["running_slots"], pool["queued_slots"], pool["deferred_slots"]) == (0, 0, 1)
+    task_instance_id = modify()["id"]
+    airflow.wait_until(lambda: not has_process(airflow, task_instance_id), "the task's process to end", seconds=60)
 
     airflow.stop("triggerer", signal.SIGKILL)
     airflow.start("triggerer")
     assert modify()["state"] == "deferred"
+    luma.end_jobs()
 
     assert finish(airflow, "luma_modify", run_id) == "success"
     assert luma.accepted == 1
     assert modify()["try_number"] == 1
 
 
+@pytest.mark.versions
 def test_dag_scheduled_on_the_asset_of_a_video_is_told_what_was_made(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.configure(processing_seconds=1)
 

@@ -13,17 +13,17 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from browsers import click, complaints, find, press, text, until, wait_for_text
-from conftest import REPOSITORY
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from test_example_dags import finish
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.browsers import click, complaints, find, press, text, until, wait_for_text
+from tests.e2e.conftest import REPOSITORY
+from tests.e2e.runs import finish
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 MARKUP = "<img src=x onerror=\"window.hit='markup'\"><script>window.hit='script'</script>"
@@ -40,7 +40,7 @@ SPY = """
     };
     Object.defineProperty(document, "hidden", { get: () => window.isHidden });"""
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("pages")]
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import av
 import boto3
-from test_example_dags import finish
-from videos import assert_modified
+import pytest
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.runs import finish
+from tests.e2e.videos import assert_modified
 from tests.support.clips import clip as make_clip
 from tests.support.storages import BUCKET
+
+pytestmark = pytest.mark.xdist_group("kills")
 
 
 def test_clip_on_a_disk_is_uploaded_once_and_modified(
@@ -68,6 +71,7 @@ def test_long_film_is_modified_clip_by_clip_and_has_its_own_sound(
     assert sorted(left) == sorted([film, made]), "what was needed on the way is removed"
 
 
+@pytest.mark.long
 def test_one_upload_serves_all_variations(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.configure(processing_seconds=1)
 

@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import API_KEY
-from test_example_dags import finish
 
 from airflow_provider_luma.simulator import Simulator
+from airflow_provider_luma.simulator.service import Job
 from harness.local_airflow import LocalAirflow
+from tests.e2e.conftest import API_KEY
+from tests.e2e.runs import finish
 from tests.support.storages import BUCKET
+
+pytestmark = pytest.mark.xdist_group("pages")
 
 Dataset = tuple[str, str]
 
@@ -26,8 +28,8 @@ TASKS = {"split": 1, "modify": 2, "download": 2, "join": 1, "upload": 1, "submit
 class Run:
     """A run of the DAG ``lineage``, and what OpenLineage was told of it."""
 
-    def __init__(self, airflow: LocalAirflow, run_id: str, events: Path) -> None:
-        self.airflow, self.run_id, self._events = airflow, run_id, events
+    def __init__(self, airflow: LocalAirflow, run_id: str, events: Path, signed_job: Job) -> None:
+        self.airflow, self.run_id, self._events, self.signed_job = airflow, run_id, events, signed_job
 
     def completed(self) -> list[dict[str, Any]]:
         events = [json.loads(line) for line in self._events.read_text().splitlines()]
@@ -48,25 +50,16 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(
-    dags: Path,
-    environment: dict[str, str],
-    lumas: dict[str, Simulator],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Run]:
+def run(airflow: LocalAirflow, lumas: dict[str, Simulator], lineage_events: Path) -> Run:
     for name in ("default", "input_signed"):
         lumas[name].reset()
     lumas["default"].configure(processing_seconds=1)
-    folder = tmp_path_factory.mktemp("lineage")
-    events = folder / "events.jsonl"
-    transport = json.dumps({"type": "file", "log_file_path": str(events), "append": True})
-    with LocalAirflow(
-        folder / "airflow", dags, {**environment, "AIRFLOW__OPENLINEAGE__TRANSPORT": transport}
-    ) as airflow:
-        run = Run(airflow, airflow.trigger("lineage"), events)
-        assert finish(airflow, "lineage", run.run_id, 300) == "success", airflow.story("lineage", run.run_id)
-        airflow.wait_until(lambda: len(run.completed()) >= sum(TASKS.values()), "all events", seconds=60)
-        yield run
+    run_id = airflow.trigger("lineage")
+    assert finish(airflow, "lineage", run_id) == "success", airflow.story("lineage", run_id)
+    [signed_job] = lumas["input_signed"].jobs
+    run = Run(airflow, run_id, lineage_events, signed_job)
+    airflow.wait_until(lambda: len(run.completed()) >= sum(TASKS.values()), "all events", seconds=60)
+    return run
 
 
 def inputs(event: dict[str, Any]) -> set[Dataset]:
@@ -130,11 +123,10 @@ def test_names_hold_no_connection(run: Run) -> None:
     assert [name for name in names if "@" in "".join(name)] == []
 
 
-def test_signed_source_is_named_without_its_signature(run: Run, lumas: dict[str, Simulator]) -> None:
+def test_signed_source_is_named_without_its_signature(run: Run) -> None:
     [event] = run.of("signed")
     assert inputs(event) == {SOURCE}
-    [job] = lumas["input_signed"].jobs
-    signature = job.video_url.partition("Signature=")[2].partition("&")[0]
+    signature = run.signed_job.video_url.partition("Signature=")[2].partition("&")[0]
     assert len(signature) > 20
     told = json.dumps(run.completed())
     assert [secret for secret in (signature, API_KEY) if secret in told] == []

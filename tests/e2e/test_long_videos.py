@@ -8,11 +8,10 @@ from pathlib import Path
 import av
 import psutil
 import pytest
-from test_example_dags import finish
-from test_random_kills import task_processes
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.runs import finish, task_processes
 from tests.support.clips import clip as make_clip
 
 pytestmark = pytest.mark.long

@@ -3,46 +3,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from conftest import API_KEY, WEBHOOK_SECRET, enable_callbacks
 from sqlalchemy import MetaData, create_engine, text
 
 from airflow_provider_luma.callbacks.token import token_of
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
-
-DAGS = (
-    "luma_submit_and_wait",
-    "signed_clip",
-    "rehearse_generate_failed",
-    "rehearse_lost_answer",
-    "rehearse_refused_401",
-    "rehearse_status_html_500",
-    "rehearse_synchronous",
-    "rehearse_timed_out",
-)
+from tests.e2e.conftest import API_KEY, WEBHOOK_SECRET
+from tests.e2e.runs import finish
 
 
 def test_secrets_are_in_no_file_and_no_table(
-    dags: Path, environment: dict[str, str], lumas: dict[str, Simulator], tmp_path: Path
+    airflow: LocalAirflow, rehearsals: dict[str, str], lumas: dict[str, Simulator], luma: Simulator
 ) -> None:
-    for luma in lumas.values():
-        luma.reset()
-    address = f"sqlite:///{tmp_path}/airflow.db?timeout=60"
-    settings = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
-    local = LocalAirflow(tmp_path, dags, {**environment, **settings})
-    enable_callbacks(local, lumas)
-    with local as airflow:
-        runs = {dag_id: airflow.trigger(dag_id) for dag_id in DAGS}
-        for dag_id, run_id in runs.items():
-            airflow.wait_until(
-                lambda dag_id=dag_id, run_id=run_id: airflow.run_state(dag_id, run_id) in ("success", "failed"),
-                f"{dag_id} to end",
-                seconds=300,
-            )
+    """After all that the tests have run so far: at least a rehearsal of each kind, a sensor and a signed clip."""
+    assert {"generate_failed", "lost_answer", "refused_401", "synchronous", "timed_out"} <= rehearsals.keys()
+    lumas["input_signed"].reset()
+    for dag_id in ("luma_submit_and_wait", "signed_clip"):
+        run_id = airflow.trigger(dag_id)
+        assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
 
-    written = [file for file in tmp_path.rglob("*") if file.is_file() and "secrets" not in file.parts]
+    written = [file for file in airflow.home.rglob("*") if file.is_file() and "secrets" not in file.parts]
     assert any("task_id=modify" in str(file) for file in written)
     tokens = [token_of(job.callback_url) for luma in lumas.values() for job in luma.jobs if job.callback_url]
     assert tokens, "Luma was given addresses to call"
@@ -56,7 +36,7 @@ def test_secrets_are_in_no_file_and_no_table(
         "signature": signature,
         **{f"token {number}": token for number, token in enumerate(tokens)},
     }
-    engine, tables = create_engine(address), MetaData()
+    engine, tables = create_engine(airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]), MetaData()
     tables.reflect(engine)
     for kind in ("task_instance", "xcom", ("rendered_task_instance_fields", "rtif"), "trigger"):
         assert any(name.startswith(kind) for name in tables.tables), kind

@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+from tests.e2e.conftest import REPOSITORY
 
 pytestmark = pytest.mark.xdist_group("package")
 

@@ -21,6 +21,7 @@ import pytest
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.runs import task_processes
 
 JOBS = int(os.environ.get("RANDOM_KILLS_JOBS", "100"))
 SECONDS_OF_KILLING = float(os.environ.get("RANDOM_KILLS_SECONDS", "150"))
@@ -28,12 +29,6 @@ DAG_ID = "crash_at_random"
 UNKNOWN = "may have been accepted"
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(750 + SECONDS_OF_KILLING * 8)]
-
-
-def task_processes(airflow: LocalAirflow) -> list[psutil.Process]:
-    """Return the processes that run tasks: the executor's workers are children of the scheduler, tasks theirs."""
-    workers = psutil.Process(airflow.processes["scheduler"].pid).children()
-    return [task for worker in workers for task in worker.children()]
 
 
 def kill_at_random(airflow: LocalAirflow, dice: random.Random, stop: threading.Event, killed: Counter[str]) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from browsers import click, find
-from conftest import AIRFLOW
 from selenium.webdriver import Chrome
-from test_browser import wait_for_videos
-from videos import assert_modified
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.browsers import click, find, wait_for_videos
+from tests.e2e.conftest import AIRFLOW
+from tests.e2e.runs import finish
+from tests.e2e.videos import assert_modified
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("pages")]
 
 #: A task that waits for a person.
 WAITING = "awaiting_input" if AIRFLOW >= (3, 3) else "deferred"
@@ -43,13 +43,6 @@ def wait_for_question(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[s
     asked = question()
     assert asked is not None
     return asked
-
-
-def wait_for_end(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
-    airflow.wait_until(
-        lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), f"{dag_id} to end", seconds=180
-    )
-    return airflow.run_state(dag_id, run_id)
 
 
 def answer(browser: Chrome, option: str, **words: str) -> None:
@@ -84,7 +77,7 @@ def test_person_sees_both_videos_approves_and_the_video_is_published(
     link.click()
     answer(browser, "Approve", comment="as the client wants it")
 
-    assert wait_for_end(airflow, "luma_review", run_id) == "success"
+    assert finish(airflow, "luma_review", run_id) == "success"
     [file] = airflow.xcom("luma_review", run_id, "publish")
     assert Path(file.removeprefix("file://")).parent == folder(airflow)
     assert_modified(file, luma.sample_url)
@@ -100,7 +93,7 @@ def test_rejected_video_is_not_published(browser: Chrome, airflow: LocalAirflow,
     browser.get(form(airflow, "luma_review", run_id))
     answer(browser, "Reject", comment="too dark")
 
-    assert wait_for_end(airflow, "luma_review", run_id) == "success"
+    assert finish(airflow, "luma_review", run_id) == "success"
     assert states(airflow, "luma_review", run_id)["publish"] == "skipped"
     assert set(folder(airflow).glob("*")) == before
 
@@ -123,7 +116,7 @@ def test_rejection_with_a_new_prompt_makes_the_next_version(
         find(browser, "//a[contains(., 'Publish this version?')]").click()
         answer(browser, option, prompt=prompt)
 
-    assert wait_for_end(airflow, dag_id, run_id) == "success"
+    assert finish(airflow, dag_id, run_id) == "success"
     assert [job.prompt for job in luma.jobs][1:] == ["Snow, please"]
     [file] = airflow.xcom(dag_id, run_id, "publish")
     assert_modified(file, luma.sample_url)

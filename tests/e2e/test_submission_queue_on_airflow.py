@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
 
 DAG_ID = "crash_in_queue"
 
 
+@pytest.mark.long
 def test_queued_submissions_survive_the_triggerer_and_need_one_try_each(
     airflow: LocalAirflow, lumas: dict[str, Simulator]
 ) -> None:

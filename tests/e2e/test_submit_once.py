@@ -4,50 +4,22 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from conftest import AIRFLOW, needs_task_state
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.conftest import AIRFLOW, needs_task_state
+from tests.e2e.runs import kill_process_that_calls, modify, says, wait_for_state
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.xdist_group("kills")
 
-
-def modify(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, Any]:
-    [task] = [task for task in airflow.tasks(dag_id, run_id) if task["task_id"] == "modify"]
-    return task
-
-
-def wait_for_state(airflow: LocalAirflow, dag_id: str, run_id: str, *states: str, seconds: float = 240) -> None:
-    airflow.wait_until(
-        lambda: modify(airflow, dag_id, run_id)["state"] in states, f"{dag_id} to be {states}", seconds=seconds
-    )
-
-
-def kill_process_that_calls(luma: Simulator) -> None:
-    """Kill the task process that has a call to this Luma in flight."""
-    port = int(luma.base_url.rpartition(":")[2])
-    for process in psutil.process_iter():
-        try:
-            talks = any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp"))
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-        if talks and process.pid != psutil.Process().pid:
-            process.kill()
-            return
-    raise AssertionError("no process calls this Luma")
-
-
-def says(airflow: LocalAirflow, dag_id: str, run_id: str, words: str) -> bool:
-    """Wait for words in the log of the last try."""
-    task = modify(airflow, dag_id, run_id)
-    return words in airflow.wait_for_log(words, dag_id, run_id, "modify", task["try_number"])
+#: Beside the daily tests: further places to be killed at, and what the unit tests cover as well.
+long = pytest.mark.long
 
 
 @pytest.fixture
@@ -94,6 +66,7 @@ class TestKilled:
         for words in ("Try 1 was about to submit", "log page of the Luma account", "Clearing this task submits"):
             assert says(airflow, dag_id, run_id, words)
 
+    @long
     def test_worker_killed_while_it_uploads_leaves_a_retry_that_uploads_again_and_submits_once(
         self, airflow: LocalAirflow, start: Any
     ) -> None:
@@ -104,6 +77,7 @@ class TestKilled:
         self.succeeded(airflow, dag_id, run_id, luma, tries=2)
         assert len(luma.uploads) == 2
 
+    @long
     def test_worker_killed_between_acceptance_and_answer_with_resubmit_on_unknown_submits_again(
         self, airflow: LocalAirflow, start: Any
     ) -> None:
@@ -117,7 +91,10 @@ class TestKilled:
         assert modify(airflow, dag_id, run_id)["state"] == "success", airflow.story(dag_id, run_id)
         assert luma.accepted == 2
 
-    @pytest.mark.parametrize("place", ["before_deferral", "execute_complete"])
+    @pytest.mark.parametrize(
+        "place",
+        [pytest.param("before_deferral", marks=pytest.mark.versions), pytest.param("execute_complete", marks=long)],
+    )
     def test_worker_killed_after_the_answer_leaves_a_job_that_the_retry_continues(
         self, airflow: LocalAirflow, start: Any, held_process: Callable[[str, str], psutil.Process], place: str
     ) -> None:
@@ -127,6 +104,7 @@ class TestKilled:
         self.succeeded(airflow, dag_id, run_id, luma, tries=2)
         assert says(airflow, dag_id, run_id, "nothing new is billed")
 
+    @long
     def test_worker_killed_while_it_polls_leaves_a_job_that_the_retry_continues(
         self, airflow: LocalAirflow, start: Any
     ) -> None:
@@ -138,22 +116,24 @@ class TestKilled:
 
         self.succeeded(airflow, dag_id, run_id, luma, tries=2)
 
+    @long
     @pytest.mark.parametrize("component", ["triggerer", "scheduler", "api-server"])
     def test_component_killed_while_the_task_is_deferred_costs_no_second_job(
         self, airflow: LocalAirflow, start: Any, component: str
     ) -> None:
-        dag_id, run_id, luma = start(component.replace("-", "_"), processing_seconds=30)
+        dag_id, run_id, luma = start(component.replace("-", "_"), processing_seconds=600)
         wait_for_state(airflow, dag_id, run_id, "deferred")
         airflow.stop(component, signal.SIGKILL)
-        ended = luma.jobs[0].create_time / 1000 + 35
+        luma.end_jobs()
         if component == "api-server":
-            airflow.wait_until(lambda: time.time() > ended, "the job to end with nobody there", seconds=60)
+            airflow.wait_until(lambda: luma.jobs[0].complete_time, "the job to end with nobody there", seconds=60)
         airflow.start(component)
         airflow.wait_until(airflow.is_healthy, "Airflow to be healthy again", seconds=120)
 
         # A worker that is to take up the result while there is no API server needs another try.
         self.succeeded(airflow, dag_id, run_id, luma, tries=None if component == "api-server" else 1)
 
+    @long
     def test_retry_after_a_timeout_continues_the_job(self, airflow: LocalAirflow, start: Any) -> None:
         dag_id, run_id, luma = start("timed_out", processing_seconds=14)
 
@@ -178,7 +158,6 @@ def wait_for_run(airflow: LocalAirflow, dag_id: str, run_id: str, state: str) ->
     airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) == state, "the run to end", seconds=60)
 
 
-@pytest.mark.parametrize("dag_id", [pytest.param("cleared", marks=needs_task_state), "cleared_with_store"])
 class TestCleared:
     """By a person, through the REST API."""
 
@@ -198,19 +177,23 @@ class TestCleared:
             airflow.call("POST", "/variables", json=variable)
 
     @pytest.mark.parametrize(
-        ("when", "prompt", "accepted", "words"),
+        ("dag_id", "when", "prompt", "accepted", "words"),
         [
-            ("running", "same", 1, "this try continues it; nothing new is billed"),
-            ("running", "changed", 2, "its request has changed"),
-            ("succeeded", "same", 2, "had been returned; this try submits a new job"),
-            ("failed", "same", 2, "had failed; this try submits a new job"),
+            pytest.param(dag_id, *case, id=f"{dag_id}-{case[0]}-{case[1]}", marks=[*store_marks, *case_marks])
+            for dag_id, store_marks in (("cleared", [needs_task_state]), ("cleared_with_store", []))
+            for case, case_marks in (
+                (("running", "same", 1, "this try continues it; nothing new is billed"), [pytest.mark.versions]),
+                (("succeeded", "same", 2, "had been returned; this try submits a new job"), []),
+                (("running", "changed", 2, "its request has changed"), [long]),
+                (("failed", "same", 2, "had failed; this try submits a new job"), [long]),
+            )
         ],
     )
     def test_cleared_task_submits_only_if_its_outcome_was_delivered_or_its_request_has_changed(
         self, airflow: LocalAirflow, luma: Simulator, dag_id: str, when: str, prompt: str, accepted: int, words: str
     ) -> None:
         luma.configure(
-            processing_seconds=25 if when == "running" else 1,
+            processing_seconds=600 if when == "running" else 1,
             outcome="generate_failed" if when == "failed" else "success",
         )
         run_id = airflow.trigger(dag_id)
@@ -223,6 +206,9 @@ class TestCleared:
             self.want(airflow, "Make it a rainy evening")
 
         clear(airflow, dag_id, run_id)
+        if (when, prompt) == ("running", "same"):
+            wait_for_state(airflow, dag_id, run_id, "deferred")
+            luma.end_jobs()
 
         wait_for_state(airflow, dag_id, run_id, "success")
         assert says(airflow, dag_id, run_id, words)
