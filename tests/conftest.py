@@ -46,7 +46,7 @@ def connection_uri(base_url: str, key: str = API_KEY, **extra: Any) -> str:
 def _simulator() -> Iterator[Simulator]:
     settings = Settings(
         api_key=API_KEY,
-        processing_seconds=0.15,
+        processing_seconds=0.03,
         status_calls_per_second=1000,
         submissions_per_10_seconds=1000,
     )
@@ -73,8 +73,8 @@ def set_connection(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def luma_conn(luma: Simulator, set_connection: Callable[..., None]) -> str:
-    """The id of a connection to the simulator."""
-    set_connection(luma.base_url)
+    """The id of a connection to the simulator, which takes as many status checks as it is sent."""
+    set_connection(luma.base_url, requests_per_second=1000)
     return "luma_default"
 
 

@@ -11,9 +11,8 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_luma.simulator import Simulator
 from tests.support.operator_fixtures import context
-from tests.support.submission_fixtures import fast_queue
 
-__all__ = ["context", "fast_queue"]
+__all__ = ["context"]
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def decorated(luma: Simulator, luma_conn: str) -> Callable[..., Any]:
         parameters = {
             "task_id": "modify",
             "video_url": luma.sample_url,
-            "poll_interval": 0.05,
+            "poll_interval": 0.02,
             "timeout": 20,
             **parameters,
         }

@@ -205,7 +205,7 @@ class TestDeferral:
 
     @pytest.mark.parametrize("passes_kwargs", [True, False], ids=["with kwargs", "with the event alone"])
     def test_function_is_called_once_in_a_try_that_is_queued_and_deferred(
-        self, luma, decorated, fast_queue, write, prompts, passes_kwargs
+        self, luma, decorated, write, prompts, passes_kwargs
     ):
         luma.configure(faults=["submit:refuse,code=429,times=2"])
         run = TaskRun(lambda: decorated(write), TaskStateStore(), passes_kwargs=passes_kwargs)

@@ -7,7 +7,6 @@ from tests.support.stored_clips import clip, s3_clip
 from tests.support.submission_fixtures import (
     await_job_ends,
     callbacks_on,
-    fast_queue,
     leave_ended,
     leave_running,
     relay,
@@ -21,7 +20,6 @@ __all__ = [
     "callbacks_on",
     "clip",
     "context",
-    "fast_queue",
     "leave_ended",
     "leave_running",
     "modify",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
@@ -32,7 +33,8 @@ def test_task_that_is_killed_while_it_records_the_intent_submits_nothing(luma, m
 def test_task_that_is_killed_between_two_attempts_submits_no_more(luma, modify, context, monkeypatch):
     luma.configure(faults=["submit:refuse,code=429"])
     operator = modify(deferrable=False)
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _seconds: operator.on_kill())
+    # The time of no other thread.
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda _seconds: operator.on_kill()))
     with pytest.raises(AirflowException, match="killed"):
         operator.execute(context)
     assert len(submissions(luma)) == 1

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import tenacity
@@ -43,7 +44,7 @@ class TestOrderOfRecordAndRequest:
             assert (record["luma_task_id"], record["try_number"], record["max_tries"]) == (None, 1, 2)
         assert task.store.record == {**seen[0], "luma_task_id": luma.jobs[0].task_id, "delivered": True}
 
-    def test_intent_is_recorded_before_each_repeated_request(self, relay, luma, task, short_backoff, fast_queue):
+    def test_intent_is_recorded_before_each_repeated_request(self, relay, luma, task, short_backoff):
         seen = []
         relay.before_forwarding = lambda: seen.append(task.store.record)
         luma.configure(faults=["submit:refuse,code=429,times=2"])
@@ -56,7 +57,11 @@ class TestOrderOfRecordAndRequest:
     def test_no_intent_is_recorded_during_the_backoff_after_a_refusal(self, relay, luma, sync_task, monkeypatch):
         luma.configure(faults=["submit:refuse,code=429,times=1"])
         during_backoff = []
-        monkeypatch.setattr("tenacity.nap.time.sleep", lambda _seconds: during_backoff.append(sync_task.store.record))
+
+        def sleep(_seconds: float) -> None:
+            during_backoff.append(sync_task.store.record)
+
+        monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=sleep))  # no other thread's time
         sync_task.run_try(wait_for_completion=False)
         assert during_backoff == [None]
 
@@ -68,11 +73,21 @@ class TestKilled:
         before = signal.getsignal(signal.SIGUSR1)
 
         def _kill(kind: type[BaseException]) -> Callable[[], None]:
+            has_struck = threading.Event()
+
             def end(*_: object) -> None:
-                raise kind
+                if not has_struck.is_set():
+                    has_struck.set()
+                    raise kind
+
+            def strike() -> None:
+                # A signal that arrives just before the main thread waits for the network does not interrupt that.
+                os.kill(os.getpid(), signal.SIGUSR1)
+                while not has_struck.wait(0.05):
+                    os.kill(os.getpid(), signal.SIGUSR1)
 
             signal.signal(signal.SIGUSR1, end)
-            return lambda: os.kill(os.getpid(), signal.SIGUSR1)
+            return strike
 
         yield _kill
         signal.signal(signal.SIGUSR1, before)
@@ -124,12 +139,15 @@ class TestKilled:
                 task.run_try()
             assert luma.accepted == accepted
 
-    @pytest.mark.parametrize("retries", [1, 2, 3])
+    @pytest.mark.parametrize("retries", [1, 2, pytest.param(3, marks=pytest.mark.long)])
     def test_no_sequence_of_killed_tries_pays_for_two_jobs(self, luma, modify, retries):
         luma.configure(processing_seconds=0)
         moments = [None, *((number, is_done) for number in (1, 2) for is_done in (False, True))]
         for crashes in itertools.product(moments, repeat=retries):
-            task = TaskRun(lambda **changes: modify(deferrable=False, poll_interval=0.005, **changes), TaskStateStore())
+            task = TaskRun(
+                lambda **changes: modify(deferrable=False, check_video=False, poll_interval=0.005, **changes),
+                TaskStateStore(),
+            )
             before = luma.accepted
             for crash in (*crashes, None):
                 task.store.crash_at(crash)
@@ -176,6 +194,12 @@ class TestKilled:
         assert (task.ti.pushed["luma_task_id"], luma.accepted) == (job, 1)
 
 
+@pytest.fixture
+def immediate_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeat a write to the store at once."""
+    monkeypatch.setattr(SubmissionAttempt._save.retry, "wait", tenacity.wait_none())
+
+
 class TestStoreFails:
     def test_nothing_is_submitted_if_the_intent_cannot_be_recorded(self, luma, task):
         task.store.around_set = fail
@@ -183,15 +207,17 @@ class TestStoreFails:
             task.run_try()
         assert submissions(luma) == []
 
-    def test_id_is_logged_if_it_cannot_be_recorded(self, luma, task, task_log):
-        def fail_at_the_id(number: int, is_done: bool) -> None:
-            if (number, is_done) == (2, False):
+    def test_id_is_logged_if_it_cannot_be_recorded(self, luma, task, immediate_saves, task_log):
+        def fail_after_the_intent(number: int, is_done: bool) -> None:
+            if number > 1:
                 fail()
 
-        task.store.around_set = fail_at_the_id
+        task.store.around_set = fail_after_the_intent
         with suppress(ConnectionError):
             task.run_try()
         assert luma.accepted == 1
+        assert task.store.record["luma_task_id"] is None
+        task.store.crash_at(None)
         assert len(messages(task_log, "accepted", luma.jobs[0].task_id)) == 1
         with suppress(AirflowFailException):
             task.run_try()
@@ -210,8 +236,7 @@ class TestStoreFails:
             modify().execute(context)
 
 
-def test_id_that_could_not_be_written_at_once_is_written_a_moment_later(luma, modify, monkeypatch):
-    monkeypatch.setattr(SubmissionAttempt._save.retry, "wait", tenacity.wait_none())
+def test_id_that_could_not_be_written_at_once_is_written_a_moment_later(luma, modify, immediate_saves):
     task = TaskRun(lambda **changes: modify(wait_for_completion=False, **changes), TaskStateStore())
 
     def fail_once(number: int, is_done: bool) -> None:

@@ -65,9 +65,7 @@ class TestQueued:
 
     @pytest.mark.parametrize("wait_for_completion", [True, False])
     @pytest.mark.parametrize("passes_kwargs", [True, False], ids=["with kwargs", "with the event alone"])
-    def test_queued_task_submits_when_its_trigger_has_fired(
-        self, luma, modify, fast_queue, wait_for_completion, passes_kwargs
-    ):
+    def test_queued_task_submits_when_its_trigger_has_fired(self, luma, modify, wait_for_completion, passes_kwargs):
         luma.configure(faults=["submit:refuse,code=429,times=2"])
         task = TaskRun(
             lambda **changes: modify(wait_for_completion=wait_for_completion, **changes),

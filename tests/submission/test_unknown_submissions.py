@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import requests
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -27,20 +29,28 @@ UNKNOWN = {
 @pytest.fixture(params=UNKNOWN.values(), ids=UNKNOWN)
 def _unknown(luma, set_connection, luma_conn, request) -> None:
     """Let the answer to the first submission be lost, in each of the ways there are."""
-    set_connection(luma.base_url, timeout=1)
+    is_slow = request.param == UNKNOWN["no answer in time"]
+    set_connection(luma.base_url, timeout=0.3 if is_slow else 20, requests_per_second=1000)
     requests.get(luma.sample_url, timeout=20)  # rendered when it is first asked for
     luma.reset()
     luma.configure(faults=request.param)
 
 
+@pytest.fixture
+def wait_longer(luma, set_connection, _unknown) -> Callable[[], None]:
+    """Lets the connection wait for answers as long as it may take on a busy machine."""
+    return lambda: set_connection(luma.base_url, requests_per_second=1000)
+
+
 @pytest.mark.usefixtures("_unknown")
 class TestUnknownOutcome:
-    def test_task_and_its_retries_fail_until_a_person_has_checked_the_account(self, luma, task):
+    def test_task_and_its_retries_fail_until_a_person_has_checked_the_account(self, luma, task, wait_longer):
         with pytest.raises(AirflowFailException, match="log page") as first:
             task.run_try()
         assert isinstance(first.value.__cause__, LumaSubmissionUnknownError)
         assert task.store.operations == [("set", None), ("set", "reported")]
         accepted = luma.accepted
+        wait_longer()
         for _ in range(2):
             with pytest.raises(AirflowFailException, match="log page.*LumaTaskSensor") as again:
                 task.run_try()
@@ -48,21 +58,23 @@ class TestUnknownOutcome:
         assert luma.accepted == accepted
         assert len(submissions(luma)) == 1
 
-    def test_cleared_task_submits_although_the_outcome_of_an_earlier_try_is_unknown(self, luma, task):
+    def test_cleared_task_submits_although_the_outcome_of_an_earlier_try_is_unknown(self, luma, task, wait_longer):
         with pytest.raises(AirflowFailException):
             task.run_try()
         accepted = luma.accepted
+        wait_longer()
         result = task.clear_and_run()
         assert luma.accepted == accepted + 1
         assert_result_is_of(luma.jobs[-1].task_id, task, result)
         assert task.store.record["luma_task_id"] == luma.jobs[-1].task_id
 
-    def test_retry_submits_again_exactly_once_with_resubmit_on_unknown(self, luma, task, task_log):
+    def test_retry_submits_again_exactly_once_with_resubmit_on_unknown(self, luma, task, wait_longer, task_log):
         with pytest.raises(LumaSubmissionUnknownError) as first:
             task.run_try(resubmit_on_unknown=True)
         assert not isinstance(first.value, AirflowFailException)
         assert task.store.operations == [("set", None)]
         accepted = luma.accepted
+        wait_longer()
         job = task.run_try(resubmit_on_unknown=True)["luma_task_id"]
         assert luma.accepted == accepted + 1
         assert len(messages(task_log, "resubmit_on_unknown", "ry 1")) == 1

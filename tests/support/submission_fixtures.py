@@ -79,12 +79,6 @@ def relay(luma: Simulator, luma_conn: str, set_connection: Callable[..., None]) 
 
 
 @pytest.fixture
-def fast_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let queued tasks submit at once, for tests that are about what they do then."""
-    monkeypatch.setattr("airflow_provider_luma.submission.queue.SUBMISSIONS_PER_SECOND", 1000.0)
-
-
-@pytest.fixture
 def callbacks_on(
     luma: Simulator,
     luma_conn: str,

@@ -14,6 +14,8 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY, UPLOAD_KEY
+from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
+from harness import simulated_clock
 
 
 class TaskInstance:
@@ -141,7 +143,7 @@ class TaskRun:
                 result = operator.resume_execution(*resumed, context) if resumed else operator.execute(context)
             except TaskDeferred as deferred:
                 kwargs = (deferred.kwargs or {}) if self._passes_kwargs else {}
-                resumed = deferred.method_name, {**kwargs, "event": asyncio.run(_event_of(deferred.trigger))}
+                resumed = deferred.method_name, {**kwargs, "event": _event_of(deferred.trigger)}
                 continue
             self.on_return()
             return result
@@ -152,12 +154,18 @@ class TaskRun:
         return self.run_try(**changes)
 
 
-async def _event_of(trigger: Any) -> Any:
+def _event_of(trigger: Any) -> Any:
     """Run a trigger as the triggerer does, from its serialized arguments, and return its only event."""
     _, arguments = trigger.serialize()
     stored = type(trigger)(**json.loads(json.dumps(arguments)))
-    (event,) = [event.payload async for event in stored.run()]
+    # A queue only waits, which takes no time in simulated time.
+    run = simulated_clock.run if isinstance(stored, LumaSubmissionTrigger) else asyncio.run
+    (event,) = run(_events_of(stored))
     return json.loads(json.dumps(event))
+
+
+async def _events_of(trigger: Any) -> list[Any]:
+    return [event.payload async for event in trigger.run()]
 
 
 def assert_result_is_of(luma_task_id: str, task: TaskRun, result: dict[str, Any]) -> None:
