@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_luma import validation
@@ -82,10 +83,27 @@ class TestPrompt:
 
     @given(st.text())
     def test_any_prompt_is_allowed_or_refused_with_a_validation_error(self, prompt):
-        try:
+        with suppress(LumaValidationError):
             validation.check_prompt(prompt)
-        except LumaValidationError:
-            assert not prompt.isascii() or not prompt.strip() or "\x00" in prompt
+
+    @given(st.text(st.characters(codec="ascii")))
+    @example(".md")
+    @example("night.txt\n")
+    @example("night.md")
+    @example("prompts/night.txt")
+    @example("make it look like night.md")
+    @example("a.txt b")
+    @example("night.MD")
+    @example("\x1c")
+    @example("rain\x00.md")
+    def test_ascii_prompt_is_refused_only_if_it_is_blank_or_names_a_file_or_holds_a_nul(self, prompt):
+        is_blank = re.fullmatch(r"\s*", prompt)
+        is_file = re.fullmatch(r"\s*\S*\.(txt|md)\s*", prompt)
+        if is_blank or is_file or "\0" in prompt:
+            with pytest.raises(LumaValidationError, match="prompt"):
+                validation.check_prompt(prompt)
+        else:
+            validation.check_prompt(prompt)
 
 
 CHECKS = {"video_url": validation.check_video_url, "callback_url": validation.check_callback_url}
