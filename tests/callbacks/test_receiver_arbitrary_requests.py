@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_luma.callbacks import routes
-from harness.api_server import ENDED, FORGED_QUERIES, proof
+from harness.api_server import ENDED, FORGED_QUERIES, ApiServer, proof
 from harness.metadata_db import MetadataDb, operator_awaiting_callback, operator_awaiting_job
 
 PATHS = ["/luma/callback", "/luma/result", "/luma/static/result.css", "/luma/static/result.js", "/luma/"]
@@ -65,17 +65,42 @@ def deferred_tasks(metadata_db: MetadataDb) -> None:
     metadata_db.defer(operator_awaiting_job(), operator_awaiting_callback("0" * 32), operator_awaiting_callback(""))
 
 
-@settings(in_one_database, max_examples=1000)
-@given(
+any_request = given(
     method=st.sampled_from(METHODS),
     path=paths,
     query=queries,
     headers=header_lists,
     chunks=st.lists(bodies, max_size=3),
 )
+any_callback = given(headers=header_lists, chunks=st.lists(st.one_of(bodies, named_jobs), max_size=3))
+
+
+@settings(in_one_database, max_examples=100)
+@any_request
 async def test_request_without_a_valid_token_breaks_nothing_and_resumes_nobody(
     metadata_db, deferred_tasks, api_server, method, path, query, headers, chunks
 ):
+    await assert_harmless(metadata_db, api_server, method, path, query, headers, chunks)
+
+
+@pytest.mark.long
+@settings(in_one_database, max_examples=5000)
+@any_request
+async def test_of_many_requests_without_a_valid_token_none_breaks_anything_or_resumes_anybody(
+    metadata_db, deferred_tasks, api_server, method, path, query, headers, chunks
+):
+    await assert_harmless(metadata_db, api_server, method, path, query, headers, chunks)
+
+
+async def assert_harmless(
+    metadata_db: MetadataDb,
+    api_server: ApiServer,
+    method: str,
+    path: str,
+    query: bytes,
+    headers: list[tuple[bytes, bytes]],
+    chunks: list[bytes],
+) -> None:
     api_server.scopes.clear()
     scope = {"method": method, "path": path, "query_string": query, "headers": headers}
     status = await api_server.raw_request(scope, chunks)
@@ -86,9 +111,22 @@ async def test_request_without_a_valid_token_breaks_nothing_and_resumes_nobody(
     assert metadata_db.resumed() == set()
 
 
-@settings(in_one_database, max_examples=300)
-@given(headers=header_lists, chunks=st.lists(st.one_of(bodies, named_jobs), max_size=3))
+@settings(in_one_database, max_examples=50)
+@any_callback
 async def test_callback_with_a_valid_token_breaks_nothing_whatever_its_headers_and_body(api_server, headers, chunks):
+    await assert_taken_or_refused(api_server, headers, chunks)
+
+
+@pytest.mark.long
+@settings(in_one_database, max_examples=1500)
+@any_callback
+async def test_of_many_callbacks_with_a_valid_token_none_breaks_anything(api_server, headers, chunks):
+    await assert_taken_or_refused(api_server, headers, chunks)
+
+
+async def assert_taken_or_refused(
+    api_server: ApiServer, headers: list[tuple[bytes, bytes]], chunks: list[bytes]
+) -> None:
     scope = {"method": "POST", "path": "/luma/callback", "query_string": proof().encode(), "headers": headers}
     assert await api_server.raw_request(scope, chunks) in (200, 400, 413)
     await api_server.tasks_resumed()

@@ -25,12 +25,12 @@ from tests.support.calls import status_checks
 from tests.support.task_logs import messages
 
 
-async def wait_in_worker(luma_task_id: str, *, timeout: float = 20, poll_interval: float = 0.05) -> LumaTask:
+async def wait_in_worker(luma_task_id: str, *, timeout: float = 20, poll_interval: float = 0.02) -> LumaTask:
     wait = LumaHook().wait_for_completion
     return await asyncio.to_thread(wait, luma_task_id, timeout=timeout, poll_interval=poll_interval)
 
 
-async def wait_in_triggerer(luma_task_id: str, *, timeout: float = 20, poll_interval: float = 0.05) -> LumaTask:
+async def wait_in_triggerer(luma_task_id: str, *, timeout: float = 20, poll_interval: float = 0.02) -> LumaTask:
     state = PollState(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
     async with LumaAsyncHook() as hook:
         while True:
@@ -48,19 +48,19 @@ def wait(request, luma_conn) -> Callable[..., Awaitable[LumaTask]]:
 
 
 async def first_status_check(luma) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not status_checks(luma):
             await asyncio.sleep(0.01)
 
 
 class TestOutcomes:
     async def test_finished_job_is_returned_with_its_video(self, luma, submit, wait):
-        luma_task_id = submit()
+        luma_task_id = submit(faults=["status:unknown_flag,flag=0,times=2"])
         task = await wait(luma_task_id)
         assert task.luma_task_id == luma_task_id
         assert task.status is LumaTaskStatus.SUCCESS
         assert len(task.result_urls) == 1
-        assert len(status_checks(luma)) > 1
+        assert len(status_checks(luma)) > 2
 
     async def test_job_whose_callback_failed_is_a_success(self, submit, wait):
         task = await wait(submit(outcome="callback_failed"))
@@ -141,11 +141,10 @@ class TestDeadline:
             await wait(luma_task_id, timeout=0.3)
         assert luma_task_id in str(caught.value)
 
-    async def test_last_status_check_is_at_the_deadline_even_with_a_long_poll_interval(self, submit, wait):
-        luma_task_id = submit(processing_seconds=0.3)
-        started = time.monotonic()
-        assert (await wait(luma_task_id, timeout=1, poll_interval=3600)).is_successful
-        assert time.monotonic() - started < 5
+    async def test_last_status_check_is_at_the_deadline_even_with_a_long_poll_interval(self, luma, submit, wait):
+        luma_task_id = submit(faults=["status:unknown_flag,flag=0,times=1"], processing_seconds=0)
+        assert (await wait(luma_task_id, timeout=0.5, poll_interval=3600)).is_successful
+        assert len(status_checks(luma)) == 2
 
 
 class TestDisturbances:
@@ -192,7 +191,7 @@ class TestDisturbances:
             luma.configure(faults=["status:refuse,code=401,style=status,times=1"])
         with monkeypatch.context() as without_connection:
             without_connection.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 while not any("the connection could not be read" in entry["event"] for entry in task_log):
                     await asyncio.sleep(0.01)
         assert LumaHook.get_connection("luma_default").get_uri() == uri

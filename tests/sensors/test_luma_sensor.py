@@ -66,7 +66,7 @@ def context() -> dict[str, Any]:
 
 
 def sensor(luma_task_id: Any, **options: Any) -> LumaTaskSensor:
-    options = {"poke_interval": 0.05, "timeout": 20, **options}
+    options = {"poke_interval": 0.02, "timeout": 20, **options}
     return LumaTaskSensor(task_id="wait", luma_task_id=luma_task_id, **options)
 
 
@@ -168,14 +168,11 @@ class TestEveryMode:
 
 
 class TestOutage:
-    @pytest.mark.timeout(8)
     @pytest.mark.parametrize("first", ["refuse,code=404", "null_data"])
     async def test_the_timeout_ends_the_wait_though_luma_is_down(self, submit, context, short_backoff, first):
         luma_task_id = submit(processing_seconds=60, faults=[f"status:{first},times=1", "status:html"])
-        started = time.monotonic()
         with pytest.raises(AirflowSensorTimeout):
-            await run(sensor(luma_task_id, timeout=0.5, deferrable=False), context)
-        assert time.monotonic() - started < 5
+            await run(sensor(luma_task_id, timeout=0.3, deferrable=False), context)
 
 
 class TestDeferring:
@@ -259,9 +256,10 @@ class TestCallback:
         options = {"execution_timeout": timedelta(minutes=5)}
         deferred = defer(options, processing_seconds=60)
         deferred.kwargs["execution_deadline"] -= 200  # as if it had waited that long
+        deadline, before = deferred.kwargs["execution_deadline"], time.time()
         with pytest.raises(TaskDeferred) as again:
             self.resume(deferred, context, **options)
-        assert timedelta(seconds=90) < again.value.timeout <= timedelta(seconds=100)
+        assert deadline - time.time() <= again.value.timeout.total_seconds() <= deadline - before
         assert again.value.kwargs == deferred.kwargs
 
     def test_a_callback_for_a_failed_job_fails_or_skips_the_task(self, luma, defer, context, until):
@@ -287,9 +285,10 @@ class TestCallback:
 class TestReschedule:
     def test_reschedule_mode_frees_the_worker_while_the_job_runs(self, luma, submit, context):
         one = sensor(submit(processing_seconds=60), deferrable=False, mode="reschedule", poke_interval=60)
+        before = time.time()
         with pytest.raises(AirflowRescheduleException) as again:
             one.execute(context)
-        assert 50 < again.value.reschedule_date.timestamp() - time.time() < 70
+        assert before + 60 <= again.value.reschedule_date.timestamp() <= time.time() + 60
         assert len(status_checks(luma)) == 1
 
 

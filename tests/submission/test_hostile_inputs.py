@@ -66,18 +66,17 @@ class TestAfterTheSubmission:
         assert run.run_try(wait_for_completion=False)["luma_task_id"] == luma.jobs[0].task_id
 
     def test_credits_that_come_drop_by_drop_hold_nothing_up(self, server, set_connection, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.5)
+        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.2)
         server.serve("*", Reply(raw=dripping))
         set_connection(server.url(""))
-        before = time.monotonic()
         assert LumaHook().credits_left() is None
-        assert time.monotonic() - before < 5
 
 
 def dripping() -> Iterator[bytes]:
+    """An answer without an end."""
     yield b"HTTP/1.1 200 OK\r\nX-A: "
-    for _ in range(80):
-        time.sleep(0.1)
+    while True:
+        time.sleep(0.02)
         yield b"a"
 
 
@@ -88,10 +87,8 @@ class TestPublicVideos:
         return LumaHook().check_public_video
 
     def test_server_that_drips_holds_nothing_up(self, server, check, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.5)
-        before = time.monotonic()
+        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.2)
         check(server.serve("/clip.mp4", Reply(raw=dripping)))
-        assert time.monotonic() - before < 5
 
     def test_video_whose_first_piece_is_short_passes(self, server, check):
         def pieces() -> Iterator[bytes]:

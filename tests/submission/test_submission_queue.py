@@ -53,11 +53,11 @@ class TestQueued:
         luma.configure(faults=["submit:refuse,code=429,retry_after=7,style=status,times=2"])
         first = defer()
         permitted_at = time.time()
+        assert first.kwargs["first_attempt_at"] + 7 <= first.trigger.not_before <= permitted_at + 7
         again = defer(first)
         _, before = first.trigger.serialize()
         _, after = again.trigger.serialize()
         assert before["permitted_at"] is None
-        assert before["not_before"] == pytest.approx(first.kwargs["first_attempt_at"] + 7, abs=1)
         assert permitted_at <= after["permitted_at"] <= time.time()
         assert after["state"]["first_attempt_at"] == before["state"]["first_attempt_at"]
         assert after["until"] == before["until"]
@@ -118,8 +118,9 @@ class TestDeadlines:
         busy = defer(timeout=3600)
         busy.kwargs["first_attempt_at"] -= 600
         luma.configure(faults=["submit:refuse,code=455"])
+        before = time.time()
         unavailable = defer(busy, timeout=3600)
-        assert unavailable.trigger.until == pytest.approx(time.time() + backoff.OUTAGE_TIMEOUT, abs=5)
+        assert before <= unavailable.trigger.until - backoff.OUTAGE_TIMEOUT <= time.time()
         unavailable.kwargs["outage_since"] -= backoff.OUTAGE_TIMEOUT
         with pytest.raises(LumaUnavailableError):
             resume(modify(timeout=3600), unavailable, context, expiry_event(unavailable))
@@ -129,8 +130,9 @@ class TestDeadlines:
         first = defer(execution_timeout=timedelta(seconds=100))
         deadline = first.kwargs["execution_deadline"]
         first.kwargs["execution_deadline"] = deadline - 40
+        before = time.time()
         again = defer(first, execution_timeout=timedelta(seconds=100))
-        assert again.timeout.total_seconds() == pytest.approx(60, abs=5)
+        assert deadline - 40 - time.time() <= again.timeout.total_seconds() <= deadline - 40 - before
         waiting_for_job = defer(again, execution_timeout=timedelta(seconds=100))
         assert waiting_for_job.kwargs["execution_deadline"] == deadline - 40
 
@@ -148,9 +150,10 @@ class TestDeadlines:
         hour = timedelta(hours=1)
         first = defer(execution_timeout=hour)
         first.kwargs["execution_deadline"] -= 3000
+        deadline, before = first.kwargs["execution_deadline"], time.time()
         lost = defer(first, execution_timeout=hour)
         assert isinstance(lost.trigger, LumaCallbackTrigger)
-        assert lost.timeout.total_seconds() == pytest.approx(600, abs=5)
+        assert deadline - time.time() <= lost.timeout.total_seconds() <= deadline - before
 
 
 class TestInTheWorker:
