@@ -11,13 +11,15 @@ IN_PARALLEL = -n 3 --dist loadgroup
 # A warning is an error, and so is a reference to nothing.
 SPHINX = --builder html --nitpicky --fail-on-warning --keep-going --quiet --jobs auto --doctree-dir docs/_build/doctrees
 COMPILE = --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade --all-extras pyproject.toml
-PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(PINS)
+# uv takes seconds where pip takes minutes, and does not read which index pip is configured to use.
+INSTALL = index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || echo "$$PIP_INDEX_URL"); \
+	$${index:+env UV_DEFAULT_INDEX=$$index} $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster docs screenshots check test test-matrix lint bench build constraints clean
+.PHONY: help demo demo-cluster docs screenshots check test test-long test-versions test-matrix lint bench build constraints clean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Run a DAG on a real Airflow, with a simulator in place of Luma
 	@exec $(BIN)/python -m demo
@@ -35,14 +37,20 @@ screenshots: $(VENV)/.dev  ## Take the pictures of the documentation anew, from 
 check: lint  ## Check style and types, and run the unit tests: the loop of a contributor
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not e2e and not long" $(PYTEST_ARGS)
 
-test: $(VENV)/.dev  ## Run every test
-	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
+test: $(VENV)/.dev  ## Run all tests but the long ones, also on a running Airflow
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long" $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev  ## Run the tests that take minutes: before a release, and when you touch their subject
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m long $(PYTEST_ARGS)
+
+test-versions: $(VENV)/.dev  ## Run the unit tests, and what behaves differently on another Airflow: AIRFLOW=3.1
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long and (not e2e or versions)" $(PYTEST_ARGS)
 
 test-matrix:  ## Run the tests, without the long ones, on every supported Airflow
-	$(MAKE) test AIRFLOW=3.1 PYTEST_ARGS='-m "not long"'
-	$(MAKE) test AIRFLOW=3.2 PYTEST_ARGS='-m "not long"'
-	$(MAKE) test AIRFLOW=3.3 PYTEST_ARGS='-m "not long"'
-	$(MAKE) test AIRFLOW=3.4 PYTEST_ARGS='-m "not long"'
+	$(MAKE) test AIRFLOW=3.1
+	$(MAKE) test AIRFLOW=3.2
+	$(MAKE) test AIRFLOW=3.3
+	$(MAKE) test AIRFLOW=3.4
 
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
@@ -50,7 +58,7 @@ lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## Measure, side by side with the official providers (two hours)
-	$(PIP) --editable '.[bench]'
+	$(INSTALL) --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
 build: $(VENV)/.dev  ## Build wheel and sdist into dist/
@@ -59,11 +67,10 @@ build: $(VENV)/.dev  ## Build wheel and sdist into dist/
 
 # Airflow 3.2 does not work with FastAPI 0.137 or newer, though only 3.3 says so.
 constraints: $(VENV)/.dev  ## Pin the newest versions that go together, for every supported Airflow
-	$(PIP) uv
 	printf "apache-airflow==3.4.0b2\napache-airflow-core==3.4.0b2\napache-airflow-task-sdk==1.4.0b2\n" | \
-		$(BIN)/uv pip compile $(COMPILE) --constraint /dev/stdin --output-file constraints/airflow-3.4.txt
+		$(BIN)/python -m uv pip compile $(COMPILE) --constraint /dev/stdin --output-file constraints/airflow-3.4.txt
 	for airflow in 3.1 3.2 3.3; do \
-		printf "apache-airflow~=$$airflow.0\nfastapi<0.137\n" | $(BIN)/uv pip compile $(COMPILE) \
+		printf "apache-airflow~=$$airflow.0\nfastapi<0.137\n" | $(BIN)/python -m uv pip compile $(COMPILE) \
 			--constraint /dev/stdin --output-file constraints/airflow-$$airflow.txt || exit 1; \
 	done
 
@@ -73,23 +80,24 @@ clean:  ## Remove all that the other targets made
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(PINS)
-	@echo "Installing Airflow and the provider into $(VENV) (a minute or two, the first time only) ..."
-	@$(PIP) --editable '.[simulator]'
+	@echo "Installing Airflow and the provider into $(VENV) (a minute, the first time only) ..."
+	@$(INSTALL) --editable '.[simulator]'
 	@touch $@
 
 $(VENV)/.cluster: $(VENV)/.demo
 	@echo "Installing Celery ..."
-	@$(PIP) --editable '.[cluster]'
+	@$(INSTALL) --editable '.[cluster]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.demo
 	@echo "Installing Sphinx ..."
-	@$(PIP) --editable '.[docs]'
+	@$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "Installing what the tests need ..."
-	@$(PIP) --editable '.[dev]'
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@

@@ -29,7 +29,7 @@ def pinned(airflow: str) -> str:
 
 
 def test_each_airflow_of_the_table_is_one_that_make_test_matrix_runs_the_tests_on():
-    matrix = re.findall(r"AIRFLOW=(\S+) PYTEST_ARGS", (REPOSITORY / "Makefile").read_text())
+    matrix = re.findall(r"\$\(MAKE\) test AIRFLOW=(\S+)", (REPOSITORY / "Makefile").read_text())
     assert [airflow for airflow, *_ in ROWS] == matrix
 
 

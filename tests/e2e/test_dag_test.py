@@ -106,6 +106,7 @@ def test_variations_of_one_clip_succeed_under_dag_test(airflow: LocalAirflow, lu
     assert (luma.accepted, len(luma.uploads)) == (3, 1)
 
 
+@pytest.mark.long
 def test_decorated_functions_succeed_under_dag_test_even_after_a_queue(airflow: LocalAirflow, luma: Simulator) -> None:
     luma.reset()
     luma.configure(faults=["submit:refuse,code=429,times=1"])

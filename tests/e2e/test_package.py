@@ -93,7 +93,7 @@ def test_wheel_works_in_an_empty_environment(built: Path, tmp_path: Path) -> Non
     [wheel], [sdist] = built.glob("*.whl"), built.glob("*.tar.gz")
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python, home = tmp_path / "venv" / "bin" / "python", {"AIRFLOW_HOME": str(tmp_path / "home")}
-    run(python, "-m", "pip", "install", "--quiet", "--constraint", PINS, wheel)
+    run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, "--constraint", PINS, wheel)
     for package in (wheel, sdist):
         run(python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", package)
         run(python, "-m", "pip", "check")
