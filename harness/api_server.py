@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -125,6 +126,20 @@ def api_server_process(**environment: str) -> Iterator[int]:
         finally:
             process.terminate()
             process.wait()
+
+
+@contextmanager
+def api_server_thread() -> Iterator[int]:
+    """Run the API server in a thread of this process, on the loopback address; yield its port."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
+        server = uvicorn.Server(uvicorn.Config(ApiServer().app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def proof(

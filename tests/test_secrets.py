@@ -84,7 +84,7 @@ async def run_pipeline(luma: Any, folder: Any, *, timeout: float = 0.15) -> list
     """Run a pipeline in every way, whatever comes of it, and return all that can be seen of it from outside."""
     texts: list[str] = []
     context: Any = {"ti": AnyTaskInstance()}
-    options = {"prompt": "make it snow", "video_url": luma.sample_url, "poll_interval": 0.05, "timeout": timeout}
+    options = {"prompt": "make it snow", "video_url": luma.sample_url, "poll_interval": 0.02, "timeout": timeout}
 
     async def attempt(task: BaseOperator, resume: Callable[..., Any] | None = None, *resumed: Any) -> Any:
         try:
@@ -113,7 +113,7 @@ async def run_pipeline(luma: Any, folder: Any, *, timeout: float = 0.15) -> list
     luma_task_id = context["ti"].pushed.get("luma_task_id", "nobody-knows")
     for deferrable in (True, False):
         sensor = LumaTaskSensor(
-            task_id="wait", luma_task_id=luma_task_id, deferrable=deferrable, poke_interval=0.05, timeout=timeout
+            task_id="wait", luma_task_id=luma_task_id, deferrable=deferrable, poke_interval=0.02, timeout=timeout
         )
         await attempt(sensor)
     hook = LumaHook()
@@ -129,6 +129,7 @@ async def run_pipeline(luma: Any, folder: Any, *, timeout: float = 0.15) -> list
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch, short_backoff: None) -> None:
     monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.1)
+    monkeypatch.setattr(backoff, "FIRST_DELAY", 0.005)
     monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.1)
     monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
 
@@ -137,7 +138,7 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch, short_backoff: None) -> None
 async def test_api_key_is_shown_nowhere_whatever_the_service_does(
     luma, set_connection, api_key, logged, short_timeouts, tmp_path, fault
 ):
-    set_connection(luma.base_url, timeout=0.25 if "hang" in fault else 10)
+    set_connection(luma.base_url, timeout=0.25 if "hang" in fault else 10, requests_per_second=1000)
     await asyncio.to_thread(LumaHook().get_credits)
     await asyncio.to_thread(requests.get, luma.sample_url, timeout=20)  # it is drawn when it is first asked for
     luma.configure(processing_seconds=0.02, **FAULTS[fault])

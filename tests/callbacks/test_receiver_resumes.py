@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,40 +172,70 @@ class TestResumedTasks:
         assert metadata_db.resumed() == {tasks[214]}
 
 
+class Clock:
+    """Tells the receiver when a deferral is old enough; until then, it sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_sleeping, self._has_passed = asyncio.Event(), asyncio.Event()
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 600.0)
+        monkeypatch.setattr(routes, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": self._sleep}))
+
+    async def _sleep(self, _seconds: float) -> None:
+        self.is_sleeping.set()
+        await self._has_passed.wait()
+
+    def pass_shortest_deferral(self) -> None:
+        """Let the time pass for which no task is resumed after its deferral."""
+        self._monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 0.0)
+        self._has_passed.set()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time since a deferral, which passes when it is told to."""
+    return Clock(monkeypatch)
+
+
 class TestOneResumption:
     """One callback resumes a task once, even if the job is still running and the task is deferred again."""
 
     @pytest.fixture
-    async def tasks(self, metadata_db, api_server, monkeypatch, caplog, until):
+    async def tasks(self, metadata_db, api_server, clock):
         """A task that a callback has resumed, and one deferred too recently for that, when the callback has come."""
-        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 1.0)
-        caplog.set_level("INFO")
-        (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=60)
+        (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=3600)
         (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
         assert (await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)).status_code == 200
-        await asyncio.to_thread(until, lambda: "1 tasks resumed" in caplog.text)
+        await clock.is_sleeping.wait()
         assert metadata_db.resumed() == {earlier}
         return earlier, recent
 
-    async def test_resumed_task_that_is_deferred_again_is_not_resumed_again(self, metadata_db, api_server, tasks):
+    async def test_resumed_task_that_is_deferred_again_is_not_resumed_again(
+        self, metadata_db, api_server, tasks, clock
+    ):
         earlier, recent = tasks
         metadata_db.defer_again(earlier)
+        clock.pass_shortest_deferral()
         await api_server.tasks_resumed()
         assert metadata_db.resumed() == {recent}
 
     @pytest.mark.parametrize("id_is_used_again", [False, True])
     async def test_task_that_waits_with_another_trigger_meanwhile_is_not_resumed(
-        self, metadata_db, api_server, tasks, id_is_used_again
+        self, metadata_db, api_server, tasks, clock, id_is_used_again
     ):
         earlier, recent = tasks
         metadata_db.defer_again(recent, metadata_db.states([recent])[0].trigger_id if id_is_used_again else None)
+        clock.pass_shortest_deferral()
         await api_server.tasks_resumed()
         assert metadata_db.resumed() == {earlier}
         assert metadata_db.states([recent])[0].state == "deferred"
 
-    async def test_the_next_callback_resumes_a_task_that_was_deferred_again(self, metadata_db, api_server, tasks):
+    async def test_the_next_callback_resumes_a_task_that_was_deferred_again(
+        self, metadata_db, api_server, tasks, clock
+    ):
         earlier, recent = tasks
         metadata_db.defer_again(earlier)
+        clock.pass_shortest_deferral()
         await api_server.tasks_resumed()
         await api_server.callback(proof())
         assert metadata_db.resumed() == {earlier, recent}
@@ -217,37 +247,31 @@ class TestShortestDeferral:
     async def test_task_deferred_just_now_is_resumed_after_the_shortest_deferral(
         self, metadata_db, api_server, monkeypatch
     ):
-        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 0.6)
+        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 0.3)
         (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
         (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=60)
         assert (await api_server.callback(proof())).status_code == 200
         assert metadata_db.resumed() == {recent, earlier}
-        assert metadata_db.resumed_after(recent) >= 0.6
+        assert metadata_db.resumed_after(recent) >= 0.3
 
     async def test_task_deferred_long_ago_is_resumed_without_waiting_for_one_deferred_just_now(
-        self, metadata_db, api_server, monkeypatch, until
+        self, metadata_db, api_server, clock
     ):
-        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 600)
         (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
         (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=3600)
         answer = await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)
         assert answer.status_code == 200
-        await asyncio.to_thread(until, metadata_db.resumed)
+        await clock.is_sleeping.wait()
         assert metadata_db.resumed() == {earlier}
         assert metadata_db.states([recent])[0].state == "deferred"
-        for resuming in routes._running:
-            resuming.cancel()
-        with suppress(asyncio.CancelledError):
-            await api_server.tasks_resumed()
+        clock.pass_shortest_deferral()
 
-    async def test_luma_is_answered_before_a_task_deferred_just_now_is_resumed(
-        self, metadata_db, api_server, monkeypatch
-    ):
+    async def test_luma_is_answered_before_a_task_deferred_just_now_is_resumed(self, metadata_db, api_server, clock):
         """Luma gives up after 15 seconds."""
-        monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 1.0)
         (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
         answer = await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)
         assert answer.status_code == 200
         assert routes._running
+        clock.pass_shortest_deferral()
         await api_server.tasks_resumed()
         assert metadata_db.resumed() == {recent}

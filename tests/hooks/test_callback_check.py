@@ -16,11 +16,15 @@ import pytest
 import requests
 from airflow import settings
 from airflow.utils.db import initdb
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
 
+from airflow_provider_luma.callbacks import routes
+from airflow_provider_luma.callbacks.lookups import ConnectionLookups
 from airflow_provider_luma.callbacks.probe import BODY_BYTES, HEADER
 from airflow_provider_luma.hooks import callback_check
 from airflow_provider_luma.hooks.luma import LumaHook
-from harness.api_server import api_server_process
+from harness.api_server import api_server_process, api_server_thread
 from tests.support.reverse_proxy import Forwarded, reverse_proxy
 from tests.support.tls import server_context
 
@@ -280,11 +284,11 @@ class TestReceiverThatRefuses:
         assert not is_ok
         assert "the API server there has none of this name and API key" in message
 
-    def test_api_server_whose_database_is_down_is_told(self, check, tmp_path):
-        nowhere = f"sqlite:///{tmp_path}/nowhere/airflow.db"
-        with api_server_process(
-            AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=nowhere, AIRFLOW_CONN_LUMA_DEFAULT=connection()
-        ) as port:
+    def test_api_server_whose_database_is_down_is_told(self, check, monkeypatch, tmp_path):
+        nowhere = create_engine(f"sqlite:///{tmp_path}/nowhere/airflow.db")
+        monkeypatch.setattr(settings, "Session", sessionmaker(nowhere))
+        monkeypatch.setattr(routes, "_connections", ConnectionLookups())
+        with api_server_thread() as port:
             is_ok, message = check(started(port))
         assert not is_ok
         assert "the API server's database or secrets backend is down" in message

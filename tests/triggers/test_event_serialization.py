@@ -20,7 +20,7 @@ from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
 async def event_of(luma_task_id: str, seconds: float = 20) -> dict[str, Any]:
     """Run a trigger; return its event after writing it as the triggerer and a database do."""
-    trigger = LumaTaskTrigger(luma_task_id, poll_interval=0.05, end_time=time.time() + seconds)
+    trigger = LumaTaskTrigger(luma_task_id, poll_interval=0.02, end_time=time.time() + seconds)
     (event,) = [event.payload async for event in trigger.run()]
     document = json.dumps(event, allow_nan=False, ensure_ascii=False)
     assert "\\u0000" not in document
@@ -52,13 +52,13 @@ async def test_event_of_a_refusal_with_a_hostile_message_can_be_stored(
 ):
     monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.1)
     set_connection(wires.start(wires.envelope(code, msg="half \ud83d, NUL \x00")).base_url)
-    assert "half \ufffd, NUL \ufffd" in (await event_of("abc", seconds=0.5))["error"]["msg"]
+    assert "half \ufffd, NUL \ufffd" in (await event_of("abc", seconds=0.2))["error"]["msg"]
 
 
 async def test_event_of_a_wait_that_ended_at_a_redirect_can_be_stored(wires, set_connection, short_backoff):
     answer = wires.answer(302, headers={"Location": "https://user:secret@e.com/\xed\xa0\xbd"})
     set_connection(wires.start(answer).base_url)
-    error = (await event_of("abc", seconds=0.3))["error"]
+    error = (await event_of("abc", seconds=0.2))["error"]
     assert "e.com" in error["msg"]
     assert "secret" not in error["msg"]
 
@@ -69,7 +69,7 @@ async def test_event_of_a_wait_that_a_proxy_refused_does_not_hold_its_password(
     proxy = wires.start(wires.answer(407))
     address = proxy.base_url.replace("//", "//user:secret@")
     set_connection("https://luma.example.com:443", proxies={"https": address})
-    error = (await event_of("abc", seconds=0.3))["error"]
+    error = (await event_of("abc", seconds=0.2))["error"]
     assert "407" in error["msg"]
     assert "secret" not in error["msg"]
     assert len(proxy.received) > 0

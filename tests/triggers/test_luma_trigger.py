@@ -6,26 +6,27 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
-import itertools
 import json
 import time
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_provider_luma.callbacks import token
 from airflow_provider_luma.connection import LumaConnection
-from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.polling import state as polling_state
 from airflow_provider_luma.submission.decision import new_reference
+from airflow_provider_luma.triggers import luma as triggers
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.support.calls import status_checks
 
 KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
 
 
-def trigger(luma_task_id: str, *, seconds: float | None = 20, poll_interval: float = 0.05) -> LumaTaskTrigger:
+def trigger(luma_task_id: str, *, seconds: float | None = 20, poll_interval: float = 0.02) -> LumaTaskTrigger:
     end_time = None if seconds is None else time.time() + seconds
     return LumaTaskTrigger(luma_task_id, "luma_default", poll_interval, end_time)
 
@@ -78,11 +79,18 @@ class TestSerialize:
 
 class TestEvent:
     async def test_a_trigger_fires_no_sooner_than_the_shortest_deferral(self, submit, only_event, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_DEFERRAL", 0.5)
+        slept = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_DEFERRAL", 600.0)
+        monkeypatch.setattr(triggers, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
         luma_task_id = submit(processing_seconds=0)
         started = time.monotonic()
         assert "task" in await only_event(trigger(luma_task_id))
-        assert time.monotonic() - started >= 0.5
+        (seconds,) = slept
+        assert 600 - (time.monotonic() - started) <= seconds < 600
 
     @pytest.mark.parametrize("outcome", ["success", "callback_failed"])
     async def test_a_success_is_an_event_with_the_job_and_the_request(self, submit, only_event, outcome):
@@ -133,7 +141,7 @@ class TestEvent:
     ):
         luma_task_id = submit()
         set_connection(luma.base_url, **extra)
-        event = await only_event(trigger(luma_task_id, seconds=1))
+        event = await only_event(trigger(luma_task_id, seconds=0.2))
         assert event["error"]["luma_task_id"] == luma_task_id
 
     async def test_a_finished_job_is_checked_once_after_its_deadline_has_passed(self, luma, submit, only_event, until):
@@ -151,19 +159,20 @@ class TestEvent:
 
     async def test_a_restart_does_not_extend_the_deadline(self, luma, submit, only_event):
         luma_task_id = submit(processing_seconds=60)
-        one = trigger(luma_task_id, seconds=0.6, poll_interval=10)
+        one = trigger(luma_task_id, seconds=600, poll_interval=10)
+        stored = one.serialize()
         first = asyncio.create_task(only_event(one))
         await until_checked(luma)
         await cancel(first)
-        await asyncio.sleep(one.end_time - time.time())
-        before = len(status_checks(luma))
-        event = await only_event(LumaTaskTrigger(**one.serialize()[1]))
+        assert LumaTaskTrigger(**stored[1]).serialize() == one.serialize() == stored
+        stored[1]["end_time"] -= 600
+        event = await only_event(LumaTaskTrigger(**stored[1]))
         assert event["error"]["type"] == "LumaTimeoutError"
-        assert len(status_checks(luma)) == before + 1
+        assert len(status_checks(luma)) == 2
 
     async def test_a_restarted_trigger_continues_the_wait(self, luma, submit, only_event):
-        luma_task_id = submit(processing_seconds=0.5)
-        one = trigger(luma_task_id)
+        luma_task_id = submit(processing_seconds=0, faults=["status:unknown_flag,flag=0,times=1"])
+        one = trigger(luma_task_id, poll_interval=15)
         first = asyncio.create_task(only_event(one))
         await until_checked(luma)
         await cancel(first)
@@ -174,14 +183,14 @@ class TestEvent:
         assert (await only_event(trigger(submit(), seconds=None)))["task"]["status"] == "SUCCESS"
 
     async def test_all_status_checks_use_one_kept_connection(self, luma, submit, only_event):
-        luma_task_id = submit(processing_seconds=0.5)
+        luma_task_id = submit(faults=["status:unknown_flag,flag=0,times=4"])
         before = luma.connections
         await only_event(trigger(luma_task_id))
         assert len(status_checks(luma)) > 3
         assert luma.connections == before + 1
 
     async def test_each_of_many_triggers_yields_the_event_of_its_own_job(self, submit, only_event):
-        ids = [submit(processing_seconds=0.3) for _ in range(10)]
+        ids = [submit() for _ in range(10)]
         events = await asyncio.gather(*(only_event(trigger(one)) for one in ids))
         assert [event["task"]["luma_task_id"] for event in events] == ids
 
@@ -192,19 +201,17 @@ class TestEvent:
         async def count() -> None:
             nonlocal iterations
             while True:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0)
                 iterations += 1
 
         counting = asyncio.create_task(count())
         await only_event(trigger(luma_task_id))
         counting.cancel()
-        assert iterations > 20
+        assert iterations > 100
 
 
 class TestExpectedCallback:
     """A job whose callback address is this Airflow's is checked once, and then only in case the callback is lost."""
-
-    INTERVAL = 0.05
 
     @pytest.fixture
     def submit_with(self, luma, luma_conn):
@@ -217,40 +224,44 @@ class TestExpectedCallback:
         return _submit_with
 
     @pytest.fixture
-    def intervals(self, luma, only_event):
-        """Polls a job until it was checked so many times; returns the seconds between the checks."""
+    def interval(self, only_event, monkeypatch):
+        """Lets a trigger check a job once; returns after how many poll intervals it will check it again."""
+        outcomes, poll = [], LumaAsyncHook.poll
 
-        async def _intervals(luma_task_id: str, count: int) -> list[float]:
-            waiting = asyncio.create_task(only_event(trigger(luma_task_id, poll_interval=self.INTERVAL)))
-            await until_checked(luma, count)
+        async def recorded(hook: LumaAsyncHook, state: polling_state.PollState) -> Any:
+            outcomes.append(await poll(hook, state))
+            return outcomes[-1]
+
+        async def _interval(luma_task_id: str) -> float:
+            waiting = asyncio.create_task(only_event(trigger(luma_task_id, seconds=3600, poll_interval=20)))
+            while not outcomes:
+                await asyncio.sleep(0.01)
             await cancel(waiting)
-            times = [call.at for call in status_checks(luma)]
-            return [later - earlier for earlier, later in itertools.pairwise(times)]
+            return outcomes[0].delay / 20
 
-        return _intervals
+        monkeypatch.setattr(LumaAsyncHook, "poll", recorded)
+        return _interval
 
     @staticmethod
     def callback_url(api_key: str, conn_id: str = "luma_default") -> str | None:
         connection = LumaConnection("http://127.0.0.1:9", api_key, callback_base_url="http://127.0.0.1:9")
         return token.callback_url(connection, conn_id, new_reference())
 
-    async def test_a_job_with_our_callback_address_is_checked_every_ten_intervals(
-        self, submit_with, intervals, api_key
-    ):
+    async def test_a_job_with_our_callback_address_is_checked_every_ten_intervals(self, submit_with, interval, api_key):
         luma_task_id = submit_with(self.callback_url(api_key))
-        assert min(await intervals(luma_task_id, 3)) > 9 * self.INTERVAL
+        assert await interval(luma_task_id) == 10
 
     async def test_a_job_with_our_callback_address_is_checked_first_and_at_the_deadline(
         self, luma, submit_with, only_event, api_key
     ):
         luma_task_id = submit_with(self.callback_url(api_key))
-        event = await only_event(trigger(luma_task_id, seconds=0.9, poll_interval=0.1))
+        event = await only_event(trigger(luma_task_id, seconds=0.3, poll_interval=0.1))
         assert event["error"]["type"] == "LumaTimeoutError"
         assert len(status_checks(luma)) == 2
 
     @pytest.mark.parametrize("whose", ["a user's own", "another account's", "another connection's", "nobody's"])
     async def test_a_job_with_another_callback_address_is_checked_at_every_interval(
-        self, submit_with, intervals, api_key, whose
+        self, submit_with, interval, api_key, whose
     ):
         callback_url = {
             "a user's own": "http://127.0.0.1:9/luma/callback?token=abc",
@@ -259,11 +270,11 @@ class TestExpectedCallback:
             "nobody's": None,
         }[whose]
         luma_task_id = submit_with(callback_url)
-        assert min(await intervals(luma_task_id, 6)) < 9 * self.INTERVAL
+        assert await interval(luma_task_id) == 1
 
     async def test_polling_makes_up_for_a_lost_callback(self, submit_with, only_event, api_key):
         luma_task_id = submit_with(self.callback_url(api_key), processing_seconds=0.1)
-        event = await only_event(trigger(luma_task_id, poll_interval=self.INTERVAL))
+        event = await only_event(trigger(luma_task_id, poll_interval=0.02))
         assert event["task"]["status"] == "SUCCESS"
 
 
