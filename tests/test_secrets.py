@@ -80,7 +80,7 @@ def texts_of(error: BaseException) -> list[str]:
     return [*texts, "".join(traceback.format_exception(error))]
 
 
-async def run_pipeline(luma: Any, folder: Any, *, timeout: float = 0.15) -> list[str]:
+async def run_pipeline(luma: Any, folder: Any, *, timeout: float = 0.05) -> list[str]:
     """Run a pipeline in every way, whatever comes of it, and return all that can be seen of it from outside."""
     texts: list[str] = []
     context: Any = {"ti": AnyTaskInstance()}
@@ -128,10 +128,10 @@ async def run_pipeline(luma: Any, folder: Any, *, timeout: float = 0.15) -> list
 
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch, short_backoff: None) -> None:
-    monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.1)
+    monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.03)
     monkeypatch.setattr(backoff, "FIRST_DELAY", 0.005)
-    monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.1)
-    monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
+    monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.03)
+    monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.03)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -143,7 +143,7 @@ async def test_api_key_is_shown_nowhere_whatever_the_service_does(
     await asyncio.to_thread(requests.get, luma.sample_url, timeout=20)  # it is drawn when it is first asked for
     luma.configure(processing_seconds=0.02, **FAULTS[fault])
     waits_in_vain = fault.startswith(("refuse", "status"))
-    texts = [*await run_pipeline(luma, tmp_path, timeout=0.15 if waits_in_vain else 20), *logged()]
+    texts = [*await run_pipeline(luma, tmp_path, timeout=0.05 if waits_in_vain else 20), *logged()]
     assert "make it snow" in "".join(texts)
     if fault == "nothing":
         assert any("'status': 'SUCCESS'" in text for text in texts)

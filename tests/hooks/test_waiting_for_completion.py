@@ -53,6 +53,10 @@ async def first_status_check(luma) -> None:
             await asyncio.sleep(0.01)
 
 
+#: Every status check says that the job is running, whether it has ended or not.
+STILL_RUNNING = ["status:unknown_flag,flag=0"]
+
+
 class TestOutcomes:
     async def test_finished_job_is_returned_with_its_video(self, luma, submit, wait):
         luma_task_id = submit(faults=["status:unknown_flag,flag=0,times=2"])
@@ -119,12 +123,13 @@ class TestOutcomes:
     async def test_certificates_that_vanish_for_a_while_do_not_end_a_wait_in_the_worker(
         self, luma, submit, set_connection, short_backoff, task_log, until
     ):
-        luma_task_id = submit(processing_seconds=0.5)
+        luma_task_id = submit(faults=STILL_RUNNING)
         waiting = asyncio.create_task(wait_in_worker(luma_task_id))
         await first_status_check(luma)
         set_connection(luma.base_url, verify="/no/such/bundle.pem")
         await asyncio.to_thread(until, lambda: messages(task_log, "could not be checked"))
         set_connection(luma.base_url)
+        luma.configure(faults=[])
         assert (await waiting).luma_task_id == luma_task_id
 
     async def test_certificates_that_cannot_be_read_end_a_wait_before_it_begins(self, luma, submit, set_connection):
@@ -168,7 +173,7 @@ class TestDisturbances:
         ids=lambda faults: " ".join(faults),
     )
     async def test_transient_error_of_the_service_does_not_end_the_wait(self, submit, wait, short_backoff, faults):
-        luma_task_id = submit(faults=faults, processing_seconds=0.3)
+        luma_task_id = submit(faults=[*faults, "status:unknown_flag,flag=0,times=6"])
         task = await wait(luma_task_id)
         assert task.is_successful
         assert task.result_urls
@@ -183,26 +188,27 @@ class TestDisturbances:
     async def test_connection_that_cannot_be_read_for_a_while_does_not_end_the_wait(
         self, luma, submit, wait, monkeypatch, task_log
     ):
-        luma_task_id = submit(processing_seconds=0.5)
+        luma_task_id = submit(faults=STILL_RUNNING)
         waiting = asyncio.create_task(wait(luma_task_id))
         await first_status_check(luma)
         uri = LumaHook.get_connection("luma_default").get_uri()
         if wait is wait_in_triggerer:  # which keeps the connection until the key is refused
-            luma.configure(faults=["status:refuse,code=401,style=status,times=1"])
+            luma.configure(faults=["status:refuse,code=401,style=status,times=1", *STILL_RUNNING])
         with monkeypatch.context() as without_connection:
             without_connection.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
             async with asyncio.timeout(60):
                 while not any("the connection could not be read" in entry["event"] for entry in task_log):
                     await asyncio.sleep(0.01)
         assert LumaHook.get_connection("luma_default").get_uri() == uri
+        luma.configure(faults=[])
         assert (await waiting).is_successful
 
     async def test_api_key_that_is_replaced_during_the_wait_does_not_end_it(self, luma, submit, wait, set_connection):
-        luma_task_id = submit(processing_seconds=0.5)
+        luma_task_id = submit(faults=STILL_RUNNING)
         waiting = asyncio.create_task(wait(luma_task_id))
         await first_status_check(luma)
         set_connection(luma.base_url, key="the-next-key")
-        luma.configure(api_key="the-next-key")
+        luma.configure(api_key="the-next-key", faults=["status:unknown_flag,flag=0,times=1"])
         assert (await waiting).is_successful
 
 
