@@ -133,7 +133,7 @@ class Service:
             self._settings = self._initial
             self._random = random.Random(self._initial.seed)
             self._jobs: dict[str, Job] = {}
-            self._enders: dict[str, Callable[[], None]] = {}
+            self._enders: dict[str, Callable[[], object]] = {}
             self._uploads: list[Upload] = []
             self._temporary_urls: dict[str, tuple[str, float]] = {}
             self._faults = FaultSchedule(self._settings.faults)
@@ -286,7 +286,7 @@ class Service:
 
     # -- progress of a job
 
-    def register_ender(self, job: Job, end: Callable[[], None]) -> None:
+    def register_ender(self, job: Job, end: Callable[[], object]) -> None:
         """Register what ends a job before its processing time is over; called in any thread."""
         with self._lock:
             self._enders[job.task_id] = end
