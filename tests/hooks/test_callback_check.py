@@ -28,6 +28,9 @@ from harness.api_server import api_server_process, api_server_thread
 from tests.support.reverse_proxy import Forwarded, reverse_proxy
 from tests.support.tls import server_context
 
+#: Starting an API server takes seconds.
+pytestmark = pytest.mark.xdist_group("callback check")
+
 KEY = "sk-of-the-callback-check-0123456789"
 SECRET = "whsec-of-the-receiver-012345"
 
