@@ -165,9 +165,9 @@ class TestTexts:
 
     @pytest.mark.parametrize("repeated", ["https://", "https://a?", "https://a?x-amz-x ", "?", "signature=", "%25"])
     def test_text_that_is_made_to_take_long_takes_no_time(self, repeated):
-        before = time.process_time()
+        before = time.thread_time()
         LumaError(500, repeated * (256 * 1024 // len(repeated)))
-        assert time.process_time() - before < 2
+        assert time.thread_time() - before < 2
 
     @pytest.mark.parametrize(
         ("msg", "shown"),

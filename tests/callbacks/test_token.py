@@ -296,9 +296,9 @@ class TestIsOurs:
         """The event loop is that of all triggers of all DAGs: an address that Luma tells must not hold it up."""
         accents = "\N{COMBINING ACUTE ACCENT}\N{COMBINING GRAVE ACCENT BELOW}" * 30_000
         url = f"https://{accents}{PATH}?{query_of()}"
-        started = time.process_time()
+        started = time.thread_time()
         assert is_ours(url, CONNECTION)
-        assert time.process_time() - started < 0.5
+        assert time.thread_time() - started < 0.5
 
     def test_webhook_of_a_user_is_not_ours(self):
         assert not is_ours("https://hooks.example.com/luma/callback?token=abc", CONNECTION)

@@ -83,9 +83,9 @@ class TestReads:
     def test_wait_in_the_worker_reads_the_connection_afresh_for_every_status_check(
         self, luma, submit, connection_reads
     ):
-        luma_task_id = submit(processing_seconds=1)
+        luma_task_id = submit(faults=["status:unknown_flag,flag=0,times=4"])
         connection_reads.clear()
-        LumaHook().wait_for_completion(luma_task_id, timeout=20, poll_interval=0.05)
+        LumaHook().wait_for_completion(luma_task_id, timeout=20, poll_interval=0.02)
         count = len(status_checks(luma))
         assert count >= 3
         # One read before the first status check, so that an error in the connection is raised at once.

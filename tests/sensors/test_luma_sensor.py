@@ -30,6 +30,7 @@ from airflow_provider_luma.polling import state as polling_state
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.support.calls import status_checks
+from tests.support.task_instance import TaskInstance
 
 KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"]
 
@@ -41,20 +42,10 @@ MODES = {
 }
 
 
-class TaskInstance:
+class RescheduledTaskInstance(TaskInstance):
     """The part of Airflow's task instance that a sensor uses."""
 
-    dag_id = "films"
-    run_id = "manual__1"
-    task_id = "wait"
-    map_index = -1
     first_rescheduled_to: Any = None
-
-    def __init__(self) -> None:
-        self.pushed: dict[str, Any] = {}
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        self.pushed[key] = value
 
     def get_first_reschedule_date(self, context: Any) -> Any:
         return self.first_rescheduled_to
@@ -62,7 +53,7 @@ class TaskInstance:
 
 @pytest.fixture
 def context() -> dict[str, Any]:
-    return {"ti": TaskInstance()}
+    return {"ti": RescheduledTaskInstance()}
 
 
 def sensor(luma_task_id: Any, **options: Any) -> LumaTaskSensor:
