@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,7 @@ from airflow_provider_luma.exceptions import (
     LumaTimeoutError,
     LumaValidationError,
 )
+from airflow_provider_luma.hooks import luma as hooks
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.polling import state as polling_state
 from airflow_provider_luma.polling.state import Failed, Finished, PollState
@@ -30,6 +33,9 @@ async def wait_in_worker(luma_task_id: str, *, timeout: float = 20, poll_interva
     return await asyncio.to_thread(wait, luma_task_id, timeout=timeout, poll_interval=poll_interval)
 
 
+sleep_in_triggerer = asyncio.sleep
+
+
 async def wait_in_triggerer(luma_task_id: str, *, timeout: float = 20, poll_interval: float = 0.02) -> LumaTask:
     state = PollState(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
     async with LumaAsyncHook() as hook:
@@ -39,7 +45,7 @@ async def wait_in_triggerer(luma_task_id: str, *, timeout: float = 20, poll_inte
                 return outcome.task
             if isinstance(outcome, Failed):
                 raise outcome.reason
-            await asyncio.sleep(outcome.delay)
+            await sleep_in_triggerer(outcome.delay)
 
 
 @pytest.fixture(params=[wait_in_worker, wait_in_triggerer], ids=["worker", "triggerer"])
@@ -146,10 +152,22 @@ class TestDeadline:
             await wait(luma_task_id, timeout=0.3)
         assert luma_task_id in str(caught.value)
 
-    async def test_last_status_check_is_at_the_deadline_even_with_a_long_poll_interval(self, luma, submit, wait):
+    async def test_last_status_check_is_at_the_deadline_even_with_a_long_poll_interval(
+        self, luma, submit, wait, monkeypatch
+    ):
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        monkeypatch.setattr(hooks, "time", SimpleNamespace(**{**vars(time), "sleep": slept.append}))
+        monkeypatch.setattr(sys.modules[__name__], "sleep_in_triggerer", sleep)
         luma_task_id = submit(faults=["status:unknown_flag,flag=0,times=1"], processing_seconds=0)
-        assert (await wait(luma_task_id, timeout=0.5, poll_interval=3600)).is_successful
+        before = time.time()
+        assert (await wait(luma_task_id, timeout=600, poll_interval=3600)).is_successful
         assert len(status_checks(luma)) == 2
+        (seconds,) = slept
+        assert 600 - (time.time() - before) <= seconds <= 600
 
 
 class TestDisturbances:
