@@ -22,7 +22,7 @@ SAMPLE_RATE = 48000
 FIRST_CLICK = 0.5
 _CLICK = 0.9 * np.sin(2 * np.pi * 3000 / SAMPLE_RATE * np.arange(240))
 
-_OPTIONS = {"preset": "ultrafast", "bf": "2", "g": "50"}
+_OPTIONS = {"preset": "ultrafast", "bf": "2", "g": "50", "threads": "1"}
 
 #: Fourteen bits, and each once more inverted, in blocks.
 _COLUMNS, _ROWS = 7, 4
@@ -133,16 +133,18 @@ def pictures(video: bytes) -> list[tuple[float, int]]:
 
 
 def number_of(frame: av.VideoFrame) -> int:
-    """Read the number that a picture carries; it must stand upright."""
-    pixels = frame.to_ndarray(format="gray")
-    height, width = pixels.shape
-    bits = []
-    for block in range(_COLUMNS * _ROWS):
-        row, column = divmod(block, _COLUMNS)
-        y, x = (2 * row + 1) * height // (2 * _ROWS), (2 * column + 1) * width // (2 * _COLUMNS)
-        bits.append(int(pixels[y - 2 : y + 3, x - 2 : x + 3].mean() > 128))
-    assert bits[:_BITS] == [1 - bit for bit in bits[_BITS:]], "the picture does not stand upright, or is no picture"
-    return sum(bit << index for index, bit in enumerate(bits[:_BITS]))
+    """Read the number that a picture carries; it must stand upright, and be one of YUV with eight bits."""
+    luma = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, -1)
+    rows, columns = _middles(frame.height, _ROWS), _middles(frame.width, _COLUMNS)
+    bits = luma[np.ix_(rows, columns)].reshape(_ROWS, 5, _COLUMNS, 5).mean(axis=(1, 3)).ravel() > 128
+    assert not np.any(bits[:_BITS] == bits[_BITS:]), "the picture does not stand upright, or is no picture"
+    return int(bits[:_BITS] @ (1 << np.arange(_BITS)))
+
+
+def _middles(length: int, blocks: int) -> np.ndarray:
+    """Return the five pixels in the middle of each block along one side of a picture."""
+    middles = (2 * np.arange(blocks) + 1) * length // (2 * blocks)
+    return (middles[:, None] + np.arange(-2, 3)).ravel()
 
 
 def clicks(video: bytes) -> list[float]:
@@ -179,14 +181,18 @@ def modified(
     with av.open(io.BytesIO(clip)) as container:
         frames = [(Fraction(frame.pts or 0) * frame.time_base, frame) for frame in container.decode(video=0)]
     length = frames[-1][0] + frames[1][0] - frames[0][0] if len(frames) > 1 else Fraction(1, 24)
+    upcoming = iter(frames[1:])
+    shown, following = frames[0], next(upcoming, None)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         with av.open(str(path), "w") as out:
-            video = out.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+            video = out.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "threads": "1"})
             video.width, video.height, video.pix_fmt = *size, "yuv420p"
             for index in range(max(1, round((length + Fraction(seconds)) * rate))):
-                _, frame = min(frames, key=lambda timed: abs(timed[0] - index / Fraction(rate)))
-                picture = frame.reformat(*size)
+                at = index / Fraction(rate)
+                while following and abs(following[0] - at) < abs(shown[0] - at):
+                    shown, following = following, next(upcoming, None)
+                picture = shown[1].reformat(*size)
                 picture.pts, picture.time_base, picture.pict_type = index, 1 / Fraction(rate), 0
                 out.mux(video.encode(picture))
             out.mux(video.encode(None))
