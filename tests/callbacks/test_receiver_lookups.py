@@ -118,13 +118,12 @@ async def test_connection_of_a_deferred_task_does_not_wait_for_invented_names(
 async def test_flood_of_forged_callbacks_keeps_no_genuine_one_from_its_answer(
     api_server, secrets_backend, proven, stored, hanging_lookups
 ):
-    flood, answers = [], []
+    flood = []
     for number in range(60):
         forged = proof(conn_id=f"hanging_more_{number}")
         flood.append(asyncio.create_task(api_server.callback(forged)))
         genuine = proof(conn_id=("luma_default", stored, proven)[number % 3])
-        answers.append((await api_server.callback(genuine)).status_code)
-    assert answers == [200] * 60
+        assert (await api_server.callback(genuine)).status_code == 200
     assert not any(callback.done() for callback in hanging_lookups)
     assert {(await callback).status_code for callback in flood} == {503}
 

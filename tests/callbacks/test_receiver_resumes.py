@@ -176,14 +176,18 @@ class Clock:
     """Tells the receiver when a deferral is old enough; until then, it sleeps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_sleeping, self._has_passed = asyncio.Event(), asyncio.Event()
+        self._is_sleeping, self._has_passed = asyncio.Event(), asyncio.Event()
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(resume, "SHORTEST_DEFERRAL", 600.0)
         monkeypatch.setattr(routes, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": self._sleep}))
 
     async def _sleep(self, _seconds: float) -> None:
-        self.is_sleeping.set()
+        self._is_sleeping.set()
         await self._has_passed.wait()
+
+    async def until_receiver_sleeps(self) -> None:
+        """Wait until the receiver waits for a deferral to be old enough."""
+        await asyncio.wait_for(self._is_sleeping.wait(), 60)
 
     def pass_shortest_deferral(self) -> None:
         """Let the time pass for which no task is resumed after its deferral."""
@@ -206,7 +210,7 @@ class TestOneResumption:
         (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=3600)
         (recent,) = metadata_db.defer(operator_awaiting_job(), seconds=0)
         assert (await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)).status_code == 200
-        await clock.is_sleeping.wait()
+        await clock.until_receiver_sleeps()
         assert metadata_db.resumed() == {earlier}
         return earlier, recent
 
@@ -261,7 +265,7 @@ class TestShortestDeferral:
         (earlier,) = metadata_db.defer(operator_awaiting_job(), seconds=3600)
         answer = await api_server.request("POST", f"/luma/callback?{proof()}", json=ENDED)
         assert answer.status_code == 200
-        await clock.is_sleeping.wait()
+        await clock.until_receiver_sleeps()
         assert metadata_db.resumed() == {earlier}
         assert metadata_db.states([recent])[0].state == "deferred"
         clock.pass_shortest_deferral()
