@@ -84,13 +84,7 @@ class LocalAirflow:
 
     def __enter__(self) -> Self:
         self.run("db", "migrate")
-        try:
-            for component in self.components:
-                self.start(component)
-            self.wait_until(self.is_healthy, "Airflow to be healthy", seconds=180)
-        except BaseException:
-            self.stop_all()
-            raise
+        self.start_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -120,6 +114,16 @@ class LocalAirflow:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def start_all(self) -> None:
+        """Start every component, and wait until they are healthy."""
+        try:
+            for component in self.components:
+                self.start(component)
+            self.wait_until(self.is_healthy, "Airflow to be healthy", seconds=180)
+        except BaseException:
+            self.stop_all()
+            raise
 
     def stop(self, component: str, how: signal.Signals = signal.SIGTERM) -> None:
         """Stop a component and its child processes; by force if they do not end in time."""

@@ -148,6 +148,8 @@ def environment(
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
             {"type": "file", "log_file_path": str(lineage_events), "append": True}
         ),
+        # Each event takes a process of its own: only the DAG that is about them sends any.
+        "AIRFLOW__OPENLINEAGE__SELECTIVE_ENABLE": "True",
         # So that what is killed is missed soon.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
@@ -191,7 +193,9 @@ def airflow(
     enable_callbacks(local, lumas)
     with local as running:
         running.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
+        _shared.append(running)
         yield running
+        _shared.remove(running)
 
 
 @pytest.fixture(scope="session")
@@ -243,5 +247,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
                 is_long = item.get_closest_marker("long") is not None
                 item.add_marker(pytest.mark.xdist_group("long" if is_long else "runs"))
     yield
-    # What takes longest begins first, beside the unit tests of the other workers.
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    # What takes longest begins first, beside the unit tests of the other workers. What needs an Airflow is together.
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, not needs_airflow(item)))
+
+
+def needs_airflow(item: pytest.Item | None) -> bool:
+    return item is not None and "airflow" in getattr(item, "fixturenames", ())
+
+
+#: The Airflow of :func:`airflow`, which the hooks below stop as long as no test needs it.
+_shared: list[LocalAirflow] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for airflow in _shared:
+        if needs_airflow(item) and not airflow.processes:
+            airflow.start_all()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    for airflow in _shared:
+        if not needs_airflow(nextitem):
+            airflow.stop_all()

@@ -51,7 +51,7 @@ def luma() -> Iterator[Simulator]:
 
 
 @pytest.fixture(scope="module")
-def airflow(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> LocalAirflow:
+def unstarted(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> LocalAirflow:
     """An Airflow with a database and the DAGs in it, of which no component runs."""
     home = tmp_path_factory.mktemp("dag_test")
     dags = home / "dags"
@@ -88,59 +88,61 @@ def airflow(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> LocalA
         *(pytest.param(dag_id, marks=pytest.mark.long) for dag_id in ("luma_asset", "luma_submit_and_wait")),
     ],
 )
-def test_example_dag_succeeds_under_dag_test(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
+def test_example_dag_succeeds_under_dag_test(unstarted: LocalAirflow, luma: Simulator, dag_id: str) -> None:
     def videos() -> set[Path]:
-        return {path for path in (airflow.home / "videos" / dag_id).rglob("*.mp4") if path.stat().st_size}
+        return {path for path in (unstarted.home / "videos" / dag_id).rglob("*.mp4") if path.stat().st_size}
 
     luma.reset()
     before = videos()
-    airflow.run("dags", "test", dag_id)
+    unstarted.run("dags", "test", dag_id)
     assert luma.accepted == (3 if dag_id == "luma_batch" else 1)
     assert len(videos() - before) == luma.accepted
 
 
 @pytest.mark.long
-def test_variations_of_one_clip_succeed_under_dag_test(airflow: LocalAirflow, luma: Simulator) -> None:
+def test_variations_of_one_clip_succeed_under_dag_test(unstarted: LocalAirflow, luma: Simulator) -> None:
     luma.reset()
-    airflow.run("dags", "test", "luma_variations")
+    unstarted.run("dags", "test", "luma_variations")
     assert (luma.accepted, len(luma.uploads)) == (3, 1)
 
 
 @pytest.mark.long
-def test_decorated_functions_succeed_under_dag_test_even_after_a_queue(airflow: LocalAirflow, luma: Simulator) -> None:
+def test_decorated_functions_succeed_under_dag_test_even_after_a_queue(
+    unstarted: LocalAirflow, luma: Simulator
+) -> None:
     luma.reset()
     luma.configure(faults=["submit:refuse,code=429,times=1"])
-    airflow.run("dags", "test", "luma_decorator")
+    unstarted.run("dags", "test", "luma_decorator")
     assert luma.accepted == len({job.request["prompt"] for job in luma.jobs}) == 3
 
 
 @pytest.mark.long
-def test_film_is_modified_under_dag_test(airflow: LocalAirflow, luma: Simulator) -> None:
+def test_film_is_modified_under_dag_test(unstarted: LocalAirflow, luma: Simulator) -> None:
     luma.reset()
-    airflow.run("dags", "test", "luma_long_video")
+    unstarted.run("dags", "test", "luma_long_video")
     assert luma.accepted == 1, "what is short enough is one clip"
-    assert len(list((airflow.home / "videos" / "luma_long_video").rglob("film.mp4"))) == 1
+    assert len(list((unstarted.home / "videos" / "luma_long_video").rglob("film.mp4"))) == 1
 
 
 @pytest.mark.versions
 def test_submission_that_is_queued_twice_and_then_waited_for_succeeds_under_dag_test(
-    airflow: LocalAirflow, luma: Simulator
+    unstarted: LocalAirflow, luma: Simulator
 ) -> None:
     luma.reset()
     luma.configure(faults=["submit:refuse,code=429,times=1", "submit:refuse,code=455,times=1"])
-    output = airflow.run("dags", "test", "luma_modify")
+    output = unstarted.run("dags", "test", "luma_modify")
     assert luma.accepted == 1
     assert "Rate limited by Luma; queued in the triggerer" in output
     assert "Luma is unavailable; queued in the triggerer" in output
 
 
 def test_submission_whose_callback_never_comes_fails_as_unknown_under_dag_test(
-    airflow: LocalAirflow, luma: Simulator
+    unstarted: LocalAirflow, luma: Simulator
 ) -> None:
     luma.reset()
     luma.configure(faults=["submit:cut,after_accept=true"])
     with pytest.raises(AirflowProblem) as failed:
-        airflow.run("dags", "test", "impatient")
+        unstarted.run("dags", "test", "impatient")
     said = re.sub(r"\s+", " ", str(failed.value))
     assert "no callback has come within 12 s. It may have been accepted all the same" in said
     assert "TypeError" not in said

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from airflow.providers.openlineage.utils.selective_enable import enable_lineage
 from airflow.sdk import DAG, Asset, AssetAlias
 
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator, LumaUploadOperator
@@ -20,7 +21,7 @@ def first_result(result: dict[str, Any]) -> str:
     return result["result_urls"][0]
 
 
-with DAG(dag_id="lineage", schedule=None):
+with enable_lineage(DAG(dag_id="lineage", schedule=None)):
     split = VideoSplitOperator(task_id="split", source=SOURCE, destination=f"{FOLDER}/clips", clip_seconds=2)
     modify = LumaModifyOperator.partial(task_id="modify", prompt="Make it a snowy morning", poll_interval=2).expand(
         video_url=split.output
