@@ -10,42 +10,34 @@ import sys
 from typing import Any
 
 _MEASURE = """
-import json, sys, threading, time
-import psutil
+import json, sys
+from pathlib import Path
+def kilobytes(name):
+    return int(Path("/proc/self/status").read_text().partition(name)[2].split()[0])
 def measured(work):
-    me, peak, done = psutil.Process(), 0, threading.Event()
-    def sample():
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, me.memory_info().rss)
-    baseline = me.memory_info().rss
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    started = time.monotonic()
+    Path("/proc/self/clear_refs").write_text("5")  # lets VmHWM, the most memory so far, begin anew
+    baseline = kilobytes("VmRSS:")
     size = work()
-    seconds = time.monotonic() - started
-    done.set()
-    sampler.join()
-    print(json.dumps({"growth": peak - baseline, "seconds": seconds, "size": size}))
+    print(json.dumps({"growth": 1024 * (kilobytes("VmHWM:") - baseline), "size": size}))
 """
 
 
-def measure(script: str, *arguments: str) -> dict[str, Any]:
+def measure(script: str, *arguments: str) -> list[dict[str, Any]]:
     """
     Run a script in a process of its own.
 
-    :param script: calls ``measured(work)`` once, with what is measured, and after all that belongs to the baseline
-    :returns: ``growth`` in bytes, ``seconds``, and ``size``, what the work has returned
+    :param script: calls ``measured(work)`` with each work that is measured, after all that belongs to the baseline
+    :returns: of each work, ``growth`` in bytes, and ``size``, what it has returned
     """
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE + script, *arguments],
         check=True,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         env=dict(os.environ),
     )
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    megabytes = measured["size"] / 1e6
-    print(f"{measured['growth'] / 1e6:.0f} MB more, {megabytes / measured['seconds']:.0f} MB/s")
+    measured: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for one in measured:
+        print(f"{one['growth'] / 1e6:.1f} MB more for {one['size'] / 1e6:.0f} MB")
     return measured

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.support.downloads import sha256
 from tests.support.file_server import BLOCK, FILM, FileServer, Reply
 from tests.support.memory import measure
@@ -12,40 +14,30 @@ from tests.support.storages import Bucket, Disk
 
 DOWNLOAD = """
 from airflow_provider_luma.hooks.luma import LumaHook
-url, small, destination = sys.argv[1:]
+url, small, *destinations = sys.argv[1:]
 hook = LumaHook()
-# Clients, connections and import on first use belong to the baseline.
-hook.download(small, destination + "/warm.mp4", overwrite=True)
-measured(lambda: hook.download(url, destination, overwrite=True).stat().st_size)
+for destination in destinations:
+    # Clients, connections and import on first use belong to the baseline.
+    hook.download(small, destination + "/warm.mp4", overwrite=True)
+    measured(lambda: hook.download(url, destination, overwrite=True).stat().st_size)
 """
 
 
-def measure_download(server: FileServer, destination: str, blocks: int) -> dict[str, float]:
-    small = server.serve("/small.mp4", Reply(FILM))
-    return measure(DOWNLOAD, server.serve("/long.mp4", Reply(blocks=blocks)), small, destination)
-
-
-def test_download_of_half_a_gigabyte_to_a_disk_takes_less_than_32_mb_of_memory(
-    disk: Disk, server: FileServer, set_connection: Callable[..., None]
+@pytest.mark.parametrize("blocks", [64, pytest.param(500, marks=pytest.mark.long)])
+def test_download_takes_little_memory_whatever_it_is_written_to(
+    blocks: int, disk: Disk, bucket: Bucket, server: FileServer, set_connection: Callable[..., None]
 ) -> None:
     set_connection(server.url(""))
-    measured = measure_download(server, f"file://{disk.folder}", 500)
-    assert measured["size"] == 500 * len(BLOCK)
-    assert measured["growth"] < 32e6
+    small, long = server.serve("/small.mp4", Reply(FILM)), server.serve("/long.mp4", Reply(blocks=blocks))
+    to_disk, to_s3 = measure(DOWNLOAD, long, small, f"file://{disk.folder}", bucket.destination)
+    assert to_disk["size"] == to_s3["size"] == blocks * len(BLOCK)
+    assert to_disk["growth"] < 32e6
+    # The client of the store holds several parts of 8 MB.
+    assert to_s3["growth"] < 60e6
     with (disk.folder / "long.mp4").open("rb") as file:
-        assert all(file.read(len(BLOCK)) == BLOCK for _ in range(500))
+        assert all(file.read(len(BLOCK)) == BLOCK for _ in range(blocks))
     (disk.folder / "long.mp4").unlink()
     assert list(disk.files()) == ["warm.mp4"]
-
-
-def test_download_to_s3_takes_less_memory_than_the_file_is_long(
-    bucket: Bucket, server: FileServer, set_connection: Callable[..., None]
-) -> None:
-    set_connection(server.url(""))
-    measured = measure_download(server, bucket.destination, 64)
-    assert measured["size"] == 64 * len(BLOCK)
-    # The client of the store holds several parts of 8 MB.
-    assert measured["growth"] < measured["size"]
     files = bucket.files()
     assert sorted(files) == ["long.mp4", "warm.mp4"]
-    assert sha256(files["long.mp4"]) == sha256(BLOCK * 64)
+    assert sha256(files["long.mp4"]) == sha256(BLOCK * blocks)
