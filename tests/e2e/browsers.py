@@ -48,20 +48,20 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 
 @pytest.fixture
-def stranger(chromium: Chrome) -> Chrome:
-    """Return a browser that has never been anywhere: a new tab, without cookies, storage or anything said before."""
-    old = chromium.window_handles
-    chromium.switch_to.new_window("tab")
-    new = chromium.current_window_handle
-    for handle in old:
-        chromium.switch_to.window(handle)
-        chromium.execute_script("if (location.origin.startsWith('http')) localStorage.clear()")
-        chromium.close()
-    chromium.switch_to.window(new)
+def stranger(chromium: Chrome) -> Iterator[Chrome]:
+    """Return a browser that has never been anywhere: an empty tab, without cookies, storage or anything said before."""
     chromium.execute_cdp_cmd("Network.clearBrowserCookies", {})
     chromium.execute_cdp_cmd("Network.clearBrowserCache", {})
     complaints(chromium)
-    return chromium
+    yield chromium
+    used = chromium.window_handles
+    chromium.switch_to.new_window("tab")
+    empty = chromium.current_window_handle
+    for handle in used:  # else videos would go on playing
+        chromium.switch_to.window(handle)
+        chromium.execute_script("if (location.origin.startsWith('http')) localStorage.clear()")
+        chromium.close()
+    chromium.switch_to.window(empty)
 
 
 @pytest.fixture
