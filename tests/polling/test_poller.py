@@ -49,21 +49,20 @@ async def wait(luma_task_id: str, *, poll_interval: float = 0.05, seconds: float
 
 class TestPoller:
     async def test_each_trigger_gets_the_result_of_its_own_job(self, submit):
-        ids = [submit(processing_seconds=0.2) for _ in range(20)]
+        ids = [submit(processing_seconds=0.2) for _ in range(8)]
         outcomes = await asyncio.gather(*(wait(luma_task_id) for luma_task_id in ids))
         assert all(isinstance(outcome, Finished) for outcome in outcomes)
         assert [outcome.task.luma_task_id for outcome in outcomes] == ids
 
-    async def test_a_hundred_triggers_keep_the_rate_limit_on_few_connections(self, luma, submit, set_connection):
-        ids = [submit(processing_seconds=0.5, max_running=200) for _ in range(100)]
-        luma.configure(status_calls_per_second=100)
-        set_connection(luma.base_url, requests_per_second=100)
-        before = luma.connections
-        outcomes = await asyncio.gather(*(wait(luma_task_id, poll_interval=0.25) for luma_task_id in ids))
+    async def test_many_triggers_keep_one_rate_limit_on_few_connections(self, luma, submit, set_connection):
+        ids = [submit(processing_seconds=0.5) for _ in range(40)]
+        set_connection(luma.base_url, requests_per_second=20)
+        before, started = luma.connections, time.monotonic()
+        outcomes = await asyncio.gather(*(wait(luma_task_id, poll_interval=0.01) for luma_task_id in ids))
         assert all(isinstance(outcome, Finished) for outcome in outcomes)
-        refused = [call for call in status_checks(luma) if call.code == 429]
-        assert len(refused) <= len(status_checks(luma)) / 100
-        assert luma.connections - before <= 50
+        # A slow machine makes it longer, and the checks no more.
+        assert len(status_checks(luma)) <= 20 * (time.monotonic() - started) + 1
+        assert luma.connections - before <= 20
 
     async def test_a_failed_job_does_not_affect_the_wait_for_another(self, luma, submit):
         good = submit(processing_seconds=0.5)
@@ -77,7 +76,7 @@ class TestPoller:
     async def test_a_cancelled_status_check_does_not_hold_up_the_others(self, luma, submit, set_connection):
         set_connection(luma.base_url, requests_per_second=2)
         stuck, good = submit(processing_seconds=60), submit(processing_seconds=0)
-        luma.configure(faults=["status:hang,seconds=30,times=1"])
+        luma.configure(faults=["status:hang,seconds=600,times=1"])
         first = asyncio.create_task(wait(stuck))
         await until_checked(luma)
         second = asyncio.create_task(wait(good))
@@ -120,9 +119,7 @@ class TestPoller:
     ):
         monkeypatch.setattr(poller_module, "LAST_CHECK_TIMEOUT", 0.3)
         luma_task_id = submit(faults=["status:refuse,code=429,retry_after=60,style=status"])
-        started = time.monotonic()
-        outcome = await wait(luma_task_id, seconds=0.5)
-        assert 0.7 <= time.monotonic() - started < 10
+        outcome = await wait(luma_task_id, seconds=1.5)
         assert isinstance(outcome.reason, LumaTimeoutError)
         assert outcome.reason.luma_task_id == luma_task_id
         assert "the one at the deadline could not be sent in time" in str(outcome.reason)
@@ -146,9 +143,9 @@ class TestPoller:
 
     async def test_the_last_status_check_is_sent_though_it_is_held_back_for_a_moment(self, luma, submit):
         luma_task_id = submit(
-            processing_seconds=0.1, faults=["status:refuse,code=429,retry_after=1,style=status,times=1"]
+            processing_seconds=0.1, faults=["status:refuse,code=429,retry_after=2,style=status,times=1"]
         )
-        outcome = await wait(luma_task_id, seconds=0.3)
+        outcome = await wait(luma_task_id, seconds=1.5)
         assert isinstance(outcome, Finished)
         assert len(status_checks(luma)) == 2
 
@@ -220,7 +217,9 @@ class TestPoller:
         assert await poller.wait_for(PollState("abc", poll_interval=1)) is outcome
         await poller.close()
 
-    async def test_metrics_count_status_checks_refusals_and_waiting_triggers_and_time_jobs(self, submit, monkeypatch):
+    async def test_metrics_count_status_checks_refusals_and_waiting_triggers_and_time_jobs(
+        self, luma, submit, monkeypatch
+    ):
         measured: dict[str, list[float]] = defaultdict(list)
 
         class Stats:
@@ -239,14 +238,18 @@ class TestPoller:
 
         monkeypatch.setattr(poller_module, "Stats", Stats)
         monkeypatch.setattr(shared_module, "Stats", Stats)
+        started = time.monotonic()
         good, bad = submit(processing_seconds=0.3), submit(processing_seconds=0.3, outcome="generate_failed")
         submit(faults=["status:refuse,code=429,times=1"])
         await asyncio.gather(wait(good), wait(bad))
         assert measured["luma.waiting"] == [1, 2, 1, 0]
         assert len(measured["luma.poll"]) == len(measured["luma.poll.lateness"]) > 2
         assert len(measured["luma.poll.refused"]) == 1
-        assert [300 <= milliseconds < 2000 for milliseconds in measured["luma.job.duration"]] == [True, True]
-        assert [0 <= milliseconds < 5000 for milliseconds in measured["luma.job.lateness"]] == [True, True]
+        jobs = [job for job in luma.jobs if job.task_id in (good, bad)]
+        durations = [job.complete_time - job.create_time for job in jobs]
+        assert sorted(measured["luma.job.duration"]) == pytest.approx(sorted(durations), abs=2)
+        elapsed = 1000 * (time.monotonic() - started)
+        assert [0 <= milliseconds <= elapsed for milliseconds in measured["luma.job.lateness"]] == [True, True]
 
     async def test_jobs_that_have_likely_ended_are_checked_before_younger_ones(self, luma, submit, set_connection):
         set_connection(luma.base_url, requests_per_second=20)

@@ -110,16 +110,17 @@ class TestRequestRate:
         self, limit, distance, jitter
     ):
         transit = uneven(distance, jitter, MAX_TRANSIT_DELAY / 2)
-        sent, arrived = send_all(RequestRate(limit), 10_000 / limit, transit=transit)
+        sent, arrived = send_all(RequestRate(limit), 4000 / limit, transit=transit)
         assert most_in_a_second(sent) <= math.ceil(limit)
         assert most_in_a_second(arrived) <= math.ceil(limit)
-        assert len(sent) > 10_000 * (0.98 - 10 * jitter)
+        assert len(sent) > 4000 * (0.98 - 10 * jitter)
 
     def test_no_more_requests_than_the_limit_arrive_though_some_have_to_connect_first(self):
         connecting = itertools.chain([0.4] * 5, itertools.repeat(0.0))
         _, arrived = send_all(RequestRate(10), 60, transit=lambda: (0.0, 0.1 + next(connecting), 0.1))
         assert most_in_a_second(arrived) <= 10
 
+    @settings(max_examples=50)
     @given(
         limits, st.lists(st.floats(0, 40), min_size=1, max_size=5), st.lists(st.floats(0, 1), min_size=1, max_size=5)
     )
@@ -144,6 +145,7 @@ class TestRequestRate:
         rate.on_request_sent(1000.0)
         assert len(send_times(rate, 60)) > 0.85 * 600
 
+    @settings(max_examples=30)
     @given(limits)
     def test_nearly_all_of_the_limit_is_used(self, limit):
         assert len(send_times(RequestRate(limit), 100)) >= 0.98 * limit * 100 - 1
@@ -189,7 +191,7 @@ class TestRequestRate:
             now += rate.delay(now)
             rate.on_request_sent(now)
             rate.on_response(now, sent_at=now)
-            if sum(now - 1 / min(allowed, 1) < other for other in accepted) < max(1, allowed):
+            if sum(now - 1 / min(allowed, 1) < other for other in accepted[-10:]) < max(1, allowed):
                 accepted.append(now)
             else:
                 refused += 1
@@ -223,7 +225,7 @@ class TestRequestRate:
         send_times(rate, 5 * RAISE_INTERVAL, start=1001 + RAISE_AFTER)
         assert rate.rate == rate.full_rate
 
-    @settings(deadline=None)
+    @settings(max_examples=50)
     @given(limits, st.integers(0, 1000))
     def test_no_more_requests_than_the_limit_are_sent_in_any_second_whatever_is_refused(self, limit, seed):
         rate, now, sent, chance = RequestRate(limit, raise_after=1), 1000.0, list[float](), random.Random(seed)
@@ -341,7 +343,7 @@ times = st.floats(0, 20)
 
 
 class TestRateLimiter:
-    @settings(deadline=None)
+    @settings(max_examples=50)
     @given(st.floats(0.5, 2000), st.lists(st.tuples(times, times), min_size=1, max_size=100))
     def test_every_request_is_sent_when_due_or_later_and_no_more_than_the_limit_in_any_second(self, limit, requests):
         sent: list[tuple[float, Sender]] = []
@@ -353,7 +355,7 @@ class TestRateLimiter:
         for at, sender in sent:
             assert at >= max(sender.start, sender.due) - TIMER_RESOLUTION
 
-    @settings(deadline=None)
+    @settings(max_examples=30)
     @given(st.permutations(range(20)))
     def test_of_the_requests_that_are_due_the_one_with_the_earliest_priority_is_sent_first(self, priorities):
         sent: list[tuple[float, Sender]] = []
