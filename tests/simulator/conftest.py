@@ -35,12 +35,12 @@ class Client(httpx.Client):
         super().__init__(
             base_url=luma.base_url,
             headers={"Authorization": f"Bearer {luma.settings.api_key}"},
-            timeout=20,
+            timeout=60,
             verify=False,
         )
         self.luma = luma
         #: A client without the API key.
-        self.anonymous = httpx.Client(timeout=20, verify=False)
+        self.anonymous = httpx.Client(timeout=60, verify=False)
 
     def close(self) -> None:
         self.anonymous.close()
@@ -66,7 +66,7 @@ class Client(httpx.Client):
         return self.wait_for_end(self.submit_and_get_id(**changes))["response"]["resultUrls"][0]
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Poll a condition until it returns a true value, and return that; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
