@@ -23,7 +23,7 @@ def fault(text: str) -> Fault:
 def raw_get(client, path: str) -> bytes:
     """Send a GET request over a plain socket and return every byte of the response."""
     host, port = client.luma.base_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         key = client.luma.settings.api_key
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
         received = b""

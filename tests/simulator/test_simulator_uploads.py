@@ -165,7 +165,7 @@ class UnfinishedUpload:
         host, port = client.luma.base_url.removeprefix("http://").split(":")
         self.head, self.tail = multipart()
         self.content = self.head + bytes(1_000_000) + self.tail
-        self.connection = socket.create_connection((host, int(port)), timeout=10)
+        self.connection = socket.create_connection((host, int(port)), timeout=60)
         self.connection.sendall(
             f"POST {STREAM} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.luma.settings.api_key}\r\n"
             f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(self.content)}\r\n\r\n".encode()

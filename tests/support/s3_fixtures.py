@@ -26,7 +26,7 @@ def s3_endpoint() -> Iterator[str]:
 def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """An empty bucket behind the connection my_s3."""
     monkeypatch.setenv("AIRFLOW_CONN_MY_S3", aws_connection(s3_endpoint))
-    requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
+    requests.post(f"{s3_endpoint}/moto-api/reset", timeout=60).raise_for_status()
     bucket = Bucket(s3_endpoint, f"s3://my_s3@{BUCKET}/videos", "videos/")
     bucket.s3.create_bucket(Bucket=BUCKET)
     store._STORE_CACHE.pop("s3-my_s3", None)

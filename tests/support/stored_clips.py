@@ -28,7 +28,7 @@ def digest(content: bytes) -> str:
 def clip(luma: Simulator, tmp_path: Path) -> Path:
     """A clip on a disk."""
     path = tmp_path / "clip of mine.mp4"
-    path.write_bytes(requests.get(luma.sample_url, timeout=10).content)
+    path.write_bytes(requests.get(luma.sample_url, timeout=60).content)
     luma.reset()
     return path
 

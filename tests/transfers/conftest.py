@@ -41,7 +41,7 @@ def another_server() -> Iterator[FileServer]:
 @pytest.fixture
 def hook(server: FileServer, set_connection: Callable[..., None]) -> LumaHook:
     """A hook whose service is on this machine, so that files of this machine may be downloaded."""
-    set_connection(server.url(""), timeout=10)
+    set_connection(server.url(""), timeout=60)
     return LumaHook()
 
 

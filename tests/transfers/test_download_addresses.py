@@ -23,7 +23,7 @@ PRIVATE = ["127.0.0.1", "localhost", "10.0.0.7", "169.254.169.254", "[::1]", "0x
 @pytest.fixture
 def public_hook(server: FileServer, set_connection: Callable[..., None]) -> LumaHook:
     """A hook whose service is on the Internet, for which the server stands in as the proxy."""
-    set_connection("https://api.kie.ai:443", proxies={"http": server.url("")}, trust_env=False, timeout=10)
+    set_connection("https://api.kie.ai:443", proxies={"http": server.url("")}, trust_env=False, timeout=60)
     return LumaHook()
 
 

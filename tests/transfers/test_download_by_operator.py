@@ -41,7 +41,7 @@ def test_operator_takes_a_single_url_too(last: str, disk: Disk, server: FileServ
 
 def test_operator_downloads_a_result_of_luma(luma: Simulator, luma_conn: str, storage: Storage) -> None:
     url = result_url(luma)
-    expected = requests.get(url, timeout=10).content
+    expected = requests.get(url, timeout=60).content
     (written,) = run(urls=[url], destination=storage.destination, luma_conn_id=luma_conn)
     assert storage.files() == {written.rpartition("/")[2]: expected}
 

@@ -31,7 +31,7 @@ def test_result_refused_at_its_address_is_downloaded_from_a_temporary_one(
     luma: Simulator, luma_conn: str, disk: Disk
 ) -> None:
     url = result_url(luma)
-    expected = requests.get(url, timeout=10).content
+    expected = requests.get(url, timeout=60).content
     luma.configure(faults=[Fault(on="file", kind="refuse", code=403, style="status", times=1)])
     path = LumaHook(luma_conn).download(url, disk.destination)
     assert disk.files() == {urlsplit(url).path.rpartition("/")[2]: expected}

@@ -41,7 +41,7 @@ def test_file_is_written_under_the_name_of_the_destination(
 def test_result_is_downloaded_without_sending_the_api_key(luma: Simulator, luma_conn: str, storage: Storage) -> None:
     url = result_url(luma)
     path = LumaHook(luma_conn).download(url, storage.destination)
-    expected = requests.get(url, timeout=10).content
+    expected = requests.get(url, timeout=60).content
     assert storage.files() == {path.name: expected}
     assert len(expected) > 1000
     assert any(call.carried_authorization for call in luma.calls)
@@ -167,7 +167,7 @@ def test_transient_fault_of_the_service_is_waited_out(
     luma: Simulator, luma_conn: str, disk: Disk, faults: list[Fault]
 ) -> None:
     url = result_url(luma)
-    expected = requests.get(url, timeout=10).content
+    expected = requests.get(url, timeout=60).content
     luma.configure(faults=faults)
     path = LumaHook(luma_conn).download(url, disk.destination)
     assert sha256(path.read_bytes()) == sha256(expected)
