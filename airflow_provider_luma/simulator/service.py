@@ -80,6 +80,7 @@ class Job:
     error_code: int | None = None
     error_message: str | None = None
     callback_tries: int = 0
+    is_ended_early: bool = False
 
     @property
     def file_name(self) -> str:
@@ -287,13 +288,17 @@ class Service:
     # -- progress of a job
 
     def register_ender(self, job: Job, end: Callable[[], object]) -> None:
-        """Register what ends a job before its processing time is over; called in any thread."""
+        """Register what ends a job before its processing time is over; it may be called in any thread."""
         with self._lock:
             self._enders[job.task_id] = end
+            if job.is_ended_early:
+                end()
 
     def end_jobs(self) -> None:
         """End all running jobs as soon as their results are rendered, whatever their processing time."""
         with self._lock:
+            for job in self._jobs.values():
+                job.is_ended_early = True
             for end in self._enders.values():
                 end()
 
