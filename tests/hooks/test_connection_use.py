@@ -85,7 +85,7 @@ class TestReads:
     ):
         luma_task_id = submit(faults=["status:unknown_flag,flag=0,times=4"])
         connection_reads.clear()
-        LumaHook().wait_for_completion(luma_task_id, timeout=20, poll_interval=0.02)
+        LumaHook().wait_for_completion(luma_task_id, timeout=120, poll_interval=0.02)
         count = len(status_checks(luma))
         assert count >= 3
         # One read before the first status check, so that an error in the connection is raised at once.

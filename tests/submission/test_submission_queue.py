@@ -163,12 +163,12 @@ class TestInTheWorker:
         monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.3)
         busy = ["submit:refuse,code=429,retry_after=0.5,style=status,times=1"]
         luma.configure(faults=[*busy, "submit:refuse,code=455,times=1"])
-        assert modify(deferrable=False, timeout=20).execute(context)["status"] == "SUCCESS"
+        assert modify(deferrable=False, timeout=120).execute(context)["status"] == "SUCCESS"
 
     def test_rate_limited_task_in_the_worker_backs_off_for_longer_than_an_outage_may_last(
         self, luma, modify, context, short_backoff, monkeypatch
     ):
         monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.0)
         luma.configure(faults=["submit:refuse,code=429,times=3"])
-        assert modify(deferrable=False, timeout=20).execute(context)["status"] == "SUCCESS"
+        assert modify(deferrable=False, timeout=120).execute(context)["status"] == "SUCCESS"
         assert (len(submissions(luma)), luma.accepted) == (4, 1)

@@ -28,7 +28,7 @@ def submitter(luma_conn: str) -> Submitter:
         can_defer=True,
         resubmit_on_unknown=False,
         resubmit_on_failure=True,
-        timeout=20,
+        timeout=120,
         poll_interval=1,
         log=logging.getLogger(__name__),
         on_job_known=lambda _luma_task_id: None,

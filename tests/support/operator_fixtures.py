@@ -35,7 +35,7 @@ def modify(luma: Simulator, luma_conn: str) -> Callable[..., LumaModifyOperator]
     """Creates an operator that modifies the simulator's sample, with some parameters changed."""
 
     def _modify(**changes: Any) -> LumaModifyOperator:
-        parameters = {**VALID_PARAMETERS, "video_url": luma.sample_url, "poll_interval": 0.02, "timeout": 20}
+        parameters = {**VALID_PARAMETERS, "video_url": luma.sample_url, "poll_interval": 0.02, "timeout": 120}
         return LumaModifyOperator(task_id="modify", **{**parameters, **changes})
 
     return _modify
