@@ -84,8 +84,8 @@ def unstarted(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Loca
 @pytest.mark.parametrize(
     "dag_id",
     [
-        "luma_batch",
-        *(pytest.param(dag_id, marks=pytest.mark.long) for dag_id in ("luma_asset", "luma_submit_and_wait")),
+        "luma_modify",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("luma_asset", "luma_batch", "luma_submit_and_wait")),
     ],
 )
 def test_example_dag_succeeds_under_dag_test(unstarted: LocalAirflow, luma: Simulator, dag_id: str) -> None:

@@ -45,7 +45,7 @@ def left_behind(home: Path) -> list[str]:
     return left
 
 
-def test_demo_runs_twice_in_the_same_folder(tmp_path: Path) -> None:
+def test_demo_ends_with_a_video_and_says_what_to_do_next(tmp_path: Path) -> None:
     process = demo(tmp_path, DEMO_ONCE="1")
     said, _ = process.communicate(timeout=400)
 
@@ -56,6 +56,11 @@ def test_demo_runs_twice_in_the_same_folder(tmp_path: Path) -> None:
     for hint in ("The Airflow UI: http://127.0.0.1:", "LUMA_API_KEY=... LUMA_VIDEO=/path/to/clip.mp4 make demo"):
         assert hint in said
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.long
+def test_demo_runs_twice_in_the_same_folder_and_ends_when_interrupted(tmp_path: Path) -> None:
+    demo(tmp_path, DEMO_ONCE="1").communicate(timeout=400)
 
     process = demo(tmp_path)
     assert process.stdout is not None

@@ -20,6 +20,7 @@ from tests.support.storages import BUCKET
 pytestmark = pytest.mark.xdist_group("kills")
 
 
+@pytest.mark.long
 def test_clip_on_a_disk_is_uploaded_once_and_modified(
     airflow: LocalAirflow, luma: Simulator, environment: dict[str, str]
 ) -> None:

@@ -84,6 +84,7 @@ def test_person_sees_both_videos_approves_and_the_video_is_published(
     assert airflow.xcom("luma_review", run_id, "review")["params_input"]["comment"] == "as the client wants it"
 
 
+@pytest.mark.long
 def test_rejected_video_is_not_published(browser: Chrome, airflow: LocalAirflow, luma: Simulator) -> None:
     luma.configure(processing_seconds=0.5)
     before = set(folder(airflow).glob("*"))

@@ -183,7 +183,10 @@ class TestCleared:
             for dag_id, store_marks in (("cleared", [needs_task_state]), ("cleared_with_store", []))
             for case, case_marks in (
                 (("running", "same", 1, "this try continues it; nothing new is billed"), [pytest.mark.versions]),
-                (("succeeded", "same", 2, "had been returned; this try submits a new job"), []),
+                (
+                    ("succeeded", "same", 2, "had been returned; this try submits a new job"),
+                    [] if dag_id == "cleared" else [long],
+                ),
                 (("running", "changed", 2, "its request has changed"), [long]),
                 (("failed", "same", 2, "had failed; this try submits a new job"), [long]),
             )
