@@ -34,7 +34,6 @@ def measure(script: str, *arguments: str) -> list[dict[str, Any]]:
         check=True,
         capture_output=True,
         text=True,
-        timeout=280,
         env=dict(os.environ),
     )
     measured: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
