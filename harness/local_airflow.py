@@ -120,7 +120,7 @@ class LocalAirflow:
         try:
             for component in self.components:
                 self.start(component)
-            self.wait_until(self.is_healthy, "Airflow to be healthy", seconds=180)
+            self.wait_until(self.is_healthy, "Airflow to be healthy")
         except BaseException:
             self.stop_all()
             raise
@@ -160,11 +160,11 @@ class LocalAirflow:
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Call Airflow's REST API; return the JSON it answers with."""
         if not self._token:
-            answer = requests.get(f"{self.url}/auth/token", timeout=30)
+            answer = requests.get(f"{self.url}/auth/token", timeout=120)
             answer.raise_for_status()
             self._token = answer.json()["access_token"]
         headers = {"Authorization": f"Bearer {self._token}"}
-        answer = requests.request(method, f"{self.url}/api/v2{path}", headers=headers, timeout=30, **arguments)
+        answer = requests.request(method, f"{self.url}/api/v2{path}", headers=headers, timeout=120, **arguments)
         if not answer.ok:
             raise AirflowProblem(f"{method} {path}: HTTP {answer.status_code}: {answer.text[:500]}")
         return answer.json() if answer.content else None
@@ -194,7 +194,7 @@ class LocalAirflow:
 
     def trigger(self, dag_id: str, **conf: Any) -> str:
         """Start a run of a DAG with these params; return its run id."""
-        self.wait_until(lambda: self.has_dag(dag_id), f"the DAG {dag_id} to be read", seconds=120)
+        self.wait_until(lambda: self.has_dag(dag_id), f"the DAG {dag_id} to be read")
         run = self.call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf})
         return str(run["dag_run_id"])
 
@@ -228,7 +228,7 @@ class LocalAirflow:
         self.wait_until(
             lambda: words in self.task_log(dag_id, run_id, task_id, try_number, map_index),
             f"{words!r} in the log of {dag_id}.{task_id}",
-            seconds=30,
+            seconds=120,
         )
         return self.task_log(dag_id, run_id, task_id, try_number, map_index)
 
@@ -243,7 +243,7 @@ class LocalAirflow:
         return "\n".join(described)
 
     @staticmethod
-    def wait_until(condition: Callable[[], bool], what: str, *, seconds: float, every: float = 0.5) -> None:
+    def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 600, every: float = 0.5) -> None:
         """Wait for a condition; raise if it is not true in time."""
         deadline = time.monotonic() + seconds
         while not condition():

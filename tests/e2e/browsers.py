@@ -72,7 +72,7 @@ def browser(stranger: Chrome, airflow: LocalAirflow) -> Chrome:
     return stranger
 
 
-def until(browser: Chrome, condition: Callable[[], T], what: str, seconds: float = 60) -> T:
+def until(browser: Chrome, condition: Callable[[], T], what: str, seconds: float = 180) -> T:
     """Wait until a condition is true, and return what it returned; elements may come and go meanwhile."""
     return WebDriverWait(browser, seconds, poll_frequency=0.1).until(lambda _: _tried(condition), what)
 
@@ -102,7 +102,7 @@ def text(browser: Chrome, element_id: str) -> str:
     return browser.find_element(By.ID, element_id).text
 
 
-def wait_for_text(browser: Chrome, element_id: str, words: str, seconds: float = 60) -> None:
+def wait_for_text(browser: Chrome, element_id: str, words: str, seconds: float = 180) -> None:
     until(browser, lambda: words in text(browser, element_id), f"{words!r} in #{element_id}", seconds)
 
 

@@ -223,7 +223,7 @@ def rehearsals(request: pytest.FixtureRequest, airflow: LocalAirflow, lumas: dic
             mark_failed_while_it_waits(airflow, f"rehearse_{name}", runs[name])
         return not running
 
-    airflow.wait_until(advance, "all rehearsals to end", seconds=120 + 40 * len(to_come), every=1)
+    airflow.wait_until(advance, "all rehearsals to end", seconds=1500, every=1)
     return runs
 
 
@@ -242,7 +242,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(900))
+                item.add_marker(pytest.mark.timeout(1800))
             if item.get_closest_marker("xdist_group") is None:
                 is_long = item.get_closest_marker("long") is not None
                 item.add_marker(pytest.mark.xdist_group("long" if is_long else "runs"))

@@ -12,11 +12,9 @@ from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
 
 
-def finish(airflow: LocalAirflow, dag_id: str, run_id: str, seconds: float = 300) -> str:
+def finish(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
     """Wait for the end of a run; return its state."""
-    airflow.wait_until(
-        lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), f"{dag_id} to end", seconds=seconds
-    )
+    airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), f"{dag_id} to end")
     return airflow.run_state(dag_id, run_id)
 
 
@@ -26,11 +24,9 @@ def modify(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, Any]:
     return task
 
 
-def wait_for_state(airflow: LocalAirflow, dag_id: str, run_id: str, *states: str, seconds: float = 240) -> None:
+def wait_for_state(airflow: LocalAirflow, dag_id: str, run_id: str, *states: str) -> None:
     """Wait until the task ``modify`` is in one of these states."""
-    airflow.wait_until(
-        lambda: modify(airflow, dag_id, run_id)["state"] in states, f"{dag_id} to be {states}", seconds=seconds
-    )
+    airflow.wait_until(lambda: modify(airflow, dag_id, run_id)["state"] in states, f"{dag_id} to be {states}")
 
 
 def says(airflow: LocalAirflow, dag_id: str, run_id: str, words: str) -> bool:

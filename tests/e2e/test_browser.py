@@ -373,7 +373,7 @@ def test_result_page_shows_the_wait_and_then_the_video_without_a_reload(
     assert text(browser, "state") == "waiting for Luma"
 
     luma.end_jobs()
-    wait_for_text(browser, "state", "finished", seconds=120)
+    wait_for_text(browser, "state", "finished")
     wait_for_videos(browser)
     assert text(browser, "elapsed") == ""
     assert browser.find_element(By.LINK_TEXT, "Download").get_attribute("href").endswith(".mp4")
@@ -393,7 +393,7 @@ def test_result_page_says_that_a_submission_is_queued(
     assert text(browser, "modified-note") == "Luma accepts no more submissions at the moment"
     assert complaints(browser) == []
     configure(submissions_per_10_seconds=20, processing_seconds=0.5)
-    wait_for_text(browser, "state", "finished", seconds=120)
+    wait_for_text(browser, "state", "finished")
     finish(airflow, DAG_ID, run_id)
 
 
@@ -581,7 +581,7 @@ def guarded(airflow: LocalAirflow, dags: Path, tmp_path_factory: pytest.TempPath
     )
     guarded.start("api-server")
     try:
-        guarded.wait_until(guarded.is_healthy, "the second API server to be healthy", seconds=180)
+        guarded.wait_until(guarded.is_healthy, "the second API server to be healthy")
         yield guarded
     finally:
         guarded.stop_all()

@@ -93,9 +93,7 @@ def test_task_succeeds_however_often_and_early_its_callback_comes(
 @pytest.mark.versions
 def test_callback_resumes_sensors_of_the_job(airflow: LocalAirflow, runs: Any) -> None:
     dag_id, run_id, luma = runs["by_a_sensor"]
-    airflow.wait_until(
-        lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), "the sensors to end", seconds=150
-    )
+    airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), "the sensors to end")
     assert airflow.run_state(dag_id, run_id) == "success", airflow.story(dag_id, run_id)
     assert luma.accepted == 1
     assert status_checks(luma) <= 4, "each sensor checks at its start, and when it is resumed"
@@ -104,7 +102,7 @@ def test_callback_resumes_sensors_of_the_job(airflow: LocalAirflow, runs: Any) -
 def test_callback_without_proof_resumes_no_task(airflow: LocalAirflow, start: Any, succeeded: Any) -> None:
     dag_id, run_id, luma = start("by_others", processing_seconds=600)
     wait_for_state(airflow, dag_id, run_id, "deferred")
-    airflow.wait_until(lambda: status_checks(luma) > 0, "the first status check", seconds=60)
+    airflow.wait_until(lambda: status_checks(luma) > 0, "the first status check")
     [job] = luma.jobs
     url, right_body = job.callback_url or "", payload(job)
 
@@ -136,7 +134,7 @@ def test_callback_without_proof_resumes_no_task(airflow: LocalAirflow, start: An
 
     # A request with the address and the signing key that says that a running job has ended causes one status check.
     assert post() == 200
-    airflow.wait_until(lambda: status_checks(luma) >= 2, "the second status check", seconds=60)
+    airflow.wait_until(lambda: status_checks(luma) >= 2, "the second status check")
     luma.end_jobs()
     log = succeeded(dag_id, run_id, luma)
     assert "it has not ended yet" in log
@@ -158,10 +156,10 @@ def test_callback_recovers_a_submission_whose_worker_was_killed(
     dag_id, run_id, luma = start(
         name, faults=["submit:hang,seconds=600,after_accept=true,times=1"], processing_seconds=600
     )
-    airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
+    airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted")
     if name == "before_the_retry":
         luma.end_jobs()
-        airflow.wait_until(lambda: luma.jobs[0].callback_tries == 1, "a callback that no task waits for", seconds=60)
+        airflow.wait_until(lambda: luma.jobs[0].callback_tries == 1, "a callback that no task waits for")
     kill_process_that_calls(luma)
     if name == "after_the_retry":
         wait_for_state(airflow, dag_id, run_id, "deferred")

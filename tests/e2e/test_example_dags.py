@@ -78,11 +78,11 @@ def test_running_job_holds_no_worker_slot_and_survives_the_triggerer(airflow: Lo
         return next(task for task in airflow.tasks("luma_modify", run_id) if task["task_id"] == "modify")
 
     run_id = airflow.trigger("luma_modify")
-    airflow.wait_until(lambda: modify()["state"] == "deferred", "the task to be deferred", seconds=60)
+    airflow.wait_until(lambda: modify()["state"] == "deferred", "the task to be deferred")
     luma_task_id = airflow.xcom("luma_modify", run_id, "modify", "luma_task_id")
     assert luma_task_id == luma.jobs[-1].task_id, "the id is in XCom while the job is running"
     task_instance_id = modify()["id"]
-    airflow.wait_until(lambda: not has_process(airflow, task_instance_id), "the task's process to end", seconds=60)
+    airflow.wait_until(lambda: not has_process(airflow, task_instance_id), "the task's process to end")
 
     airflow.stop("triggerer", signal.SIGKILL)
     airflow.start("triggerer")
@@ -101,7 +101,7 @@ def test_dag_scheduled_on_the_asset_of_a_video_is_told_what_was_made(airflow: Lo
     run_id = airflow.trigger("luma_asset")
 
     assert finish(airflow, "luma_asset", run_id) == "success", airflow.story("luma_asset", run_id)
-    airflow.wait_until(lambda: bool(news_runs(airflow)), "luma_asset_news to run", seconds=60)
+    airflow.wait_until(lambda: bool(news_runs(airflow)), "luma_asset_news to run")
     [news] = news_runs(airflow)
     assert finish(airflow, "luma_asset_news", news) == "success", airflow.story("luma_asset_news", news)
     [video] = airflow.xcom("luma_asset_news", news, "tell")

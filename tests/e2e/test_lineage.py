@@ -58,7 +58,7 @@ def run(airflow: LocalAirflow, lumas: dict[str, Simulator], lineage_events: Path
     assert finish(airflow, "lineage", run_id) == "success", airflow.story("lineage", run_id)
     [signed_job] = lumas["input_signed"].jobs
     run = Run(airflow, run_id, lineage_events, signed_job)
-    airflow.wait_until(lambda: len(run.completed()) >= sum(TASKS.values()), "all events", seconds=60)
+    airflow.wait_until(lambda: len(run.completed()) >= sum(TASKS.values()), "all events")
     return run
 
 

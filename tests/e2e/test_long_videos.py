@@ -50,7 +50,7 @@ def makers(airflow: LocalAirflow) -> list[psutil.Process]:
 def kill_maker(airflow: LocalAirflow, what: str) -> None:
     """Kill the task process that makes a video, as soon as there is one."""
     found: list[psutil.Process] = []
-    airflow.wait_until(lambda: bool(found.extend(makers(airflow)) or found), what, seconds=180, every=0.05)
+    airflow.wait_until(lambda: bool(found.extend(makers(airflow)) or found), what, every=0.05)
     found[0].kill()
 
 
@@ -61,10 +61,10 @@ def test_film_whose_split_and_join_are_killed_is_right_and_paid_once(
     source = write_film(tmp_path, 60)
     run_id = airflow.trigger("film", source=str(source), folder=str(tmp_path))
     kill_maker(airflow, "the film to be split")
-    airflow.wait_until(lambda: luma.accepted == 6, "all clips to be submitted", seconds=240)
+    airflow.wait_until(lambda: luma.accepted == 6, "all clips to be submitted")
     kill_maker(airflow, "the film to be joined")
 
-    assert finish(airflow, "film", run_id, 400) == "success", airflow.story("film", run_id)
+    assert finish(airflow, "film", run_id) == "success", airflow.story("film", run_id)
     tries = {task["task_id"]: task["try_number"] for task in airflow.tasks("film", run_id) if task["map_index"] < 0}
     assert (tries["film.split"], tries["film.join"]) == (2, 2), "both were killed"
     assert luma.accepted == 6
@@ -76,10 +76,10 @@ def test_clip_that_fails_is_retried_alone(airflow: LocalAirflow, luma: Simulator
     luma.configure(processing_seconds=2, outcome="generate_failed")
     source = write_film(tmp_path, 25)
     run_id = airflow.trigger("film", source=str(source), folder=str(tmp_path))
-    airflow.wait_until(lambda: luma.accepted > 0, "the first clip to be submitted", seconds=180)
+    airflow.wait_until(lambda: luma.accepted > 0, "the first clip to be submitted")
     luma.configure(outcome="success")
 
-    assert finish(airflow, "film", run_id, 400) == "success", airflow.story("film", run_id)
+    assert finish(airflow, "film", run_id) == "success", airflow.story("film", run_id)
     failed = sum(job.outcome == "generate_failed" for job in luma.jobs)
     assert 1 <= failed <= 3
     assert luma.accepted == 3 + failed, "one more for each that failed"

@@ -66,7 +66,7 @@ def nginx(airflow: LocalAirflow, folder: Path) -> Iterator[str]:
     configuration.write_text(CONFIGURATION.format(folder=folder, port=port, location=location))
     process = subprocess.Popen([program, "-c", configuration, "-e", folder / "error.log"])
     try:
-        airflow.wait_until(lambda: listens(port), "nginx to listen", seconds=30, every=0.1)
+        airflow.wait_until(lambda: listens(port), "nginx to listen", every=0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

@@ -60,7 +60,7 @@ def test_rehearsal_ends_in_a_failure_that_says_why(
 def test_triggerer_survives_every_rehearsal(airflow: LocalAirflow, rehearsals: dict[str, str]) -> None:
     """One value that its database or its serialiser does not take would end it, and every other wait with it."""
     assert airflow.processes["triggerer"].poll() is None
-    airflow.wait_until(airflow.is_healthy, "every component to report", seconds=120)
+    airflow.wait_until(airflow.is_healthy, "every component to report")
 
 
 def test_task_marked_failed_by_a_person_names_the_job_that_is_still_running(

@@ -39,7 +39,7 @@ def wait_for_question(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[s
         old = datetime.now(UTC) - timedelta(seconds=8)
         return next((detail for detail in waiting if datetime.fromisoformat(detail["created_at"]) < old), None)
 
-    airflow.wait_until(lambda: question() is not None, "a question", seconds=180)
+    airflow.wait_until(lambda: question() is not None, "a question")
     asked = question()
     assert asked is not None
     return asked

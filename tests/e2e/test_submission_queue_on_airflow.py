@@ -25,12 +25,10 @@ def test_queued_submissions_survive_the_triggerer_and_need_one_try_each(
     def waiting() -> list[dict[str, object]]:
         return [task for task in airflow.tasks(DAG_ID, run_id) if task["state"] == "deferred"]
 
-    airflow.wait_until(lambda: luma.accepted >= 4 and len(waiting()) >= 6, "tasks to be queued", seconds=120)
+    airflow.wait_until(lambda: luma.accepted >= 4 and len(waiting()) >= 6, "tasks to be queued")
     airflow.stop("triggerer", signal.SIGKILL)
     airflow.start("triggerer")
-    airflow.wait_until(
-        lambda: airflow.run_state(DAG_ID, run_id) in ("success", "failed"), "all to end", seconds=300, every=2
-    )
+    airflow.wait_until(lambda: airflow.run_state(DAG_ID, run_id) in ("success", "failed"), "all to end", every=2)
     tasks = airflow.tasks(DAG_ID, run_id)
     assert [task["state"] for task in tasks] == ["success"] * 12, airflow.story(DAG_ID, run_id)
     assert {task["try_number"] for task in tasks} == {1}

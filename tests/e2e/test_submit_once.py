@@ -26,7 +26,7 @@ long = pytest.mark.long
 def held_process(crash_stage: Path, airflow: LocalAirflow) -> Callable[[str, str], psutil.Process]:
     def wait(dag_id: str, place: str) -> psutil.Process:
         file = crash_stage / f"{dag_id}-{place}"
-        airflow.wait_until(lambda: file.exists() and file.read_text() != "", f"{dag_id} to stand still", seconds=120)
+        airflow.wait_until(lambda: file.exists() and file.read_text() != "", f"{dag_id} to stand still")
         return psutil.Process(int(file.read_text()))
 
     return wait
@@ -57,7 +57,7 @@ class TestKilled:
         self, airflow: LocalAirflow, start: Any
     ) -> None:
         dag_id, run_id, luma = start("answer_lost", faults=["submit:hang,seconds=120,after_accept=true"])
-        airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
+        airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted")
         kill_process_that_calls(luma)
 
         wait_for_state(airflow, dag_id, run_id, "failed")
@@ -71,7 +71,7 @@ class TestKilled:
         self, airflow: LocalAirflow, start: Any
     ) -> None:
         dag_id, run_id, luma = start("uploading", faults=["upload:hang,seconds=120,after_accept=true,times=1"])
-        airflow.wait_until(lambda: len(luma.uploads) == 1, "the clip to be uploaded", seconds=120)
+        airflow.wait_until(lambda: len(luma.uploads) == 1, "the clip to be uploaded")
         kill_process_that_calls(luma)
 
         self.succeeded(airflow, dag_id, run_id, luma, tries=2)
@@ -84,7 +84,7 @@ class TestKilled:
         dag_id, run_id, luma = start(
             "answer_lost_resubmit", faults=["submit:hang,seconds=120,after_accept=true,times=1"], processing_seconds=1
         )
-        airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted", seconds=120)
+        airflow.wait_until(lambda: luma.accepted == 1, "the job to be accepted")
         kill_process_that_calls(luma)
 
         wait_for_state(airflow, dag_id, run_id, "success", "failed")
@@ -111,7 +111,7 @@ class TestKilled:
         dag_id, run_id, luma = start(
             "synchronous", processing_seconds=8, faults=["status:hang,seconds=60,skip=1,times=1"]
         )
-        airflow.wait_until(lambda: len([c for c in luma.calls if c.on == "status"]) > 1, "a status check", seconds=120)
+        airflow.wait_until(lambda: len([c for c in luma.calls if c.on == "status"]) > 1, "a status check")
         kill_process_that_calls(luma)
 
         self.succeeded(airflow, dag_id, run_id, luma, tries=2)
@@ -126,9 +126,9 @@ class TestKilled:
         airflow.stop(component, signal.SIGKILL)
         luma.end_jobs()
         if component == "api-server":
-            airflow.wait_until(lambda: luma.jobs[0].complete_time, "the job to end with nobody there", seconds=60)
+            airflow.wait_until(lambda: luma.jobs[0].complete_time, "the job to end with nobody there")
         airflow.start(component)
-        airflow.wait_until(airflow.is_healthy, "Airflow to be healthy again", seconds=120)
+        airflow.wait_until(airflow.is_healthy, "Airflow to be healthy again")
 
         # A worker that is to take up the result while there is no API server needs another try.
         self.succeeded(airflow, dag_id, run_id, luma, tries=None if component == "api-server" else 1)
@@ -150,12 +150,12 @@ def clear(airflow: LocalAirflow, dag_id: str, run_id: str) -> None:
     if AIRFLOW >= (3, 4):
         options["keep_task_state"] = dag_id == "cleared"
     airflow.call("POST", f"/dags/{dag_id}/clearTaskInstances", json=options)
-    airflow.wait_until(lambda: modify(airflow, dag_id, run_id)["try_number"] > tries, "a new try", seconds=240)
+    airflow.wait_until(lambda: modify(airflow, dag_id, run_id)["try_number"] > tries, "a new try")
 
 
 def wait_for_run(airflow: LocalAirflow, dag_id: str, run_id: str, state: str) -> None:
     """Wait for the end of a run: Airflow can lose a Clear that comes while the scheduler is ending it."""
-    airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) == state, "the run to end", seconds=60)
+    airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) == state, "the run to end")
 
 
 class TestCleared:
@@ -229,7 +229,7 @@ def test_task_that_timed_out_returns_its_video_after_a_clear_and_pays_once(
     run_id = airflow.trigger(dag_id)
     wait_for_state(airflow, dag_id, run_id, "failed")
     wait_for_run(airflow, dag_id, run_id, "failed")
-    airflow.wait_until(lambda: bool(luma.jobs[0].complete_time), "the job to end with nobody there", seconds=60)
+    airflow.wait_until(lambda: bool(luma.jobs[0].complete_time), "the job to end with nobody there")
 
     clear(airflow, dag_id, run_id)
 
