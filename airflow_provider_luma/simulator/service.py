@@ -288,7 +288,7 @@ class Service:
     # -- progress of a job
 
     def register_ender(self, job: Job, end: Callable[[], object]) -> None:
-        """Register what ends a job before its processing time is over; it may be called in any thread."""
+        """Register a callback, safe to call from any thread, that ends a job before its processing time is over."""
         with self._lock:
             self._enders[job.task_id] = end
             if job.is_ended_early:
@@ -298,7 +298,7 @@ class Service:
         """End all running jobs as soon as their results are rendered, whatever their processing time."""
         with self._lock:
             for job in self._jobs.values():
-                job.is_ended_early = True
+                job.is_ended_early = job.flag == GENERATING
             for end in self._enders.values():
                 end()
 

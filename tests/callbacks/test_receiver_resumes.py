@@ -197,7 +197,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time since a deferral, which passes when it is told to."""
+    """A clock for the time since a deferral; the test advances it."""
     return Clock(monkeypatch)
 
 

@@ -140,15 +140,15 @@ def environment(
     bucket.s3.create_bucket(Bucket=BUCKET)
     bucket.s3.upload_file(str(clip), BUCKET, "in/clip.mp4")
     environment = {
-        # No DAG file changes while the tests run. Reading them all every ten seconds would keep a processor busy.
+        # DAG files do not change during the tests; parsing them every ten seconds would waste a core.
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3600",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
-        # Whatever is logged is searched for secrets.
+        # A test searches the logs for secrets.
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
             {"type": "file", "log_file_path": str(lineage_events), "append": True}
         ),
-        # Each event takes a process of its own: only the DAG that is about them sends any.
+        # OpenLineage forks a process for each event, so only the lineage DAG enables it.
         "AIRFLOW__OPENLINEAGE__SELECTIVE_ENABLE": "True",
         # So that what is killed is missed soon.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
@@ -247,7 +247,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
                 is_long = item.get_closest_marker("long") is not None
                 item.add_marker(pytest.mark.xdist_group("long" if is_long else "runs"))
     yield
-    # What takes longest begins first, beside the unit tests of the other workers. What needs an Airflow is together.
+    # Start the slow end-to-end tests first, and keep those that need an Airflow together.
     items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, not needs_airflow(item)))
 
 
@@ -255,7 +255,7 @@ def needs_airflow(item: pytest.Item | None) -> bool:
     return item is not None and "airflow" in getattr(item, "fixturenames", ())
 
 
-#: The Airflow of :func:`airflow`, which the hooks below stop as long as no test needs it.
+#: The Airflow of the fixture :func:`airflow`. The hooks below stop it while no test needs it.
 _shared: list[LocalAirflow] = []
 
 

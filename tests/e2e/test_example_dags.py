@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("kills")
 
 
 @pytest.mark.parametrize(
-    # The other one succeeds before secrets are searched for.
+    # test_no_secrets runs luma_submit_and_wait every time.
     "dag_id",
     ["luma_modify", pytest.param("luma_submit_and_wait", marks=pytest.mark.long)],
 )

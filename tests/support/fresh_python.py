@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Scripts in Python processes of their own, which find ``airflow.sdk`` imported and nothing of this package.
+Run scripts in fresh Python processes that have imported ``airflow.sdk`` but nothing of this package.
 
-To import that takes seconds, so one process does it, and each script runs in a fork of it.
+Importing ``airflow.sdk`` takes seconds, so one process does it, and each script runs in a fork of that process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _server() -> Server:
 
 def run(script: str, **environment: str | None) -> Any:
     """
-    Run a script in a process of its own; fail if it raises.
+    Run a script in a separate process; fail if it raises.
 
     :param environment: changes of the environment; None removes a variable
     :returns: what the script has left in ``result``, which has to be JSON
