@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypedDict, final
 
 #: Seconds for which a task stays deferred at least. Airflow fails a task that is resumed and queued before the
 #: scheduler has noticed that its worker ended ("executor reported success, but the task instance's state is queued").
-#: The worker's supervisor takes up to 5 seconds to notice that, and the scheduler's loop some more.
-SHORTEST_DEFERRAL = 8.0
+#: The worker's supervisor takes up to 5 seconds to notice that, and a busy scheduler's loop as long again.
+SHORTEST_DEFERRAL = 15.0
 
 #: The triggers whose tasks a callback resumes, as the database names them.
 RESUMABLE_TRIGGERS = tuple(

@@ -225,12 +225,18 @@ class LocalAirflow:
         self, words: str, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
     ) -> str:
         """Wait for words in a task's log, which may be written a moment after the task has ended; return the log."""
-        self.wait_until(
-            lambda: words in self.task_log(dag_id, run_id, task_id, try_number, map_index),
-            f"{words!r} in the log of {dag_id}.{task_id}",
-            seconds=120,
-        )
-        return self.task_log(dag_id, run_id, task_id, try_number, map_index)
+        log = ""
+
+        def is_logged() -> bool:
+            nonlocal log
+            log = self.task_log(dag_id, run_id, task_id, try_number, map_index)
+            return words in log
+
+        try:
+            self.wait_until(is_logged, f"{words!r} in the log of {dag_id}.{task_id}", seconds=120)
+        except AirflowProblem as problem:
+            raise AirflowProblem(f"{problem}; it ends:\n{log[-2000:]}") from None
+        return log
 
     def story(self, dag_id: str, run_id: str, lines: int = 15) -> str:
         """Describe a DAG run: every task's state, and the end of the log of each task that failed."""
