@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -27,16 +28,16 @@ FLAGS = (
 T = TypeVar("T")
 
 
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """Return a browser for all tests; they take a :func:`stranger`."""
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[Chrome]:
+    """Return a browser that has never been anywhere. One that all tests shared hung at times."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         assert not os.environ.get("CI"), "Chromium and its driver are needed here; they are not on this machine"
         pytest.skip("needs Chromium and its driver")
     options = ChromeOptions()
     options.binary_location = program
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'chromium'}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = Chrome(options=options, service=Service(driver))
@@ -45,23 +46,6 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
         yield browser
     finally:
         browser.quit()
-
-
-@pytest.fixture
-def stranger(chromium: Chrome) -> Iterator[Chrome]:
-    """Return a browser that has never been anywhere: an empty tab, without cookies, storage or anything said before."""
-    chromium.execute_cdp_cmd("Network.clearBrowserCookies", {})
-    chromium.execute_cdp_cmd("Network.clearBrowserCache", {})
-    complaints(chromium)
-    yield chromium
-    used = chromium.window_handles
-    chromium.switch_to.new_window("tab")
-    empty = chromium.current_window_handle
-    for handle in used:  # else videos would go on playing
-        chromium.switch_to.window(handle)
-        chromium.execute_script("if (location.origin.startsWith('http')) localStorage.clear()")
-        chromium.close()
-    chromium.switch_to.window(empty)
 
 
 @pytest.fixture

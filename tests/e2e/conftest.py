@@ -23,13 +23,13 @@ import requests
 from airflow_provider_luma.simulator import Settings, Simulator
 from harness.local_airflow import LocalAirflow
 from harness.postgres import binaries, postgres
-from tests.e2e.browsers import browser, chromium, stranger
+from tests.e2e.browsers import browser, stranger
 from tests.e2e.runs import modify
 from tests.e2e.scenarios import CALLBACKS, CRASHES, DAILY, INPUTS, KILLED, REHEARSALS, Rehearsal
 from tests.support.s3_fixtures import s3_endpoint
 from tests.support.storages import BUCKET, Bucket, aws_connection
 
-__all__ = ["browser", "chromium", "s3_endpoint", "stranger"]
+__all__ = ["browser", "s3_endpoint", "stranger"]
 
 REPOSITORY = Path(__file__).parent.parent.parent
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
