@@ -249,8 +249,12 @@ class LocalAirflow:
         return "\n".join(described)
 
     @staticmethod
-    def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 600, every: float = 0.5) -> None:
-        """Wait for a condition; raise if it is not true in time."""
+    def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 600, every: float = 1.5) -> None:
+        """
+        Wait for a condition; raise if it is not true in time.
+
+        :param every: seconds between two looks; each question to Airflow's API costs a busy machine a tenth of one
+        """
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:

@@ -42,6 +42,9 @@ USES_SUBMISSION_STORE = AIRFLOW != (3, 3)
 #: fails the task.
 AT_ONCE = 6
 
+#: The tests in whose Airflow the logs are searched for secrets: it logs at DEBUG, which the others need not pay for.
+SECRETS_GROUP = "runs"
+
 API_KEY = "the-key-that-must-not-be-seen-anywhere"
 WEBHOOK_SECRET = "and-neither-must-the-key-that-signs"
 
@@ -143,8 +146,6 @@ def environment(
         # DAG files do not change during the tests; parsing them every ten seconds would waste a core.
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3600",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
-        # A test searches the logs for secrets.
-        "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
             {"type": "file", "log_file_path": str(lineage_events), "append": True}
         ),
@@ -190,9 +191,12 @@ def airflow(
 ) -> Iterator[LocalAirflow]:
     """Return a running Airflow."""
     local = LocalAirflow(tmp_path_factory.mktemp("airflow"), dags, {**environment, **database})
+    if "PYTEST_XDIST_WORKER" not in os.environ or f"@{SECRETS_GROUP} " in os.environ["PYTEST_CURRENT_TEST"]:
+        local.environment["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "DEBUG"
     enable_callbacks(local, lumas)
     with local as running:
-        running.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
+        pool = {"name": "luma", "slots": 20, "description": "Jobs running at Luma", "include_deferred": True}
+        running.call("POST", "/pools", json=pool)
         _shared.append(running)
         yield running
         _shared.remove(running)
@@ -223,7 +227,7 @@ def rehearsals(request: pytest.FixtureRequest, airflow: LocalAirflow, lumas: dic
             mark_failed_while_it_waits(airflow, f"rehearse_{name}", runs[name])
         return not running
 
-    airflow.wait_until(advance, "all rehearsals to end", seconds=1500, every=1)
+    airflow.wait_until(advance, "all rehearsals to end", seconds=1500, every=4)
     return runs
 
 
@@ -237,7 +241,7 @@ def mark_failed_while_it_waits(airflow: LocalAirflow, dag_id: str, run_id: str) 
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
@@ -245,10 +249,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
                 item.add_marker(pytest.mark.timeout(1800))
             if item.get_closest_marker("xdist_group") is None:
                 is_long = item.get_closest_marker("long") is not None
-                item.add_marker(pytest.mark.xdist_group("long" if is_long else "runs"))
+                item.add_marker(pytest.mark.xdist_group("long" if is_long else SECRETS_GROUP))
+            if needs_airflow(item) and "versions" in config.option.markexpr:
+                move_to_group(item, "versions")  # few tests of many groups, for which one Airflow does
     yield
     # Start the slow end-to-end tests first, and keep those that need an Airflow together.
     items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, not needs_airflow(item)))
+
+
+def move_to_group(item: pytest.Item, group: str) -> None:
+    for node in item.listchain():  # xdist would join the names of all groups
+        node.own_markers = [mark for mark in node.own_markers if mark.name != "xdist_group"]
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 def needs_airflow(item: pytest.Item | None) -> bool:

@@ -136,6 +136,7 @@ def test_submission_that_is_queued_twice_and_then_waited_for_succeeds_under_dag_
     assert "Luma is unavailable; queued in the triggerer" in output
 
 
+@pytest.mark.long
 def test_submission_whose_callback_never_comes_fails_as_unknown_under_dag_test(
     unstarted: LocalAirflow, luma: Simulator
 ) -> None:
