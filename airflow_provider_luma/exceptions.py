@@ -12,7 +12,7 @@ Errors travel from the triggerer to the worker as plain dicts: see :meth:`LumaEr
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow_provider_luma.untrusted import plain_text, read_integer, without_signatures
 
@@ -38,7 +38,7 @@ class LumaError(Exception):
     """
 
     #: What the reader of a task's log can do about it.
-    remedy: ClassVar[str] = ""
+    remedy: str = ""
 
     def __init__(
         self,
@@ -81,6 +81,12 @@ class LumaInsufficientCreditsError(LumaError):
     """402: insufficient credits. Nothing was started; a later retry works once the account is topped up."""
 
     remedy = "Top up the Luma account, then let the task retry or clear it"
+
+
+class LumaKeyLimitError(LumaInsufficientCreditsError):
+    """433: a limit that the account sets for this API key is reached. Nothing was started; a later retry works."""
+
+    remedy = "Raise the limit of this API key in the Luma account, or let the task retry once it has passed"
 
 
 class LumaNotFoundError(LumaError):

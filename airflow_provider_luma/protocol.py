@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +29,7 @@ from airflow_provider_luma.exceptions import (
     LumaFeatureDisabledError,
     LumaGenerationError,
     LumaInsufficientCreditsError,
+    LumaKeyLimitError,
     LumaNotFoundError,
     LumaRateLimitError,
     LumaSubmissionUnknownError,
@@ -236,11 +238,16 @@ REFUSALS: dict[int, type[LumaError]] = {
     404: LumaNotFoundError,
     422: LumaValidationError,
     429: LumaRateLimitError,
+    433: LumaKeyLimitError,
     455: LumaUnavailableError,
     500: LumaUnavailableError,
     501: LumaGenerationError,
     505: LumaFeatureDisabledError,
 }
+
+
+#: Codes that say that an answer came too late, or that the job is there.
+_TOO_LATE = {408, 409, 499}
 
 
 class _Envelope(NamedTuple):
@@ -270,6 +277,11 @@ def _is_own_refusal(response: Response, envelope: _Envelope) -> bool:
     return envelope.code != 200 and response.http_status in (envelope.code, *range(200, 300), *range(400, 500))
 
 
+def _is_refused_by_edge(response: Response) -> bool:
+    """Tell whether Cloudflare, in front of the service, has refused a call by itself and passed nothing on."""
+    return response.http_status in (403, 429) and re.match(rb"\s*error code: 10\d\d\s*$", response.body) is not None
+
+
 def _refusal(
     response: Response, envelope: _Envelope | None, refusals: Mapping[int, type[LumaError]] = REFUSALS
 ) -> LumaError:
@@ -284,6 +296,13 @@ def _refusal(
             None,
             f"the address in the connection redirects (HTTP {status}) to {response.location!r}: put the service's own "
             "address into its Host, or set allow_redirects in its extra",
+        )
+    if status == 403 and _is_refused_by_edge(response):
+        return LumaUnavailableError(
+            status,
+            f"the edge in front of the service refuses this machine or its proxy, and does not look at the API key: "
+            f"{excerpt(response)}",
+            retry_after=retry_after,
         )
     kind = refusals.get(status, LumaUnavailableError)
     return kind(
@@ -306,6 +325,12 @@ def read_data(response: Response, refusals: Mapping[int, type[LumaError]] = REFU
     raise _refusal(response, envelope, refusals)
 
 
+def _refuses_submission(response: Response, envelope: _Envelope) -> bool:
+    names_job = isinstance(envelope.data, dict) and bool(envelope.data.get("taskId") or envelope.data.get("task_id"))
+    is_refusal = envelope.code in {*range(400, 500), 505} - _TOO_LATE and not names_job
+    return is_refusal and _is_own_refusal(response, envelope) and response.http_status not in _TOO_LATE
+
+
 def read_submission(response: Response) -> str:
     """
     Return the id of an accepted job.
@@ -322,9 +347,10 @@ def read_submission(response: Response) -> str:
     has_id = isinstance(luma_task_id, str) and bool(luma_task_id.strip())
     if envelope is not None and has_id and _is_success(response, envelope):
         return str(luma_task_id)
-    is_refusal = envelope is not None and envelope.code in {*range(400, 500), 505} - {408, 409, 499} and not has_id
-    if envelope is not None and is_refusal and _is_own_refusal(response, envelope):
+    if envelope is not None and _refuses_submission(response, envelope):
         raise _refusal(response, envelope)
+    if _is_refused_by_edge(response):
+        raise _refusal(response, None)
     status = response.http_status
     told = _refusal(response, None).msg if 300 <= status < 400 else f"tells of no accepted job: {excerpt(response)}"
     raise LumaSubmissionUnknownError(
@@ -344,9 +370,10 @@ def read_task(response: Response, luma_task_id: str) -> LumaTask:
     if envelope is None or not _is_success(response, envelope):
         raise _task_error(response, envelope, luma_task_id)
     data = envelope.data if isinstance(envelope.data, dict) else {}
-    told_id = str(data.get("taskId") or luma_task_id).strip()  # an edge's cache may answer for another job
-    flag = read_integer(data.get("successFlag")) if told_id.lower() == luma_task_id.strip().lower() else None
-    if flag is None:
+    told_id = str(data.get("taskId") or "").strip().lower()  # an edge's cache may answer for another job
+    flag = read_integer(data.get("successFlag")) if told_id in ("", luma_task_id.strip().lower()) else None
+    # An answer that ends a wait must name the job.
+    if flag is None or (flag != LumaTaskStatus.GENERATING and not told_id):
         raise LumaUnavailableError(
             None, f"the answer says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
         )

@@ -18,6 +18,7 @@ from airflow_provider_luma.exceptions import (
     LumaFeatureDisabledError,
     LumaGenerationError,
     LumaInsufficientCreditsError,
+    LumaKeyLimitError,
     LumaNotFoundError,
     LumaRateLimitError,
     LumaSubmissionUnknownError,
@@ -35,6 +36,7 @@ CODES = [
     (404, LumaNotFoundError),
     (422, LumaValidationError),
     (429, LumaRateLimitError),
+    (433, LumaKeyLimitError),
     (455, LumaUnavailableError),
     (500, LumaUnavailableError),
     (501, LumaGenerationError),
@@ -384,6 +386,43 @@ class TestSubmission:
     def test_4xx_status_without_an_envelope_leaves_the_submission_unknown(self, status, body):
         with pytest.raises(LumaSubmissionUnknownError):
             protocol.read_submission(Response(status, body))
+
+    def test_reached_limit_of_the_key_is_no_outage_and_names_the_remedy(self):
+        msg = "The current number of points used by apiKey has exceeded the daily limit"
+        with pytest.raises(LumaInsufficientCreditsError, match="daily limit.*Raise the limit of this API key"):
+            protocol.read_submission(enveloped(code=433, msg=msg))
+
+    @pytest.mark.parametrize("code", [1006, 1010, 1020])
+    def test_call_that_the_edge_has_refused_was_not_accepted_and_its_key_is_not_the_reason(self, code):
+        refused = Response(403, f"error code: {code}\n".encode())
+        for read in (protocol.read_submission, read_task):
+            with pytest.raises(LumaUnavailableError, match=f"does not look at the API key.*error code: {code}"):
+                read(refused)
+
+    @pytest.mark.parametrize("code", [1101, 1102, 1200])
+    def test_edge_that_has_run_code_of_its_own_may_have_passed_the_submission_on(self, code):
+        with pytest.raises(LumaSubmissionUnknownError):
+            protocol.read_submission(Response(403, f"error code: {code}".encode()))
+
+    @pytest.mark.parametrize("status", [408, 409, 499])
+    def test_refusal_under_a_status_that_says_too_late_leaves_the_submission_unknown(self, status):
+        with pytest.raises(LumaSubmissionUnknownError):
+            protocol.read_submission(enveloped(code=400, status=status))
+
+    @pytest.mark.parametrize("name", ["taskId", "task_id"])
+    def test_refusal_that_names_a_job_leaves_the_submission_unknown(self, name):
+        with pytest.raises(LumaSubmissionUnknownError):
+            protocol.read_submission(enveloped({name: "abc"}, code=430))
+
+    def test_edge_that_wants_fewer_calls_has_accepted_none(self):
+        for read in (protocol.read_submission, read_task):
+            with pytest.raises(LumaRateLimitError):
+                read(Response(429, b"error code: 1015", retry_after="7"))
+
+    @pytest.mark.parametrize("status", [200, 404, 502, 520, 524])
+    def test_code_of_an_edge_beside_another_status_leaves_the_submission_unknown(self, status):
+        with pytest.raises(LumaSubmissionUnknownError):
+            protocol.read_submission(Response(status, b"error code: 1010"))
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
     def test_redirected_submission_is_unknown_and_says_where_the_redirect_leads(self, status):

@@ -168,9 +168,17 @@ class TestTask:
         assert error.code is None
         assert "no reason" in error.msg
 
-    @pytest.mark.parametrize("told", ["mine", " MINE ", None, ""])
+    @pytest.mark.parametrize("told", ["mine", " MINE "])
     def test_id_of_a_job_is_the_one_that_was_asked_for(self, told):
         assert protocol.read_task(record(taskId=told), "mine").luma_task_id == "mine"
+
+    @pytest.mark.parametrize("told", [None, "", " "])
+    def test_answer_that_names_no_job_ends_none(self, told):
+        """A running job is no news; an end that is another job's would lose a video that is paid for, or its money."""
+        assert not protocol.read_task(record(taskId=told, successFlag=0), "mine").is_finished
+        for flag in (1, 2, 3, 4):
+            with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
+                protocol.read_task(record(taskId=told, successFlag=flag), "mine")
 
     def test_answer_about_another_job_says_nothing_of_the_one_that_was_asked_for(self):
         with pytest.raises(LumaUnavailableError, match="says nothing about the job"):

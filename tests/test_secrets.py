@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import traceback
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ def texts_of(error: BaseException) -> list[str]:
     chain, texts = error, []
     while chain is not None:
         texts += [str(chain), repr(chain), repr(chain.args), repr(vars(chain))]
-        chain = chain.__cause__ or chain.__context__
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
     return [*texts, "".join(traceback.format_exception(error))]
 
 
@@ -167,6 +168,72 @@ async def test_api_key_that_the_service_repeats_is_shown_nowhere(
     assert [text for text in texts if api_key in text] == []
 
 
+def escaped(text: str) -> str:
+    """Write each character of a text as an escape of JSON's."""
+    return "".join(f"\\u{ord(character):04x}" for character in text)
+
+
+ECHOES = {
+    "instead of an HTTP answer": b"GET /api/v1 HTTP/1.1\r\nAuthorization: Bearer %(key)s\r\n\r\n",
+    "as a header without a colon": b"HTTP/1.1 200 OK\r\nAuthorization Bearer %(key)s\r\nA: b\r\n\r\n{}",
+    "as the name of a header": b"HTTP/1.1 200 OK\r\nBearer %(key)s : \r\nContent-Length: 2\r\n\r\n{}",
+    "as the length of a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nBearer %(key)s\r\n\r\n",
+    "as the length of the body": b"HTTP/1.1 200 OK\r\nContent-Length: %(key)s\r\n\r\n{}",
+    "as a coding": b"HTTP/1.1 200 OK\r\nContent-Encoding: %(key)s\r\nContent-Length: 2\r\n\r\n{}",
+    "in the reason phrase": b"HTTP/1.1 403 Bearer %(key)s\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+async def test_api_key_that_a_server_which_is_no_luma_repeats_is_shown_nowhere(
+    wires, luma, set_connection, api_key, logged, short_timeouts, tmp_path, echo
+):
+    wire = wires.start(wires.answer(raw=ECHOES[echo].replace(b"%(key)s", api_key.encode())))
+    set_connection(wire.base_url)
+    texts = [*await run_pipeline(luma, tmp_path), *logged()]
+    assert wire.received
+    assert [text for text in texts if api_key in text] == []
+
+
+BODIES = {
+    "with escapes": lambda key: f'{{"code": 500, "msg": "Invalid key {escaped(key)}", "data": null}}'.encode(),
+    "with escapes, in a status": lambda key: (
+        f'{{"code": 200, "msg": "", "data": {{"taskId": "nobody-knows", "successFlag": 3, "errorMessage": '
+        f'"Invalid key {escaped(key[:4])}{key[4:]}"}}}}'
+    ).encode(),
+    "in UTF-16": lambda key: f'{{"code": 500, "msg": "Invalid key {key}", "data": null}}'.encode("utf-16"),
+    "in UTF-32": lambda key: f'{{"code": 401, "msg": "Invalid key {key}", "data": null}}'.encode("utf-32-le"),
+    "with escapes, cut off": lambda key: f'{{"code": 500, "msg": "Invalid key {escaped(key)}", "da'.encode(),
+    "with escapes, in JSON in a text of JSON": lambda key: json.dumps(
+        {
+            "code": 200,
+            "data": {
+                "taskId": "nobody-knows",
+                "successFlag": 1,
+                "paramJson": f'{{"prompt": "{escaped(key)}"}}',
+                "response": f'{{"resultUrls": ["https://example.com/{escaped(key)}.mp4"]}}',
+            },
+        }
+    ).encode(),
+    "with escapes, in deep lists": lambda key: (
+        f'{{"code": 200, "msg": "{escaped(key)}", "data": {"[" * 900}{"]" * 900}}}'
+    ).encode(),
+    "in UTF-16, behind something else": lambda key: b"<p>" + key.encode("utf-16-be"),
+    "in UTF-16, and no JSON": lambda key: f"Invalid key {key}".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_api_key_that_the_service_repeats_in_another_form_is_shown_nowhere(
+    wires, luma, set_connection, api_key, logged, short_timeouts, tmp_path, body
+):
+    set_connection(wires.start(wires.answer(body=BODIES[body](api_key))).base_url)
+    texts = [*await run_pipeline(luma, tmp_path), *logged()]
+    assert "repeats the API key" in "".join(texts)
+    forms = (api_key, escaped(api_key), *(between.join(api_key) for between in ("\ufffd", "\0", "\\x00")))
+    assert [text for text in texts for form in forms if form in text] == []
+
+
 @pytest.mark.parametrize("gap", ["\n", "\r\n", " ", "ä"], ids=ascii)
 async def test_api_key_that_no_header_can_carry_is_shown_nowhere(
     luma, set_connection, logged, short_timeouts, tmp_path, gap
@@ -196,6 +263,18 @@ async def test_api_key_is_neither_shown_nor_sent_on_after_a_redirect_to_another_
     assert other.received
     assert [text for text in texts if api_key in text] == []
     assert [request for request in other.received if api_key in repr(request)] == []
+
+
+@pytest.mark.parametrize("target", ["/again?key={key}", "/again/{key}", "http://{key}.invalid/", "{key}://e.com/"])
+async def test_redirect_to_an_address_with_the_api_key_is_not_shown(
+    wires, luma, set_connection, api_key, logged, short_timeouts, tmp_path, target
+):
+    """Of a host, HTTP clients write capitals small."""
+    wire = wires.start(wires.answer(307, headers={"Location": target.format(key=api_key)}))
+    set_connection(wire.base_url, allow_redirects=True)
+    texts = [*await run_pipeline(luma, tmp_path), *logged()]
+    assert wire.received
+    assert [text for text in texts if api_key.lower() in text.lower()] == []
 
 
 async def test_api_key_is_in_no_text_of_a_connection(luma, luma_conn, api_key):

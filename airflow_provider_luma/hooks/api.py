@@ -110,13 +110,15 @@ class LumaApiHook(LumaHookBase, HttpHook):
         connection: LumaConnection | None = None,
     ) -> T:
         self._checked_connection = None  # it may be old by the time of a submission that follows
+        connection = connection or self.get_luma_connection()
         try:
-            response = self._send(request, connection or self.get_luma_connection())
+            response = self._send(request, connection)
         except LumaError:
             raise
         except (OSError, ValueError) as error:  # the latter of an address that is none, also in a redirect
             # Its text says all; its traceback would only fill a screen of the task's log.
-            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {reason_of(error)}") from None
+            reason = reason_of(error, connection)
+            raise LumaUnavailableError(None, f"{self.base_url} did not answer: {reason}") from None
         return read(response)
 
     def _send(
@@ -160,4 +162,5 @@ class LumaApiHook(LumaHookBase, HttpHook):
                 )
                 return to_response(connection, response.status_code, read_body(response), response.headers)
         except OSError as error:
-            raise LumaUnavailableError(None, f"{connection.upload_url} did not answer: {reason_of(error)}") from None
+            reason = reason_of(error, connection)
+            raise LumaUnavailableError(None, f"{connection.upload_url} did not answer: {reason}") from None

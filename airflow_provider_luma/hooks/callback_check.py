@@ -227,7 +227,7 @@ def _explain(answer: _Answer) -> str:
 def _not_sent(connection: LumaConnection, error: Exception) -> Finding:
     cause = getattr(error.args[0], "reason", None) if error.args else None
     if isinstance(error, requests.exceptions.SSLError):
-        return _broken(f"no TLS connection to {_address(connection)}: {reason_of(error)}")
+        return _broken(f"no TLS connection to {_address(connection)}: {reason_of(error, connection)}")
     if isinstance(error, requests.exceptions.ProxyError):
         return _unreached(connection, "the proxy for calls from here does not connect to it")
     if isinstance(error, requests.exceptions.Timeout):
@@ -235,7 +235,7 @@ def _not_sent(connection: LumaConnection, error: Exception) -> Finding:
     if isinstance(cause, urllib3.exceptions.NameResolutionError):
         return _broken(f"{urlsplit(_address(connection)).hostname} has no address in the DNS as it is seen from here")
     if isinstance(error, requests.exceptions.ConnectionError):
-        return _broken(f"no connection from here to {_address(connection)}: {reason_of(error)}")
+        return _broken(f"no connection from here to {_address(connection)}: {reason_of(error, connection)}")
     if isinstance(error, (requests.exceptions.RequestException, ValueError)):
         return _broken(f"{_address(connection)} cannot be called: {type(error).__name__}")
     return _unreached(connection, type(error).__name__)  # such as of the environment, which another test changes

@@ -127,13 +127,14 @@ class LumaHook(LumaApiHook):
             response = self._send(request.encode(), replace(connection, allow_redirects=False), on_connected)
         except Exception as error:
             # No kind of error tells: most can come before a request as well as after it.
+            reason = reason_of(error, connection)
             if is_sent:
-                told = f"the submission was sent to {self.base_url}, but no answer came: {reason_of(error)}"
+                told = f"the submission was sent to {self.base_url}, but no answer came: {reason}"
                 raise LumaSubmissionUnknownError(None, f"{told}. It may have been accepted") from None
             # An address that is none, as of a misspelt host, is a ValueError.
             if isinstance(error, LumaError) or not isinstance(error, (OSError, ValueError)):
                 raise
-            raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason_of(error)}") from None
+            raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason}") from None
         return protocol.read_submission(response)
 
     def retry_submission(self, attempt: Callable[[], str], timeout: float) -> str:

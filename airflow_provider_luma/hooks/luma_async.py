@@ -16,12 +16,22 @@ from airflow_provider_luma import backoff, protocol
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
-from airflow_provider_luma.hooks.transport import MAX_BODY_SIZE, proxy_of, ssl_context, to_response
+from airflow_provider_luma.hooks.transport import (
+    MAX_BODY_SIZE,
+    USER_AGENT,
+    proxy_of,
+    ssl_context,
+    to_response,
+    without_key,
+)
 from airflow_provider_luma.polling.state import PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask
 
 #: Seconds after which the connection is read again.
 CONNECTION_TTL = 60.0
+
+#: Seconds between two readings of the connection because its key is refused, however many jobs are checked.
+REREAD_INTERVAL = 5.0
 
 #: Bytes of an answer above which it is read in a thread: all triggers share the event loop.
 LONG_BODY = 16 * 1024
@@ -44,6 +54,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         self._retired: list[aiohttp.ClientSession] = []
         self._opening = asyncio.Lock()
         self._read_at = 0.0
+        self._reread_at = -REREAD_INTERVAL
         self._proxy: str | None = None
 
     async def __aenter__(self) -> LumaAsyncHook:
@@ -119,6 +130,9 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         except (LumaAuthError, LumaNotFoundError):
             # The key, or the whole account, may have been replaced during the wait.
             used = used or self._connection
+            if time.monotonic() - self._reread_at < REREAD_INTERVAL:
+                raise
+            self._reread_at = time.monotonic()
             try:
                 is_unchanged = await self.get_luma_connection() == used
                 if not is_unchanged and self._connection is used:
@@ -159,9 +173,11 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
                     body += chunk
                     if len(body) >= MAX_BODY_SIZE:
                         break
-                return to_response(connection, response.status, bytes(body[:MAX_BODY_SIZE]), response.headers)
+                answer = connection, response.status, bytes(body[:MAX_BODY_SIZE]), response.headers
+                is_long = len(body) > LONG_BODY
+                return await asyncio.to_thread(to_response, *answer) if is_long else to_response(*answer)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # the last of an address that is none
-            reason = str(error) or type(error).__name__
+            reason = _reason_of(error, connection)
             raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
 
     async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
@@ -193,7 +209,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         self._proxy = proxy_of(connection)
         # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
         return aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {connection.api_key}"},
+            headers={"Authorization": f"Bearer {connection.api_key}", "User-Agent": USER_AGENT},
             timeout=aiohttp.ClientTimeout(total=connection.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
             connector=aiohttp.TCPConnector(
@@ -201,3 +217,14 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
                 limit=max(1, int(connection.requests_per_second)),
             ),
         )
+
+
+def _reason_of(error: Exception, connection: LumaConnection) -> str:
+    if isinstance(error, aiohttp.TooManyRedirects):
+        return "too many redirects"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answers HTTP {error.status}"
+    # These quote what has come instead of an HTTP answer: that may be our own request, with the key in it.
+    if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
+        return "the answer is not HTTP, or is cut off"
+    return without_key(str(error) or type(error).__name__, connection)

@@ -16,9 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from http.client import BadStatusLine, HTTPResponse, RemoteDisconnected, UnknownProtocol
+from http.client import BadStatusLine, HTTPResponse, LineTooLong, RemoteDisconnected, UnknownProtocol
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import requests
 import urllib3
@@ -39,6 +41,24 @@ ANSWER_TIMEOUT = 120.0
 #: Characters of an API key below which it is not looked for in answers: it could be a word in them. Real ones have 32.
 MIN_KEY_LENGTH = 8
 
+#: What the service and the hosts of files are told about us; an edge refuses clients that it does not know.
+USER_AGENT = f"airflow-provider-luma/{version('airflow-provider-luma')}"
+
+#: How often escapes are undone to find the key: the service writes JSON into texts of its JSON.
+MAX_NESTED_ESCAPES = 5
+
+#: One escape of JSON's.
+_JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
+
+#: Errors that quote what has come instead of an HTTP answer: that may be our own request, with the tokens in it.
+_UNREADABLE = (
+    BadStatusLine,
+    LineTooLong,
+    UnknownProtocol,
+    urllib3.exceptions.HeaderParsingError,
+    urllib3.exceptions.InvalidChunkLength,
+)
+
 #: Address of a proxy: user and password, host, port, path. A password that is not percent-encoded makes it none.
 _PROXY = re.compile(
     r"[a-z0-9+.-]+://([^\s/?#\\\[\]]*@)?(\[[0-9a-f:.]+\]|[^\s/?#\\@:\[\]]+)(:\d{1,5})?(/[^\s@]*)?", re.IGNORECASE
@@ -58,8 +78,17 @@ class _ApiSession(_Session):
     """
     A session that does not look at a redirect which it is not to follow.
 
-    requests would fail on a target that is no address, after the request was sent.
+    requests would fail on a target that is no address, after the request was sent. And it logs the addresses that it
+    follows, so that one which repeats the API key is not followed.
     """
+
+    api_key = ""
+
+    def get_redirect_target(self, response: Any) -> str | None:
+        """Return where an answer leads."""
+        target: str | None = super().get_redirect_target(response)
+        is_leak = target is not None and len(self.api_key) >= MIN_KEY_LENGTH
+        return None if is_leak and self.api_key.lower() in unquote(target or "").lower() else target
 
     def resolve_redirects(self, *arguments: Any, yield_requests: bool = False, **options: Any) -> Any:
         """Yield the answers of the redirects that are followed."""
@@ -107,6 +136,12 @@ class _Answer(HTTPResponse):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.fp = io.BufferedReader(_Reader(self.fp.detach()))
+
+    def begin(self) -> None:
+        super().begin()
+        # urllib3 would log a line among the headers that is none, and that may be our own request's, with the key.
+        self.msg.defects.clear()
+        self.msg.set_payload("")
 
 
 class _CheckedAdapter(HTTPAdapter):
@@ -169,8 +204,9 @@ def api_session(connection: LumaConnection) -> requests.Session:
 
     :raises LumaValidationError: its certificates cannot be read on this machine
     """
-    session = _with_options(_ApiSession(), connection)
-    session.auth = BearerAuth(connection.api_key)
+    session = _ApiSession()
+    session.auth, session.api_key = BearerAuth(connection.api_key), connection.api_key
+    _with_options(session, connection)
     session.cert = connection.cert
     return session
 
@@ -178,6 +214,7 @@ def api_session(connection: LumaConnection) -> requests.Session:
 def _with_options(session: requests.Session, connection: LumaConnection) -> requests.Session:
     ssl_context(connection)
     proxy_of(connection)
+    session.headers["User-Agent"] = USER_AGENT
     session.proxies = dict(connection.proxies)
     session.verify = connection.verify
     session.trust_env = connection.trust_env
@@ -272,17 +309,46 @@ def read_body(response: requests.Response) -> bytes:
 
 def to_response(connection: LumaConnection, status: int, body: bytes, headers: Mapping[str, str]) -> Response:
     """Return what the protocol reads of an HTTP answer, without the API key, should the service repeat it."""
-    key, location = connection.api_key, headers.get("Location")
-    if len(key) >= MIN_KEY_LENGTH:
-        body, location = body.replace(key.encode(), b"***"), location and location.replace(key, "***")
-    return Response(status, body, headers.get("Retry-After"), location)
+    location = headers.get("Location")
+    return Response(
+        status,
+        _without_key_in_body(body, connection.api_key),
+        headers.get("Retry-After"),
+        location and without_key(location, connection),
+    )
 
 
-def reason_of(error: Exception) -> str:
-    """Return what happened, without the layers around it and the addresses of objects."""
+def without_key(text: str, connection: LumaConnection) -> str:
+    """Return a text without the API key, should it repeat that, in whatever case: hosts are written in lower case."""
+    key = connection.api_key
+    return re.sub(re.escape(key), "***", text, flags=re.IGNORECASE) if len(key) >= MIN_KEY_LENGTH else text
+
+
+def _without_key_in_body(body: bytes, key: str) -> bytes:
+    """Return a body without the API key; nothing of one that repeats it with escapes, or not in UTF-8."""
+    if len(key) < MIN_KEY_LENGTH:
+        return body
+    body = body.replace(key.encode(), b"***")
+    if b"\\" not in body and b"\0" not in body:
+        return body
+    text = body.replace(b"\0", b"").decode("utf-8", "replace")  # UTF-16 and UTF-32, wherever they begin
+    for _ in range(MAX_NESTED_ESCAPES):
+        if key.lower() in text.lower():
+            return b"an answer that repeats the API key"
+        text = _JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else escape[2], text)
+    return body
+
+
+def reason_of(error: Exception, connection: LumaConnection) -> str:
+    """
+    Return what happened, without the layers around it, the addresses of objects, and the API key.
+
+    :param connection: over which the call was made
+    """
     cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
     if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:
         cause = cause.args[1]
-    if isinstance(cause, (BadStatusLine, UnknownProtocol)) and not isinstance(cause, RemoteDisconnected):
-        return "the answer is not HTTP"  # the error repeats it, and it may repeat our request and the tokens in it
-    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
+    if isinstance(cause, _UNREADABLE) and not isinstance(cause, RemoteDisconnected):
+        return "the answer is not HTTP"
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
+    return without_key(text, connection)
