@@ -29,7 +29,9 @@ class DeferralState(NamedTuple):
     All times are in seconds since the epoch.
 
     :param luma_task_id: the job that the task waits for
-    :param reference: the submission whose callback the task waits for, because its answer was lost
+    :param reference: the submission that has made the job, as far as that is known; without ``luma_task_id``, the one
+        whose callback the task waits for, because its answer was lost
+    :param created_at: when the job was created, as far as that is known
     :param callback_task_id: the job that a callback of that submission has named, and that could not be verified yet
     :param end_time: when the task's ``timeout`` ends the wait
     :param execution_deadline: when ``execution_timeout`` ends this try
@@ -50,6 +52,7 @@ class DeferralState(NamedTuple):
     upload: dict[str, Any] | None = None
     luma_conn_id: str | None = None
     parameters: dict[str, Any] | None = None
+    created_at: float | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
         """Return what is set, as JSON values. Airflow stores them unencrypted, for :meth:`is_resumed_by` to read."""
@@ -72,11 +75,16 @@ class DeferralState(NamedTuple):
     def is_resumed_by(
         kwargs: Mapping[str, Any] | None, *, luma_task_id: str, reference: str, luma_conn_id: str
     ) -> bool:
-        """Tell whether a callback of this job, submission and connection is for the task that stored these kwargs."""
+        """
+        Tell whether a callback of this job, submission and connection is for the task that stored these kwargs.
+
+        A task may not know which submission has made its job: a sensor, or one that an earlier version has deferred.
+        """
         stored = kwargs or {}
-        if stored.get("luma_conn_id") not in (None, luma_conn_id):
-            return False
-        return stored.get("luma_task_id") == luma_task_id or stored.get("reference") == reference
+        expected = {"luma_conn_id": luma_conn_id, "luma_task_id": luma_task_id, "reference": reference}
+        return all(stored.get(name) in (None, value) for name, value in expected.items()) and (
+            stored.get("luma_task_id") is not None or stored.get("reference") is not None
+        )
 
 
 @final

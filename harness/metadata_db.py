@@ -183,9 +183,13 @@ class MetadataDb:
                 session.execute(delete(model))
 
 
-def operator_awaiting_job(luma_task_id: str = JOB, **options: Any) -> TaskDeferred:
-    """Return the deferral of an operator that has submitted a job."""
-    state = DeferralState(luma_task_id=luma_task_id, end_time=time.time() + 1800)
+def operator_awaiting_job(luma_task_id: str = JOB, reference: str | None = None, **options: Any) -> TaskDeferred:
+    """
+    Return the deferral of an operator that has submitted a job.
+
+    :param reference: the submission; None if it was deferred by version 1.1.0, which did not tell
+    """
+    state = DeferralState(luma_task_id, reference, end_time=time.time() + 1800)
     return deferral_of(_operator(**options).defer_for_job, state, poll_interval=30)
 
 

@@ -38,13 +38,14 @@ class _UnusableError(Exception):
     """A connection exists, but not for callbacks; the text says why, and what to do."""
 
 
-def read_connections(conn_id: str) -> list[LumaConnection]:
+def read_connections(conn_id: str) -> dict[str | None, LumaConnection]:
     """
-    Read what a name stands for: one connection or none, or with teams up to one for each. Warn if it cannot be used.
+    Read what a name stands for, for each team and for those without one. Warn if it cannot be used.
 
+    :returns: by the names of teams; where there are none, and for DAGs without a team, under None
     :raises SQLAlchemyError: the metadata database cannot be read
     """
-    found: list[LumaConnection] = []
+    found: dict[str | None, LumaConnection] = {}
     is_missing = True
     for team_name in _team_names():
         try:
@@ -53,8 +54,8 @@ def read_connections(conn_id: str) -> list[LumaConnection]:
             is_missing = False
             warn(conn_id, "Callbacks for connection %r are refused: %s", conn_id, error)
         else:
-            if connection is not None and connection not in found:
-                found.append(connection)
+            if connection is not None:
+                found[team_name] = connection
     if is_missing and not found:
         _warn_of_missing(conn_id)
     return found
@@ -99,8 +100,13 @@ def warn(subject: str, message: str, *arguments: object) -> None:
     log.warning(message, *arguments)
 
 
+def has_teams() -> bool:
+    """Tell whether DAGs and connections belong to teams here; Airflow knows teams from 3.2 on."""
+    return hasattr(Connection, "team_name") and conf.getboolean("core", "multi_team", fallback=False)
+
+
 def _team_names() -> list[str | None]:
-    """Return for whom to read: a callback does not say whose task it is for, but its token fits the right one's key."""
+    """Return for whom to read: a callback does not say whose task it is for, but its token fits the right ones' key."""
     # Connections belong to teams from Airflow 3.2 on.
     if not hasattr(Connection, "team_name") or not conf.getboolean("core", "multi_team", fallback=False):
         return [None]

@@ -95,7 +95,7 @@ class ConnectionLookups:
         self._known = Lookups(read_connections, MAX_KNOWN_LOOKUPS)
         self._unknown = Lookups(read_connections, MAX_UNKNOWN_LOOKUPS)
 
-    async def get(self, conn_id: str) -> list[LumaConnection]:
+    async def get(self, conn_id: str) -> dict[str | None, LumaConnection]:
         """
         Return the connections that a name stands for, as :func:`read_connections` does.
 

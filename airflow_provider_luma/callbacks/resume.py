@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+from airflow.models.dag import DagModel
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
 from airflow.triggers.base import TriggerEvent
@@ -26,6 +28,7 @@ from airflow.utils.state import TaskInstanceState
 from sqlalchemy import JSON, ColumnElement, and_, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
+from airflow_provider_luma.callbacks.connections import has_teams
 from airflow_provider_luma.deferral import RESUMABLE_TRIGGERS, SHORTEST_DEFERRAL, CallbackReceived, DeferralState
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
 
@@ -84,21 +87,31 @@ def record_callback(luma_task_id: str, reference: str, task_instance_id: str | N
     return bool(lost)
 
 
-def find_waiting(luma_task_id: str, reference: str, luma_conn_id: str) -> list[Deferral]:
+def find_waiting(luma_task_id: str, reference: str, luma_conn_id: str, teams: Collection[str | None]) -> list[Deferral]:
     """
     Return the deferrals that a callback ends: of tasks that wait for its job, or for a callback of its submission.
 
     :param luma_conn_id: the connection that the callback has come over
+    :param teams: for which that connection has this name; None for DAGs without a team
     """
-    columns = TaskInstance.id, TaskInstance.trigger_id, TaskInstance.next_kwargs
+    columns = TaskInstance.id, TaskInstance.trigger_id, TaskInstance.dag_id, TaskInstance.next_kwargs
     fits = or_(_stored("luma_task_id") == luma_task_id, _stored("reference") == reference)
     with create_session() as session:
-        triggers = {
-            trigger_id: task_instance_id
-            for task_instance_id, trigger_id, kwargs in session.execute(select(*columns).where(_IS_DEFERRED, fits))
+        deferred = [
+            (task_instance_id, trigger_id, dag_id, (kwargs or {}).get("reference") == reference)
+            for task_instance_id, trigger_id, dag_id, kwargs in session.execute(
+                select(*columns).where(_IS_DEFERRED, fits)
+            )
             if DeferralState.is_resumed_by(
                 kwargs, luma_task_id=luma_task_id, reference=reference, luma_conn_id=luma_conn_id
             )
+        ]
+        # The token proves the reference; whoever knows only the job's id must be of the right team.
+        team_of = _teams_of([dag_id for _, _, dag_id, is_proven in deferred if not is_proven], session)
+        triggers = {
+            trigger_id: task_instance_id
+            for task_instance_id, trigger_id, dag_id, is_proven in deferred
+            if is_proven or not has_teams() or team_of.get(dag_id) in teams
         }
         # Apart from the tasks: joined, the triggers of all deferred tasks would be read.
         resumable = Trigger.id.in_(triggers), Trigger.classpath.in_(RESUMABLE_TRIGGERS)
@@ -127,6 +140,13 @@ def resume_waiting(luma_task_id: str, waiting: list[Deferral]) -> tuple[int, lis
     resumed = sum(_resume(deferral, event) for deferral in waiting if deferral.deferred_at <= age_limit)
     delay = min((deferral.deferred_at - age_limit for deferral in young), default=timedelta(0))
     return resumed, young, min(delay.total_seconds(), SHORTEST_DEFERRAL)
+
+
+def _teams_of(dag_ids: list[str], session: Session) -> dict[str, str | None]:
+    """Return the teams of DAGs; those without a team are left out."""
+    if not has_teams() or not dag_ids:
+        return {}
+    return DagModel.get_dag_id_to_team_name_mapping(dag_ids, session=session)
 
 
 def _records_of(task_instance_id: str | None, session: Session) -> list[Any]:

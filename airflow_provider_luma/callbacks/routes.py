@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from airflow_provider_luma.callbacks import resume, token
@@ -70,6 +71,8 @@ _resuming, _recording, _storing = (
 
 T = TypeVar("T")
 _Proof = token.CallbackProof | Probe
+#: By the names of teams; None for DAGs without one.
+_Connections = dict[str | None, LumaConnection]
 
 
 class _Refused(Exception):
@@ -88,21 +91,19 @@ async def callback(request: Request) -> Response:
     if request.method != "POST":  # somebody has opened the address in a browser, for example
         return Response(status_code=405, headers={"Allow": "POST"})
     try:
-        proof, connection = await _proven(_proof(query, request.headers.get(HEADER, "")))
+        proof, proven = await _proven(_proof(query, request.headers.get(HEADER, "")))
         body = await _body(request)
         if isinstance(proof, Probe):
+            connection = next(iter(proven.values()))
             return PlainTextResponse(proof.answer(connection, query, request.headers, body, time.time()))
         luma_task_id = token.read_luma_task_id(body)
         if luma_task_id is None:
             raise _Refused(400)
-        secret = connection.webhook_secret
-        if secret and not token.is_signed(request.headers, luma_task_id, secret, time.time()):
-            log.warning("A callback for Luma task %r has the right token, but no valid signature", luma_task_id)
-            raise _Refused(403)
+        signed = _signed(proven, request.headers, luma_task_id)
     except _Refused as refused:
         return Response(status_code=refused.status)
-    recording = _start(_record(luma_task_id, proof, connection.submission_store))
-    _start(_resume(luma_task_id, proof, recording))
+    recording = _start(_record(luma_task_id, proof, {connection.submission_store for connection in signed.values()}))
+    _start(_resume(luma_task_id, proof, set(signed), recording))
     return PlainTextResponse("OK") if await asyncio.shield(recording) else Response(status_code=503)
 
 
@@ -136,8 +137,8 @@ def _proof(query: str, header: str) -> _Proof | None:
     return token.CallbackProof.read(query) or Probe.read(header, now) or Probe.read(query, now)
 
 
-async def _proven(proof: _Proof | None) -> tuple[_Proof, LumaConnection]:
-    """Return a proof, and the connection that its token proves it for."""
+async def _proven(proof: _Proof | None) -> tuple[_Proof, _Connections]:
+    """Return a proof, and the connections that its token proves it for, by their teams."""
     if proof is None:
         raise _Refused(403)
     try:
@@ -148,11 +149,25 @@ async def _proven(proof: _Proof | None) -> tuple[_Proof, LumaConnection]:
     except Exception as error:
         warn("failed look-ups", "Connections cannot be read; Luma is asked to repeat its callbacks: %r", error)
         raise _Refused(503) from error
-    for connection in connections:
-        if proof.is_valid_for(connection):
-            _connections.on_proven(proof.conn_id)
-            return proof, connection
-    raise _Refused(403)
+    proven = {team: connection for team, connection in connections.items() if proof.is_valid_for(connection)}
+    if not proven:
+        raise _Refused(403)
+    _connections.on_proven(proof.conn_id)
+    return proof, proven
+
+
+def _signed(proven: _Connections, headers: Headers, luma_task_id: str) -> _Connections:
+    """Return those of the connections that need no signature, or for which the service has signed the callback."""
+    now = time.time()
+    signed = {
+        team: connection
+        for team, connection in proven.items()
+        if not connection.webhook_secret or token.is_signed(headers, luma_task_id, connection.webhook_secret, now)
+    }
+    if not signed:
+        log.warning("A callback for Luma task %r has the right token, but no valid signature", luma_task_id)
+        raise _Refused(403)
+    return signed
 
 
 async def _in_thread(threads: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
@@ -181,13 +196,13 @@ def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
-async def _record(luma_task_id: str, proof: token.CallbackProof, submission_store: str | None) -> bool:
-    """Record the callback, where the submission is recorded; return whether that has succeeded."""
+async def _record(luma_task_id: str, proof: token.CallbackProof, stores: set[str | None]) -> bool:
+    """Record the callback, wherever the submission may be recorded; return whether that has succeeded."""
     submission = luma_task_id, proof.reference
     try:
-        if submission_store is not None:
-            await _in_thread(_storing, object_store.record_callback, submission_store, *submission)
-        elif await _in_thread(_recording, resume.record_callback, *submission, proof.task_instance_id):
+        for folder in stores - {None}:
+            await _in_thread(_storing, object_store.record_callback, folder, *submission)
+        if None in stores and await _in_thread(_recording, resume.record_callback, *submission, proof.task_instance_id):
             log.info("Recorded Luma task %s for a task that had lost the answer to its submission", luma_task_id)
     except Exception:
         log.exception("The callback for Luma task %s could not be recorded; Luma is asked to repeat it", luma_task_id)
@@ -195,7 +210,9 @@ async def _record(luma_task_id: str, proof: token.CallbackProof, submission_stor
     return True
 
 
-async def _resume(luma_task_id: str, proof: token.CallbackProof, recording: asyncio.Task[bool]) -> None:
+async def _resume(
+    luma_task_id: str, proof: token.CallbackProof, teams: set[str | None], recording: asyncio.Task[bool]
+) -> None:
     """
     Resume the tasks that wait for a job now; those that were deferred only just now, a few seconds later.
 
@@ -204,7 +221,8 @@ async def _resume(luma_task_id: str, proof: token.CallbackProof, recording: asyn
     try:
         # A resumed task may look for the record, and a task that is just being deferred has looked for it before.
         await asyncio.wait([recording], timeout=RECORD_TIMEOUT)
-        waiting = await _in_thread(_resuming, resume.find_waiting, luma_task_id, proof.reference, proof.conn_id)
+        job = luma_task_id, proof.reference, proof.conn_id
+        waiting = await _in_thread(_resuming, resume.find_waiting, *job, teams)
         while True:
             resumed, waiting, delay = await _in_thread(_resuming, resume.resume_waiting, luma_task_id, waiting)
             log.info("Callback for Luma task %s: %d tasks resumed", luma_task_id, resumed)

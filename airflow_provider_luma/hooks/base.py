@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_provider_luma.callbacks import token
 from airflow_provider_luma.connection import LumaConnection
-from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError
+from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaUnavailableError
 from airflow_provider_luma.polling.state import Failed, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask
 
@@ -56,6 +56,9 @@ class LumaHookBase:
                 result.callback_url, connection, conn_id=self.luma_conn_id
             )
             outcome = state.on_status(result, now, expects_callback=expects_callback)
+        elif isinstance(result, LumaAuthError):
+            refused = f"the API key of connection {self.luma_conn_id!r} is refused: {result.msg}"
+            outcome = state.on_error(LumaAuthError(result.code, refused), now)
         elif isinstance(result, LumaError):
             outcome = state.on_error(result, now)
         else:

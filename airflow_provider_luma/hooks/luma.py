@@ -234,12 +234,21 @@ class LumaHook(LumaApiHook):
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
-    def wait_for_completion(self, luma_task_id: str, *, timeout: float = 1800, poll_interval: float = 30) -> LumaTask:
+    def wait_for_completion(
+        self,
+        luma_task_id: str,
+        *,
+        timeout: float = 1800,
+        poll_interval: float = 30,
+        created_at: float | None = None,
+    ) -> LumaTask:
         """
         Wait, in this process, until a job has ended well.
 
         :param timeout: seconds to wait at most
         :param poll_interval: seconds between two status checks; the service recommends 30
+        :param created_at: when the job was created, in seconds since the epoch, if it is known that there is one: an
+            API key that is refused while it is being replaced then does not end the wait
         :returns: the finished job, with at least one result URL
         :raises LumaGenerationError: the job failed
         :raises LumaTimeoutError: the job is still running after the timeout
@@ -249,7 +258,8 @@ class LumaHook(LumaApiHook):
         check_positive("timeout", timeout)
         check_positive("poll_interval", poll_interval)
         self.check_connection()  # an error in it is better raised now than waited out
-        state = PollState(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
+        end_time = time.time() + timeout
+        state = PollState(luma_task_id, poll_interval=poll_interval, end_time=end_time, created_at=created_at)
         while True:
             outcome = self.poll(state)
             if isinstance(outcome, Finished):
@@ -258,12 +268,12 @@ class LumaHook(LumaApiHook):
                 raise outcome.reason
             time.sleep(outcome.delay)
 
-    def check(self, luma_task_id: str, *, retry_timeout: float | None = None) -> LumaTask | None:
+    def check(self, luma_task_id: str, *, retry_timeout: float | None = None) -> LumaTask:
         """
         Check the status of a job, and again for some seconds where its id or its result is in doubt.
 
         :param retry_timeout: seconds for which transient errors are waited out; None to raise the first
-        :returns: the job, if it has ended well; None if it is running
+        :returns: the job; if it has ended, it has ended well, and lists a video
         :raises LumaGenerationError: the job failed
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaRateLimitError, LumaUnavailableError: the service could not be asked
@@ -277,8 +287,8 @@ class LumaHook(LumaApiHook):
                 return outcome.task
             if isinstance(outcome, Failed):
                 raise outcome.reason
-            if outcome.is_running:
-                return None
+            if outcome.is_running and outcome.task is not None:
+                return outcome.task
             if outcome.error is not None and time.monotonic() + outcome.delay >= give_up_at:
                 raise outcome.error
             time.sleep(outcome.delay)

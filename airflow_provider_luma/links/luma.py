@@ -98,6 +98,8 @@ def pushed_failure(context: Context) -> Iterator[None]:
 def _push_error(context: Context, error: LumaError) -> None:
     try:
         context["ti"].xcom_push(key=ERROR_KEY, value={**error.as_dict(), "remedy": error.remedy})
+        if error.luma_task_id is not None:  # a retry begins without the XComs of the try before
+            context["ti"].xcom_push(key="luma_task_id", value=error.luma_task_id)
     except Exception:
         # How the task ends matters more than how the page tells of it.
         log.exception("The result page will not tell why this task has failed")

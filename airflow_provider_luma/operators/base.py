@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.deferral import JobFinished
-from airflow_provider_luma.exceptions import TRANSIENT, LumaError
+from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError
 
 if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
@@ -71,18 +71,19 @@ class LumaBaseOperator(BaseOperator):
             state = state._replace(execution_deadline=time.time() + timeout.total_seconds())
         self.defer(trigger=trigger, method_name=method_name, kwargs=state.as_kwargs(), timeout=timeout)
 
-    def defer_for_job(self, state: DeferralState, *, poll_interval: float, created_at: float | None = None) -> NoReturn:
+    def defer_for_job(self, state: DeferralState, *, poll_interval: float) -> NoReturn:
         """
         Wait for a job in the triggerer.
 
         :param state: names the job and the end of the wait
         :param poll_interval: seconds between two status checks
-        :param created_at: when the job was created, in seconds since the epoch, if that is known
         """
         from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
         assert state.luma_task_id is not None, "only a job with an id can be waited for"
-        trigger = LumaTaskTrigger(state.luma_task_id, self.luma_conn_id, poll_interval, state.end_time, created_at)
+        trigger = LumaTaskTrigger(
+            state.luma_task_id, self.luma_conn_id, poll_interval, state.end_time, state.created_at
+        )
         self.defer_with(trigger, "execute_complete", state)
 
     def resume_wait(self, event: Event, state: DeferralState, *, poll_interval: float) -> JobFinished:
@@ -95,20 +96,30 @@ class LumaBaseOperator(BaseOperator):
         :raises LumaError: what ended the wait
         """
         from airflow_provider_luma.backoff import READ_RETRY_TIMEOUT
+        from airflow_provider_luma.callbacks.token import is_ours, reference_of
         from airflow_provider_luma.polling.state import INTERVALS_WITH_CALLBACK
+        from airflow_provider_luma.submission.decision import new_reference
 
         if "task" in event:
             return event
         if "error" in event:
             raise LumaError.from_dict(event["error"])
         assert state.luma_task_id is not None, "only a task that waits for a job is resumed by its callback"
+        task, polls_rarely = None, True
         try:
             task = self.hook.check(state.luma_task_id, retry_timeout=READ_RETRY_TIMEOUT)
-        except TRANSIENT as error:
+        except (*TRANSIENT, LumaAuthError) as error:
             self.log.warning("A callback has come, but the status check failed: %s", error)
-            task = None
-        if task is None:
-            self.log.info("A callback has come for Luma task %s, but it has not ended yet", state.luma_task_id)
+            if isinstance(error, LumaAuthError):  # which ends no wait for a job that is known to be there
+                state = state._replace(created_at=state.created_at or time.time())
+        if task is None or not task.is_finished:
+            if task is not None:
+                self.log.info("A callback has come for Luma task %s, but it has not ended yet", state.luma_task_id)
+                created_at = task.created_at.timestamp() if task.created_at else time.time()
+                polls_rarely = is_ours(task.callback_url, self.hook.luma_connection, conn_id=self.luma_conn_id)
+                # A job whose callbacks do not come here has a reference that no token names.
+                reference = state.reference or reference_of(task.callback_url) or new_reference()
+                state = state._replace(reference=reference, created_at=state.created_at or created_at)
             # There will be no other callback, should Luma's records only be late: poll at the usual interval.
-            self.defer_for_job(state, poll_interval=poll_interval / INTERVALS_WITH_CALLBACK)
+            self.defer_for_job(state, poll_interval=poll_interval / (INTERVALS_WITH_CALLBACK if polls_rarely else 1))
         return JobFinished(task=task.as_dict(), request=task.request())

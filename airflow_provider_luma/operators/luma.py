@@ -178,7 +178,9 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             with pushed_failure(context):
                 # With an id no record is needed, and what keeps it may be what the task has waited for.
                 store = None if luma_task_id else self.open_store(context)
-                raise execution_timeout_error(store, self.execution_timeout, luma_task_id) from error
+                failure = execution_timeout_error(store, self.execution_timeout, luma_task_id)
+                failure.remedy = self.way_on(context) if luma_task_id else ""
+                raise failure from error
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Name the source video, the result and the job, for OpenLineage."""
@@ -240,6 +242,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             store=self.open_store(context),
             try_number=context["ti"].try_number,
             max_tries=context["ti"].max_tries,
+            clear_number=getattr(context.get("dag_run"), "clear_number", None),
             can_defer=self.deferrable,
             resubmit_on_unknown=self.resubmit_on_unknown,
             resubmit_on_failure=self.resubmit_on_failure,
@@ -275,11 +278,15 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         context["ti"].xcom_push(key="luma_task_id", value=job.luma_task_id)
         if not self.wait_for_completion:
             self.log.info("Not waiting for it, as wait_for_completion is off")
-            return self.delivered(LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict(), context)
+            self.result = LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict()
+            return dict(self.result)
         if job.finished is None and self.deferrable:
             self.log.info("Waiting for it in the triggerer")
-            self.defer_for_job(job.state, poll_interval=self.poll_interval, created_at=job.created_at)
+            self.defer_for_job(job.state, poll_interval=self.poll_interval)
         finished = job.finished or self.hook.wait_for_completion(
-            job.luma_task_id, timeout=self.timeout, poll_interval=self.poll_interval
+            job.luma_task_id,
+            timeout=self.timeout,
+            poll_interval=self.poll_interval,
+            created_at=job.state.created_at,
         )
         return self.finished(finished.as_dict(), context)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Delivery of a job's outcome: what a person can know of it, and the record that tells so.
+Delivery of a job's outcome: what Airflow and a person have of it, and the record that tells so.
 
-Whoever clears a task wants a new video if the outcome of the last job was delivered, and that job's video if not.
+Whoever clears a task wants a new video if the result of the last job was delivered, and that job's video if not.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma.exceptions import LumaGenerationError, LumaResultMissingError
+from airflow_provider_luma.exceptions import LumaGenerationError, LumaResultMissingError, LumaTimeoutError
 from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_luma.submission.decision import Outcome
     from airflow_provider_luma.submission.store import SubmissionStore
 
 
@@ -37,37 +38,50 @@ class LumaJobOperator(LumaBaseOperator):
     def finished(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Return the result of a job that has ended well."""
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
-        return self.delivered(result, context)
-
-    def delivered(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Return a result, and record that it was returned."""
-        self.mark_told(result["luma_task_id"], context)
         self.result = result
         return result
+
+    def on_result_stored(self, context: Context) -> None:
+        """
+        Record that Airflow has the result: whoever clears the task from now on wants a new video.
+
+        Called after the task has succeeded. Before that its ``post_execute`` or the XCom backend may still fail it.
+        """
+        from airflow_provider_luma.submission.decision import Outcome
+
+        if self._mark(self.result.get("luma_task_id"), Outcome.RESULT, context):
+            self.log.info("Airflow has stored the result: a Clear of this task makes a new video")
 
     @contextmanager
     def delivered_failure(self, context: Context) -> Iterator[None]:
         """Let a person know how the job has failed, and record that; spend no retries if a new job is not wanted."""
+        from airflow_provider_luma.submission.decision import Outcome
+
         with pushed_failure(context):
             try:
                 yield
             except LumaResultMissingError as failure:
-                self.mark_told(failure.luma_task_id, context, is_missing=True)
+                self._mark(failure.luma_task_id, None, context)
                 raise
             except LumaGenerationError as failure:
-                self.mark_told(failure.luma_task_id, context)
+                self._mark(failure.luma_task_id, Outcome.FAILURE, context)
                 if self.resubmit_on_failure:
                     raise
                 raise AirflowFailException(str(failure)) from failure
+            except LumaTimeoutError as failure:
+                failure.remedy = self.way_on(context)
+                raise
 
-    def mark_told(self, luma_task_id: str | None, context: Context, *, is_missing: bool = False) -> None:
-        """
-        Record that the outcome of a job is known: whoever clears the task from now on wants a new video.
+    def way_on(self, context: Context) -> str:
+        """Return what a person can do about a task that has failed while its job is running, without paying again."""
+        from airflow_provider_luma.submission.store import NoStore, try_store
 
-        :param is_missing: the outcome is that Luma lists no video; should it be listed later, it is still wanted
-        """
-        from airflow_provider_luma.submission.store import mark_told, try_store
+        return (try_store(self.log, self.open_store, context) or NoStore()).way_on
+
+    def _mark(self, luma_task_id: str | None, outcome: Outcome | None, context: Context) -> bool:
+        from airflow_provider_luma.submission.store import mark_delivered, try_store
 
         store = try_store(self.log, self.open_store, context)
-        if store is not None and luma_task_id is not None:
-            mark_told(store, self.log, luma_task_id, is_missing=is_missing)
+        if store is None or luma_task_id is None:
+            return False
+        return mark_delivered(store, self.log, luma_task_id, outcome)

@@ -15,6 +15,8 @@ from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 from airflow.version import version
 
+from airflow_provider_luma.plugins import listener
+
 _Messages = Callable[..., Awaitable[Any]]
 
 
@@ -41,12 +43,13 @@ def _knows_applies_to(airflow: str) -> bool:
 
 
 class LumaPlugin(AirflowPlugin):
-    """The receiver of Luma's callbacks, and the pages that show results."""
+    """The receiver of Luma's callbacks, the pages that show results, and the listener that knows of them."""
 
     name = "luma"
     fastapi_apps = [  # noqa: RUF012
         {"app": application, "url_prefix": "/luma", "name": "Luma"}
     ]
+    listeners = [listener]  # noqa: RUF012
     external_views = [_TAB] if _knows_applies_to(version) else []
 
 

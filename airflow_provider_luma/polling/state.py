@@ -10,7 +10,8 @@ A :class:`PollState` is told the result of each status check, and returns one of
 * A job that is reported as a success without a video is checked a few more times; then the wait ends.
 * An id that the service does not know may be too new. It counts as unknown only after a grace period, and never once
   the service has shown the job.
-* A refused API key ends the wait.
+* A refused API key ends the wait only for a job that is not known: one that is runs on, and is paid for, while the key
+  is being replaced.
 * Any other error (429, 455, 5xx, a broken network, an error on our side) says nothing about the job. The check is
   repeated with exponential backoff, or after the service's Retry-After.
 * At the deadline there is one last check, also if the wait begins after it: the job may have ended while nobody polled.
@@ -156,7 +157,7 @@ class PollState:
         self._first_poll_at = self._first_poll_at or now
         self._status_text, self._log_level = f"could not be checked: {error.msg}", logging.WARNING
         if isinstance(error, LumaAuthError):
-            return Failed(error)
+            return self._on_refused_key(error, now)
         if isinstance(error, LumaNotFoundError) and not self.is_known:
             return self._on_not_found(error, now)
         if not isinstance(error, TRANSIENT):
@@ -210,6 +211,14 @@ class PollState:
             )
             return Failed(error, task)
         return self._again(backoff_delay(self._polls_without_urls + 1), now, task=task)
+
+    def _on_refused_key(self, error: LumaAuthError, now: float) -> PollOutcome:
+        if not self.is_known and self.created_at is None:
+            return Failed(error)
+        self._logged = None  # each of these checks is worth a line: a person has to act
+        self._status_text += ". The job is paid for: put a valid API key into the connection's Password"
+        waited_out = LumaUnavailableError(error.code, error.msg, luma_task_id=self.luma_task_id)
+        return self._again(max(self.poll_interval, backoff_delay(self._failures)), now, error=waited_out)
 
     def _on_not_found(self, error: LumaNotFoundError, now: float) -> PollOutcome:
         self._not_found_since = self._not_found_since or now

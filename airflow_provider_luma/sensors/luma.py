@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSen
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_luma.deferral import DeferralState
-from airflow_provider_luma.exceptions import TRANSIENT, LumaError, LumaTimeoutError
+from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError, LumaTimeoutError
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator
 from airflow_provider_luma.validation import check_luma_task_id, check_positive
@@ -51,6 +51,9 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
 
     #: What was modified, once the job has ended.
     video_url: str | None = None
+
+    #: Whether this process has seen the job.
+    _is_known = False
 
     def __init__(
         self,
@@ -92,13 +95,20 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
         try:
             task = self.hook.check(self.luma_task_id)
         except TRANSIENT:
-            task = None  # logged already; the next poke asks again
+            return PokeReturnValue(is_done=False)  # logged already; the next poke asks again
+        except LumaAuthError as error:
+            if not self._is_known and not context.get("task_reschedule_count"):
+                raise self._ending(error) from error
+            self.log.warning("%s. The job runs on, and is still waited for", error)
+            return PokeReturnValue(is_done=False)
         except LumaError as error:
             raise self._ending(error) from error
-        if task is not None:
-            push_request(context, **task.request())
-            self.result, self.video_url = task.as_dict(), task.request()["video_url"]
-        return PokeReturnValue(is_done=task is not None, xcom_value=task and task.as_dict())
+        self._is_known = True
+        if not task.is_finished:
+            return PokeReturnValue(is_done=False)
+        push_request(context, **task.request())
+        self.result, self.video_url = task.as_dict(), task.request()["video_url"]
+        return PokeReturnValue(is_done=True, xcom_value=self.result)
 
     def execute_complete(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
         """Return the job's result, raise what ended the wait, or keep waiting after a callback that came too early."""

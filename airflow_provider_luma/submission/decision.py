@@ -10,9 +10,8 @@ answer. Wherever a process is killed, the next try finds one of three things: no
 What to do then is a table, :data:`TABLE`, and :func:`decide` reads it. Three facts decide beside the record:
 
 * whether the request is still the same one, by its fingerprint;
-* whether this try is a retry by Airflow or was cleared by a person. A retry wants what the last try wanted; a person
-  who clears a task whose outcome is known wants a new video. Airflow does not say which it is, but Clear sets the
-  task's ``max_tries`` anew (to the tries so far and ``retries`` more), and a retry leaves it unchanged;
+* whether this try is a retry by Airflow or was cleared by a person, see :func:`is_cleared`. A retry wants what the last
+  try wanted; a person who clears a task whose outcome is known wants a new video;
 * whether that outcome is known: a result or a failure was delivered, or it was reported that nobody knows.
 """
 
@@ -20,11 +19,22 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 #: Seconds for which Luma keeps its records of a job, two months (https://docs.kie.ai), and so we keep ours.
 RECORDS_KEPT = 62 * 86_400.0
+
+
+class Outcome(StrEnum):
+    """What of a job has been delivered."""
+
+    #: Airflow has stored the result.
+    RESULT = "result"
+    #: The task has failed with the service's own failure.
+    FAILURE = "failure"
+    #: One of the two; records of version 1.1.0 do not tell which.
+    EITHER = "either"
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,12 @@ class SubmissionRecord:
     :param try_number: the try that submitted
     :param expects_callback: whether Luma was given a callback address of ours
     :param submitted_at: when it was written, in seconds since the epoch; None in a record of version 1.0.0
-    :param delivered: whether the outcome was delivered: a result returned, or the service's own failure raised
+    :param delivered: what of the outcome was delivered, if anything
     :param reported: whether a task has failed because it is unknown if the submission was accepted; of a job with an
         id, because Luma lists no video
+    :param clear_number: how often the DAG run had been cleared when it was written; None before version 1.2.0
+    :param replaced: of an intent, the record of the job in whose place it was written: that counts again should the
+        submission be refused
     """
 
     reference: str
@@ -51,17 +64,30 @@ class SubmissionRecord:
     try_number: int
     expects_callback: bool = False
     submitted_at: float | None = None
-    delivered: bool = False
+    delivered: Outcome | None = None
     reported: bool = False
+    clear_number: int | None = None
+    replaced: SubmissionRecord | None = None
 
     @classmethod
     def load(cls, stored: Any) -> SubmissionRecord | None:
-        """Read what :meth:`as_dict` wrote; None if there is nothing."""
-        return cls(**{name: stored[name] for name in cls.__dataclass_fields__ if name in stored}) if stored else None
+        """Read what :meth:`as_dict` wrote, here or in an earlier version; None if there is nothing."""
+        if not stored:
+            return None
+        fields = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
+        if delivered := fields.pop("delivered", None):
+            fields["delivered"] = Outcome(delivered) if delivered in set(Outcome) else Outcome.EITHER
+        return cls(**{**fields, "replaced": cls.load(fields.get("replaced"))})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        return asdict(self)
+        delivered = self.delivered and self.delivered.value  # which counts as true in version 1.1.0
+        return {**asdict(self), "delivered": delivered, "replaced": self.replaced and self.replaced.as_dict()}
+
+    @property
+    def job(self) -> SubmissionRecord | None:
+        """The record of the latest job that is known to have been accepted: this one, or the one it has replaced."""
+        return self if self.luma_task_id is not None else self.replaced
 
 
 def new_reference() -> str:
@@ -102,8 +128,8 @@ class Row(NamedTuple):
     :param request: ``same`` or ``changed``
     :param by: ``retry``, or ``clear`` by a person
     :param status: what Luma says of the recorded job
-    :param told: whether a person can know the outcome: a job's was delivered, or it was reported that an intent's is
-        unknown, or that a video is missing
+    :param told: whether a person can know the outcome: the result was delivered, or it was reported that an intent's
+        outcome is unknown, or that a video is missing
     :param step: what to do
     :param reason: the text for the task's log
     """
@@ -153,7 +179,8 @@ TABLE = (
     Row("id", "same", "retry", JobStatus.UNAVAILABLE, None, Step.WAIT,
         "Luma cannot be asked for now; this try continues Luma task {id}, submitted by try {number}"),
     Row("id", "changed", "retry", None, None, Step.SUBMIT,
-        "The request has changed since try {number} submitted Luma task {id}; this try submits a new job"),
+        "The request has changed since try {number} submitted Luma task {id}; this try submits a new job. A "
+        "LumaTaskSensor with that id fetches the earlier one's result"),
     Row("id", "same", "clear", JobStatus.RUNNING, None, Step.WAIT,
         "The task was cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid "
         "for: this try continues it; nothing new is billed"),
@@ -161,8 +188,8 @@ TABLE = (
         "The task was cleared, and Luma cannot be asked what has become of Luma task {id} of try {number}; "
         "nothing is submitted before it answers"),
     Row("id", "same", "clear", JobStatus.SUCCEEDED, False, Step.TAKE_RESULT,
-        "The task was cleared, but nobody has got the result of Luma task {id} of try {number} yet, and it is paid "
-        "for: this try returns it; nothing new is billed. Clear the task again for a new video"),
+        "The task was cleared, but no record says that Airflow has got the result of Luma task {id} of try {number}, "
+        "and it is paid for: this try returns it; nothing new is billed. Clear the task again for a new video"),
     Row("id", "same", "clear", JobStatus.SUCCEEDED, True, Step.SUBMIT,
         "The task was cleared after the result of Luma task {id} of try {number} had been returned; "
         "this try submits a new job"),
@@ -176,7 +203,7 @@ TABLE = (
         "The task was cleared after Luma task {id} of try {number} had failed; this try submits a new job"),
     Row("id", "changed", "clear", None, None, Step.SUBMIT,
         "The task was cleared, and its request has changed since try {number} submitted Luma task {id}; "
-        "this try submits a new job"),
+        "this try submits a new job. A LumaTaskSensor with that id fetches the earlier one's result"),
     Row("callback", "same", "retry", None, None, Step.AWAIT_CALLBACK,
         "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. If a job "
         "was accepted, its callback comes when it has ended: this try waits for that; nothing new is billed"),
@@ -202,6 +229,16 @@ class Decision(NamedTuple):
     reason: str
 
 
+def is_for_replaced(record: SubmissionRecord, fingerprint: str) -> bool:
+    """Tell whether a request is that of the job which an intent has replaced, and whose result nobody has got."""
+    replaced = record.replaced if record.luma_task_id is None else None
+    return (
+        replaced is not None
+        and replaced.fingerprint == fingerprint != record.fingerprint
+        and replaced.delivered is not Outcome.RESULT
+    )
+
+
 def must_ask(record: SubmissionRecord | None, fingerprint: str) -> bool:
     """Tell whether the decision depends on what Luma says of the recorded job."""
     return record is not None and record.luma_task_id is not None and record.fingerprint == fingerprint
@@ -212,6 +249,7 @@ def decide(
     *,
     fingerprint: str,
     max_tries: int,
+    clear_number: int | None = None,
     status: JobStatus | None = None,
     can_await_callback: bool = False,
     resubmit_on_unknown: bool = False,
@@ -223,20 +261,46 @@ def decide(
     :param record: what an earlier try has left, if anything
     :param fingerprint: what this try asks for
     :param max_tries: the task's ``max_tries`` now
+    :param clear_number: how often the DAG run was cleared, up to now
     :param status: what Luma says of the recorded job, where :func:`must_ask` is true
     :param can_await_callback: the task can be deferred until a callback comes
     :param resubmit_on_unknown: the user would rather pay twice than have a person check the account
     :param resubmit_on_failure: a job that has failed at Luma is replaced, unless a person has seen the failure anyway
     """
-    by = "clear" if record is not None and max_tries != record.max_tries else "retry"
+    fails_for_good = not resubmit_on_failure
+    is_clear = record is not None and is_cleared(record, max_tries, clear_number, fails_for_good=fails_for_good)
+    by = "clear" if is_clear else "retry"
     row = _row(record, fingerprint, by, status, can_await_callback=can_await_callback)
     reason = row.reason.format(id=record.luma_task_id, number=record.try_number) if record is not None else row.reason
     if row.step is Step.FAIL and resubmit_on_unknown:
         return Decision(Step.SUBMIT, f"{reason}. As resubmit_on_unknown is on, this try submits again")
-    has_seen_failure = record is not None and record.delivered and by == "clear"
+    has_seen_failure = record is not None and record.delivered is not None and by == "clear"
     if status is JobStatus.FAILED and not resubmit_on_failure and not has_seen_failure:
         return Decision(Step.RAISE_FAILURE, f"{reason.partition(';')[0]}; resubmit_on_failure is off")
     return Decision(row.step, reason)
+
+
+def is_cleared(
+    record: SubmissionRecord, max_tries: int, clear_number: int | None, *, fails_for_good: bool = False
+) -> bool:
+    """
+    Tell whether a person has cleared the task since its record was written; otherwise this try is a retry.
+
+    Airflow does not say, but Clear sets the task's ``max_tries`` anew, to the tries so far and ``retries`` more, and a
+    retry leaves it unchanged. Where ``retries`` was lowered at the same time, that may come to the same number. Clear
+    counts in the DAG run, too, if with all tasks of the run; so that count tells of this task only if its record says
+    that it had ended for good: with a result, asking a person, or with a job that has failed.
+
+    :param fails_for_good: whether a failed job ends the task without using its retries
+    """
+    if max_tries != record.max_tries:
+        return True
+    has_ended = (
+        record.delivered is Outcome.RESULT
+        or (record.delivered is Outcome.FAILURE and fails_for_good)
+        or (record.luma_task_id is None and record.reported)
+    )
+    return has_ended and None not in (record.clear_number, clear_number) and clear_number != record.clear_number
 
 
 def _row(
@@ -258,10 +322,14 @@ def _row(
 
 
 def _is_told(record: SubmissionRecord | None, status: JobStatus | None) -> bool:
-    """Tell whether a person can know the outcome. Who was told of a missing video has not got it yet."""
+    """
+    Tell whether a person can know the outcome.
+
+    Who was told of a missing video, or of a failure that the service has since taken back, has not got the video yet.
+    """
     if record is None or record.luma_task_id is None:
         return record is not None and record.reported
-    return record.delivered or (record.reported and status is JobStatus.RESULT_MISSING)
+    return record.delivered is Outcome.RESULT or (record.reported and status is JobStatus.RESULT_MISSING)
 
 
 def _kinds(record: SubmissionRecord | None, *, can_await_callback: bool) -> tuple[str, ...]:

@@ -16,13 +16,11 @@ class WaitForJob(NamedTuple):
 
     :param luma_task_id: the job's id at Luma
     :param state: for a deferral
-    :param created_at: when it was accepted, in seconds since the epoch, if this try has submitted it
     :param finished: the job, if it has ended well already
     """
 
     luma_task_id: str
     state: DeferralState
-    created_at: float | None = None
     finished: LumaTask | None = None
 
 

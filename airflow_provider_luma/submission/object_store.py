@@ -73,15 +73,17 @@ class ObjectSubmissionStore(SubmissionStore):
 
     def load(self) -> SubmissionRecord | None:
         """
-        Return the latest submission, unless it was refused.
+        Return the latest submission that was not refused.
 
         :raises AirflowException: the storage cannot be read, or what is there is no record
         """
-        self._number = max(self._root.numbers(self._path), default=0)
-        if not self._number:
-            return self._earlier.load() if self._earlier is not None else None
-        document = self._root.read(self._file(self._number))
-        return None if document.get("refused") else SubmissionRecord.load(document)
+        numbers = sorted(self._root.numbers(self._path), reverse=True)
+        self._number = max(numbers, default=0)
+        for number in numbers:
+            document = self._root.read(self._file(number))
+            if not document.get("refused"):
+                return SubmissionRecord.load(document)
+        return self._earlier.load() if self._earlier is not None else None
 
     def begin(self, intent: SubmissionRecord) -> None:
         """
@@ -94,15 +96,25 @@ class ObjectSubmissionStore(SubmissionStore):
 
     def save(self, record: SubmissionRecord) -> None:
         """Replace the file of a submission, and remove files that are older than Luma's records."""
-        self._replace(record)
+        numbers = self._numbers_of(record)
+        if not numbers:
+            self._root.create(self._file(self._number + 1), self._document(record))
+        else:
+            # One that was forgotten stays so, should its answer come after all.
+            is_refused = self._root.read(self._file(numbers[0])).get("refused", False)
+            self._root.replace(self._file(numbers[0]), {**self._document(record), "refused": is_refused})
         try:
             self._root.remove_expired()
         except Exception:
             log.warning("Old submission records could not be removed", exc_info=True)
 
     def forget(self, intent: SubmissionRecord) -> None:
-        """Mark a submission as refused: it then counts as none."""
-        self._replace(intent, refused=True)
+        """Mark a submission as refused: it then counts as none, and the one before it again."""
+        for number in self._numbers_of(intent):
+            self._root.replace(self._file(number), {**self._document(intent), "refused": True})
+        earlier = self._earlier.load() if self._earlier is not None else None
+        if self._earlier is not None and earlier is not None and earlier.reference == intent.reference:
+            self._earlier.forget(intent)
 
     def callback_task_id(self, reference: str) -> str | None:
         """Return the id that the receiver of callbacks has written, here or where the records were before."""
@@ -129,13 +141,14 @@ class ObjectSubmissionStore(SubmissionStore):
     def _document(self, record: SubmissionRecord) -> dict[str, Any]:
         return {**self._identity, **record.as_dict()}
 
-    def _replace(self, record: SubmissionRecord, **marks: Any) -> None:
+    def _numbers_of(self, record: SubmissionRecord) -> list[int]:
+        """Return the files of a submission, the latest first: each attempt has one."""
         # A process whose task was cleared meanwhile may find that a later submission has been begun.
-        for number in sorted(self._root.numbers(self._path), reverse=True):
-            if self._root.read(self._file(number)).get("reference") == record.reference:
-                self._root.replace(self._file(number), {**self._document(record), **marks})
-                return
-        self._root.create(self._file(self._number + 1), {**self._document(record), **marks})
+        return [
+            number
+            for number in sorted(self._root.numbers(self._path), reverse=True)
+            if self._root.read(self._file(number)).get("reference") == record.reference
+        ]
 
 
 def record_callback(folder: str, luma_task_id: str, reference: str) -> None:

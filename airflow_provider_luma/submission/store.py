@@ -15,12 +15,17 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_luma.submission.decision import RECORDS_KEPT, SubmissionRecord
+from airflow.version import version
+
+from airflow_provider_luma.submission.decision import RECORDS_KEPT, Outcome, SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 T = TypeVar("T")
+
+#: Whether a Clear discards the task state by default, as it does from Airflow 3.4 on.
+DISCARDS_TASK_STATE = tuple(int(part) for part in version.split(".")[:2]) >= (3, 4)
 
 #: The key of the record in the task state store.
 STORE_KEY = "luma_submission"
@@ -38,6 +43,9 @@ class SubmissionStore(ABC):
     #: Whether the next try finds what this one writes.
     is_durable = True
 
+    #: What a person can do about a task that has failed while its job is running, without paying for another one.
+    way_on = "Clear this task to wait for it again: nothing new is billed"
+
     @abstractmethod
     def load(self) -> SubmissionRecord | None:
         """Return the record, if there is one."""
@@ -52,7 +60,7 @@ class SubmissionStore(ABC):
 
     @abstractmethod
     def forget(self, intent: SubmissionRecord) -> None:
-        """Forget a submission that was surely not accepted."""
+        """Forget a submission that was surely not accepted: the record that it has replaced counts again."""
 
     @abstractmethod
     def callback_task_id(self, reference: str) -> str | None:
@@ -86,6 +94,10 @@ class NoStore(SubmissionStore):
     """Nothing is kept."""
 
     is_durable = False
+    way_on = (
+        "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
+        "separately billed, job, as Airflow keeps no task state below 3.3; submission_store in the connection does"
+    )
 
     def load(self) -> None:
         """Find nothing."""
@@ -116,6 +128,12 @@ class TaskStateSubmissionStore(SubmissionStore):
     :param state: the task instance's part of it
     """
 
+    if DISCARDS_TASK_STATE:
+        way_on = (
+            "Clear this task with 'Keep task state and resume' ticked to wait for it again: nothing new is billed. "
+            "Without that, the Clear discards the record of the job, and another one is billed"
+        )
+
     def __init__(self, state: Any) -> None:
         self._state = state
 
@@ -133,9 +151,13 @@ class TaskStateSubmissionStore(SubmissionStore):
             self._set(STORE_KEY, record.as_dict())
 
     def forget(self, intent: SubmissionRecord) -> None:
-        """Delete the record, unless another try has begun a submission since."""
-        if self._is_latest(intent):
+        """Put back the record that the intent has replaced, unless another try has begun a submission since."""
+        if not self._is_latest(intent):
+            return
+        if intent.replaced is None:
             self._state.delete(STORE_KEY)
+        else:
+            self._set(STORE_KEY, intent.replaced.as_dict())
 
     def _is_latest(self, record: SubmissionRecord) -> bool:
         stored = self.load()
@@ -160,15 +182,18 @@ class TaskStateSubmissionStore(SubmissionStore):
         self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
 
 
-def mark_told(store: SubmissionStore, log: Logger, luma_task_id: str, *, is_missing: bool) -> None:
+def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str, outcome: Outcome | None) -> bool:
     """
-    Record what a person gets to know of a job now.
+    Record what has been delivered of a job.
 
-    :param is_missing: that Luma lists no video; otherwise its outcome
+    :param outcome: None if a person was told that Luma lists no video
+    :returns: whether that is recorded
     """
     record = try_store(log, store.load)
     if record is not None and record.luma_task_id == luma_task_id:
-        try_store(log, store.update, record.reference, **{"reported" if is_missing else "delivered": True})
+        changes = {"reported": True} if outcome is None else {"delivered": outcome}
+        return try_store(log, store.update, record.reference, **changes) is not None
+    return False
 
 
 def try_store(log: Logger, access: Callable[..., T], *arguments: Any, **changes: Any) -> T | None:

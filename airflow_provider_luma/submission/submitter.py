@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Stats
 
@@ -21,6 +21,7 @@ from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.exceptions import (
     PERMANENT,
     TRANSIENT,
+    LumaAuthError,
     LumaError,
     LumaGenerationError,
     LumaInsufficientCreditsError,
@@ -39,6 +40,7 @@ from airflow_provider_luma.submission.decision import (
     Step,
     SubmissionRecord,
     decide,
+    is_for_replaced,
     must_ask,
     new_reference,
 )
@@ -65,6 +67,7 @@ class Submitter:
     :param store: where the record of the task's submission lives
     :param try_number: the number of this try
     :param max_tries: the task's ``max_tries``, which tells a Clear from a retry
+    :param clear_number: how often the DAG run was cleared, which tells that too
     :param can_defer: whether the task may wait in the triggerer
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted
     :param resubmit_on_failure: submit again when the job of an earlier try has failed at Luma
@@ -80,6 +83,7 @@ class Submitter:
     store: SubmissionStore
     try_number: int
     max_tries: int
+    clear_number: int | None
     can_defer: bool
     resubmit_on_unknown: bool
     resubmit_on_failure: bool
@@ -102,11 +106,27 @@ class Submitter:
         """
         record = self._load_record()
         fingerprint = self._fingerprint(request, video, record)
+        record = self._put_back(record, fingerprint)
         status, told = self._ask(record) if must_ask(record, fingerprint) else (None, None)
+        decision = self._decide(record, fingerprint, status)
+        if decision.step is Step.SUBMIT:
+            if record is None and deferral.upload is None:  # else a job may have failed because of the upload
+                deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
+            return self._submit(request, video, deferral, self._intent(request, video, record))
+        assert record is not None, "only a recorded submission can be continued"
+        if decision.step is Step.AWAIT_CALLBACK:
+            return self._await_callback(record.reference, deferral)
+        if decision.step in (Step.WAIT, Step.TAKE_RESULT):
+            return self._continue(record, None if isinstance(told, LumaError) else told, deferral)
+        raise self._refusal(decision, record, told)
+
+    def _decide(self, record: SubmissionRecord | None, fingerprint: str, status: JobStatus | None) -> Decision:
+        """Return what to do; the log says why."""
         decision = decide(
             record,
             fingerprint=fingerprint,
             max_tries=self.max_tries,
+            clear_number=self.clear_number,
             status=status,
             can_await_callback=self.can_defer,
             resubmit_on_unknown=self.resubmit_on_unknown,
@@ -119,24 +139,14 @@ class Submitter:
                 "Every try submits a job of its own: Airflow keeps no task state below 3.3, and the connection's extra "
                 "names no submission_store"
             )
-        if decision.step is Step.SUBMIT:
-            if record is None and deferral.upload is None:  # else a job may have failed because of the upload
-                deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
-            # A file that could not be looked up above may be there now, and another one than the recorded one.
-            return self._submit(request, video, self._fingerprint(request, video, None), deferral)
-        assert record is not None, "only a recorded submission can be continued"
-        if decision.step is Step.AWAIT_CALLBACK:
-            return self._await_callback(record.reference, deferral)
-        if decision.step in (Step.WAIT, Step.TAKE_RESULT):
-            return self._continue(record, None if isinstance(told, LumaError) else told, deferral)
-        raise self._refusal(decision, record, told)
+        return decision
 
     def _refusal(
         self, decision: Decision, record: SubmissionRecord, told: LumaTask | LumaError | None
     ) -> LumaError | AirflowFailException:
         """Return what to raise where the decision is neither to submit nor to wait."""
         if decision.step is Step.ASK_LATER:
-            return LumaUnavailableError(None, decision.reason)
+            return LumaUnavailableError(None, f"{decision.reason} ({told})", luma_task_id=record.luma_task_id)
         if decision.step is Step.NOT_FOUND:
             advice = "If the account is the right one, delete this task's submission record: the next try submits anew"
             return LumaNotFoundError(None, f"{decision.reason}. {advice}", luma_task_id=record.luma_task_id)
@@ -158,7 +168,7 @@ class Submitter:
         named = luma_task_id or self.store.callback_task_id(reference) or deferral.callback_task_id
         try:
             is_ours = self._is_our_job(named, reference) if named is not None else False
-        except TRANSIENT as error:
+        except (*TRANSIENT, LumaAuthError) as error:
             self.log.warning("A callback named Luma task %s, but its status check failed: %s", named, error)
             if _is_over(deferral):
                 raise  # the next try finds the id beside the intent, and asks again
@@ -167,21 +177,46 @@ class Submitter:
             if _is_over(deferral):
                 self._give_up(reference)
             return self._await_callback(reference, deferral, named if is_ours is None else None)
-        self.store.update(reference, luma_task_id=named, max_tries=self.max_tries, reported=False)
-        finished: LumaTask | None = None
+        self._take_over(reference, named)
+        job: LumaTask | None = None
         if needs_result:
-            with suppress(*TRANSIENT):  # the wait for the job polls it again
-                finished = self.client.check(named)
-        return self._wait_for(named, deferral, finished=finished)
+            with suppress(*TRANSIENT, LumaAuthError):  # the wait for the job polls it again
+                job = self.client.check(named)
+        return self._wait_for(named, deferral, reference, time.time(), job)
 
     def _fingerprint(self, request: ModifyRequest, video: InputVideo, record: SubmissionRecord | None) -> str:
-        recorded = record.fingerprint if record is not None else None
+        recorded = [one.fingerprint for one in (record, record and record.replaced) if one is not None]
         try:
             return video.fingerprint(request.fingerprint(self.client.luma_conn_id), recorded)
         except PERMANENT as error:
             _fail(error)
 
     # -- what an earlier try has left -------------------------------------------------------------------------------
+
+    @property
+    def _this_run(self) -> dict[str, Any]:
+        """What a record tells of the state of the task at which it was written."""
+        return {"max_tries": self.max_tries, "clear_number": self.clear_number}
+
+    def _put_back(self, record: SubmissionRecord | None, fingerprint: str) -> SubmissionRecord | None:
+        """
+        Return a record; in place of intents, the one that they have replaced, if that one's job is wanted again.
+
+        Not before a person was told that a job of the intent may run: after this nobody would ever be.
+        """
+        while record is not None and is_for_replaced(record, fingerprint):
+            if not (record.reported or self.resubmit_on_unknown):
+                break
+            self.log.warning(
+                "Try %s was about to submit, or had submitted, another request when it ended; it is unknown whether "
+                "Luma has accepted that: see the log page of the Luma account. What is wanted now was submitted before",
+                record.try_number,
+            )
+            self.store.forget(record)
+            forgotten, record = record, self.store.load()
+            if record is not None and record.reference == forgotten.reference:
+                break
+        return record
 
     def _load_record(self) -> SubmissionRecord | None:
         """Return the record; with the job's id, if a callback has told that in the meantime."""
@@ -191,8 +226,13 @@ class Submitter:
         named = self.store.callback_task_id(record.reference)
         if named is None or not self._is_our_job(named, record.reference):
             return record
+        return self._take_over(record.reference, named)
+
+    def _take_over(self, reference: str, luma_task_id: str) -> SubmissionRecord | None:
+        """Record the job that a submission has turned out to have made; return the record that is stored now."""
         # A person who has cleared the task since has not seen this job: it counts as one that a retry has found.
-        return self.store.update(record.reference, luma_task_id=named, max_tries=self.max_tries, reported=False)
+        job = {"luma_task_id": luma_task_id, "reported": False, "replaced": None}
+        return self.store.update(reference, **job, **self._this_run)
 
     def _is_our_job(self, luma_task_id: str, reference: str) -> bool | None:
         """Ask Luma whether a job that a callback has named comes from a submission of this task; None if not known."""
@@ -212,8 +252,8 @@ class Submitter:
         assert record is not None and record.luma_task_id is not None, "only a job with an id can be asked about"
         self.on_job_known(record.luma_task_id)
         try:
-            finished = self.client.check(record.luma_task_id, retry_timeout=backoff.READ_RETRY_TIMEOUT)
-        except TRANSIENT as error:
+            task = self.client.check(record.luma_task_id, retry_timeout=backoff.READ_RETRY_TIMEOUT)
+        except (*TRANSIENT, LumaAuthError) as error:  # a key may be refused while it is being replaced
             return JobStatus.UNAVAILABLE, error
         except LumaGenerationError as error:
             return JobStatus.FAILED, error
@@ -222,14 +262,15 @@ class Submitter:
         except LumaNotFoundError as error:
             is_old = record.submitted_at is not None and time.time() - record.submitted_at > RECORDS_KEPT
             return (JobStatus.FORGOTTEN if is_old else JobStatus.NOT_FOUND), error
-        return (JobStatus.SUCCEEDED if finished else JobStatus.RUNNING), finished
+        return (JobStatus.SUCCEEDED if task.is_finished else JobStatus.RUNNING), task
 
-    def _continue(self, record: SubmissionRecord, finished: LumaTask | None, deferral: DeferralState) -> WaitForJob:
+    def _continue(self, record: SubmissionRecord, job: LumaTask | None, deferral: DeferralState) -> WaitForJob:
         assert record.luma_task_id is not None, "only a job with an id can be waited for"
-        if record.max_tries != self.max_tries:
-            # From here on a new try is a retry of this one, and no longer the one that a person cleared.
-            self.store.update(record.reference, max_tries=self.max_tries)
-        return self._wait_for(record.luma_task_id, deferral, finished=finished)
+        # From here on a new try is a retry of this one, and no longer the one that a person cleared, or that has
+        # delivered something before.
+        self.store.update(record.reference, delivered=None, **self._this_run)
+        created_at = record.submitted_at or time.time()
+        return self._wait_for(record.luma_task_id, deferral, record.reference, created_at, job)
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
@@ -237,14 +278,19 @@ class Submitter:
         self,
         luma_task_id: str,
         deferral: DeferralState,
-        *,
-        created_at: float | None = None,
-        finished: LumaTask | None = None,
+        reference: str,
+        created_at: float,
+        job: LumaTask | None = None,
     ) -> WaitForJob:
         self.on_job_known(luma_task_id)
-        end_time = time.time() + self.timeout
-        state = DeferralState(luma_task_id, end_time=end_time, execution_deadline=deferral.execution_deadline)
-        return WaitForJob(luma_task_id, state, created_at, finished)
+        state = DeferralState(
+            luma_task_id,
+            reference,
+            end_time=time.time() + self.timeout,
+            execution_deadline=deferral.execution_deadline,
+            created_at=created_at,
+        )
+        return WaitForJob(luma_task_id, state, job if job is not None and job.is_finished else None)
 
     def _await_callback(self, reference: str, deferral: DeferralState, named: str | None = None) -> AwaitCallback:
         now = time.time()
@@ -254,14 +300,16 @@ class Submitter:
 
     # -- submitting -------------------------------------------------------------------------------------------------
 
-    def _submit(self, request: ModifyRequest, video: InputVideo, fingerprint: str, deferral: DeferralState) -> NextStep:
+    def _submit(
+        self, request: ModifyRequest, video: InputVideo, deferral: DeferralState, intent: SubmissionRecord
+    ) -> NextStep:
         attempt = None
         try:
             if deferral.first_attempt_at is None:
                 video.check_public()
             self._check_credits()
             request, deferral = self._publish(request, video, deferral)
-            request, intent = self._prepare(request, fingerprint)
+            request, intent = self._with_callback(request, intent)
             attempt = SubmissionAttempt(
                 self.client,
                 self.store,
@@ -288,7 +336,7 @@ class Submitter:
             if self.resubmit_on_unknown:
                 raise
             raise self._reported(error, intent.reference) from error
-        job = self._wait_for(luma_task_id, deferral, created_at=time.time())
+        job = self._wait_for(luma_task_id, deferral, intent.reference, time.time())
         if (remaining := self.client.credits_left()) is not None:
             self.log.info("The Luma account has %g credits left", remaining)
         return job
@@ -313,16 +361,26 @@ class Submitter:
         self.log.info("Submitting %s to Luma with the prompt %r", video.shown, request.prompt)
         return replace(request, video_url=published.url), deferral._replace(upload=published.upload)
 
-    def _prepare(self, request: ModifyRequest, fingerprint: str) -> tuple[ModifyRequest, SubmissionRecord]:
-        """Return the request with its callback address, and the intent to record."""
-        reference, expects_callback = new_reference(), False
-        if not request.callback_url:
-            callback_url = self.client.get_callback_url(reference, self.task_instance_id)
-            request = replace(request, callback_url=callback_url)
-            expects_callback = request.callback_url is not None
-        return request, SubmissionRecord(
-            reference, fingerprint, None, self.max_tries, self.try_number, expects_callback, submitted_at=time.time()
+    def _intent(self, request: ModifyRequest, video: InputVideo, record: SubmissionRecord | None) -> SubmissionRecord:
+        return SubmissionRecord(
+            new_reference(),
+            # A file that could not be looked up before may be there now, and another one than the recorded one.
+            self._fingerprint(request, video, None),
+            None,
+            try_number=self.try_number,
+            replaced=record and record.job,
+            **self._this_run,
         )
+
+    def _with_callback(
+        self, request: ModifyRequest, intent: SubmissionRecord
+    ) -> tuple[ModifyRequest, SubmissionRecord]:
+        """Return the request with its callback address, and the intent to record now."""
+        expects_callback = False
+        if not request.callback_url:
+            callback_url = self.client.get_callback_url(intent.reference, self.task_instance_id)
+            request, expects_callback = replace(request, callback_url=callback_url), callback_url is not None
+        return request, replace(intent, expects_callback=expects_callback, submitted_at=time.time())
 
     def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
         """Wait to submit again; rate limits for ``timeout`` seconds at most, an outage for two minutes."""
@@ -356,7 +414,7 @@ class Submitter:
     def _reported(self, error: LumaSubmissionUnknownError, reference: str) -> AirflowFailException:
         """Return what fails the task without using its retries; record that a person is asked: then a Clear submits."""
         self.log.error("%s", error)
-        try_store(self.log, self.store.update, reference, reported=True, max_tries=self.max_tries)
+        try_store(self.log, self.store.update, reference, reported=True, **self._this_run)
         failure = AirflowFailException(str(error))
         failure.__cause__ = error
         return failure

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -85,7 +85,7 @@ class InputVideo:
         """The address, fit for a log."""
         return self.address if self.is_public else without_secrets(self.address)
 
-    def fingerprint(self, request: str, recorded: str | None) -> str:
+    def fingerprint(self, request: str, recorded: Collection[str]) -> str:
         """
         Return what distinguishes a request: beside its parameters, the version of the file that it names.
 
@@ -93,7 +93,7 @@ class InputVideo:
         recorded one.
 
         :param request: fingerprint of the request's parameters
-        :param recorded: fingerprint in the record of an earlier submission
+        :param recorded: fingerprints in the record of an earlier submission
         :raises LumaValidationError: there is no such file
         :raises AirflowException: the storage cannot be asked for now
         """
@@ -102,10 +102,11 @@ class InputVideo:
         try:
             version = self._file.version
         except (LumaError, AirflowException) as error:
-            if recorded is None or recorded.partition(":")[0] != request:
+            same = next((one for one in recorded if one.partition(":")[0] == request), None)
+            if same is None:
                 raise
             self.log.warning("%s. It is taken for the one that was submitted before", error)
-            return recorded
+            return same
         return f"{request}:{hashlib.sha256(version.encode()).hexdigest()[:16]}"
 
     def renewed(self, url: str) -> str:

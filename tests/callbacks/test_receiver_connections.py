@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from airflow.models.connection import Connection
+from airflow.models.dag import DagModel
+from airflow.models.dagbundle import DagBundleModel
 from airflow.models.team import Team
 from airflow.utils.session import create_session
-from sqlalchemy import delete, text
+from sqlalchemy import delete, select, text
 
 from airflow_provider_luma import callbacks
 from airflow_provider_luma.callbacks import connections, lookups
+from airflow_provider_luma.submission.decision import new_reference
 from harness.api_server import KEY, proof
+from harness.metadata_db import operator_awaiting_job, sensor_awaiting_job
 
 needs_teams = pytest.mark.skipif(not hasattr(Connection, "team_name"), reason="Airflow 3.1 has no teams")
 
@@ -146,6 +151,90 @@ class TestTeams:
         assert (await api_server.callback(proof(key="key-of-news"))).status_code == 200
         assert (await api_server.callback(proof())).status_code == 200
         assert (await api_server.callback(proof(key="another-key"))).status_code == 403
+
+    @pytest.fixture
+    def dag_of(self) -> Iterator[Callable[[str, str | None], None]]:
+        """Gives a DAG to a team."""
+
+        def _dag_of(dag_id: str, team: str | None) -> None:
+            with create_session() as session:
+                bundle = DagBundleModel(name=f"bundle_of_{dag_id}")
+                if team is not None:
+                    bundle.teams = [session.get(Team, team)]
+                session.add(bundle)
+                session.flush()
+                session.add(DagModel(dag_id=dag_id, bundle_name=bundle.name, fileloc="", is_paused=False))
+
+        yield _dag_of
+        with create_session() as session:
+            session.execute(delete(DagModel))
+            for bundle in session.scalars(select(DagBundleModel)):
+                bundle.teams = []
+                session.delete(bundle)
+
+    @pytest.mark.parametrize("proven_by", ["films", "news", None])
+    async def test_token_of_one_team_resumes_no_task_of_another(
+        self, metadata_db, api_server, monkeypatch, dag_of, proven_by
+    ):
+        """Each team, and those without one, have a luma_default of their own, and wait for the same job."""
+        tasks = {}
+        for team in ("films", "news", None):
+            dag_of(f"dag_of_{team}", team)
+            (tasks[team],) = metadata_db.defer(sensor_awaiting_job(), dag_id=f"dag_of_{team}")
+        for team in ("films", "news"):
+            monkeypatch.setenv(f"AIRFLOW_CONN__{team.upper()}___LUMA_DEFAULT", f"luma://:key-of-{team}@")
+        key = KEY if proven_by is None else f"key-of-{proven_by}"
+        assert (await api_server.callback(proof(key=key))).status_code == 200
+        await api_server.close()
+        assert metadata_db.resumed() == {tasks[proven_by]}
+
+    async def test_token_of_a_global_connection_resumes_the_tasks_of_teams_that_have_none_of_their_own(
+        self, metadata_db, api_server, monkeypatch, dag_of
+    ):
+        tasks = {}
+        for team in ("films", "news", None):
+            dag_of(f"dag_of_{team}", team)
+            (tasks[team],) = metadata_db.defer(sensor_awaiting_job(), dag_id=f"dag_of_{team}")
+        monkeypatch.setenv("AIRFLOW_CONN__NEWS___LUMA_DEFAULT", "luma://:key-of-news@")
+        await api_server.callback(proof())
+        await api_server.close()
+        assert metadata_db.resumed() == {tasks["films"], tasks[None]}
+
+    @pytest.mark.parametrize("has_dag_row", [True, False])
+    async def test_callback_resumes_the_task_that_has_submitted_whatever_key_it_was_given(
+        self, metadata_db, api_server, monkeypatch, dag_of, has_dag_row
+    ):
+        """A worker may read the global connection where the API server finds the team's."""
+        if has_dag_row:
+            dag_of("films_of_a_team", "films")
+        monkeypatch.setenv("AIRFLOW_CONN__FILMS___LUMA_DEFAULT", "luma://:key-of-films@")
+        reference = new_reference()
+        (task,) = metadata_db.defer(operator_awaiting_job(reference=reference), dag_id="films_of_a_team")
+        assert (await api_server.callback(proof(reference))).status_code == 200
+        await api_server.close()
+        assert metadata_db.resumed() == {task}
+
+    async def test_signature_that_a_team_requires_is_not_waived_by_a_connection_with_the_same_key(
+        self, metadata_db, api_server, connect, monkeypatch, dag_of
+    ):
+        tasks = {}
+        for team in ("films", None):
+            dag_of(f"dag_of_{team}", team)
+            (tasks[team],) = metadata_db.defer(sensor_awaiting_job(), dag_id=f"dag_of_{team}")
+        signed = {"conn_type": "luma", "password": KEY, "extra": {"webhook_secret": "a secret"}}
+        monkeypatch.setenv("AIRFLOW_CONN__FILMS___LUMA_DEFAULT", json.dumps(signed))
+        assert (await api_server.callback(proof())).status_code == 200
+        await api_server.close()
+        assert metadata_db.resumed() == {tasks[None]}
+
+    async def test_callback_is_recorded_in_the_store_of_each_connection_that_its_token_proves(
+        self, api_server, connect, monkeypatch, tmp_path
+    ):
+        kept = {"conn_type": "luma", "password": KEY, "extra": {"submission_store": str(tmp_path / "films")}}
+        monkeypatch.setenv("AIRFLOW_CONN__FILMS___LUMA_DEFAULT", json.dumps(kept))
+        reference = new_reference()
+        assert (await api_server.callback(proof(reference))).status_code == 200
+        assert (tmp_path / "films" / "callbacks" / f"{reference}.json").exists()
 
     async def test_log_says_that_a_teams_connection_needs_multi_team(self, api_server, store, monkeypatch, warnings):
         store("of_films", team_name="films")

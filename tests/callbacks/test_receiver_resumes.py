@@ -104,6 +104,24 @@ class TestResumedTasks:
         assert after[0].next_kwargs["reference"] == reference
         assert after[1].state == "deferred"
 
+    async def test_token_of_an_ended_job_wakes_no_task_that_waits_for_another_one(self, metadata_db, api_server):
+        """Whoever has read it in a proxy's log could have every job of the connection checked again and again."""
+        own, ended = new_reference(), new_reference()
+        (task,) = metadata_db.defer(operator_awaiting_job(reference=own))
+        for _ in range(2):
+            assert (await api_server.callback(proof(ended))).status_code == 200
+        assert metadata_db.resumed() == set()
+        await api_server.callback(proof(own))
+        assert metadata_db.resumed() == {task}
+
+    async def test_callback_of_a_submission_that_names_another_job_than_the_known_one_resumes_nothing(
+        self, metadata_db, api_server
+    ):
+        own = new_reference()
+        metadata_db.defer(operator_awaiting_job("another-job", own))
+        await api_server.callback(proof(own))
+        assert metadata_db.resumed() == set()
+
     async def test_callback_of_a_failed_job_resumes_too(self, metadata_db, api_server):
         (task,) = metadata_db.defer(operator_awaiting_job())
         await api_server.callback(proof(), {"code": 501, "msg": "no people, please", "data": {"taskId": JOB}})

@@ -221,7 +221,8 @@ class TestDeferral:
         event = {"task": {"luma_task_id": awaited_job(deferred), "result_urls": []}, "request": {}}
         resume(resumed, deferred, context, event)
         assert (resumed.prompt, resumed.watermark, resumed.video_url) == (prompts[0], "w", luma.sample_url)
-        assert context["task_state_store"].record["delivered"]
+        resumed.on_result_stored(context)
+        assert context["task_state_store"].record["delivered"] == "result"
 
     def test_task_resumed_too_early_is_deferred_again_with_its_parameters(self, luma, decorated, context, write):
         luma.configure(processing_seconds=60)
@@ -247,8 +248,10 @@ class TestDeferral:
         waiting = deferral_of(resume, operator(), queued, context, expiry_event(queued))
         assert waiting.kwargs["luma_conn_id"] == "luma_default"
         event = {"task": {"luma_task_id": awaited_job(waiting), "result_urls": []}, "request": {}}
-        resume(operator(), waiting, context, event)
-        assert context["task_state_store"].record["delivered"]
+        resumed = operator()
+        resume(resumed, waiting, context, event)
+        resumed.on_result_stored(context)
+        assert context["task_state_store"].record["delivered"] == "result"
 
     def test_chosen_connection_is_known_after_execution_timeout(self, luma, decorated, context):
         def operator():

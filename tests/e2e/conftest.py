@@ -14,7 +14,6 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from airflow_provider_luma.simulator import Settings, Simulator
 from harness.local_airflow import LocalAirflow
 from harness.postgres import binaries, postgres
 from tests.e2e.browsers import browser, stranger
-from tests.e2e.runs import modify
+from tests.e2e.runs import AIRFLOW, modify
 from tests.e2e.scenarios import CALLBACKS, CRASHES, DAILY, INPUTS, KILLED, REHEARSALS, Rehearsal
 from tests.support.s3_fixtures import s3_endpoint
 from tests.support.storages import BUCKET, Bucket, aws_connection
@@ -32,7 +31,6 @@ from tests.support.storages import BUCKET, Bucket, aws_connection
 __all__ = ["browser", "s3_endpoint", "stranger"]
 
 REPOSITORY = Path(__file__).parent.parent.parent
-AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 #: For tests of Airflow's own record of a submission.
 needs_task_state = pytest.mark.skipif(AIRFLOW < (3, 3), reason="needs Airflow 3.3")
 #: On 3.3 records live in Airflow's task state store, which 3.1 and 3.2 lack, and which a Clear on 3.4 discards.

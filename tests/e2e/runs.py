@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Any
 
 import psutil
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 
 
 def finish(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
@@ -33,6 +36,40 @@ def says(airflow: LocalAirflow, dag_id: str, run_id: str, words: str) -> bool:
     """Wait for words in the log of the last try of ``modify``."""
     task = modify(airflow, dag_id, run_id)
     return words in airflow.wait_for_log(words, dag_id, run_id, "modify", task["try_number"])
+
+
+def clear(airflow: LocalAirflow, dag_id: str, run_id: str, *, keeps_state: bool = False) -> None:
+    """
+    Clear the task ``modify`` as a person does, once the task is at rest.
+
+    :param keeps_state: on Airflow 3.4, tick "Keep task state and resume"
+    """
+    tries = modify(airflow, dag_id, run_id)["try_number"]
+    options = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["modify"], "only_failed": False}
+    if AIRFLOW >= (3, 4):
+        options["keep_task_state"] = keeps_state
+    airflow.call("POST", f"/dags/{dag_id}/clearTaskInstances", json=options)
+    airflow.wait_until(lambda: modify(airflow, dag_id, run_id)["try_number"] > tries, "a new try")
+
+
+def wait_for_run(airflow: LocalAirflow, dag_id: str, run_id: str, state: str) -> None:
+    """Wait for the end of a run: Airflow can lose a Clear that comes while the scheduler is ending it."""
+    airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) == state, "the run to end")
+
+
+def wait_until_stored(airflow: LocalAirflow, dag_id: str, run_id: str) -> None:
+    """Wait until the task has been told that Airflow has its result, which is a moment after its success."""
+    tries = modify(airflow, dag_id, run_id)["try_number"]
+    airflow.wait_for_log("Airflow has stored the result", dag_id, run_id, "modify", tries)
+
+
+def want(airflow: LocalAirflow, prompt: str) -> None:
+    """Set the prompt of all coming tries of DAGs that take it from a variable."""
+    variable = {"key": "prompt", "value": prompt}
+    if any(v["key"] == "prompt" for v in airflow.call("GET", "/variables")["variables"]):
+        airflow.call("PATCH", "/variables/prompt", json=variable)
+    else:
+        airflow.call("POST", "/variables", json=variable)
 
 
 def task_processes(airflow: LocalAirflow) -> list[psutil.Process]:

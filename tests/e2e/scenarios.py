@@ -130,6 +130,10 @@ CRASHES = {
         "never_delivered",
         "in_queue",
         "uploading",
+        "not_stored",
+        "refused_key",
+        "changed_request",
+        "frozen",
     )
 }
 

@@ -13,8 +13,17 @@ import pytest
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
-from tests.e2e.conftest import AIRFLOW, needs_task_state
-from tests.e2e.runs import kill_process_that_calls, modify, says, wait_for_state
+from tests.e2e.conftest import needs_task_state
+from tests.e2e.runs import (
+    clear,
+    kill_process_that_calls,
+    modify,
+    says,
+    wait_for_run,
+    wait_for_state,
+    wait_until_stored,
+    want,
+)
 
 pytestmark = pytest.mark.xdist_group("kills")
 
@@ -143,21 +152,6 @@ class TestKilled:
         assert luma.accepted == 1
 
 
-def clear(airflow: LocalAirflow, dag_id: str, run_id: str) -> None:
-    """Clear the task as a person does; on 3.4 with "Keep task state and resume" ticked."""
-    tries = modify(airflow, dag_id, run_id)["try_number"]
-    options = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["modify"], "only_failed": False}
-    if AIRFLOW >= (3, 4):
-        options["keep_task_state"] = dag_id == "cleared"
-    airflow.call("POST", f"/dags/{dag_id}/clearTaskInstances", json=options)
-    airflow.wait_until(lambda: modify(airflow, dag_id, run_id)["try_number"] > tries, "a new try")
-
-
-def wait_for_run(airflow: LocalAirflow, dag_id: str, run_id: str, state: str) -> None:
-    """Wait for the end of a run: Airflow can lose a Clear that comes while the scheduler is ending it."""
-    airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) == state, "the run to end")
-
-
 class TestCleared:
     """By a person, through the REST API."""
 
@@ -165,16 +159,8 @@ class TestCleared:
     def luma(self, lumas: dict[str, Simulator], airflow: LocalAirflow, dag_id: str) -> Simulator:
         luma = lumas[f"crash_{dag_id}"]
         luma.reset()
-        self.want(airflow, "Make it a snowy morning")
+        want(airflow, "Make it a snowy morning")
         return luma
-
-    def want(self, airflow: LocalAirflow, prompt: str) -> None:
-        """Set the prompt of all coming tries."""
-        variable = {"key": "prompt", "value": prompt}
-        if any(v["key"] == "prompt" for v in airflow.call("GET", "/variables")["variables"]):
-            airflow.call("PATCH", "/variables/prompt", json=variable)
-        else:
-            airflow.call("POST", "/variables", json=variable)
 
     @pytest.mark.parametrize(
         ("dag_id", "when", "prompt", "accepted", "words"),
@@ -204,11 +190,13 @@ class TestCleared:
         wait_for_state(airflow, dag_id, run_id, state)
         if when != "running":
             wait_for_run(airflow, dag_id, run_id, state)
+        if when == "succeeded":
+            wait_until_stored(airflow, dag_id, run_id)
         luma.configure(outcome="success", processing_seconds=1)
         if prompt == "changed":
-            self.want(airflow, "Make it a rainy evening")
+            want(airflow, "Make it a rainy evening")
 
-        clear(airflow, dag_id, run_id)
+        clear(airflow, dag_id, run_id, keeps_state=dag_id == "cleared")
         if (when, prompt) == ("running", "same"):
             wait_for_state(airflow, dag_id, run_id, "deferred")
             luma.end_jobs()
@@ -234,7 +222,7 @@ def test_task_that_timed_out_returns_its_video_after_a_clear_and_pays_once(
     clear(airflow, dag_id, run_id)
 
     wait_for_state(airflow, dag_id, run_id, "success")
-    assert says(airflow, dag_id, run_id, "nobody has got the result")
+    assert says(airflow, dag_id, run_id, "no record says that Airflow has got the result")
     result = airflow.xcom(dag_id, run_id, "modify")
     assert (result["luma_task_id"], len(result["result_urls"])) == (luma.jobs[0].task_id, 1)
     assert luma.accepted == 1

@@ -67,8 +67,8 @@ class TestGetTask:
 class TestCheck:
     """One status check, for whoever has to know at once whether a job is running."""
 
-    def test_running_job_is_none(self, luma, submit):
-        assert LumaHook().check(submit(processing_seconds=60)) is None
+    def test_running_job_is_not_finished(self, luma, submit):
+        assert not LumaHook().check(submit(processing_seconds=60)).is_finished
         assert len(status_checks(luma)) == 1
 
     def test_job_that_has_ended_well_is_returned(self, luma, submit, until):
@@ -98,7 +98,7 @@ class TestCheck:
 
     def test_transient_error_is_waited_out_within_the_retry_timeout(self, luma, submit, short_backoff):
         luma_task_id = submit(faults=["status:html,times=2"], processing_seconds=60)
-        assert LumaHook().check(luma_task_id, retry_timeout=120) is None
+        assert not LumaHook().check(luma_task_id, retry_timeout=120).is_finished
         assert len(status_checks(luma)) == 3
 
     def test_transient_error_that_outlasts_the_retry_timeout_is_raised(self, luma, submit, monkeypatch):

@@ -102,11 +102,15 @@ class TestOutcomes:
         assert "luma_conn_id" in str(caught.value)
         assert len(status_checks(luma)) > 1
 
-    async def test_refused_api_key_ends_the_wait(self, submit, wait):
-        luma_task_id = submit(faults=["status:refuse,code=401,skip=1"], processing_seconds=60)
-        with pytest.raises(LumaAuthError) as caught:
+    async def test_refused_api_key_ends_the_wait_for_a_job_that_was_never_seen(self, submit, wait):
+        luma_task_id = submit(faults=["status:refuse,code=401"], processing_seconds=60)
+        with pytest.raises(LumaAuthError, match="connection 'luma_default'") as caught:
             await wait(luma_task_id)
         assert (caught.value.code, caught.value.luma_task_id) == (401, luma_task_id)
+
+    async def test_refused_api_key_is_waited_out_for_a_job_that_was_seen(self, submit, wait, short_backoff):
+        luma_task_id = submit(faults=["status:refuse,code=401,skip=1,times=3"], processing_seconds=0.3)
+        assert (await wait(luma_task_id)).luma_task_id == luma_task_id
 
     @pytest.mark.parametrize("fault", ["refuse,code=402", "refuse,code=422", "refuse,code=505", "refuse,code=501",
                                        "html,code=401", "html,code=404"])  # fmt: skip

@@ -39,8 +39,13 @@ class TestExecute:
         assert before + 600 <= end_time <= time.time() + 600
         assert before <= created_at <= time.time()
         assert arguments == {"luma_task_id": job.task_id, "luma_conn_id": "luma_default", "poll_interval": 12}
-        state = {"luma_task_id": job.task_id, "luma_conn_id": "luma_default", "end_time": end_time}
-        assert deferred.kwargs == state
+        assert deferred.kwargs == {
+            "luma_task_id": job.task_id,
+            "luma_conn_id": "luma_default",
+            "end_time": end_time,
+            "created_at": created_at,
+            "reference": context["task_state_store"].record["reference"],
+        }
         assert deferred.method_name == "execute_complete"
         assert deferred.timeout is None
         assert callable(getattr(operator, deferred.method_name))

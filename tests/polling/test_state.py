@@ -219,6 +219,24 @@ class TestOnError:
         assert outcome == Failed(error)
         assert error.luma_task_id == "abc"
 
+    @pytest.mark.parametrize("known_by", ["its submission", "a status check"])
+    def test_a_refused_api_key_is_waited_out_for_a_job_that_is_known(self, known_by):
+        """A rotation in the wrong order must not take a task's retries within seconds: the job is paid for."""
+        state = poll_state(end_time=NOW + 600, created_at=NOW if known_by == "its submission" else None)
+        if known_by == "a status check":
+            state.on_status(job(), NOW)
+        for n in range(3):
+            assert delay_of(state.on_error(LumaAuthError(401, "refused"), NOW + 30 * n)) == 30.0
+            level, text = state.progress(NOW + 30 * n)
+            assert level == logging.WARNING, "at each check"
+            assert "abc" in text
+            assert "paid for" in text
+            assert "connection's Password" in text
+        error = error_of(state.on_error(LumaAuthError(401, "refused"), NOW + 600))
+        assert isinstance(error, LumaTimeoutError), "so that a retry may help"
+        assert "refused" in str(error)
+        assert isinstance(state.on_status(job(1), NOW + 700), Finished)
+
     @pytest.mark.parametrize(
         "kind", [LumaInsufficientCreditsError, LumaValidationError, LumaFeatureDisabledError, LumaGenerationError]
     )

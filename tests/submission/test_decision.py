@@ -15,9 +15,11 @@ from airflow_provider_luma.submission.decision import (
     TABLE,
     Decision,
     JobStatus,
+    Outcome,
     Step,
     SubmissionRecord,
     decide,
+    is_for_replaced,
     must_ask,
 )
 
@@ -31,7 +33,9 @@ RECORDS = {
     "intent": INTENT,
     "callback": replace(INTENT, expects_callback=True),
     "id": replace(INTENT, luma_task_id=JOB),
-    "id, delivered": replace(INTENT, luma_task_id=JOB, delivered=True),
+    "id, result": replace(INTENT, luma_task_id=JOB, delivered=Outcome.RESULT),
+    "id, failure": replace(INTENT, luma_task_id=JOB, delivered=Outcome.FAILURE),
+    "id, either": replace(INTENT, luma_task_id=JOB, delivered=Outcome.EITHER),
     "id, reported": replace(INTENT, luma_task_id=JOB, reported=True),
     "intent, reported": replace(INTENT, reported=True),
     "callback, reported": replace(INTENT, expects_callback=True, reported=True),
@@ -96,25 +100,29 @@ class TestId:
         assert decision("id", "same", "clear", JobStatus.RUNNING).step is Step.WAIT
 
     @pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.FORGOTTEN])
-    def test_cleared_task_submits_when_the_outcome_of_its_job_was_delivered(self, status):
-        assert decision("id, delivered", "same", "clear", status).step is Step.SUBMIT
+    def test_cleared_task_submits_when_the_result_of_its_job_was_delivered(self, status):
+        assert decision("id, result", "same", "clear", status).step is Step.SUBMIT
 
-    def test_cleared_task_takes_a_result_that_nobody_has_got(self):
-        assert decision("id", "same", "clear", JobStatus.SUCCEEDED).step is Step.TAKE_RESULT
+    @pytest.mark.parametrize("record", ["id", "id, failure", "id, either"])
+    def test_cleared_task_takes_a_result_that_nobody_is_known_to_have_got(self, record):
+        """Luma may have said that the job had failed, and taken it back; version 1.1.0 did not record which it was."""
+        assert decision(record, "same", "clear", JobStatus.SUCCEEDED).step is Step.TAKE_RESULT
+        assert decision(record, "same", "clear", JobStatus.RESULT_MISSING).step is Step.WAIT
 
-    @pytest.mark.parametrize("record", ["id", "id, delivered"])
+    @pytest.mark.parametrize("record", ["id", "id, result"])
     @pytest.mark.parametrize("by", MAX_TRIES)
     def test_no_try_pays_for_a_job_that_luma_does_not_find_within_two_months(self, record, by):
         assert decision(record, "same", by, JobStatus.NOT_FOUND).step is Step.NOT_FOUND
 
-    @pytest.mark.parametrize(("record", "by"), [("id", "retry"), ("id", "clear"), ("id, delivered", "retry")])
+    @pytest.mark.parametrize(("record", "by"), [("id", "retry"), ("id", "clear"), ("id, failure", "retry")])
     def test_failed_job_is_not_replaced_if_resubmit_on_failure_is_off(self, record, by):
         chosen = decision(record, "same", by, JobStatus.FAILED, resubmit_on_failure=False)
         assert chosen.step is Step.RAISE_FAILURE
         assert "resubmit_on_failure is off" in chosen.reason
 
-    def test_person_who_has_seen_the_failure_gets_a_new_job_although_resubmit_on_failure_is_off(self):
-        chosen = decision("id, delivered", "same", "clear", JobStatus.FAILED, resubmit_on_failure=False)
+    @pytest.mark.parametrize("record", ["id, failure", "id, either"])
+    def test_person_who_has_seen_the_failure_gets_a_new_job_although_resubmit_on_failure_is_off(self, record):
+        chosen = decision(record, "same", "clear", JobStatus.FAILED, resubmit_on_failure=False)
         assert chosen.step is Step.SUBMIT
 
     def test_cleared_task_fails_until_luma_can_be_asked_about_its_job(self):
@@ -125,7 +133,7 @@ class TestId:
 
     def test_luma_is_asked_only_about_a_recorded_job_of_the_same_request(self):
         asked = [(kind, of) for kind in RECORDS for of in REQUESTS if must_ask(RECORDS[kind], REQUESTS[of])]
-        assert asked == [("id", "same"), ("id, delivered", "same"), ("id, reported", "same")]
+        assert asked == [(kind, "same") for kind in RECORDS if kind.startswith("id")]
 
 
 class TestIntent:
@@ -169,6 +177,72 @@ class TestClear:
         """A retry leaves max_tries unchanged; Clear sets it to try_number + retries, which may have been lowered."""
         first = replace(INTENT, try_number=1, max_tries=5, reported=True)
         assert decide(first, fingerprint=WANTED, max_tries=first.try_number + retries).step is Step.SUBMIT
+
+    @pytest.mark.parametrize(
+        "mark", [{"luma_task_id": JOB, "delivered": Outcome.RESULT}, {"reported": True}], ids=["delivered", "reported"]
+    )
+    def test_clear_with_fewer_retries_that_leaves_max_tries_as_it_was_counts_in_the_dag_run(self, mark):
+        """Two retries, cleared after the first try with one retry: max_tries is 2 before and after."""
+        ended = replace(INTENT, try_number=1, max_tries=2, clear_number=0, **mark)
+        status = JobStatus.SUCCEEDED if ended.luma_task_id else None
+        cleared = decide(ended, fingerprint=WANTED, max_tries=2, clear_number=1, status=status)
+        assert cleared.step is Step.SUBMIT
+        retried = decide(ended, fingerprint=WANTED, max_tries=2, clear_number=0, status=status)
+        assert retried.step is (Step.TAKE_RESULT if status else Step.FAIL)
+
+    @pytest.mark.parametrize("status", [JobStatus.RUNNING, JobStatus.UNAVAILABLE, JobStatus.RESULT_MISSING])
+    @pytest.mark.parametrize("told", [{}, {"reported": True}, {"delivered": Outcome.FAILURE}], ids=str)
+    def test_clear_of_another_task_of_the_run_makes_no_retry_a_clear(self, status, told):
+        """A failed job, and a missing video, leave the task its retries."""
+        record = replace(INTENT, luma_task_id=JOB, clear_number=0, **told)
+        chosen = decide(record, fingerprint=WANTED, max_tries=record.max_tries, clear_number=1, status=status)
+        assert chosen.step is Step.WAIT
+
+    def test_clear_with_fewer_retries_after_a_failure_that_spends_none_is_a_clear(self):
+        failed = replace(INTENT, luma_task_id=JOB, clear_number=0, delivered=Outcome.FAILURE)
+        chosen = decide(
+            failed,
+            fingerprint=WANTED,
+            max_tries=failed.max_tries,
+            clear_number=1,
+            status=JobStatus.FAILED,
+            resubmit_on_failure=False,
+        )
+        assert chosen.step is Step.SUBMIT
+
+    def test_worker_that_is_not_told_the_number_of_clears_tells_a_clear_by_max_tries_alone(self):
+        ended = replace(INTENT, luma_task_id=JOB, clear_number=3, delivered=Outcome.RESULT)
+        chosen = decide(ended, fingerprint=WANTED, max_tries=3, clear_number=None, status=JobStatus.SUCCEEDED)
+        assert chosen.step is Step.TAKE_RESULT
+
+    def test_record_without_the_number_of_clears_tells_a_clear_by_max_tries_alone(self):
+        ended = replace(INTENT, luma_task_id=JOB, delivered=Outcome.RESULT)
+        for number in (None, 0, 1):
+            chosen = decide(ended, fingerprint=WANTED, max_tries=3, clear_number=number, status=JobStatus.SUCCEEDED)
+            assert chosen.step is Step.TAKE_RESULT
+
+
+class TestReplacedRecord:
+    JOB_RECORD = replace(INTENT, luma_task_id=JOB)
+    LATER = replace(INTENT, fingerprint=CHANGED, replaced=JOB_RECORD)
+
+    def test_intent_of_another_request_is_no_reason_to_pay_again_for_the_job_that_it_has_replaced(self):
+        assert is_for_replaced(self.LATER, WANTED)
+        assert not is_for_replaced(self.LATER, CHANGED)
+        assert not is_for_replaced(replace(self.LATER, fingerprint=WANTED), WANTED)
+
+    def test_intent_is_asked_about_if_the_job_before_it_has_been_delivered(self):
+        delivered = replace(self.JOB_RECORD, delivered=Outcome.RESULT)
+        assert not is_for_replaced(replace(self.LATER, replaced=delivered), WANTED)
+
+    def test_accepted_job_takes_the_place_of_the_one_before_for_good(self):
+        accepted = replace(self.LATER, luma_task_id="another")
+        assert not is_for_replaced(accepted, WANTED)
+        assert accepted.job == accepted
+
+    def test_intent_leads_to_the_job_before_it(self):
+        assert self.LATER.job == self.JOB_RECORD
+        assert INTENT.job is None
 
 
 class TestTable:
@@ -228,7 +302,7 @@ records = st.builds(
     max_tries=st.integers(0, 50),
     try_number=st.integers(1, 50),
     expects_callback=st.booleans(),
-    delivered=st.booleans(),
+    delivered=st.none() | st.sampled_from(Outcome),
     reported=st.booleans(),
 )
 

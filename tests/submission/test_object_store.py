@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from airflow_provider_luma.exceptions import LumaTimeoutError
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.submission import object_store
-from airflow_provider_luma.submission.decision import RECORDS_KEPT, SubmissionRecord, new_reference
+from airflow_provider_luma.submission.decision import RECORDS_KEPT, Outcome, SubmissionRecord, new_reference
 from airflow_provider_luma.submission.object_store import ObjectSubmissionStore, record_callback
 from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore
 
@@ -68,6 +68,15 @@ class TestRecords:
         store.begin(second := intent())
         assert store.load() == second
 
+    def test_all_attempts_of_a_submission_are_forgotten_together(self, store, monkeypatch):
+        """Marking the first may have failed."""
+        store.begin(before := replace(intent(), luma_task_id=JOB))
+        attempted = intent()
+        for _ in range(2):
+            store.begin(attempted)
+        store.forget(attempted)
+        assert store.load() == before
+
     def test_later_submission_takes_the_place_of_an_earlier_one(self, store):
         store.begin(replace(intent(), luma_task_id=JOB))
         store.begin(second := intent())
@@ -79,13 +88,13 @@ class TestRecords:
         store.save(replace(first, luma_task_id=JOB))
         store.forget(first)
         assert store.load() == second
-        assert store.update(first.reference, delivered=True) == second
+        assert store.update(first.reference, delivered=Outcome.RESULT) == second
 
     def test_update_changes_the_record_of_its_submission(self, store):
         store.begin(first := intent())
         assert store.update(first.reference, reported=True) == replace(first, reported=True) == store.load()
 
-    @pytest.mark.parametrize("outcome", [{}, {"luma_task_id": JOB}, {"luma_task_id": JOB, "delivered": True}])
+    @pytest.mark.parametrize("outcome", [{}, {"luma_task_id": JOB}, {"luma_task_id": JOB, "delivered": Outcome.RESULT}])
     def test_of_two_tries_at_once_only_one_can_begin_whatever_becomes_of_it(self, store, folder, outcome):
         other = ObjectSubmissionStore(folder, TASK)
         assert store.load() is other.load() is None
@@ -281,6 +290,22 @@ class TestSubmitOnce:
         set_connection(luma.base_url, submission_store=folder)
         with pytest.raises(LumaTimeoutError):
             task.clear_and_run(timeout=0.05)
+        assert luma.accepted == 1
+
+    def test_refusal_that_could_not_be_marked_at_once_hides_nothing(self, luma, task, monkeypatch, short_backoff):
+        replace_file, failed = object_store._Folder.replace, []
+
+        def replace_later(folder, file, document):
+            if document.get("refused") and not failed:
+                failed.append(file)
+                raise OSError("the storage is down")
+            replace_file(folder, file, document)
+
+        monkeypatch.setattr(object_store._Folder, "replace", replace_later)
+        luma.configure(processing_seconds=0, faults=["submit:refuse,code=429,times=1"])
+        assert task.run_try()["luma_task_id"] == luma.jobs[0].task_id
+        assert failed
+        assert task.run_try()["luma_task_id"] == luma.jobs[0].task_id
         assert luma.accepted == 1
 
     def test_mapped_task_instances_do_not_share_a_record(self, luma, task, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_luma.protocol import ModifyRequest
-from airflow_provider_luma.submission.decision import SubmissionRecord, new_reference
+from airflow_provider_luma.submission.decision import Outcome, SubmissionRecord, new_reference
 
 REQUEST = {"prompt": "make it snow", "video_url": "https://e.com/v.mp4", "watermark": None, "luma_conn_id": "luma"}
 
@@ -83,21 +83,23 @@ class TestFingerprint:
         assert hashed not in request_.values()
 
 
+RECORD = {
+    "reference": texts,
+    "fingerprint": texts,
+    "luma_task_id": st.none() | texts,
+    "max_tries": st.integers(0, 50),
+    "try_number": st.integers(1, 50),
+    "expects_callback": st.booleans(),
+    "submitted_at": st.none() | st.floats(0, 2e9),
+    "delivered": st.none() | st.sampled_from(Outcome),
+    "reported": st.booleans(),
+    "clear_number": st.none() | st.integers(0, 50),
+}
+replaced = st.none() | st.builds(SubmissionRecord, **RECORD)
+
+
 class TestRecord:
-    @given(
-        st.builds(
-            SubmissionRecord,
-            reference=texts,
-            fingerprint=texts,
-            luma_task_id=st.none() | texts,
-            max_tries=st.integers(0, 50),
-            try_number=st.integers(1, 50),
-            expects_callback=st.booleans(),
-            submitted_at=st.none() | st.floats(0, 2e9),
-            delivered=st.booleans(),
-            reported=st.booleans(),
-        )
-    )
+    @given(st.builds(SubmissionRecord, **RECORD, replaced=replaced))
     def test_record_survives_the_store(self, record):
         assert SubmissionRecord.load(json.loads(json.dumps(record.as_dict()))) == record
 
@@ -112,6 +114,8 @@ class TestRecord:
             "submitted_at",
             "delivered",
             "reported",
+            "clear_number",
+            "replaced",
         }
 
     def test_fields_that_another_version_has_added_are_ignored(self):
@@ -120,7 +124,18 @@ class TestRecord:
     def test_record_of_version_1_0_0_tells_of_nothing_that_a_person_knows(self):
         old = {name: INTENT.as_dict()[name] for name in list(INTENT.as_dict())[:6]}
         assert SubmissionRecord.load(old) == INTENT
-        assert (INTENT.submitted_at, INTENT.delivered, INTENT.reported) == (None, False, False)
+        assert (INTENT.submitted_at, INTENT.delivered, INTENT.reported) == (None, None, False)
+
+    @pytest.mark.parametrize(
+        ("stored", "delivered"), [(True, Outcome.EITHER), (False, None), ("later", Outcome.EITHER)]
+    )
+    def test_record_of_another_version_tells_that_something_was_delivered_but_not_what(self, stored, delivered):
+        assert SubmissionRecord.load({**INTENT.as_dict(), "delivered": stored}) == replace(INTENT, delivered=delivered)
+
+    @pytest.mark.parametrize("outcome", Outcome)
+    def test_version_1_1_0_reads_each_outcome_as_delivered(self, outcome):
+        assert replace(INTENT, delivered=outcome).as_dict()["delivered"]
+        assert not INTENT.as_dict()["delivered"]
 
     def test_nothing_stored_is_no_record(self):
         assert SubmissionRecord.load(None) is None

@@ -42,7 +42,7 @@ class TestOrderOfRecordAndRequest:
         assert len(seen) == 2
         for record in seen:
             assert (record["luma_task_id"], record["try_number"], record["max_tries"]) == (None, 1, 2)
-        assert task.store.record == {**seen[0], "luma_task_id": luma.jobs[0].task_id, "delivered": True}
+        assert task.store.record == {**seen[0], "luma_task_id": luma.jobs[0].task_id, "delivered": "result"}
 
     def test_intent_is_recorded_before_each_repeated_request(self, relay, luma, task, short_backoff):
         seen = []

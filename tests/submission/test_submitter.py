@@ -25,6 +25,7 @@ def submitter(luma_conn: str) -> Submitter:
         store=NoStore(),
         try_number=1,
         max_tries=0,
+        clear_number=0,
         can_defer=True,
         resubmit_on_unknown=False,
         resubmit_on_failure=True,

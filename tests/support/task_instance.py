@@ -13,6 +13,7 @@ from uuid import uuid4
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_luma.operators.luma import LumaModifyOperator
+from airflow_provider_luma.plugins import listener
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY, UPLOAD_KEY
 from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
 from harness import simulated_clock
@@ -31,6 +32,11 @@ class TaskInstance:
         self.try_number = try_number
         self.max_tries = max_tries
         self.pushed: dict[str, Any] = {}
+        self.task: Any = None
+        self.context: Any = None
+
+    def get_template_context(self) -> Any:
+        return self.context
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = value
@@ -146,6 +152,8 @@ class TaskRun:
                 resumed = deferred.method_name, {**kwargs, "event": _event_of(deferred.trigger)}
                 continue
             self.on_return()
+            self.ti.task, self.ti.context = operator, context
+            listener.on_task_instance_success(task_instance=self.ti)
             return result
 
     def clear_and_run(self, **changes: Any) -> dict[str, Any]:

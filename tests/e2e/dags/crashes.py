@@ -25,15 +25,23 @@ class Held(LumaModifyOperator):
     def __init__(self, *, hold_at: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.hold_at = hold_at
+        self.checks = 0
 
     def _hold(self, context: Any, place: str) -> None:
         if place == self.hold_at and context["ti"].try_number == 1:
             (STAGE / f"{self.dag_id}-{place}").write_text(str(os.getpid()))
-            time.sleep(600)
+            while not (STAGE / f"{self.dag_id}-goes-on").exists():
+                time.sleep(0.05)
 
     def execute(self, context: Any) -> Any:
         self.context = context
         return super().execute(context)
+
+    def fail_if_killed(self) -> None:
+        super().fail_if_killed()
+        self.checks += 1
+        if self.checks == 2:  # the intent is recorded, and the connection to Luma is open
+            self._hold(self.context, "before_sending")
 
     def defer(self, **kwargs: Any) -> Any:
         self._hold(self.context, "before_deferral")
@@ -42,6 +50,12 @@ class Held(LumaModifyOperator):
     def execute_complete(self, context: Any, *args: Any, **kwargs: Any) -> Any:
         self._hold(context, "execute_complete")
         return super().execute_complete(context, *args, **kwargs)
+
+
+def fail_if_told(context: Any, result: Any) -> None:
+    """Fail after the operator has returned, as a user's own code may."""
+    if (STAGE / "post_execute-fails").exists():
+        raise RuntimeError("post_execute was told to fail")
 
 
 for name, options in {
@@ -55,16 +69,23 @@ for name, options in {
     "synchronous": {"deferrable": False},
     "timed_out": {"timeout": 5},
     "never_delivered": {"timeout": 5, "retries": 0},
+    "not_stored": {"post_execute": fail_if_told, "retries": 1},
+    "refused_key": {},
+    "changed_request": {
+        "prompt": "{{ var.value.get('prompt', 'Make it a snowy morning') }}",
+        "timeout": 5,
+        "retries": 0,
+    },
+    "frozen": {"hold_at": "before_sending"},
 }.items():
     with DAG(dag_id=f"crash_{name}", schedule=None):
         Held(
             task_id="modify",
-            prompt="Make it a snowy morning",
             video_url=os.environ["LUMA_VIDEO_URL"],
             luma_conn_id=f"luma_crash_{name}",
             poll_interval=2,
             retry_delay=timedelta(seconds=1),
-            **{"retries": 2, **options},
+            **{"prompt": "Make it a snowy morning", "retries": 2, **options},
         )
 
 for name in ("cleared", "cleared_with_store"):
