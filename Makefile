@@ -80,10 +80,10 @@ clean:  ## Remove all that the other targets made
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml $(PINS)
 	@echo "Installing Airflow and the provider into $(VENV) (a minute, the first time only) ..."
+	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(INSTALL) --editable '.[simulator]'
 	@touch $@
 
