@@ -107,10 +107,7 @@ def has_teams() -> bool:
 
 def _team_names() -> list[str | None]:
     """Return for whom to read: a callback does not say whose task it is for, but its token fits the right ones' key."""
-    # Connections belong to teams from Airflow 3.2 on.
-    if not hasattr(Connection, "team_name") or not conf.getboolean("core", "multi_team", fallback=False):
-        return [None]
-    return [None, *sorted(Team.get_all_team_names())]
+    return [None, *sorted(Team.get_all_team_names())] if has_teams() else [None]
 
 
 def _read(conn_id: str, team_name: str | None) -> LumaConnection | None:

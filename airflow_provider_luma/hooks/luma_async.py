@@ -30,9 +30,6 @@ from airflow_provider_luma.protocol import LumaTask
 #: Seconds after which the connection is read again.
 CONNECTION_TTL = 60.0
 
-#: Seconds between two readings of the connection because its key is refused, however many jobs are checked.
-REREAD_INTERVAL = 5.0
-
 #: Bytes of an answer above which it is read in a thread: all triggers share the event loop.
 LONG_BODY = 16 * 1024
 
@@ -54,7 +51,6 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         self._retired: list[aiohttp.ClientSession] = []
         self._opening = asyncio.Lock()
         self._read_at = 0.0
-        self._reread_at = -REREAD_INTERVAL
         self._proxy: str | None = None
 
     async def __aenter__(self) -> LumaAsyncHook:
@@ -130,9 +126,6 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         except (LumaAuthError, LumaNotFoundError):
             # The key, or the whole account, may have been replaced during the wait.
             used = used or self._connection
-            if time.monotonic() - self._reread_at < REREAD_INTERVAL:
-                raise
-            self._reread_at = time.monotonic()
             try:
                 is_unchanged = await self.get_luma_connection() == used
                 if not is_unchanged and self._connection is used:
@@ -224,7 +217,7 @@ def _reason_of(error: Exception, connection: LumaConnection) -> str:
         return "too many redirects"
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answers HTTP {error.status}"
-    # These quote what has come instead of an HTTP answer: that may be our own request, with the key in it.
+    # These quote the malformed response, which may echo our request headers and so the API key.
     if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
         return "the answer is not HTTP, or is cut off"
     return without_key(str(error) or type(error).__name__, connection)

@@ -41,16 +41,16 @@ ANSWER_TIMEOUT = 120.0
 #: Characters of an API key below which it is not looked for in answers: it could be a word in them. Real ones have 32.
 MIN_KEY_LENGTH = 8
 
-#: What the service and the hosts of files are told about us; an edge refuses clients that it does not know.
+#: Sent with every request: the edge in front of the service refuses unusual user agents.
 USER_AGENT = f"airflow-provider-luma/{version('airflow-provider-luma')}"
 
-#: How often escapes are undone to find the key: the service writes JSON into texts of its JSON.
+#: Levels of JSON escapes undone when looking for the key: the service nests JSON documents in JSON strings.
 MAX_NESTED_ESCAPES = 5
 
-#: One escape of JSON's.
+#: A JSON escape sequence.
 _JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
 
-#: Errors that quote what has come instead of an HTTP answer: that may be our own request, with the tokens in it.
+#: Errors that quote the malformed response, which may echo our request headers and so the API key.
 _UNREADABLE = (
     BadStatusLine,
     LineTooLong,
@@ -78,8 +78,8 @@ class _ApiSession(_Session):
     """
     A session that does not look at a redirect which it is not to follow.
 
-    requests would fail on a target that is no address, after the request was sent. And it logs the addresses that it
-    follows, so that one which repeats the API key is not followed.
+    requests would fail on a malformed target after the request was sent. It also logs every target it follows, so one
+    that contains the API key is not followed.
     """
 
     api_key = ""
@@ -139,7 +139,7 @@ class _Answer(HTTPResponse):
 
     def begin(self) -> None:
         super().begin()
-        # urllib3 would log a line among the headers that is none, and that may be our own request's, with the key.
+        # urllib3 logs malformed header lines, which may echo our request headers and so the API key.
         self.msg.defects.clear()
         self.msg.set_payload("")
 

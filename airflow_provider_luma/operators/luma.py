@@ -179,7 +179,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
                 # With an id no record is needed, and what keeps it may be what the task has waited for.
                 store = None if luma_task_id else self.open_store(context)
                 failure = execution_timeout_error(store, self.execution_timeout, luma_task_id)
-                failure.remedy = self.way_on(context) if luma_task_id else ""
+                failure.remedy = self.recovery_hint(context) if luma_task_id else ""
                 raise failure from error
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:

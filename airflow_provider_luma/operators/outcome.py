@@ -69,14 +69,14 @@ class LumaJobOperator(LumaBaseOperator):
                     raise
                 raise AirflowFailException(str(failure)) from failure
             except LumaTimeoutError as failure:
-                failure.remedy = self.way_on(context)
+                failure.remedy = self.recovery_hint(context)
                 raise
 
-    def way_on(self, context: Context) -> str:
+    def recovery_hint(self, context: Context) -> str:
         """Return what a person can do about a task that has failed while its job is running, without paying again."""
         from airflow_provider_luma.submission.store import NoStore, try_store
 
-        return (try_store(self.log, self.open_store, context) or NoStore()).way_on
+        return (try_store(self.log, self.open_store, context) or NoStore()).recovery_hint
 
     def _mark(self, luma_task_id: str | None, outcome: Outcome | None, context: Context) -> bool:
         from airflow_provider_luma.submission.store import mark_delivered, try_store

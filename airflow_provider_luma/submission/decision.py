@@ -286,10 +286,10 @@ def is_cleared(
     """
     Tell whether a person has cleared the task since its record was written; otherwise this try is a retry.
 
-    Airflow does not say, but Clear sets the task's ``max_tries`` anew, to the tries so far and ``retries`` more, and a
-    retry leaves it unchanged. Where ``retries`` was lowered at the same time, that may come to the same number. Clear
-    counts in the DAG run, too, if with all tasks of the run; so that count tells of this task only if its record says
-    that it had ended for good: with a result, asking a person, or with a job that has failed.
+    Airflow does not tell. A Clear sets the task's ``max_tries`` to the tries so far plus ``retries``, and a retry
+    leaves it unchanged; but a Clear with fewer ``retries`` can arrive at the same number. The DAG run's
+    ``clear_number`` shows that case. It also counts Clears of other tasks, so it is used only if the record shows that
+    this task had ended for good: with a result, by asking a person, or with a failed job that is not retried.
 
     :param fails_for_good: whether a failed job ends the task without using its retries
     """

@@ -44,7 +44,7 @@ class SubmissionStore(ABC):
     is_durable = True
 
     #: What a person can do about a task that has failed while its job is running, without paying for another one.
-    way_on = "Clear this task to wait for it again: nothing new is billed"
+    recovery_hint = "Clear this task to wait for it again: nothing new is billed"
 
     @abstractmethod
     def load(self) -> SubmissionRecord | None:
@@ -60,7 +60,7 @@ class SubmissionStore(ABC):
 
     @abstractmethod
     def forget(self, intent: SubmissionRecord) -> None:
-        """Forget a submission that was surely not accepted: the record that it has replaced counts again."""
+        """Drop the intent of a submission that was not accepted, and restore the record it replaced."""
 
     @abstractmethod
     def callback_task_id(self, reference: str) -> str | None:
@@ -94,7 +94,7 @@ class NoStore(SubmissionStore):
     """Nothing is kept."""
 
     is_durable = False
-    way_on = (
+    recovery_hint = (
         "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
         "separately billed, job, as Airflow keeps no task state below 3.3; submission_store in the connection does"
     )
@@ -129,7 +129,7 @@ class TaskStateSubmissionStore(SubmissionStore):
     """
 
     if DISCARDS_TASK_STATE:
-        way_on = (
+        recovery_hint = (
             "Clear this task with 'Keep task state and resume' ticked to wait for it again: nothing new is billed. "
             "Without that, the Clear discards the record of the job, and another one is billed"
         )
@@ -151,7 +151,7 @@ class TaskStateSubmissionStore(SubmissionStore):
             self._set(STORE_KEY, record.as_dict())
 
     def forget(self, intent: SubmissionRecord) -> None:
-        """Put back the record that the intent has replaced, unless another try has begun a submission since."""
+        """Restore the record the intent replaced, unless another try has begun a submission since."""
         if not self._is_latest(intent):
             return
         if intent.replaced is None:

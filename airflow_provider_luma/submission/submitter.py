@@ -110,7 +110,7 @@ class Submitter:
         status, told = self._ask(record) if must_ask(record, fingerprint) else (None, None)
         decision = self._decide(record, fingerprint, status)
         if decision.step is Step.SUBMIT:
-            if record is None and deferral.upload is None:  # else a job may have failed because of the upload
+            if record is None and deferral.upload is None:  # after a failed job, the clip is uploaded again
                 deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
             return self._submit(request, video, deferral, self._intent(request, video, record))
         assert record is not None, "only a recorded submission can be continued"
@@ -195,14 +195,14 @@ class Submitter:
 
     @property
     def _this_run(self) -> dict[str, Any]:
-        """What a record tells of the state of the task at which it was written."""
+        """The counters by which a later try tells a retry from a Clear."""
         return {"max_tries": self.max_tries, "clear_number": self.clear_number}
 
     def _put_back(self, record: SubmissionRecord | None, fingerprint: str) -> SubmissionRecord | None:
         """
-        Return a record; in place of intents, the one that they have replaced, if that one's job is wanted again.
+        Return the record to decide by: the one an intent replaced, if its job is requested again.
 
-        Not before a person was told that a job of the intent may run: after this nobody would ever be.
+        This drops the intent, so it waits until the intent's unknown outcome has been reported to a person.
         """
         while record is not None and is_for_replaced(record, fingerprint):
             if not (record.reported or self.resubmit_on_unknown):

@@ -102,11 +102,11 @@ class InputVideo:
         try:
             version = self._file.version
         except (LumaError, AirflowException) as error:
-            same = next((one for one in recorded if one.partition(":")[0] == request), None)
-            if same is None:
+            matching = next((one for one in recorded if one.partition(":")[0] == request), None)
+            if matching is None:
                 raise
             self.log.warning("%s. It is taken for the one that was submitted before", error)
-            return same
+            return matching
         return f"{request}:{hashlib.sha256(version.encode()).hexdigest()[:16]}"
 
     def renewed(self, url: str) -> str:

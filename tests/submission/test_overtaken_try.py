@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.submission.attempt import SubmissionAttempt
 from tests.support.task_instance import TaskRun, TaskStateStore
 
 Freeze = Callable[[Callable[[], None]], None]
@@ -134,17 +132,3 @@ class TestIntentThatCannotBeWritten:
         with pytest.raises(ConnectionError):
             task.run_try(prompt="make it rain")
         assert state.record["luma_task_id"] == job
-
-    def test_try_that_finds_another_one_submitting_leaves_its_record(self, luma, tasks, monkeypatch):
-        frozen, later = tasks
-        begin = SubmissionAttempt.__call__
-
-        def overtaken(attempt: SubmissionAttempt) -> str:
-            monkeypatch.setattr(SubmissionAttempt, "__call__", begin)
-            later.run_try()
-            return begin(attempt)
-
-        monkeypatch.setattr(SubmissionAttempt, "__call__", overtaken)
-        with suppress(AirflowException):
-            frozen.run_try()
-        assert later.run_try()["luma_task_id"] in [job.task_id for job in luma.jobs]

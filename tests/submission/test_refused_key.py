@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An API key that is refused while a job runs: nothing is given up, nothing is paid twice, and a person is told."""
+"""A refused API key while a job runs: the wait goes on, the job is paid for once, and the log names the remedy."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def test_callback_of_a_lost_submission_does_not_cut_the_wait_short(luma, modify,
 
 class TestWayOn:
     def test_without_any_store_a_clear_is_advised_against(self):
-        assert "submits another, separately billed, job" in NoStore().way_on
-        assert "LumaTaskSensor" in NoStore().way_on
+        assert "submits another, separately billed, job" in NoStore().recovery_hint
+        assert "LumaTaskSensor" in NoStore().recovery_hint
 
     def test_task_state_is_kept_over_a_clear_below_airflow_3_4_only(self):
-        way_on = TaskStateSubmissionStore(None).way_on
-        assert ("'Keep task state and resume'" in way_on) == store_module.DISCARDS_TASK_STATE
+        recovery_hint = TaskStateSubmissionStore(None).recovery_hint
+        assert ("'Keep task state and resume'" in recovery_hint) == store_module.DISCARDS_TASK_STATE
