@@ -12,12 +12,12 @@ from airflow.providers.common.compat.sdk import (
     determine_kwargs,
     task_decorator_factory,
 )
-from airflow.sdk import literal
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION, SetDuringExecution
 
 from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import pushed_failure
+from airflow_provider_luma.operators.base import LiteralValue
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
 
     def _parameters_of(self, returned: Any) -> dict[str, Any]:
         """Return the parameters that the function has returned, or refuse what is none."""
-        if isinstance(returned, (str, type(literal("")))):
+        if isinstance(returned, (str, LiteralValue)):
             return {"prompt": returned}
         allowed = LumaModifyOperator.template_fields
         if not isinstance(returned, Mapping):

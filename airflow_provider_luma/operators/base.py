@@ -11,12 +11,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowException
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, literal
 
 from airflow_provider_luma.deferral import JobFinished
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError
 
 if TYPE_CHECKING:
+    import jinja2
+    from airflow.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
     from airflow_provider_luma.deferral import DeferralState, Event
@@ -28,7 +30,27 @@ def is_literal(value: object) -> bool:
     return value is None or (isinstance(value, str) and "{{" not in value and "{%" not in value)
 
 
-class LumaBaseOperator(BaseOperator):
+#: The type of what :func:`airflow.sdk.literal` returns; Airflow gives it no public name.
+LiteralValue = type(literal(""))
+
+
+class TemplatedOperator(BaseOperator):
+    """An operator whose templated fields take a literal wherever it comes from."""
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render a template, and return a literal's value: Airflow leaves it unresolved after ``expand_kwargs``."""
+        if isinstance(content, LiteralValue):
+            return content.resolve(context)
+        return super().render_template(content, context, jinja_env, seen_oids)
+
+
+class LumaBaseOperator(TemplatedOperator):
     """An operator that waits for Luma jobs in the triggerer."""
 
     luma_conn_id: str

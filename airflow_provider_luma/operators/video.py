@@ -14,11 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
-from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
-from airflow_provider_luma.operators.base import is_literal
+from airflow_provider_luma.operators.base import TemplatedOperator, is_literal
 from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_file_address, check_positive
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ PLAN_KEY = "luma_split"
 WORTH_A_LINE = 0.1
 
 
-class VideoSplitOperator(BaseOperator):
+class VideoSplitOperator(TemplatedOperator):
     """
     Cut a film into clips of equal length, none longer than Luma takes, exact to the frame and without sound.
 
@@ -122,7 +121,7 @@ class VideoSplitOperator(BaseOperator):
             )
 
 
-class VideoJoinOperator(BaseOperator):
+class VideoJoinOperator(TemplatedOperator):
     """
     Join modified clips to a film, with the source's own sound.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from airflow.sdk import TaskGroup, XComArg, task
+from airflow.sdk import TaskGroup, XComArg, literal, task
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.luma import LumaModifyOperator
@@ -92,7 +92,8 @@ def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) 
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
     if isinstance(prompt, Sequence):
         prompt = [_included(one) for one in prompt]
-    return LumaModifyOperator.partial(task_id="modify", **parameters).expand_kwargs(_pairs(split.output, prompt))  # type: ignore[arg-type]
+    pairs = _pairs(split.output, prompt).map(_as_literals)  # type: ignore[arg-type]
+    return LumaModifyOperator.partial(task_id="modify", **parameters).expand_kwargs(pairs)
 
 
 def _included(prompt: Any) -> Any:
@@ -103,7 +104,7 @@ def _included(prompt: Any) -> Any:
 
 @task(task_id="prompts")
 def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]:
-    """Give each clip its prompt."""
+    """Give each clip its prompt, with the templates in the DAG author's own prompts rendered."""
     clips, prompts = list(clips), list(prompts)
     if len(clips) != len(prompts):
         raise LumaValidationError(
@@ -118,6 +119,15 @@ def _clean_up(folder: str) -> None:
     from airflow_provider_luma.transfers.outputs import remove_folder
 
     remove_folder(folder)
+
+
+def _as_literals(parameters: dict[str, str]) -> dict[str, Any]:
+    """
+    Return parameters that are not rendered as templates, which ``expand_kwargs`` would do.
+
+    Another task's prompts may come from anywhere, and a template can read passwords and files.
+    """
+    return {name: literal(value) for name, value in parameters.items()}
 
 
 def _first_result(result: dict[str, Any]) -> str:

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, literal, task
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.task_groups.video import _pairs, modify_long_video
@@ -103,3 +107,49 @@ def test_prompts_that_are_not_one_for_each_clip_are_refused_before_anything_is_p
     ]
     with pytest.raises(LumaValidationError, match="prompt holds 1 prompts, and the film makes 2 clips"):
         pair(["a.mp4", "b.mp4"], ["x"])
+
+
+class TestPromptOfAnotherTask:
+    """It may come from anywhere, and a template can read passwords and files: it is data."""
+
+    @pytest.fixture
+    def modify(self, tmp_path: Path) -> Any:
+        """Render, as Airflow does when it runs, the task that modifies the clip with a prompt."""
+        (tmp_path / "notes.txt").write_text("the content of a file")
+
+        def _modify(prompt: str, given: Any = None) -> Any:
+            with DAG("films", schedule=None) as dag:
+                dag.fileloc = str(tmp_path / "films.py")
+                modify_long_video(prompt=given or task(task_id="write")(lambda: [prompt])(), **FILM)
+            dag.resolve_template_files()
+            context = {"dag": dag, "params": {}, "dag_run": SimpleNamespace(conf={}), "word": "SECRET"}
+            pairs = dag.get_task("film.prompts")
+            context["ti"] = SimpleNamespace(map_index=0, xcom_pull=lambda task_ids, **_: [prompt])
+            prompts = [pairs.render_template(one, context) for one in pairs.op_args][1]
+            made = _pairs.function(["s3://b/{{ word }}.mp4"], prompts)
+            context["ti"] = SimpleNamespace(map_index=0, xcom_pull=lambda task_ids, **_: made)
+            dag.get_task("film.modify").render_template_fields(context)
+            return context["task"]
+
+        return _modify
+
+    @pytest.mark.parametrize(
+        "prompt",
+        ["say {{ word }}", "{% include 'notes.txt' %}", "notes.txt", "{{ conn.luma_default.password }}", "{{ broken"],
+    )
+    def test_is_not_rendered(self, modify, prompt):
+        assert modify(prompt).prompt == prompt
+
+    def test_neither_is_the_address_of_a_clip(self, modify):
+        assert modify("make it snow").video_url == "s3://b/{{ word }}.mp4"
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (["say {{ word }}"], "say SECRET"),
+            (["notes.txt"], "the content of a file"),
+            ([literal("say {{ word }}")], "say {{ word }}"),
+        ],
+    )
+    def test_prompt_in_the_dag_file_is_rendered_once(self, modify, given, expected):
+        assert modify("", given).prompt == expected
