@@ -24,7 +24,7 @@ from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
 from airflow_provider_luma.media.film import Pictures, decoded, frame_times, opened, refusing
 from airflow_provider_luma.media.inspector import Unusable
 from airflow_provider_luma.media.progress import OnProgress
-from airflow_provider_luma.media.sound import Sound
+from airflow_provider_luma.media.sound import Sound, losses
 from airflow_provider_luma.media.timeline import SplitPlan, shown_at
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ class JoinInfo:
 
     :param seconds: its length
     :param rate: frames per second
-    :param sound: "copied", "encoded" as AAC, or "none"
+    :param sound: of each track "copied", or "encoded" as AAC; or "none"
     :param lacking: seconds that each clip was shorter than its piece of the film; negative if it was longer
+    :param warnings: lines for the log: what of the film is not kept
     """
 
     seconds: float
@@ -57,6 +58,7 @@ class JoinInfo:
     height: int
     sound: str
     lacking: tuple[float, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,10 @@ def join(
     ]
     with (
         refusing("source", shown),
-        opened(source) as (film, _),
+        opened(source) as (film, video),
         av.open(str(output), "w", format="mp4", options=MP4_OPTIONS) as out,
     ):
-        return _write(scanned, film, plan, out, on_progress)
+        return _write(scanned, (film, video), plan, out, on_progress)
 
 
 def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int) -> _Clip:
@@ -133,7 +135,11 @@ def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int) 
 
 
 def _write(
-    clips: list[_Clip], source: InputContainer, plan: SplitPlan, out: OutputContainer, on_progress: OnProgress | None
+    clips: list[_Clip],
+    source: tuple[InputContainer, VideoStream],
+    plan: SplitPlan,
+    out: OutputContainer,
+    on_progress: OnProgress | None,
 ) -> JoinInfo:
     rates = {clip.rate if clip.is_constant else None for clip in clips}
     # Another rate than the clips' own would show some of their pictures for longer than others.
@@ -142,7 +148,7 @@ def _write(
     film = _film(clips, rate, frames)
     first = next(film)
     encoder = VideoEncoder(out, rate, first)
-    sound = Sound(source, out, plan.origin, frames / rate)
+    sound = Sound(source[0], out, plan.origin, frames / rate)
     for done, picture in enumerate(chain((first,), film), 1):
         _mux(out, encoder.encode(picture), sound)
         if on_progress:
@@ -151,7 +157,9 @@ def _write(
     for packet in sound.until(None):
         out.mux(packet)
     lacking = tuple(float(clip.lacking) for clip in clips)
-    return JoinInfo(float(frames / rate), rate, frames, first.width, first.height, sound.kind, lacking)
+    return JoinInfo(
+        float(frames / rate), rate, frames, first.width, first.height, sound.kind, lacking, tuple(losses(*source))
+    )
 
 
 def _film(clips: list[_Clip], rate: Fraction, frames: int) -> Iterator[av.VideoFrame]:

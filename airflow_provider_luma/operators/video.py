@@ -202,6 +202,8 @@ class VideoJoinOperator(BaseOperator):
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
         self._log_misfits(names, film_made.lacking)
+        for warning in film_made.warnings:
+            self.log.warning("%s: %s", film.shown, warning)
         self.log.info("Wrote %s: %.1f s, sound %s", target, film_made.seconds, film_made.sound)
         self._tell_outlets(context, str(target), film_made.seconds)
         self.files = [str(target)]

@@ -107,6 +107,16 @@ def test_join_that_fails_leaves_the_file_that_was_there(film, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
 
 
+def test_join_warns_of_what_is_not_kept(tmp_path, task_log):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(make_clip(seconds=1, sound="ac3").replace(b"ac-3", b"zzzz"))
+    clips, pushed = split(str(film), str(tmp_path / "clips"))
+    VideoJoinOperator(
+        task_id="join", clips=clips, source=str(film), destination=str(tmp_path / "out.mp4"), plan=pushed[PLAN_KEY]
+    ).execute(new_context())
+    assert len(messages(task_log, "film.mp4: audio track", "is not kept")) == 1
+
+
 def test_film_that_was_changed_since_it_was_split_is_not_joined(film, tmp_path):
     clips, pushed = split(str(film), str(tmp_path / "clips"))
     film.write_bytes(make_clip(seconds=24, sound="aac"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
+
+from airflow_provider_luma.media.join import JoinInfo, join
+from airflow_provider_luma.media.split import plan_split, split
 
 NTSC = Fraction(30000, 1001)
 SAMPLE_RATE = 48000
@@ -106,6 +111,60 @@ def _pixels(number: int, size: tuple[int, int]) -> np.ndarray:
     return blocks[rows][:, columns]
 
 
+@dataclass(frozen=True)
+class Track:
+    """
+    A sound track, which clicks as those of :func:`film` do.
+
+    :param span: seconds of its beginning and end
+    """
+
+    codec: str
+    span: tuple[float, float]
+    rate: int = SAMPLE_RATE
+    layout: str = "mono"
+    language: str = ""
+    is_default: bool = True
+    bit_rate: int = 0
+
+
+def with_tracks(video: bytes, *tracks: Track, kind: str = "mp4", is_interleaved: bool = True) -> bytes:
+    """
+    Return a film with sound tracks in place of its own.
+
+    :param is_interleaved: or the sound lies in front of the video
+    """
+    with TemporaryDirectory() as folder, av.open(io.BytesIO(video)) as source:
+        path = Path(folder) / f"film.{kind}"
+        options = {} if is_interleaved else {"max_interleave_delta": "1"}
+        with av.open(str(path), "w", options=options) as out:
+            pictures = out.add_stream_from_template(source.streams.video[0])
+            sounds: list[Any] = [out.add_stream(t.codec, rate=t.rate, layout=t.layout) for t in tracks]
+            for track, sound in zip(tracks, sounds, strict=True):
+                sound.metadata["language"] = track.language
+                sound.disposition = Disposition.default if track.is_default else 0
+                if track.bit_rate:
+                    sound.bit_rate = track.bit_rate
+            for track, sound in zip(tracks, sounds, strict=True):
+                for frame in (*_samples(*track.span), None):
+                    out.mux(sound.encode(frame))
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = pictures
+                    out.mux(packet)
+        return path.read_bytes()
+
+
+def rejoined(source: bytes, clip_seconds: float = 10) -> tuple[bytes, JoinInfo]:
+    """Split a film and join its clips as they are."""
+    plan, clips = plan_split(io.BytesIO(source), clip_seconds), list[bytes]()
+    split(io.BytesIO(source), plan, lambda _: kept_file(clips))
+    with TemporaryDirectory() as folder:
+        output = Path(folder) / "film.mp4"
+        info = join(openers(clips), io.BytesIO(source), plan, output)
+        return output.read_bytes(), info
+
+
 def _samples(begin: float, end: float) -> Iterator[av.AudioFrame]:
     first, last = round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)
     wave = np.zeros(last - min(first, 0) + len(_CLICK), dtype=np.float32)
@@ -147,16 +206,16 @@ def _middles(length: int, blocks: int) -> np.ndarray:
     return (middles[:, None] + np.arange(-2, 3)).ravel()
 
 
-def clicks(video: bytes) -> list[float]:
-    """Return when the sound of a video clicks, in seconds."""
+def clicks(video: bytes, track: int = 0, threshold: float = 0.4) -> list[float]:
+    """Return when a sound track of a video clicks, in seconds."""
     pieces, begin = [], None
     with av.open(io.BytesIO(video)) as container:
         resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
-        for frame in container.decode(audio=0):
+        for frame in container.decode(audio=track):
             begin = float(frame.time or 0) if begin is None else begin
             pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
         pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
-    loud = np.flatnonzero(np.abs(np.concatenate(pieces)) > 0.4)
+    loud = np.flatnonzero(np.abs(np.concatenate(pieces)) > threshold)
     onsets = loud[np.flatnonzero(np.diff(loud, prepend=-SAMPLE_RATE) > SAMPLE_RATE // 4)]
     return [(begin or 0.0) + onset / SAMPLE_RATE for onset in onsets]
 
