@@ -96,10 +96,12 @@ class VideoSplitOperator(BaseOperator):
                 context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
                 clips = [as_path(self.destination) / f"clip-{number:04}.mp4" for number in range(plan.clips)]
                 progress = FilmProgress("Split", plan.seconds, self.log)
-                split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
+                made = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
             film.check_unchanged()
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
+        for warning in made.warnings:
+            self.log.warning("%s: %s", film.shown, warning)
         self.files = [str(clip) for clip in clips]
         return list(self.files)
 
