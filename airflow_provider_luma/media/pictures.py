@@ -91,7 +91,9 @@ class Pictures:
     def __init__(self, size: tuple[int, int] | None = None) -> None:
         self.size = size
         self._is_stretched = size is not None
-        self._announced: tuple[VideoStream | None, int, int] = (None, 0, 0)
+        self._video: VideoStream | None = None
+        self._announced_size = (0, 0)
+        self._orientation: tuple[int, tuple[bool, bool, bool]] = (0, (False, False, False))
         self._kind: tuple[object, ...] = ()
         self._graph = av.filter.Graph()
         self._last: tuple[av.VideoFrame, av.VideoFrame] | None = None
@@ -104,24 +106,31 @@ class Pictures:
         """
         if self._last and self._last[0] is frame:
             return self._last[1]
+        self._look_at(frame, video)
         # One graph for all clips that are alike: a graph that is dropped may keep its memory for long.
-        kind = (*_shape(frame), frame.color_trc, self._aspect(frame, video), *_orientation(frame))
+        kind = (*_shape(frame), frame.color_trc, self._aspect(frame, video), self._orientation)
         if kind != self._kind:
             self._kind, self._graph = kind, self._new_graph(frame, video)
         self._graph.vpush(frame)
         self._last = frame, self._graph.vpull()
         return self._last[1]
 
+    def _look_at(self, frame: av.VideoFrame, video: VideoStream) -> None:
+        """Find out what a film says of its pictures, when it begins, or turns them another way."""
+        if self._video is not video:
+            self._video, self._announced_size = video, (frame.width, frame.height)
+        elif self._orientation[0] == frame.rotation:
+            return  # a frame whose side data was read is freed only by Python's garbage collector
+        self._orientation = frame.rotation, _orientation(frame)
+
     def _aspect(self, frame: av.VideoFrame, video: VideoStream) -> Fraction:
         """Return the width of a pixel in heights. Of pictures that change their size, the container tells the first."""
-        if self._announced[0] is not video:
-            self._announced = (video, frame.width, frame.height)
-        is_announced = self._announced[1:] == (frame.width, frame.height)
+        is_announced = self._announced_size == (frame.width, frame.height)
         aspect = video.sample_aspect_ratio if is_announced else video.codec_context.sample_aspect_ratio
         return Fraction(aspect.numerator, aspect.denominator) if aspect else Fraction(1)
 
     def _new_graph(self, frame: av.VideoFrame, video: VideoStream) -> av.filter.Graph:
-        transposed, mirrored, flipped = _orientation(frame)
+        transposed, mirrored, flipped = self._orientation[1]
         width, height = round(frame.width * self._aspect(frame, video)), frame.height
         width, height = (height, width) if transposed else (width, height)
         if max(width, height) > MAX_SIDE or not width:

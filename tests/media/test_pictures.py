@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Sequence
 from fractions import Fraction
@@ -34,6 +35,19 @@ def test_pictures_are_turned_and_mirrored_as_players_show_them(rotation, mirrore
     info, clips = split_all(film(frames=10, size=(54, 96), rotation=rotation, mirrored=mirrored))
     assert (info.clips[0].width, info.clips[0].height) == (54, 96)
     assert numbers(clips) == list(range(10))
+
+
+def test_frames_are_freed_at_once_and_not_when_python_collects_garbage():
+    source = film(frames=90, rotation=90, size=(54, 96))
+    plan = plan_split(io.BytesIO(source))
+    gc.collect()
+    gc.disable()
+    try:
+        split(io.BytesIO(source), plan, lambda _: kept_file([]))
+        left = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 5
 
 
 def with_aspect_of_container(source: bytes, across: int, down: int) -> bytes:
