@@ -58,11 +58,11 @@ class Repairs:
     def warnings(self) -> list[str]:
         """Return lines for the log."""
         lines = {
-            f"{self.bridged} broken frames are replaced by the frames before them": self.bridged,
-            f"{self.concealed} damaged frames are kept as FFmpeg repaired them": self.concealed,
-            f"{self.deinterlaced} interlaced frames are deinterlaced": self.deinterlaced,
+            "broken frames, replaced by the frame before": self.bridged,
+            "damaged frames, kept as FFmpeg repaired them": self.concealed,
+            "interlaced frames, deinterlaced": self.deinterlaced,
         }
-        return [line for line, count in lines.items() if count]
+        return [f"{line}: {count}" for line, count in lines.items() if count]
 
 
 @contextmanager

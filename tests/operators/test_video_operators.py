@@ -123,7 +123,7 @@ def test_split_warns_of_what_it_had_to_repair(tmp_path, task_log):
     film = tmp_path / "film.avi"
     film.write_bytes(broken(make_film("avi", frames=20, codec="mjpeg", pix_fmt="yuvj420p"), 10))
     split(str(film), str(tmp_path / "clips"))
-    assert len(messages(task_log, "film.avi: 1 broken frames are replaced")) == 1
+    assert len(messages(task_log, "film.avi: broken frames, replaced by the frame before: 1")) == 1
 
 
 def test_film_that_was_changed_since_it_was_split_is_not_joined(film, tmp_path):
