@@ -39,7 +39,7 @@ RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in la
 HTTP_LIBRARIES = {"aiohttp", "httpx", "requests", "urllib3"}
 
 #: Modules that read and write videos, and are of no use without PyAV.
-PYAV = ("media.encoder", "media.film", "media.join", "media.sound", "media.split")
+PYAV = ("media.encoder", "media.film", "media.join", "media.pictures", "media.sound", "media.split")
 
 #: Modules without I/O: they import neither Airflow nor an HTTP library.
 PURE = (

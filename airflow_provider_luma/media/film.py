@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a film, or a clip of one: the times of its frames, its frames, and its pictures as they are meant to look."""
+"""Reading a film, or a clip of one: the times of its frames and of its sound, and its frames."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from heapq import heappop, heappush
 from typing import IO, TYPE_CHECKING
 
 import av
 import av.error
-import av.filter
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.inspector import (
@@ -28,26 +29,40 @@ from airflow_provider_luma.media.probe import other_kind
 from airflow_provider_luma.media.timeline import FrameTimes
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
 #: Each thread of FFmpeg holds pictures in memory.
 THREADS = min(4, os.cpu_count() or 1)
 
-#: Pictures in RGB say of no way to become YUV that it was theirs.
-_RGB = 0
-_MATRIX = ":out_color_matrix=bt709"
+#: Seconds of broken pictures that the one before them stands in for.
+MAX_BRIDGED_SECONDS = 1
 
-#: Pictures of a high dynamic range (PQ, HLG) look grey wherever that is not heeded: they become those of television.
-_HIGH_DYNAMIC_RANGE = (16, 18)
-_STANDARD_RANGE = _MATRIX + ":out_primaries=bt709:out_transfer=bt709"
 
-#: What turns a picture, by the degrees counterclockwise that the file asks for.
-_ROTATIONS = {
-    90: [("transpose", "cclock")],
-    180: [("hflip", ""), ("vflip", "")],
-    270: [("transpose", "clock")],
-}
+@dataclass
+class Repairs:
+    """
+    What had to be done about a film's frames.
+
+    :param bridged: frames that are broken; the one before is shown in their place
+    :param concealed: frames that are damaged; they are shown as FFmpeg patched them up
+    :param deinterlaced: frames that consisted of two fields
+    """
+
+    bridged: int = 0
+    concealed: int = 0
+    deinterlaced: int = 0
+
+    def warnings(self) -> list[str]:
+        """Return lines for the log."""
+        lines = {
+            "broken frames, replaced by the frame before": self.bridged,
+            "damaged frames, kept as FFmpeg repaired them": self.concealed,
+            "interlaced frames, deinterlaced": self.deinterlaced,
+        }
+        return [f"{line}: {count}" for line, count in lines.items() if count]
 
 
 @contextmanager
@@ -93,103 +108,160 @@ def frame_times(container: InputContainer, video: VideoStream) -> FrameTimes:
 
     :raises Unusable: there are none, or the file is cut off
     """
-    durations = {}
+    return film_times(container, video, [])[0]
+
+
+def film_times(
+    container: InputContainer, video: VideoStream, sounds: Sequence[AudioStream]
+) -> tuple[FrameTimes, tuple[Fraction, Fraction] | None]:
+    """
+    Return when the frames are shown, and the seconds when the sound begins and ends, if there is any.
+
+    Nothing is decoded.
+
+    :raises Unusable: there are no frames, or the file is cut off
+    """
+    durations, heard = {}, []
     try:
-        for packet in container.demux(video):
-            if packet.is_corrupt:
+        for packet in container.demux(video, *sounds):
+            is_picture = packet.stream is video
+            if packet.is_corrupt and is_picture:
                 raise cut_off()
-            at = packet.dts if _lacks_pts(container) else packet.pts
-            if packet.size and at is not None and not packet.is_discard:  # an edit list can hide some
+            at = packet.dts if _lacks_pts(container) or packet.pts is None else packet.pts
+            if not packet.size or at is None or packet.is_discard:  # an edit list can hide some
+                continue
+            if is_picture:
                 durations[at] = packet.duration or 0
+            else:
+                heard += [at * packet.time_base, (at + (packet.duration or 0)) * packet.time_base]
+                heard = [min(heard), max(heard)]
     except (av.error.FFmpegError, MemoryError) as error:
         raise undecodable(error) from error
     if not durations or not video.time_base:
         raise undecodable("it holds no frame")
     ticks = sorted(durations)
-    time_base = Fraction(video.time_base.numerator, video.time_base.denominator)  # since PyAV 19 a type of its own
-    return FrameTimes(ticks, time_base, durations[ticks[-1]])
+    times = FrameTimes(ticks, _exact(video.time_base), durations[ticks[-1]])
+    return times, (_exact(heard[0]), _exact(heard[1])) if heard else None
 
 
-def decoded(container: InputContainer, video: VideoStream) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def _exact(value: Fraction) -> Fraction:
+    return Fraction(value.numerator, value.denominator)  # since PyAV 19 a type of its own
+
+
+def decoded(
+    container: InputContainer, video: VideoStream, repairs: Repairs
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """
-    Yield the frames, each with its time in seconds.
+    Yield the frames, each with its time in seconds. Broken ones are left out.
 
-    :raises Unusable: one cannot be decoded, or there is none
+    :param repairs: counts them
+    :raises Unusable: more are broken in a row than can be bridged, or there is none
     """
-    time_base = video.time_base or Fraction(1)
-    sent: deque[int] = deque()
-    at = None
+    time_base = _exact(video.time_base or Fraction(1))
+    expected = _Expected(video, _lacks_pts(container), repairs)
     try:
         for packet in container.demux(video):
-            if packet.size and packet.dts is not None:
-                sent.append(packet.dts)
-            for frame in packet.decode():
-                dts = sent.popleft() if sent else None
-                at = dts if _lacks_pts(container) else frame.pts
-                if at is not None:
+            expected.sent(packet)
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                expected.failed(error)
+                continue
+            for frame in frames:
+                if (at := expected.returned(frame)) is not None:
                     yield at * time_base, frame
     except (av.error.FFmpegError, MemoryError) as error:
         raise undecodable(error) from error
-    if at is None:
-        raise undecodable("it holds no frame")
+    expected.ended()
+
+
+class _Expected:
+    """
+    The frames that a decoder was given and has not returned, by which those that it could not decode are found.
+
+    A decoder with several threads does not tell which ones they are.
+    """
+
+    def __init__(self, video: VideoStream, by_dts: bool, repairs: Repairs) -> None:
+        self._video, self._by_dts, self._repairs = video, by_dts, repairs
+        #: When each is shown, and sent.
+        self._sent: list[tuple[int, int]] = []
+        self._error: Exception | None = None
+        self._shown: int | None = None
+        self._gap: int | None = None
+        self._needs_key_frame = False
+        self._end = 0
+
+    def sent(self, packet: Packet[VideoStream]) -> None:
+        """Take a packet that the decoder is given."""
+        at = packet.dts if self._by_dts else packet.pts
+        if packet.size and at is not None and not packet.is_discard:
+            heappush(self._sent, (at, at if packet.dts is None else packet.dts))
+            self._end = max(self._end, at + (packet.duration or 0))
+
+    def failed(self, error: av.error.FFmpegError) -> None:
+        """Take an error of the decoder."""
+        if isinstance(error, MemoryError):
+            raise error
+        self._error = error
+        if self._by_dts and self._sent:
+            self._lose([heappop(self._sent)])
+
+    def returned(self, frame: av.VideoFrame) -> int | None:
+        """Take a frame of the decoder, and return when it is shown; None if it is not."""
+        at = frame.pts
+        if self._by_dts:
+            at = self._sent[0][0] if self._sent else None
+        if at is None:
+            return None
+        passed = []
+        while self._sent and self._sent[0][0] <= at:
+            passed.append(heappop(self._sent))
+        if self._error:
+            self._lose([sent for sent in passed if sent[0] < at])
+        if self._needs_key_frame and not frame.key_frame:
+            # It was predicted from a frame that there is not.
+            self._lose([(at, at)])
+            return None
+        self._repairs.concealed += frame.is_corrupt
+        self._needs_key_frame = False
+        self._close_gap(at)
+        self._shown = at
+        return at
+
+    def ended(self) -> None:
+        """Take the end of the film."""
+        if self._shown is None:
+            raise undecodable(self._error or "it holds no frame")
+        # PyAV passes over an error in the last few frames, and over the frames behind it.
+        if self._error or not self._by_dts:
+            self._lose([sent for sent in self._sent if sent[0] > self._shown])
+        self._close_gap(self._end)
+
+    def _lose(self, frames: list[tuple[int, int]]) -> None:
+        for at, dts in frames:
+            self._repairs.bridged += 1
+            self._gap = at if self._gap is None else self._gap
+            self._needs_key_frame |= dts in self._key_frames
+
+    @cached_property
+    def _key_frames(self) -> frozenset[int]:
+        """When key frames are sent. Broken packets do not tell that they are key frames, but the index does."""
+        return frozenset(entry.timestamp for entry in self._video.index_entries if entry.is_keyframe)
+
+    def _close_gap(self, at: int) -> None:
+        if self._gap is not None:
+            time_base = _exact(self._video.time_base or Fraction(1))
+            seconds = (at - self._gap) * time_base
+            if seconds > MAX_BRIDGED_SECONDS:
+                raise Unusable(
+                    f"has no picture that can be decoded for {float(seconds):.1f} seconds, from second "
+                    f"{float(self._gap * time_base):.1f} on ({self._error})",
+                    "copy it again, or repair it, e.g. with ffmpeg -i INPUT OUTPUT.mp4",
+                )
+        self._gap = None
 
 
 def _lacks_pts(container: InputContainer) -> bool:
     """Tell whether a file has no times of showing: then the frames are shown at the times of sending, in order."""
     return container.format.name == "avi"
-
-
-class Pictures:
-    """
-    Makes pictures of one size and kind of a film's frames: turned upright, with square pixels, in 4:2:0.
-
-    :param size: width and height; without it, that of the first frame, made even
-    """
-
-    def __init__(self, size: tuple[int, int] | None = None) -> None:
-        self.size = size
-        self._kind: tuple[object, ...] = ()
-        self._graph = av.filter.Graph()
-        self._last: tuple[av.VideoFrame, av.VideoFrame] | None = None
-
-    def make(self, frame: av.VideoFrame, video: VideoStream) -> av.VideoFrame:
-        """Return a frame's picture; of the same frame again, the same."""
-        if self._last and self._last[0] is frame:
-            return self._last[1]
-        # One graph for all clips that are alike: a graph that is dropped may keep its memory for long.
-        shape = (frame.width, frame.height, video.codec_context.sample_aspect_ratio, frame.rotation, frame.time_base)
-        kind = (*shape, frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
-        if kind != self._kind:
-            self._kind, self._graph = kind, self._new_graph(frame, video)
-        self._graph.vpush(frame)
-        self._last = frame, self._graph.vpull()
-        return self._last[1]
-
-    def _new_graph(self, frame: av.VideoFrame, video: VideoStream) -> av.filter.Graph:
-        aspect = video.codec_context.sample_aspect_ratio or Fraction(1)
-        rotation = round(frame.rotation / 90) * 90 % 360
-        width, height = round(frame.width * aspect), frame.height
-        self.size = self.size or _even(*((height, width) if rotation in (90, 270) else (width, height)))
-        graph = av.filter.Graph()
-        source = (
-            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base={frame.time_base}"
-            f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
-        )
-        colours = _MATRIX if frame.colorspace == _RGB else ""
-        if frame.color_trc in _HIGH_DYNAMIC_RANGE:
-            colours = _STANDARD_RANGE
-        filters = [
-            ("buffer", source),
-            *_ROTATIONS.get(rotation, []),
-            ("scale", f"w={self.size[0]}:h={self.size[1]}:out_range=tv{colours}"),
-            ("setsar", "1"),
-            ("format", "pix_fmts=yuv420p"),
-            ("buffersink", ""),
-        ]
-        graph.link_nodes(*(graph.add(name, arguments) for name, arguments in filters)).configure()
-        return graph
-
-
-def _even(width: int, height: int) -> tuple[int, int]:
-    """Return the size that H.264 in 4:2:0 takes; an odd one loses a column or a row."""
-    return max(2, width // 2 * 2), max(2, height // 2 * 2)

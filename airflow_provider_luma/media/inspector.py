@@ -31,14 +31,14 @@ _MEMORY = 1 << 30
 _CPU_SECONDS = 10
 
 #: Pixels of a side. FFmpeg holds whole pictures in memory, several of them.
-_MAX_SIDE = 8192
+MAX_SIDE = 8192
 
 _OPTIONS = {
     # Playlists, and references within a file, make FFmpeg open whatever file or address they name.
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi",
     "protocol_whitelist": "none",
     "enable_drefs": "0",
-    "max_pixels": str(_MAX_SIDE**2),
+    "max_pixels": str(MAX_SIDE**2),
     "threads": "1",
 }
 _BLOCK = 1 << 18
@@ -197,9 +197,9 @@ def check_size(video: VideoStream) -> None:
     if video.codec_context is None:
         raise undecodable("FFmpeg knows no decoder for it")
     # FFmpeg puts 0x0 in place of a size beyond max_pixels.
-    if not 0 < max(video.width, video.height) <= _MAX_SIDE:
+    if not 0 < max(video.width, video.height) <= MAX_SIDE:
         raise Unusable(
-            f"has more than {_MAX_SIDE} pixels a side, or tells no size",
+            f"has more than {MAX_SIDE} pixels a side, or tells no size",
             "scale it down first, e.g. with ffmpeg -i INPUT -vf scale=1920:-2 OUTPUT.mp4",
         )
 

@@ -21,11 +21,12 @@ import av
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
-from airflow_provider_luma.media.film import Pictures, decoded, frame_times, opened, refusing
+from airflow_provider_luma.media.film import Repairs, decoded, frame_times, opened, refusing
 from airflow_provider_luma.media.inspector import Unusable
+from airflow_provider_luma.media.pictures import Pictures, deinterlaced
 from airflow_provider_luma.media.progress import OnProgress
-from airflow_provider_luma.media.sound import Sound
-from airflow_provider_luma.media.timeline import SplitPlan, shown_at
+from airflow_provider_luma.media.sound import Sound, losses
+from airflow_provider_luma.media.timeline import MAX_HOLD_SECONDS, SplitPlan, shown_at
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 #: Opens a clip for reading, at any position; called twice.
 ClipOpener = Callable[[], AbstractContextManager[IO[bytes]]]
 
-#: Seconds that a clip may lack at its end, for which its last picture is held.
-MAX_HOLD_SECONDS = 0.5
-
 
 @dataclass(frozen=True)
 class JoinInfo:
@@ -46,8 +44,9 @@ class JoinInfo:
 
     :param seconds: its length
     :param rate: frames per second
-    :param sound: "copied", "encoded" as AAC, or "none"
+    :param sound: of each track "copied", or "encoded" as AAC; or "none"
     :param lacking: seconds that each clip was shorter than its piece of the film; negative if it was longer
+    :param warnings: lines for the log: what was wrong with clips, and what of the film is not kept
     """
 
     seconds: float
@@ -57,6 +56,7 @@ class JoinInfo:
     height: int
     sound: str
     lacking: tuple[float, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def join(
     ]
     with (
         refusing("source", shown),
-        opened(source) as (film, _),
+        opened(source) as (film, video),
         av.open(str(output), "w", format="mp4", options=MP4_OPTIONS) as out,
     ):
-        return _write(scanned, film, plan, out, on_progress)
+        return _write(scanned, (film, video), plan, out, on_progress)
 
 
 def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int) -> _Clip:
@@ -133,16 +133,21 @@ def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int) 
 
 
 def _write(
-    clips: list[_Clip], source: InputContainer, plan: SplitPlan, out: OutputContainer, on_progress: OnProgress | None
+    clips: list[_Clip],
+    source: tuple[InputContainer, VideoStream],
+    plan: SplitPlan,
+    out: OutputContainer,
+    on_progress: OnProgress | None,
 ) -> JoinInfo:
     rates = {clip.rate if clip.is_constant else None for clip in clips}
     # Another rate than the clips' own would show some of their pictures for longer than others.
     rate = (rates.pop() if len(rates) == 1 else None) or plan.rate
-    frames = max(1, round(plan.frames / plan.rate * rate))
-    film = _film(clips, rate, frames)
+    frames = max(1, round(plan.exact_seconds * rate))
+    warnings: list[str] = []
+    film = _film(clips, rate, frames, warnings)
     first = next(film)
     encoder = VideoEncoder(out, rate, first)
-    sound = Sound(source, out, plan.origin, frames / rate)
+    sound = Sound(source[0], out, plan.origin, frames / rate)
     for done, picture in enumerate(chain((first,), film), 1):
         _mux(out, encoder.encode(picture), sound)
         if on_progress:
@@ -151,20 +156,24 @@ def _write(
     for packet in sound.until(None):
         out.mux(packet)
     lacking = tuple(float(clip.lacking) for clip in clips)
-    return JoinInfo(float(frames / rate), rate, frames, first.width, first.height, sound.kind, lacking)
+    warnings += losses(*source)
+    return JoinInfo(float(frames / rate), rate, frames, first.width, first.height, sound.kind, lacking, tuple(warnings))
 
 
-def _film(clips: list[_Clip], rate: Fraction, frames: int) -> Iterator[av.VideoFrame]:
-    """Yield so many pictures, all of the size of the first."""
+def _film(clips: list[_Clip], rate: Fraction, frames: int, warnings: list[str]) -> Iterator[av.VideoFrame]:
+    """Yield so many pictures, all of the size of the first. Warnings are added."""
     pictures = Pictures()
     # A picture on the border belongs to the piece that it is more in; so a clip that is rounded off lacks little.
     firsts = [floor(clip.start * rate + Fraction(1, 2)) for clip in clips] + [frames]
     for clip, first, end in zip(clips, firsts, firsts[1:], strict=False):
         with refusing(*clip.name), clip.open() as file, opened(file) as (container, video):
-            own = ((at - clip.origin, frame) for at, frame in decoded(container, video))
+            repairs = Repairs()
+            whole = deinterlaced(decoded(container, video, repairs), repairs)
+            own = ((at - clip.origin, frame) for at, frame in whole)
             times = (index / rate - clip.start for index in range(first, end))
             for frame in shown_at(own, times, 1 / min(rate, clip.rate)):
                 yield pictures.make(frame, video)
+            warnings += [f"{clip.name[1] or clip.name[0]}: {line}" for line in repairs.warnings()]
 
 
 def _mux(out: OutputContainer, packets: list[Packet[VideoStream]], sound: Sound) -> None:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A film's own sound, for an MP4 that begins and ends with the film: copied if it can be, else encoded as AAC."""
+"""A film's own sound tracks, for an MP4 that begins and ends with the film: copied, or else encoded as AAC."""
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import av
 import av.error
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer, OutputContainer
     from av.packet import Packet
+    from av.stream import Stream
+    from av.video.stream import VideoStream
 
 #: What players of MP4 understand, by the canonical names: decoders have others, as mp3float.
 _COPIED = frozenset(("aac", "ac3", "alac", "eac3", "mp3"))
@@ -26,9 +29,37 @@ _COPIED = frozenset(("aac", "ac3", "alac", "eac3", "mp3"))
 #: Seconds of sound before the film that are copied, and hidden by an edit list: a decoder needs them to start up.
 _PRIMING = Fraction(1, 20)
 
-_AAC_RATES = frozenset((96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000))
+_AAC_RATES = (16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _AAC_BIT_RATE = 96_000
-_AAC_FRAME = 1024
+
+#: What AAC is encoded with, by the number of channels; of more than eight, the first two are kept.
+_AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "5.1", 8: "7.1"}
+
+#: The channels that those layouts are mixed from.
+_CHANNELS = frozenset(("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR"))
+
+_KEPT_METADATA = ("language", "title", "handler_name")
+
+
+def decodable(container: InputContainer) -> list[AudioStream]:
+    """Return the sound tracks that can be decoded."""
+    return [stream for stream in container.streams.audio if stream.codec_context and stream.codec_context.sample_rate]
+
+
+def losses(container: InputContainer, video: VideoStream) -> list[str]:
+    """Return a line for each part of a film that is not kept."""
+    sounds = decodable(container)
+    lost = [_loss(stream) for stream in container.streams if stream is not video and stream not in sounds]
+    if chapters := container.chapters():
+        lost.append(f"{len(chapters)} chapter marks are not kept")
+    return lost
+
+
+def _loss(stream: Stream) -> str:
+    codec = stream.codec_context.codec.canonical_name if stream.codec_context else ""
+    reason = ": FFmpeg knows no decoder for it" if stream.type == "audio" else ""
+    described = ", ".join(filter(None, (stream.language, codec)))
+    return f"{stream.type} track {stream.index}{f' ({described})' if described else ''} is not kept{reason}"
 
 
 def _shorten(packet: Packet[AudioStream], duration: int) -> None:
@@ -45,26 +76,37 @@ def _shorten(packet: Packet[AudioStream], duration: int) -> None:
         packet.set_sidedata(skipped)
 
 
+class _Track(Protocol):
+    """A sound track of the film, as it is written."""
+
+    kind: str
+
+    def take(self, packet: Packet[AudioStream]) -> Iterator[Packet[AudioStream]]:
+        """Take the source's next packet, at the end an empty one, and yield what is to be written."""
+
+
 class Sound:
     """
-    The sound of a film, packet by packet. The MP4 gets a stream for it at once, if there is any.
+    The sound of a film, packet by packet. The MP4 gets a stream for each track at once.
 
     :param source: the film
-    :param origin: seconds of the film's first picture, by the film's clock
+    :param origin: seconds of the film's beginning, by the film's clock
     :param seconds: the length of the film
     :raises Unusable: it cannot be read
     """
 
     def __init__(self, source: InputContainer, out: OutputContainer, origin: Fraction, seconds: Fraction) -> None:
-        #: What was done: "copied", "encoded", or "none" if the film has no sound.
-        self.kind = "none"
-        self._out, self._origin, self._seconds = out, origin, seconds
-        self._packets: Iterator[Packet[AudioStream]] = iter(())
-        stream = cast("AudioStream | None", source.streams.best("audio"))
-        if stream is not None and stream.codec_context is not None:
-            copied = stream.codec_context.codec.canonical_name in _COPIED
-            self._packets = self._copy(source, stream) if copied else self._encode(source, stream)
+        self._tracks: dict[int, _Track] = {}
+        for stream in (streams := decodable(source)):
+            kind = _Copied if _is_copied(stream) else _Encoded
+            self._tracks[stream.index] = kind(stream, out, origin, seconds)
+        self._packets = self._written(source, streams)
         self._upcoming = self._next()
+
+    @property
+    def kind(self) -> str:
+        """What was done with each track: "copied" or "encoded"; "none" if the film has no sound."""
+        return ", ".join(track.kind for track in self._tracks.values()) or "none"
 
     def until(self, seconds: Fraction | None) -> Iterator[Packet[AudioStream]]:
         """
@@ -84,68 +126,138 @@ class Sound:
         except (av.error.FFmpegError, MemoryError) as error:
             raise undecodable(error) from error
 
-    def _copy(self, source: InputContainer, stream: AudioStream) -> Iterator[Packet[AudioStream]]:
-        out_stream, last = None, None
-        for packet in source.demux(stream):
-            if not packet.size or packet.dts is None or (last is not None and packet.dts <= last):
-                continue
-            last = packet.dts
-            packet.pts = packet.dts = last - round(self._origin / packet.time_base)
-            begin, left = packet.pts * packet.time_base, int(self._seconds / packet.time_base) - packet.pts
-            if left <= 0:
-                return
-            if begin < -_PRIMING:
-                continue
+    def _written(self, source: InputContainer, streams: list[AudioStream]) -> Iterator[Packet[AudioStream]]:
+        if streams:
+            for packet in source.demux(*streams):
+                yield from self._tracks[packet.stream.index].take(cast("Packet[AudioStream]", packet))
+
+
+def _is_copied(stream: AudioStream) -> bool:
+    """Tell whether players understand a track, and the MP4 takes it: of MP3, for example, none below 16 kHz."""
+    if stream.codec_context.codec.canonical_name not in _COPIED:
+        return False
+    try:
+        with av.open(io.BytesIO(), "w", format="mp4") as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (av.error.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def _describe_alike(stream: AudioStream, source: AudioStream) -> None:
+    """Give a track of the MP4 the language, name and flags of the source's."""
+    stream.metadata.update({key: value for key, value in source.metadata.items() if key in _KEPT_METADATA})
+    stream.disposition = source.disposition
+
+
+class _Copied:
+    """A track whose packets are copied."""
+
+    kind = "copied"
+
+    def __init__(self, stream: AudioStream, out: OutputContainer, origin: Fraction, seconds: Fraction) -> None:
+        self._origin, self._seconds = origin, seconds
+        self._stream: AudioStream = out.add_stream_from_template(stream)
+        self._last: int | None = None
+        _describe_alike(self._stream, stream)
+
+    def take(self, packet: Packet[AudioStream]) -> Iterator[Packet[AudioStream]]:
+        if not packet.size or packet.dts is None or (self._last is not None and packet.dts <= self._last):
+            return
+        self._last = packet.dts
+        packet.pts = packet.dts = packet.dts - round(self._origin / packet.time_base)
+        left = int(self._seconds / packet.time_base) - packet.pts
+        if left > 0 and packet.pts * packet.time_base >= -_PRIMING:
             _shorten(packet, left)
-            if out_stream is None:
-                self.kind, out_stream = "copied", self._out.add_stream_from_template(stream)
-            packet.stream = out_stream
+            packet.stream = self._stream
             yield packet
 
-    def _encode(self, source: InputContainer, stream: AudioStream) -> Iterator[Packet[AudioStream]]:
-        graph, encoder = None, None
-        for frame in _decoded(source, stream):
-            if (frame.time or 0.0) >= self._origin + self._seconds:
-                break
-            if graph is None or encoder is None:
-                rate = stream.rate if stream.rate in _AAC_RATES else 48_000
-                layout = "mono" if stream.channels == 1 else "stereo"
-                graph = self._graph(frame, rate, layout)
-                self.kind, encoder = "encoded", self._out.add_stream("aac", rate=rate, layout=layout)
-                encoder.bit_rate = _AAC_BIT_RATE * encoder.channels
-            for piece in _filtered(graph, frame):
-                yield from encoder.encode(piece)
-        if graph is not None and encoder is not None:
-            for piece in _filtered(graph, None):
-                yield from encoder.encode(piece)
-            yield from encoder.encode(None)
 
-    def _graph(self, frame: AudioFrame, rate: int, layout: str) -> av.filter.Graph:
+class _Encoded:
+    """A track that is encoded anew. What of it cannot be decoded becomes silence."""
+
+    kind = "encoded"
+
+    def __init__(self, stream: AudioStream, out: OutputContainer, origin: Fraction, seconds: Fraction) -> None:
+        self._origin, self._seconds = origin, seconds
+        self._channels, self._map = _channels(stream)
+        self._rate = next((rate for rate in _AAC_RATES if rate >= stream.rate), 48_000)
+        layout = _AAC_LAYOUTS.get(self._channels, "stereo")
+        self._encoder = out.add_stream("aac", rate=self._rate, layout=layout)
+        self._encoder.bit_rate = _AAC_BIT_RATE * self._encoder.layout.nb_channels
+        _describe_alike(self._encoder, stream)
+        self._graph: av.filter.Graph | None = None
+        self._format: tuple[object, ...] = ()
+        self._samples = 0
+        self._next_pts = round(origin / (stream.time_base or 1))
+
+    def take(self, packet: Packet[AudioStream]) -> Iterator[Packet[AudioStream]]:
+        for frame in self._decoded(packet):
+            form = (frame.sample_rate, frame.format.name, frame.layout.name, frame.time_base)
+            if self._graph is None or form != self._format:
+                yield from self._encode(None)
+                self._graph, self._format = self._new_graph(frame), form
+            yield from self._encode(frame)
+        if not packet.size:
+            yield from self._encode(None)
+            if self._samples:
+                yield from self._encoder.encode(None)
+
+    def _decoded(self, packet: Packet[AudioStream]) -> list[AudioFrame]:
+        """Return a packet's frames; of several, only the first has a time, and the others follow it."""
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            return []
+        for frame in frames:
+            frame.pts = self._next_pts if frame.pts is None else frame.pts
+            time_base = frame.time_base or packet.time_base
+            self._next_pts = (frame.pts or 0) + round(Fraction(frame.samples, frame.sample_rate) / time_base)
+        return frames
+
+    def _encode(self, frame: AudioFrame | None) -> Iterator[Packet[AudioStream]]:
+        """Encode a frame, or what the graph still holds."""
+        if self._graph is not None:
+            for piece in _filtered(self._graph, frame):
+                self._samples += piece.samples
+                yield from self._encoder.encode(piece)
+
+    def _new_graph(self, frame: AudioFrame) -> av.filter.Graph:
         """Return what moves sound to the film's beginning, fills gaps with silence, and ends it with the film."""
         graph = av.filter.Graph()
         source = graph.add_abuffer(
             sample_rate=frame.sample_rate, format=frame.format.name, layout=frame.layout.name, time_base=frame.time_base
         )
         filters = [
+            *([("channelmap", self._map)] if frame.layout.nb_channels == self._channels and self._map else []),
             ("asetpts", f"PTS-({float(self._origin):.9f})/TB"),
-            ("aresample", f"{rate}:async=1:first_pts=0"),
+            ("aresample", f"{self._rate}:async=1:first_pts={self._samples}"),
             ("atrim", f"end={float(self._seconds):.9f}"),
-            ("aformat", f"sample_fmts=fltp:channel_layouts={layout}"),
-            ("asetnsamples", f"n={_AAC_FRAME}:p=0"),
+            ("aformat", f"sample_fmts=fltp:channel_layouts={self._encoder.layout.name}"),
             ("abuffersink", ""),
         ]
         graph.link_nodes(source, *(graph.add(name, arguments) for name, arguments in filters)).configure()
         return graph
 
 
-def _decoded(source: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """Yield what can be decoded; the rest becomes silence."""
-    for packet in source.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            continue
-        yield from (frame for frame in frames if frame.pts is not None)
+def _channels(stream: AudioStream) -> tuple[int, str]:
+    """
+    Return the number of channels, and which is which if that has to be said.
+
+    PyAV 18 frees a layout of a custom order twice. So such a layout, which is read once here, is put out of its reach.
+    """
+    layout = stream.codec_context.layout
+    count, names = layout.nb_channels, layout.name.partition("(")[2].rstrip(")").split("+")
+    if " channels (" in layout.name:
+        stream.codec_context.layout = f"{count} channels"
+    elif count <= max(_AAC_LAYOUTS):
+        return count, ""
+    if count == 1:
+        names = ["FC"]
+    elif count > max(_AAC_LAYOUTS) or not _CHANNELS.issuperset(names):
+        names = ["FL", "FR"]
+    return count, "|".join(f"{index}-{name}" for index, name in enumerate(names))
 
 
 def _filtered(graph: av.filter.Graph, frame: AudioFrame | None) -> Iterator[AudioFrame]:

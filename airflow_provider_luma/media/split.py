@@ -7,9 +7,10 @@ The clips are encoded anew: a copy can be cut at key frames alone, and those are
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -21,15 +22,16 @@ import av.filter
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
-from airflow_provider_luma.media.film import Pictures, decoded, frame_times, opened, refusing
+from airflow_provider_luma.media.film import Repairs, decoded, film_times, opened, refusing
+from airflow_provider_luma.media.pictures import Pictures, deinterlaced
 from airflow_provider_luma.media.progress import OnProgress
+from airflow_provider_luma.media.sound import decodable
 from airflow_provider_luma.media.timeline import (
     SplitPlan,
     count_clips,
-    count_frames,
     cuts_at_scenes,
-    even_cuts,
     frames_per_clip,
+    plan_uncut,
     shown_at,
 )
 from airflow_provider_luma.validation import MAX_VIDEO_SECONDS
@@ -68,6 +70,18 @@ class ClipInfo:
     height: int
 
 
+@dataclass(frozen=True)
+class SplitInfo:
+    """
+    What was written.
+
+    :param warnings: lines for the log: what had to be done about the film's frames
+    """
+
+    clips: tuple[ClipInfo, ...]
+    warnings: tuple[str, ...]
+
+
 def plan_split(
     source: IO[bytes],
     clip_seconds: float = MAX_VIDEO_SECONDS,
@@ -86,18 +100,17 @@ def plan_split(
         raise LumaValidationError(
             None, f"clip_seconds is {clip_seconds!r}: give {_MIN_CLIP_SECONDS:g} to {MAX_VIDEO_SECONDS:g} seconds"
         )
-    with refusing("source", shown), opened(source) as film:
-        times = frame_times(*film)
-    rate, frames = count_frames(times)
-    limit = frames_per_clip(rate, clip_seconds)
-    if (clips := count_clips(frames, limit)) > MAX_CLIPS:
+    with refusing("source", shown), opened(source) as (container, video):
+        times, heard = film_times(container, video, decodable(container))
+    plan = plan_uncut(times, heard)
+    if (clips := count_clips(plan.frames, frames_per_clip(plan.rate, clip_seconds))) > MAX_CLIPS:
         name = f"source ({shown})" if shown else "source"
         raise LumaValidationError(
             None,
-            f"{name} lasts {float(frames / rate):.1f} seconds, which makes {clips} clips of {clip_seconds:g} seconds, "
+            f"{name} lasts {plan.seconds:.1f} seconds, which makes {clips} clips of {clip_seconds:g} seconds, "
             f"more than {MAX_CLIPS}: cut it first",
         )
-    return SplitPlan(times.origin, rate, even_cuts(frames, limit))
+    return plan.evenly(clips)
 
 
 def move_cuts_to_scenes(
@@ -119,7 +132,7 @@ def move_cuts_to_scenes(
     with refusing("source", shown), opened(source) as film:
         changes = [round((at - plan.origin) * plan.rate) for at in _scene_changes(*film, plan, on_progress)]
     limit, shortest = frames_per_clip(plan.rate, clip_seconds), frames_per_clip(plan.rate, _MIN_CLIP_SECONDS)
-    return SplitPlan(plan.origin, plan.rate, cuts_at_scenes(plan.frames, limit, shortest, changes))
+    return replace(plan, cuts=cuts_at_scenes(plan.frames, limit, shortest, changes))
 
 
 def _scene_changes(
@@ -131,7 +144,7 @@ def _scene_changes(
     square = f"video_size={_SCENE_WIDTH}x{_SCENE_WIDTH}:pix_fmt=yuv420p:time_base={video.time_base}:range=1"
     nodes = [graph.add("buffer", square), graph.add("scdet", "sc_pass=1"), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()
-    for at, frame in decoded(container, video):
+    for at, frame in decoded(container, video, Repairs()):
         graph.vpush(pictures.make(frame, video))
         try:
             graph.vpull()
@@ -149,7 +162,7 @@ def split(
     on_progress: OnProgress | None = None,
     *,
     shown: str = "",
-) -> list[ClipInfo]:
+) -> SplitInfo:
     """
     Write a film's clips, one after the other, each whole before the next begins. They are MP4 without sound.
 
@@ -159,11 +172,15 @@ def split(
     :raises LumaValidationError: the film cannot be decoded
     """
     with refusing("source", shown), opened(source) as (container, video):
-        pictures = Pictures()
+        pictures, repairs = Pictures(), Repairs()
         times = (plan.origin + index / plan.rate for index in range(plan.frames))
-        frames = shown_at(decoded(container, video), times, 1 / plan.rate)
+        whole = deinterlaced(decoded(container, video, repairs), repairs)
+        frames = shown_at(whole, times, 1 / plan.rate)
         film = _reported((pictures.make(frame, video) for frame in frames), plan.frames, on_progress)
-        return [_write_clip(index, plan, film, clip_file) for index in range(plan.clips)]
+        clips = tuple(_write_clip(index, plan, film, clip_file) for index in range(plan.clips))
+        # What is wrong behind the last picture that is shown is found only there.
+        deque(whole, maxlen=0)
+        return SplitInfo(clips, tuple(repairs.warnings()))
 
 
 def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: OnProgress | None) -> Iterator[av.VideoFrame]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from statistics import median
@@ -26,6 +26,12 @@ _RATES = (
 )
 _MIN_RATE, _MAX_RATE = 5, 60
 _MIN_VARIABLE_RATE = 23
+
+#: Seconds of sound before the first picture and behind the last one that are cut off: an encoder's padding is shorter.
+PADDING_SECONDS = Fraction(1, 10)
+
+#: Seconds that a clip may lack at its end, for which its last picture is held.
+MAX_HOLD_SECONDS = Fraction(1, 2)
 
 #: Positions that a cut may move to if that lets another one move to a change of scene.
 _FREE_POSITIONS = 8
@@ -85,11 +91,14 @@ class SplitPlan:
     :param origin: seconds of the film's first frame, by the film's own clock
     :param rate: frames per second of the grid
     :param cuts: the grid's first frame of each clip, and at last the number of all frames
+    :param length: seconds of the film; if it is longer than the clips together, the last picture is held. In a plan of
+        1.1.0 it is None, and the film is as long as its clips
     """
 
     origin: Fraction
     rate: Fraction
     cuts: tuple[int, ...]
+    length: Fraction | None = None
 
     @property
     def frames(self) -> int:
@@ -102,9 +111,14 @@ class SplitPlan:
         return len(self.cuts) - 1
 
     @property
+    def exact_seconds(self) -> Fraction:
+        """The length of the film."""
+        return self.cuts[-1] / self.rate if self.length is None else self.length
+
+    @property
     def seconds(self) -> float:
         """The length of the film."""
-        return float(self.cuts[-1] / self.rate)
+        return float(self.exact_seconds)
 
     def start(self, index: int) -> Fraction:
         """Return the seconds from the beginning of the film to that of a clip; of the last but one, its end."""
@@ -112,11 +126,12 @@ class SplitPlan:
 
     def evenly(self, clips: int) -> SplitPlan:
         """Return the plan of the same film with so many clips of equal length."""
-        return SplitPlan(self.origin, self.rate, _even_cuts(self.frames, clips))
+        return replace(self, cuts=_even_cuts(self.frames, clips))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return {"origin": str(self.origin), "rate": str(self.rate), "cuts": list(self.cuts)}
+        values: dict[str, Any] = {"origin": str(self.origin), "rate": str(self.rate), "cuts": list(self.cuts)}
+        return values if self.length is None else {**values, "length": str(self.length)}
 
     @classmethod
     def load(cls, values: dict[str, Any]) -> SplitPlan:
@@ -126,19 +141,43 @@ class SplitPlan:
         :raises ValueError: it is none
         """
         try:
-            plan = cls(Fraction(values["origin"]), Fraction(values["rate"]), tuple(map(int, values["cuts"])))
-        except (KeyError, TypeError, ArithmeticError) as error:
+            length = values.get("length")
+            plan = cls(
+                Fraction(values["origin"]),
+                Fraction(values["rate"]),
+                tuple(map(int, values["cuts"])),
+                None if length is None else Fraction(length),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"no plan of a split film: {error!r}") from error
         if plan.rate <= 0 or plan.cuts[:1] != (0,) or any(a >= b for a, b in pairwise(plan.cuts)) or plan.clips < 1:
             raise ValueError("no plan of a split film: its cuts do not ascend from 0")
+        if abs(plan.exact_seconds - plan.frames / plan.rate) > 1:
+            raise ValueError("no plan of a split film: its clips are not as long as the film")
         return plan
 
 
-def count_frames(times: FrameTimes) -> tuple[Fraction, int]:
-    """Return the rate and the number of frames of a film's grid. The rate is constant, and 5 to 60."""
+def plan_uncut(times: FrameTimes, heard: tuple[Fraction, Fraction] | None) -> SplitPlan:
+    """
+    Return the plan of a film that is not cut yet. Its rate is constant, and 5 to 60.
+
+    The film begins and ends with its sound where that begins before the pictures or ends behind them: the first and the
+    last picture stay for it. No clip is made for half a second or less at the end.
+
+    :param heard: seconds when the sound begins and ends, by the film's own clock
+    """
     rate, _ = times.rate()
     rate /= math.ceil(rate / _MAX_RATE)
-    return rate, max(1, round(times.seconds(rate) * rate))
+    origin, end = times.origin, times.origin + times.seconds(rate)
+    length_end = end
+    if heard and heard[1] - heard[0] > 0:
+        if heard[0] < origin - PADDING_SECONDS:
+            origin -= round((origin - heard[0]) * rate) / rate  # pictures stay on the grid, and so none is doubled
+        if heard[1] > end + PADDING_SECONDS:
+            length_end = heard[1]
+    clips_end = length_end if length_end - end > MAX_HOLD_SECONDS else end
+    frames = max(1, round((clips_end - origin) * rate))
+    return SplitPlan(origin, rate, (0, frames), length_end - origin)
 
 
 def frames_per_clip(rate: Fraction, clip_seconds: float) -> int:

@@ -95,10 +95,12 @@ class VideoSplitOperator(TemplatedOperator):
                 context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
                 clips = [as_path(self.destination) / f"clip-{number:04}.mp4" for number in range(plan.clips)]
                 progress = FilmProgress("Split", plan.seconds, self.log)
-                split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
+                made = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
             film.check_unchanged()
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
+        for warning in made.warnings:
+            self.log.warning("%s: %s", film.shown, warning)
         self.files = [str(clip) for clip in clips]
         return list(self.files)
 
@@ -201,6 +203,8 @@ class VideoJoinOperator(TemplatedOperator):
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
         self._log_misfits(names, film_made.lacking)
+        for warning in film_made.warnings:
+            self.log.warning("%s: %s", film.shown, warning)
         self.log.info("Wrote %s: %.1f s, sound %s", target, film_made.seconds, film_made.sound)
         self._tell_outlets(context, str(target), film_made.seconds)
         self.files = [str(target)]

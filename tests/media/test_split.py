@@ -33,8 +33,8 @@ def split_all(
         assert index == len(clips), "the clip before is whole"
         return kept_file(clips)
 
-    infos = split(io.BytesIO(source), plan, clip_file, on_progress)
-    return infos, clips
+    info = split(io.BytesIO(source), plan, clip_file, on_progress)
+    return list(info.clips), clips
 
 
 def numbers(clips: list[bytes]) -> list[int]:

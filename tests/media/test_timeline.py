@@ -14,14 +14,22 @@ from hypothesis import strategies as st
 from airflow_provider_luma.media.timeline import (
     FrameTimes,
     SplitPlan,
-    count_frames,
     cuts_at_scenes,
     even_cuts,
     frames_per_clip,
+    plan_uncut,
     shown_at,
 )
 
 NTSC = Fraction(30000, 1001)
+
+
+def count_frames(times: FrameTimes) -> tuple[Fraction, int]:
+    """Return the rate and the number of frames of a silent film's grid."""
+    plan = plan_uncut(times, None)
+    return plan.rate, plan.frames
+
+
 RATES = [Fraction(24000, 1001), Fraction(24), Fraction(25), NTSC, Fraction(30), Fraction(50), Fraction(60)]
 
 
@@ -133,10 +141,36 @@ def test_plan_survives_json():
     assert plan.seconds == pytest.approx(18.9189)
 
 
+def test_plan_of_1_1_0_is_as_long_as_its_clips():
+    plan = SplitPlan.load({"origin": "0", "rate": "30", "cuts": [0, 300, 597]})
+    assert (plan.exact_seconds, plan.length) == (Fraction("19.9"), None)
+    assert SplitPlan.load(plan.as_dict()) == plan
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(RATES), st.integers(30, 2000), st.integers(-400, 400), st.integers(-400, 400))
+def test_film_is_as_long_as_pictures_and_sound_together(rate, count, begin, end):
+    """Each number of hundredths of a second that the sound begins before the pictures, or ends behind them."""
+    times = constant(rate, count, 1 / rate / 512, 7)
+    pictures = (times.origin, times.origin + count / rate)
+    heard = (pictures[0] - Fraction(begin, 100), pictures[1] + Fraction(end, 100))
+    plan = plan_uncut(times, heard)
+    expected = count / rate + sum(Fraction(excess, 100) for excess in (begin, end) if excess > 10)
+    if heard[0] >= heard[1]:
+        expected = count / rate
+    assert abs(plan.exact_seconds - expected) <= 1 / rate / 2
+    assert 0 <= (times.origin - plan.origin) * rate == round((times.origin - plan.origin) * rate)
+    assert -1 / rate / 2 <= plan.exact_seconds - plan.frames / plan.rate <= Fraction(1, 2) + 1 / rate / 2
+    assert SplitPlan.load(json.loads(json.dumps(plan.as_dict()))) == plan
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {},
+        {"origin": "x", "rate": "24", "cuts": [0, 24]},
+        {"origin": "0", "rate": "24", "cuts": [0, 24], "length": "x"},
+        {"origin": "0", "rate": "24", "cuts": [0, 24], "length": "3"},
         {"origin": "0", "rate": "0", "cuts": [0, 1]},
         {"origin": "0", "rate": "1/0", "cuts": [0, 1]},
         {"origin": "0", "rate": "24", "cuts": [0]},

@@ -13,6 +13,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 from tests.support.clips import clip as make_clip
+from tests.support.films import broken
+from tests.support.films import film as make_film
 from tests.support.operator_fixtures import new_context
 from tests.support.storages import BUCKET
 from tests.support.task_logs import messages
@@ -105,6 +107,23 @@ def test_join_that_fails_leaves_the_file_that_was_there(film, tmp_path):
         join.execute(new_context())
     assert target.read_bytes() == b"an earlier film"
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_join_warns_of_what_is_not_kept(tmp_path, task_log):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(make_clip(seconds=1, sound="ac3").replace(b"ac-3", b"zzzz"))
+    clips, pushed = split(str(film), str(tmp_path / "clips"))
+    VideoJoinOperator(
+        task_id="join", clips=clips, source=str(film), destination=str(tmp_path / "out.mp4"), plan=pushed[PLAN_KEY]
+    ).execute(new_context())
+    assert len(messages(task_log, "film.mp4: audio track", "is not kept")) == 1
+
+
+def test_split_warns_of_what_it_had_to_repair(tmp_path, task_log):
+    film = tmp_path / "film.avi"
+    film.write_bytes(broken(make_film("avi", frames=20, codec="mjpeg", pix_fmt="yuvj420p"), 10))
+    split(str(film), str(tmp_path / "clips"))
+    assert len(messages(task_log, "film.avi: broken frames, replaced by the frame before: 1")) == 1
 
 
 def test_film_that_was_changed_since_it_was_split_is_not_joined(film, tmp_path):

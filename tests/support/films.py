@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
+
+from airflow_provider_luma.media.join import JoinInfo, join
+from airflow_provider_luma.media.split import plan_split, split
 
 NTSC = Fraction(30000, 1001)
 SAMPLE_RATE = 48000
@@ -45,6 +50,7 @@ def film(
     options: tuple[tuple[str, str], ...] = (),
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
+    mirrored: bool = False,
     aspect: int = 1,
     colour: tuple[int, int, int] | None = None,
     sound: str | None = None,
@@ -58,7 +64,9 @@ def film(
     :param first: frames, or milliseconds, before the first one
     :param size: of the pictures as they are shown
     :param options: of the codec, in place of the usual ones
-    :param aspect: the width of a pixel in heights
+    :param rotation: degrees counterclockwise by which the container asks to turn the pictures
+    :param mirrored: it asks to mirror them left to right after that
+    :param aspect: the width of a pixel in heights, as the codec tells it
     :param colour: red, green and blue of all pictures, in place of their numbers
     :param sound: a codec
     :param sound_span: seconds of the sound's beginning and end, by the film's clock
@@ -76,7 +84,7 @@ def film(
             video.codec_context.sample_aspect_ratio = aspect
             audio: Any = out.add_stream(sound, rate=SAMPLE_RATE, layout="mono") if sound else None
             for number, tick in enumerate(ticks[:-1]):
-                frame = _picture(number, size, rotation) if colour is None else _plain(colour, size)
+                frame = _picture(number, size, rotation, mirrored) if colour is None else _plain(colour, size)
                 frame.pts, frame.time_base, frame.duration = tick + first, time_base, ticks[number + 1] - tick
                 out.mux(video.encode(frame))
             out.mux(video.encode(None))
@@ -86,11 +94,12 @@ def film(
                     out.mux(audio.encode(frame))
                 out.mux(audio.encode(None))
         content = path.read_bytes()
-    return _turned(content, rotation) if rotation else content
+    return _turned(content, rotation, mirrored) if rotation or mirrored else content
 
 
-def _picture(number: int, size: tuple[int, int], rotation: int) -> av.VideoFrame:
-    pixels = np.rot90(_pixels(number, size), -rotation // 90)
+def _picture(number: int, size: tuple[int, int], rotation: int = 0, mirrored: bool = False) -> av.VideoFrame:
+    upright = pixels_of(number, size)
+    pixels = np.rot90(np.fliplr(upright) if mirrored else upright, -rotation // 90)
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="gray")
 
 
@@ -98,12 +107,67 @@ def _plain(colour: tuple[int, int, int], size: tuple[int, int]) -> av.VideoFrame
     return av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), colour, dtype=np.uint8), format="rgb24")
 
 
-def _pixels(number: int, size: tuple[int, int]) -> np.ndarray:
+def pixels_of(number: int, size: tuple[int, int]) -> np.ndarray:
+    """Return a picture that carries a number."""
     bits = [number >> bit & 1 for bit in range(_BITS)]
     blocks = np.array(bits + [1 - bit for bit in bits], dtype=np.uint8).reshape(_ROWS, _COLUMNS) * 255
     rows = np.arange(size[1]) * _ROWS // size[1]
     columns = np.arange(size[0]) * _COLUMNS // size[0]
     return blocks[rows][:, columns]
+
+
+@dataclass(frozen=True)
+class Track:
+    """
+    A sound track, which clicks as those of :func:`film` do.
+
+    :param span: seconds of its beginning and end
+    """
+
+    codec: str
+    span: tuple[float, float]
+    rate: int = SAMPLE_RATE
+    layout: str = "mono"
+    language: str = ""
+    is_default: bool = True
+    bit_rate: int = 0
+
+
+def with_tracks(video: bytes, *tracks: Track, kind: str = "mp4", is_interleaved: bool = True) -> bytes:
+    """
+    Return a film with sound tracks in place of its own.
+
+    :param is_interleaved: or the sound lies in front of the video
+    """
+    with TemporaryDirectory() as folder, av.open(io.BytesIO(video)) as source:
+        path = Path(folder) / f"film.{kind}"
+        options = {} if is_interleaved else {"max_interleave_delta": "1"}
+        with av.open(str(path), "w", options=options) as out:
+            pictures = out.add_stream_from_template(source.streams.video[0])
+            sounds: list[Any] = [out.add_stream(t.codec, rate=t.rate, layout=t.layout) for t in tracks]
+            for track, sound in zip(tracks, sounds, strict=True):
+                sound.metadata["language"] = track.language
+                sound.disposition = Disposition.default if track.is_default else 0
+                if track.bit_rate:
+                    sound.bit_rate = track.bit_rate
+            for track, sound in zip(tracks, sounds, strict=True):
+                for frame in (*_samples(*track.span), None):
+                    out.mux(sound.encode(frame))
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = pictures
+                    out.mux(packet)
+        return path.read_bytes()
+
+
+def rejoined(source: bytes, change: Callable[[bytes], bytes] = bytes) -> tuple[bytes, JoinInfo]:
+    """Split a film and join its clips, as they are or changed."""
+    plan, clips = plan_split(io.BytesIO(source)), list[bytes]()
+    split(io.BytesIO(source), plan, lambda _: kept_file(clips))
+    with TemporaryDirectory() as folder:
+        output = Path(folder) / "film.mp4"
+        info = join(openers([change(clip) for clip in clips]), io.BytesIO(source), plan, output)
+        return output.read_bytes(), info
 
 
 def _samples(begin: float, end: float) -> Iterator[av.AudioFrame]:
@@ -119,11 +183,24 @@ def _samples(begin: float, end: float) -> Iterator[av.AudioFrame]:
         yield frame
 
 
-def _turned(content: bytes, rotation: int) -> bytes:
-    a, b, c, d = (value.to_bytes(4, "big", signed=True) for value in (v << 16 for v in _MATRICES[rotation]))
+def _turned(content: bytes, rotation: int, mirrored: bool) -> bytes:
+    across = -1 if mirrored else 1
+    matrix = [value * factor << 16 for value, factor in zip(_MATRICES[rotation], (across, 1, across, 1), strict=True)]
+    a, b, c, d = (value.to_bytes(4, "big", signed=True) for value in matrix)
     before, _, after = content.partition(b"tkhd")
-    matrix = a + b + bytes(4) + c + d + after[56:76]
-    return before + b"tkhd" + after[:40] + matrix[:20] + after[60:]
+    matrix_box = a + b + bytes(4) + c + d + after[56:76]
+    return before + b"tkhd" + after[:40] + matrix_box[:20] + after[60:]
+
+
+def broken(source: bytes, *which: int) -> bytes:
+    """Overwrite packets of a film, in the order of decoding, so that nothing in them can be decoded."""
+    with av.open(io.BytesIO(source)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(source)
+    for index in which:
+        position, size = packets[index]
+        content[position : position + size] = b"\xff" * size
+    return bytes(content)
 
 
 def pictures(video: bytes) -> list[tuple[float, int]]:
@@ -147,16 +224,16 @@ def _middles(length: int, blocks: int) -> np.ndarray:
     return (middles[:, None] + np.arange(-2, 3)).ravel()
 
 
-def clicks(video: bytes) -> list[float]:
-    """Return when the sound of a video clicks, in seconds."""
+def clicks(video: bytes, track: int = 0, threshold: float = 0.4) -> list[float]:
+    """Return when a sound track of a video clicks, in seconds."""
     pieces, begin = [], None
     with av.open(io.BytesIO(video)) as container:
         resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
-        for frame in container.decode(audio=0):
+        for frame in container.decode(audio=track):
             begin = float(frame.time or 0) if begin is None else begin
             pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
         pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
-    loud = np.flatnonzero(np.abs(np.concatenate(pieces)) > 0.4)
+    loud = np.flatnonzero(np.abs(np.concatenate(pieces)) > threshold)
     onsets = loud[np.flatnonzero(np.diff(loud, prepend=-SAMPLE_RATE) > SAMPLE_RATE // 4)]
     return [(begin or 0.0) + onset / SAMPLE_RATE for onset in onsets]
 

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A film's frames as pictures that any service takes: whole frames, upright, with square pixels, all of one size."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, cast
+
+import av
+import av.error
+import av.filter
+
+from airflow_provider_luma.media.inspector import MAX_SIDE, Unusable
+
+if TYPE_CHECKING:
+    from av.buffer import Buffer
+    from av.video.stream import VideoStream
+
+    from airflow_provider_luma.media.film import Repairs
+
+#: Pictures in RGB say of no way to become YUV that it was theirs.
+_RGB = 0
+_MATRIX = ":out_color_matrix=bt709"
+
+#: Pictures of a high dynamic range (PQ, HLG) look grey wherever that is not heeded: they become those of television.
+_HIGH_DYNAMIC_RANGE = (16, 18)
+_STANDARD_RANGE = _MATRIX + ":out_primaries=bt709:out_transfer=bt709"
+
+#: How far a picture's aspect may be off the film's before it gets black bars; a smaller difference is scaled away.
+_SAME_ASPECT = 0.02
+
+#: How a picture is transposed, by whether the result is mirrored left to right, and top to bottom.
+_TRANSPOSED = {
+    (False, False): "cclock_flip",
+    (True, False): "clock",
+    (False, True): "cclock",
+    (True, True): "clock_flip",
+}
+
+
+def deinterlaced(
+    frames: Iterable[tuple[Fraction, av.VideoFrame]], repairs: Repairs
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """
+    Yield a film's frames, each with its time, and make whole ones of those that consist of two fields.
+
+    From the first of these on, frames come one later than they go in. Others pass unchanged.
+    """
+    graph: av.filter.Graph | None = None
+    shape: tuple[object, ...] = ()
+    times = deque[Fraction]()
+    for at, frame in frames:
+        repairs.deinterlaced += frame.interlaced_frame
+        if graph is None and not frame.interlaced_frame:
+            yield at, frame
+            continue
+        if graph is None or shape != _shape(frame):
+            yield from _through(graph, None, times)
+            graph, shape = _linked(frame, [("bwdif", "mode=send_frame:deint=interlaced")]), _shape(frame)
+        times.append(at)
+        yield from _through(graph, frame, times)
+    yield from _through(graph, None, times)
+
+
+def _through(
+    graph: av.filter.Graph | None, frame: av.VideoFrame | None, times: deque[Fraction]
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Push a frame, or the end, through a graph, and yield what comes out, with the times of what went in."""
+    if graph is None:
+        return
+    try:
+        graph.vpush(frame)
+        while True:
+            picture = graph.vpull()
+            yield times.popleft(), picture
+    except (av.error.BlockingIOError, av.error.EOFError):
+        return
+
+
+class Pictures:
+    """
+    Makes pictures of one size and kind of a film's frames: upright, with square pixels, in 4:2:0.
+
+    :param size: width and height to which all pictures are stretched. Without it, they get the size of the first frame,
+        made even; later ones of another aspect get black bars.
+    """
+
+    def __init__(self, size: tuple[int, int] | None = None) -> None:
+        self.size = size
+        self._is_stretched = size is not None
+        self._video: VideoStream | None = None
+        self._announced_size = (0, 0)
+        self._orientation: tuple[int, tuple[bool, bool, bool]] = (0, (False, False, False))
+        self._kind: tuple[object, ...] = ()
+        self._graph = av.filter.Graph()
+        self._last: tuple[av.VideoFrame, av.VideoFrame] | None = None
+
+    def make(self, frame: av.VideoFrame, video: VideoStream) -> av.VideoFrame:
+        """
+        Return a frame's picture; of the same frame again, the same.
+
+        :raises Unusable: it would be too large
+        """
+        if self._last and self._last[0] is frame:
+            return self._last[1]
+        self._look_at(frame, video)
+        # One graph for all clips that are alike: a graph that is dropped may keep its memory for long.
+        kind = (*_shape(frame), frame.color_trc, self._aspect(frame, video), self._orientation)
+        if kind != self._kind:
+            self._kind, self._graph = kind, self._new_graph(frame, video)
+        self._graph.vpush(frame)
+        self._last = frame, self._graph.vpull()
+        return self._last[1]
+
+    def _look_at(self, frame: av.VideoFrame, video: VideoStream) -> None:
+        """Find out what a film says of its pictures, when it begins, or turns them another way."""
+        if self._video is not video:
+            self._video, self._announced_size = video, (frame.width, frame.height)
+        elif self._orientation[0] == frame.rotation:
+            return  # a frame whose side data was read is freed only by Python's garbage collector
+        self._orientation = frame.rotation, _orientation(frame)
+
+    def _aspect(self, frame: av.VideoFrame, video: VideoStream) -> Fraction:
+        """Return the width of a pixel in heights. Of pictures that change their size, the container tells the first."""
+        is_announced = self._announced_size == (frame.width, frame.height)
+        aspect = video.sample_aspect_ratio if is_announced else video.codec_context.sample_aspect_ratio
+        return Fraction(aspect.numerator, aspect.denominator) if aspect else Fraction(1)
+
+    def _new_graph(self, frame: av.VideoFrame, video: VideoStream) -> av.filter.Graph:
+        transposed, mirrored, flipped = self._orientation[1]
+        width, height = round(frame.width * self._aspect(frame, video)), frame.height
+        width, height = (height, width) if transposed else (width, height)
+        if max(width, height) > MAX_SIDE or not width:
+            raise Unusable(
+                f"asks for pictures of {width} by {height} pixels", "scale it first, with ffmpeg -vf scale=1280:720"
+            )
+        self.size = self.size or _even(width, height)
+        inner = self.size if self._is_stretched else _fitting(width, height, *self.size)
+        colours = _MATRIX if frame.colorspace == _RGB else ""
+        if frame.color_trc in _HIGH_DYNAMIC_RANGE:
+            colours = _STANDARD_RANGE
+        turns = [("transpose", _TRANSPOSED[mirrored, flipped])] if transposed else []
+        if not transposed:
+            turns = [("hflip", "")] * mirrored + [("vflip", "")] * flipped
+        filters = [
+            *turns,
+            ("scale", f"w={inner[0]}:h={inner[1]}:out_range=tv{colours}"),
+            ("setsar", "1"),
+            ("format", "pix_fmts=yuv420p"),
+        ]
+        if inner != self.size:
+            filters.append(("pad", f"w={self.size[0]}:h={self.size[1]}:x=(ow-iw)/2:y=(oh-ih)/2"))
+        return _linked(frame, filters)
+
+
+def _shape(frame: av.VideoFrame) -> tuple[object, ...]:
+    """Return what a graph is made for."""
+    shape = (frame.width, frame.height, frame.format.name, frame.time_base)
+    return (*shape, int(frame.colorspace), int(frame.color_range))
+
+
+def _linked(frame: av.VideoFrame, filters: list[tuple[str, str]]) -> av.filter.Graph:
+    """Return a graph of filters for frames like this one."""
+    graph = av.filter.Graph()
+    source = (
+        f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base={frame.time_base}"
+        f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+    )
+    nodes = [("buffer", source), *filters, ("buffersink", "")]
+    graph.link_nodes(*(graph.add(name, arguments) for name, arguments in nodes)).configure()
+    return graph
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """Return how a frame becomes upright: whether it is transposed, and then mirrored left to right, top to bottom."""
+    side_data = cast("Mapping[str, Buffer]", frame.side_data)
+    if "DISPLAYMATRIX" not in side_data:
+        return False, False, False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side_data["DISPLAYMATRIX"]))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def _fitting(width: int, height: int, into_width: int, into_height: int) -> tuple[int, int]:
+    """Return the size in which a picture keeps its aspect and fits into another size."""
+    if abs(width * into_height / (height * into_width) - 1) <= _SAME_ASPECT:
+        return into_width, into_height
+    factor = min(Fraction(into_width, width), Fraction(into_height, height))
+    return _even(round(width * factor), round(height * factor))
+
+
+def _even(width: int, height: int) -> tuple[int, int]:
+    """Return the size that H.264 in 4:2:0 takes; an odd one loses a column or a row."""
+    return max(2, width // 2 * 2), max(2, height // 2 * 2)
