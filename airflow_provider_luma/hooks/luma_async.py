@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import aiohttp
@@ -24,6 +25,7 @@ from airflow_provider_luma.hooks.transport import (
     to_response,
     without_key,
 )
+from airflow_provider_luma.polling.rate_limiter import MAX_UNANSWERED
 from airflow_provider_luma.polling.state import PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask
 
@@ -207,7 +209,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
             connector=aiohttp.TCPConnector(
                 ssl=await asyncio.to_thread(ssl_context, connection),
-                limit=max(1, int(connection.requests_per_second)),
+                # The rate limiter bounds them. A request that waits here has been permitted, and its timeout runs.
+                limit=max(MAX_UNANSWERED, math.ceil(connection.requests_per_second)),
             ),
         )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
-from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError
+from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, LumaUnavailableError
 from airflow_provider_luma.polling.durations import JobDurations
 from airflow_provider_luma.polling.rate_limiter import RateLimiter
 from airflow_provider_luma.polling.state import Failed, Finished, PollAgain, PollOutcome, PollState
@@ -31,6 +31,9 @@ WAITING_GAUGE = "luma.waiting"
 
 #: Seconds after a job's deadline for which its last status check may be held back by the rate limiter.
 LAST_CHECK_TIMEOUT = 30.0
+
+#: Seconds for which the next status check of a job, whose last one got no answer, can be put off in favour of others.
+UNANSWERED_SLACK = 60.0
 
 
 class Poller:
@@ -93,6 +96,8 @@ class Poller:
 
         :param last: the outcome of the last one; None before the first
         """
+        if last is not None and isinstance(last.error, LumaUnavailableError) and last.error.code is None:
+            return UNANSWERED_SLACK
         if state.created_at is None or not (last is None or last.is_running):
             return 0.0
         now = time.time()
