@@ -28,12 +28,24 @@ class Client:
 
     def __init__(self, limit: float) -> None:
         self.limit, self.unanswered, self.most_unanswered = limit, 0, 0
+        #: Seconds that the connection takes to be read, and how often that fails before.
+        self.reading, self.unreadable = 0.0, 0
         self.sent: list[float] = []
         self.lateness: defaultdict[str, list[float]] = defaultdict(list)
         self._due: dict[str, float] = {}
+        self._read_at: float | None = None
 
     async def get_requests_per_second(self) -> float:
+        if self._read_at is None:
+            self._read_at = asyncio.get_running_loop().time() + self.reading
+        await asyncio.sleep(max(0.0, self._read_at - asyncio.get_running_loop().time()))
+        if self.unreadable:
+            self.unreadable, self._read_at = self.unreadable - 1, None
+            raise OSError("the secrets backend is down")
         return self.limit
+
+    def on_unreadable(self, state: PollState, error: Exception) -> PollOutcome:
+        return state.on_error(LumaUnavailableError(None, str(error)), 0.0)
 
     async def poll(self, state: PollState) -> PollOutcome:
         clock = asyncio.get_running_loop().time
@@ -55,9 +67,12 @@ class Client:
         pass
 
 
-def simulate(*, hanging: int, healthy: int, limit: float, seconds: float = 600) -> Client:
+def simulate(
+    *, hanging: int, healthy: int, limit: float, seconds: float = 600, reading: float = 0.0, unreadable: int = 0
+) -> Client:
     """Wait for jobs, some of which get no answer, within one rate limit."""
     client = Client(limit)
+    client.reading, client.unreadable = reading, unreadable
     ids = [*(f"hanging {i}" for i in range(hanging)), *(f"healthy {i}" for i in range(healthy))]
     random.Random(f"{hanging} {healthy}").shuffle(ids)
 
@@ -108,3 +123,10 @@ def test_no_more_checks_than_the_limit_are_sent_in_any_second(hanging, limit):
     sent = simulate(hanging=hanging, healthy=20, limit=limit).sent
     most = max(1, int(limit))
     assert all(later - first >= 1 - 1e-6 for first, later in itertools.pairwise(sent[::most]))
+
+
+@pytest.mark.parametrize("unreadable", [0, 1, 30])
+def test_checks_that_waited_for_the_connection_to_be_read_are_not_sent_together(unreadable):
+    client = simulate(hanging=0, healthy=40, limit=5, seconds=300, reading=20, unreadable=unreadable)
+    assert len(client.sent) > 100
+    assert all(later - first >= 1 - 1e-6 for first, later in itertools.pairwise(client.sent[::5]))
