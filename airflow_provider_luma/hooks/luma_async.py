@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from dataclasses import dataclass
 
 import aiohttp
 import tenacity
@@ -13,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpAsyncHook, SessionConfig
 
 from airflow_provider_luma import backoff, protocol
-from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND, LumaConnection, missing_connection
+from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
 from airflow_provider_luma.hooks.transport import (
@@ -24,7 +26,8 @@ from airflow_provider_luma.hooks.transport import (
     to_response,
     without_key,
 )
-from airflow_provider_luma.polling.state import PollOutcome, PollState
+from airflow_provider_luma.polling.rate_limiter import MAX_UNANSWERED
+from airflow_provider_luma.polling.state import PollAgain, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask
 
 #: Seconds after which the connection is read again.
@@ -32,6 +35,15 @@ CONNECTION_TTL = 60.0
 
 #: Bytes of an answer above which it is read in a thread: all triggers share the event loop.
 LONG_BODY = 16 * 1024
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A connection, and what has been opened for it."""
+
+    connection: LumaConnection
+    session: aiohttp.ClientSession
+    proxy: str | None
 
 
 class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
@@ -46,12 +58,11 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
 
     def __init__(self, luma_conn_id: str = LumaHookBase.default_conn_name) -> None:
         super().__init__(luma_conn_id)
-        self._connection: LumaConnection | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._opened: _Opened | None = None
         self._retired: list[aiohttp.ClientSession] = []
-        self._opening = asyncio.Lock()
-        self._read_at = 0.0
-        self._proxy: str | None = None
+        self._reading: asyncio.Task[_Opened] | None = None
+        #: When the last reading of the connection began.
+        self._read_at = -math.inf
 
     async def __aenter__(self) -> LumaAsyncHook:
         """Return the hook; its session is opened by the first call."""
@@ -63,7 +74,10 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
 
     async def close(self) -> None:
         """Close the session; a later call opens a new one."""
-        self._retire_session()
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        self._retire()
         while self._retired:
             await self._retired.pop().close()
 
@@ -99,67 +113,62 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return await tenacity.AsyncRetrying(**options)(self._get_status, luma_task_id)
 
     async def poll(self, state: PollState) -> PollOutcome:
-        """Check the status of a job once, and log what is worth a line."""
+        """
+        Check the status of a job once, and log what is worth a line.
+
+        It sends one request at most: a key that was refused, and has been replaced meanwhile, is tried in the next.
+        """
         result: LumaTask | Exception
         try:
-            await self._opened()
+            opened = await self._get_opened()
         except Exception as error:
-            return self._take(state, self._unreadable_connection(error))
+            return self.on_unreadable(state, error)
         try:
-            result = await self._get_status_with_current_key(state.luma_task_id)
+            result = await self._get_status(state.luma_task_id, opened)
+        except (LumaAuthError, LumaNotFoundError) as error:
+            # The key, or the whole account, may have been replaced during the wait.
+            try:
+                current = await self._read_again()
+            except Exception as unreadable:
+                return self.on_unreadable(state, unreadable)
+            if current.connection != opened.connection:
+                return PollAgain(0.0)
+            result = error
         except POLL_ERRORS as error:
             result = error
-        return self._take(state, result, self._connection)
+        return self._take(state, result, opened.connection)
+
+    def on_unreadable(self, state: PollState, error: Exception) -> PollOutcome:
+        """Take it that a job cannot be asked about now, because the connection cannot be read; log it."""
+        return self._take(state, self._unreadable_connection(error))
 
     async def get_requests_per_second(self) -> float:
-        """Return how many status checks a second the connection allows; the default if it cannot be read now."""
-        try:
-            connection, _ = await self._opened()
-        except Exception:
-            return DEFAULT_REQUESTS_PER_SECOND  # every status check reports the error itself
-        return connection.requests_per_second
+        """
+        Return how many status checks a second the connection allows.
 
-    async def _get_status_with_current_key(self, luma_task_id: str) -> LumaTask:
-        used = self._connection
-        try:
-            return await self._get_status(luma_task_id)
-        except (LumaAuthError, LumaNotFoundError):
-            # The key, or the whole account, may have been replaced during the wait.
-            used = used or self._connection
-            try:
-                is_unchanged = await self.get_luma_connection() == used
-                if not is_unchanged and self._connection is used:
-                    self._retire_session()
-                await self._opened()  # reads it once more, and that can fail, too
-            except Exception as error:
-                raise self._unreadable_connection(error) from error
-            if is_unchanged:
-                raise
-            return await self._get_status(luma_task_id)
+        After that, :meth:`poll` waits for no connection to be read before it sends its request.
 
-    def _retire_session(self) -> None:
-        """Use the session for no new call; other status checks may still be waiting for their answers on it."""
-        if self._session is not None:
-            self._retired.append(self._session)
-        self._session = None
+        :raises Exception: the connection cannot be read now
+        """
+        return (await self._get_opened()).connection.requests_per_second
 
-    async def _get_status(self, luma_task_id: str) -> LumaTask:
-        response = await self._send(protocol.task_request(luma_task_id))
+    async def _get_status(self, luma_task_id: str, opened: _Opened | None = None) -> LumaTask:
+        response = await self._send(protocol.task_request(luma_task_id), opened or await self._get_opened())
         if len(response.body) > LONG_BODY:
             return await asyncio.to_thread(protocol.read_task, response, luma_task_id)
         return protocol.read_task(response, luma_task_id)
 
-    async def _send(self, request: protocol.Request) -> protocol.Response:
-        connection, session = await self._opened()
+    async def _send(self, request: protocol.Request, opened: _Opened) -> protocol.Response:
+        connection = opened.connection
         try:
-            async with session.request(
+            async with opened.session.request(
                 request.method,
                 connection.base_url + request.path,
                 params=request.query,
                 json=request.json,
                 allow_redirects=connection.allow_redirects,
                 max_redirects=connection.max_redirects,
-                proxy=self._proxy,
+                proxy=opened.proxy,
             ) as response:
                 body = bytearray()
                 async for chunk in response.content.iter_chunked(65536):
@@ -173,43 +182,62 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             reason = _reason_of(error, connection)
             raise LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}") from None
 
-    async def _opened(self) -> tuple[LumaConnection, aiohttp.ClientSession]:
-        connection, session = self._connection, self._session
-        if connection is not None and session is not None and time.monotonic() - self._read_at < CONNECTION_TTL:
-            return connection, session
-        async with self._opening:
-            connection, session = self._connection, self._session
-            if connection is None or session is None or time.monotonic() - self._read_at >= CONNECTION_TTL:
-                connection = await self._reload()
-            if connection != self._connection or session is None:
-                self._retire_session()
-                session = self._session = await self._open(connection)
-                self._connection = connection
-            return connection, session
+    async def _get_opened(self) -> _Opened:
+        """Return the open connection; read it again after a minute, while the old one is still used."""
+        if self._opened is None:
+            return await self._read()
+        if time.monotonic() - self._read_at >= CONNECTION_TTL:
+            self._start_reading()
+        return self._opened
 
-    async def _reload(self) -> LumaConnection:
-        """Read the connection; if that fails, keep using the one that was read before."""
-        try:
-            connection = await self.get_luma_connection()
-        except Exception:
-            if self._connection is None or self._session is None:
-                raise
-            connection = self._connection
+    async def _read_again(self) -> _Opened:
+        """Read the connection, not before now; one reading serves all who want that meanwhile."""
+        now, opened = time.monotonic(), await self._read()
+        while self._read_at < now:  # that reading had begun before
+            opened = await self._read()
+        return opened
+
+    async def _read(self) -> _Opened:
+        # Others wait for it, too, if this trigger is cancelled.
+        return await asyncio.shield(self._start_reading())
+
+    def _start_reading(self) -> asyncio.Task[_Opened]:
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._reopen())
+            # A failure is nobody's, if the old connection is used meanwhile.
+            self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
+        return self._reading
+
+    async def _reopen(self) -> _Opened:
+        """Read the connection, and open it if it has changed; if that fails, the one that was read before is kept."""
         self._read_at = time.monotonic()
-        return connection
+        connection = await self.get_luma_connection()
+        if self._opened is None or self._opened.connection != connection:
+            opened = await self._open(connection)
+            self._retire()
+            self._opened = opened
+        return self._opened
 
-    async def _open(self, connection: LumaConnection) -> aiohttp.ClientSession:
-        self._proxy = proxy_of(connection)
+    def _retire(self) -> None:
+        """Use the session for no new call; other status checks may still be waiting for their answers on it."""
+        if self._opened is not None:
+            self._retired.append(self._opened.session)
+        self._opened = None
+
+    async def _open(self, connection: LumaConnection) -> _Opened:
+        proxy, certificates = proxy_of(connection), await asyncio.to_thread(ssl_context, connection)
         # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {connection.api_key}", "User-Agent": USER_AGENT},
             timeout=aiohttp.ClientTimeout(total=connection.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
             connector=aiohttp.TCPConnector(
-                ssl=await asyncio.to_thread(ssl_context, connection),
-                limit=max(1, int(connection.requests_per_second)),
+                ssl=certificates,
+                # The rate limiter bounds them. A request that waits here has been permitted, and its timeout runs.
+                limit=max(MAX_UNANSWERED, math.ceil(connection.requests_per_second)),
             ),
         )
+        return _Opened(connection, session, proxy)
 
 
 def _reason_of(error: Exception, connection: LumaConnection) -> str:

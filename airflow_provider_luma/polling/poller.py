@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
-from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError
+from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, LumaUnavailableError
 from airflow_provider_luma.polling.durations import JobDurations
 from airflow_provider_luma.polling.rate_limiter import RateLimiter
 from airflow_provider_luma.polling.state import Failed, Finished, PollAgain, PollOutcome, PollState
@@ -32,6 +32,9 @@ WAITING_GAUGE = "luma.waiting"
 #: Seconds after a job's deadline for which its last status check may be held back by the rate limiter.
 LAST_CHECK_TIMEOUT = 30.0
 
+#: Seconds for which the next status check of a job, whose last one got no answer, can be put off in favour of others.
+UNANSWERED_SLACK = 60.0
+
 
 class Poller:
     """
@@ -44,29 +47,47 @@ class Poller:
         self._client = client
         self._limiter = RateLimiter(DEFAULT_REQUESTS_PER_SECOND)
         self._durations = JobDurations()
-        self._first_limit: asyncio.Task[None] | None = None
 
     async def wait_for(self, state: PollState) -> Finished | Failed:
         """Check the status of a job, within the rate limit that all jobs share, until the wait has ended."""
-        if self._first_limit is None:  # one for all triggers that start together
-            self._first_limit = asyncio.create_task(self._update_limit())
-        await asyncio.shield(self._first_limit)
         clock = asyncio.get_running_loop().time
-        due, is_completed = clock(), False
-        priority = due + self._slack(state, None)
+        due, last, is_completed = clock(), None, False
         while True:
-            # Checks of jobs whose deadline has passed come first.
-            deadline = math.inf if state.end_time is None else clock() + state.end_time - time.time()
-            until = max(due, deadline) + LAST_CHECK_TIMEOUT
-            async with self._limiter.request(due, min(priority, deadline), until) as is_permitted:
-                outcome = await self._check(state, due) if is_permitted else state.on_unsent(time.time())
+            unreadable = await self._open(state)
+            outcome = unreadable or await self._check_in_turn(state, due, last)
             if not is_completed:
                 is_completed = self._on_completed(outcome.task)
             if not isinstance(outcome, PollAgain):
                 return outcome
-            await self._update_limit()
-            due = clock() + outcome.delay
-            priority = due + self._slack(state, outcome)
+            due, last = clock() + outcome.delay, outcome
+            if unreadable is not None:
+                await asyncio.sleep(outcome.delay)
+
+    async def _open(self, state: PollState) -> PollOutcome | None:
+        """
+        Read the connection, unless it is open: a request that the rate limiter permits is then sent at once.
+
+        :returns: None, or what it means for a job that the connection cannot be read
+        """
+        try:
+            self._limiter.set_limit(await self._client.get_requests_per_second())
+        except Exception as error:
+            return self._client.on_unreadable(state, error)
+        return None
+
+    async def _check_in_turn(self, state: PollState, due: float, last: PollAgain | None) -> PollOutcome:
+        """
+        Check the status of a job when that is due and the rate limit permits it.
+
+        :param last: the outcome of the last status check; None before the first
+        """
+        priority = due + self._slack(state, last)
+        # Checks of jobs whose deadline has passed come first.
+        now = asyncio.get_running_loop().time()
+        deadline = math.inf if state.end_time is None else now + state.end_time - time.time()
+        until = max(due, deadline) + LAST_CHECK_TIMEOUT
+        async with self._limiter.request(due, min(priority, deadline), until) as is_permitted:
+            return await self._check(state, due) if is_permitted else state.on_unsent(time.time())
 
     async def _check(self, state: PollState, due: float) -> PollOutcome:
         sent_at = asyncio.get_running_loop().time()
@@ -79,13 +100,8 @@ class Poller:
 
     async def close(self) -> None:
         """Send no more status checks, and close the connections."""
-        if self._first_limit is not None:
-            self._first_limit.cancel()
         self._limiter.close()
         await self._client.close()
-
-    async def _update_limit(self) -> None:
-        self._limiter.set_limit(await self._client.get_requests_per_second())
 
     def _slack(self, state: PollState, last: PollAgain | None) -> float:
         """
@@ -93,6 +109,8 @@ class Poller:
 
         :param last: the outcome of the last one; None before the first
         """
+        if last is not None and isinstance(last.error, LumaUnavailableError) and last.error.code is None:
+            return UNANSWERED_SLACK
         if state.created_at is None or not (last is None or last.is_running):
             return 0.0
         now = time.time()

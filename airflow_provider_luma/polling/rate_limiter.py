@@ -38,8 +38,12 @@ TIMER_RESOLUTION = 0.01
 MAX_CATCH_UP = 0.1
 
 #: Seconds by which a request can arrive later than the fastest of the last hundred: the time to open a connection.
-#: A request that takes longer to be answered has arrived well before its answer.
+#: A request that takes longer to be answered has arrived well before its answer, or never will.
 MAX_TRANSIT_DELAY = 0.5
+
+#: Requests that may be unanswered at a time, unless the limit is higher: each holds a socket, and many processes may
+#: open a thousand only. At ten a second with a timeout of 30 seconds there are no more, even if none is answered.
+MAX_UNANSWERED = 200
 
 
 class RequestRate:
@@ -47,7 +51,8 @@ class RequestRate:
     When the next request may be sent. It has no clock of its own: times are seconds by the caller's.
 
     Requests that are sent evenly do not arrive evenly. A request therefore counts until a second after the service can
-    have received it, which its answer bounds. There are never more counted requests than the service allows a second.
+    have received it, which its answer bounds, and :data:`MAX_TRANSIT_DELAY` without one: requests that hang until their
+    timeout do not hold up others. There are never more counted requests than the service allows a second.
 
     Several event loops may use the same account, and nothing tells one of another but a 429. So the rate is a share of
     the limit: how many requests may count at a time, a whole number, because whole shares that add up to the limit fit
@@ -74,7 +79,9 @@ class RequestRate:
         self._share_before_raise: float = self._share
         self._raised_at = self._reduced_at = self._next_at = -math.inf
         self._raise_at = math.inf
+        #: How many requests are unanswered; and when those of them were sent that still count.
         self._unanswered = 0
+        self._sent: deque[float] = deque()
         #: Until when each answered request counts.
         self._counted_until: list[float] = []
         # As long as the fastest is not known, a request may have arrived just before its answer was sent.
@@ -101,6 +108,7 @@ class RequestRate:
         #: seconds in which the service allows so many.
         self._max_share = math.ceil(limit)
         self._period = self._max_share / limit
+        self._max_unanswered = max(MAX_UNANSWERED, self._max_share)
 
     @property
     def _sends_in_batches(self) -> bool:
@@ -110,17 +118,26 @@ class RequestRate:
         """Return the seconds until a request may be sent; infinite if one has to be answered first."""
         while self._counted_until and self._counted_until[0] <= now:
             heapq.heappop(self._counted_until)
+        while self._sent and self._counts_until(self._sent[0]) <= now:
+            self._sent.popleft()
+        if self._unanswered >= self._max_unanswered:
+            return math.inf
         delay = self._next_at - now
         delay = delay if delay > (TIMER_RESOLUTION if self._sends_in_batches else 0.0) else 0.0
-        if self._unanswered + len(self._counted_until) < max(1, self._share):
+        if self._counted < max(1, self._share):
             return delay
-        return max(delay, self._counted_until[0] - now) if self._counted_until else math.inf
+        first_end = min(
+            self._counted_until[0] if self._counted_until else math.inf,
+            self._counts_until(self._sent[0]) if self._sent else math.inf,
+        )
+        return max(delay, first_end - now)
 
     def on_request_sent(self, now: float) -> None:
         """Count a request that is sent now."""
         # A timer's lateness is made up for; time in which nothing was sent is not saved up.
         self._next_at = (self._next_at if now - self._next_at <= MAX_CATCH_UP else now) + 1 / self.rate
         self._unanswered += 1
+        self._sent.append(now)
         if now >= self._raise_at:
             self._raise(now)
 
@@ -133,17 +150,25 @@ class RequestRate:
         :returns: until when it counts
         """
         self._unanswered -= 1
+        if sent_at in self._sent:
+            self._sent.remove(sent_at)
         transit_delay = MAX_TRANSIT_DELAY
         if is_answered:
             self._round_trips.append(now - sent_at)
             # The fastest round trip is known to the timer's resolution only.
             fastest = max(0.0, min(self._round_trips) - TIMER_RESOLUTION)
             transit_delay = min(transit_delay, now - sent_at - fastest)
-        until = sent_at + transit_delay + self._period
-        if self._sends_in_batches:
-            until = math.ceil(until / TIMER_RESOLUTION) * TIMER_RESOLUTION
+        until = self._counts_until(sent_at, transit_delay)
         heapq.heappush(self._counted_until, until)
         return until
+
+    @property
+    def _counted(self) -> int:
+        return len(self._sent) + len(self._counted_until)
+
+    def _counts_until(self, sent_at: float, transit_delay: float = MAX_TRANSIT_DELAY) -> float:
+        until = sent_at + transit_delay + self._period
+        return math.ceil(until / TIMER_RESOLUTION) * TIMER_RESOLUTION if self._sends_in_batches else until
 
     def on_rate_limited(self, now: float, retry_after: float | None = None, *, sent_at: float) -> None:
         """
@@ -187,8 +212,7 @@ class RequestRate:
         if self._share > self._max_share / 2 > 1:
             self._share = self._max_share // 2
         elif self._share > 1:
-            accepted = len(self._counted_until) + self._unanswered - 1
-            self._share = max(1, self._share // 2, min(accepted, self._share - 1))
+            self._share = max(1, self._share // 2, min(self._counted - 1, self._share - 1))
         else:
             self._share = max(self._max_share * min(1.0, MIN_RATE / self.full_rate), self._share / 2)
 
@@ -198,7 +222,7 @@ class _Queued(NamedTuple):
 
     order: float
     number: int
-    permit: asyncio.Future[bool]
+    permit: asyncio.Future[float | None]
     priority: float
 
 
@@ -231,7 +255,8 @@ class RateLimiter:
         :param until: the latest time
         :returns: whether the request may be sent; False if the latest time has come first
         """
-        permit: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        # When the request may be sent; None if its latest time has come first.
+        permit: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
         heapq.heappush(
             self._scheduled, _Queued(due, next(self._numbers), permit, due if priority is None else priority)
         )
@@ -241,18 +266,18 @@ class RateLimiter:
             self._dispatcher = asyncio.create_task(self._dispatch())
         expiry = permit.get_loop().call_at(until, _refuse, permit) if until < math.inf else None
         try:
-            is_permitted = await permit
+            sent_at = await permit
         except asyncio.CancelledError:
-            if permit.done() and not permit.cancelled() and permit.result():
-                self._on_response(_now(), is_answered=False)  # permitted in the moment in which it was cancelled
+            if permit.done() and not permit.cancelled() and (sent_at := permit.result()) is not None:
+                self._on_response(sent_at, is_answered=False)  # permitted in the moment in which it was cancelled
             raise
         finally:
             if expiry is not None:
                 expiry.cancel()
-        if not is_permitted:
+        if sent_at is None:
             yield False
             return
-        sent_at, is_answered = _now(), True
+        is_answered = True
         try:
             yield True
         except asyncio.CancelledError:
@@ -295,11 +320,11 @@ class RateLimiter:
     async def _dispatch(self) -> None:
         """Permit the requests that are due, one by one, at the current rate."""
         while True:
-            permit = await self._next_permit()
-            self._rate.on_request_sent(_now())
-            permit.set_result(True)
+            permit, now = await self._next_permit(), _now()
+            self._rate.on_request_sent(now)
+            permit.set_result(now)
 
-    async def _next_permit(self) -> asyncio.Future[bool]:
+    async def _next_permit(self) -> asyncio.Future[float | None]:
         """Wait until a request is due and may be sent; drop those that were cancelled."""
         while True:
             now = _now()
@@ -328,9 +353,9 @@ class RateLimiter:
             heapq.heappop(self._due)
 
 
-def _refuse(permit: asyncio.Future[bool]) -> None:
+def _refuse(permit: asyncio.Future[float | None]) -> None:
     if not permit.done():
-        permit.set_result(False)
+        permit.set_result(None)
 
 
 def _now() -> float:

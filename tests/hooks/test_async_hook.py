@@ -66,9 +66,9 @@ class TestAirflowConnection:
         monkeypatch.setattr(luma_async, "CONNECTION_TTL", 0.0)
         luma_task_id = submit(processing_seconds=60)
         async with LumaAsyncHook() as hook:
-            for _ in range(3):
-                await hook.poll(new_state(luma_task_id))
-        assert len(connection_reads) >= 3
+            async with asyncio.timeout(20):
+                while len(connection_reads) < 3:
+                    await hook.poll(new_state(luma_task_id))
 
     async def test_connection_is_read_to_its_end_although_the_status_check_is_cancelled(self, luma_conn, monkeypatch):
         """A callback resumes the task and cancels its trigger at any time; Airflow 3.1 must get rid of its answer."""
@@ -103,8 +103,99 @@ class TestAirflowConnection:
             with pytest.raises(LumaAuthError):
                 await hook.get_task("abc")
             set_connection(luma.base_url)
+            outcome = await hook.poll(new_state())
+            assert outcome == PollAgain(0.0)
+            assert [call.code for call in status_checks(luma)] == [401, 401]  # one request a permission to send
             assert isinstance(await hook.poll(new_state()), PollAgain)
         assert [call.code for call in status_checks(luma)] == [401, 401, 404]
+
+    async def test_connection_is_read_again_while_status_checks_use_the_old_one(
+        self, luma, submit, set_connection, monkeypatch
+    ):
+        monkeypatch.setattr(luma_async, "CONNECTION_TTL", 0.0)
+        luma_task_id = submit(processing_seconds=60)
+        read, begun, may_end = luma_async.get_async_connection, asyncio.Event(), asyncio.Event()
+
+        async def read_slowly(conn_id: str) -> object:
+            begun.set()
+            await may_end.wait()
+            return await read(conn_id)
+
+        async with LumaAsyncHook() as hook:
+            assert await hook.get_requests_per_second() == 1000
+            monkeypatch.setattr(luma_async, "get_async_connection", read_slowly)
+            set_connection(luma.base_url, requests_per_second=7)
+            for _ in range(3):
+                assert (await hook.poll(new_state(luma_task_id))).is_running
+            assert begun.is_set()
+            assert await hook.get_requests_per_second() == 1000
+            may_end.set()
+            async with asyncio.timeout(20):
+                while await hook.get_requests_per_second() != 7:
+                    await asyncio.sleep(0.01)
+
+    async def test_connection_that_cannot_be_read_again_is_used_as_it_was(self, submit, monkeypatch, caplog):
+        monkeypatch.setattr(luma_async, "CONNECTION_TTL", 0.0)
+        luma_task_id, reads = submit(processing_seconds=60), itertools.count()
+
+        async def fail(_: str) -> object:
+            next(reads)
+            raise OSError("the secrets backend is down")
+
+        async with LumaAsyncHook() as hook:
+            await hook.poll(new_state(luma_task_id))
+            monkeypatch.setattr(luma_async, "get_async_connection", fail)
+            for _ in range(4):
+                assert (await hook.poll(new_state(luma_task_id))).is_running
+        assert next(reads) > 1
+        assert "never retrieved" not in caplog.text
+
+    async def test_one_reading_serves_all_status_checks_that_were_refused_meanwhile(
+        self, luma, set_connection, monkeypatch
+    ):
+        set_connection(luma.base_url, key="another-key")
+        read, reads, may_end = luma_async.get_async_connection, itertools.count(), asyncio.Event()
+
+        async def read_slowly(conn_id: str) -> object:
+            next(reads)
+            await may_end.wait()
+            return await read(conn_id)
+
+        async with LumaAsyncHook() as hook:
+            await hook.get_requests_per_second()
+            monkeypatch.setattr(luma_async, "get_async_connection", read_slowly)
+            checks = [asyncio.create_task(hook.poll(new_state(f"job-{i}"))) for i in range(20)]
+            while len(status_checks(luma)) < 20:
+                await asyncio.sleep(0.01)
+            set_connection(luma.base_url)
+            may_end.set()
+            assert await asyncio.gather(*checks) == [PollAgain(0.0)] * 20
+        # Those whose refusal came after the reading had begun need another: the key may have been replaced in between.
+        assert next(reads) <= 2
+
+    async def test_reading_that_began_before_the_refusal_is_not_taken_for_the_current_connection(
+        self, luma, set_connection, monkeypatch
+    ):
+        monkeypatch.setattr(luma_async, "CONNECTION_TTL", 0.0)
+        set_connection(luma.base_url, key="another-key")
+        read, held, may_end = luma_async.get_async_connection, [], asyncio.Event()
+
+        async def read_before_the_change(conn_id: str) -> object:
+            connection = await read(conn_id)
+            if not held:
+                held.append(connection)
+                await may_end.wait()
+            return connection
+
+        async with LumaAsyncHook() as hook:
+            await hook.get_requests_per_second()
+            monkeypatch.setattr(luma_async, "get_async_connection", read_before_the_change)
+            check = asyncio.create_task(hook.poll(new_state()))  # its reading begins, and so its answer is awaited
+            while not (held and status_checks(luma)):
+                await asyncio.sleep(0.01)
+            set_connection(luma.base_url)
+            may_end.set()
+            assert await check == PollAgain(0.0)
 
     async def test_connection_that_cannot_be_read_just_after_its_key_was_replaced_is_waited_out(
         self, luma, set_connection, monkeypatch
@@ -112,12 +203,12 @@ class TestAirflowConnection:
         set_connection(luma.base_url, key="another-key")
         read, reads = luma_async.get_async_connection, itertools.count(1)
 
-        async def read_twice(conn_id: str) -> object:
-            if next(reads) == 3:
+        async def fail_once(conn_id: str) -> object:
+            if next(reads) == 2:
                 raise OSError("the secrets backend is down")
             return await read(conn_id)
 
-        monkeypatch.setattr(luma_async, "get_async_connection", read_twice)
+        monkeypatch.setattr(luma_async, "get_async_connection", fail_once)
         async with LumaAsyncHook() as hook:
             with pytest.raises(LumaAuthError):
                 await hook._get_status("abc")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -85,6 +85,33 @@ class TestPoller:
         with pytest.raises(asyncio.CancelledError):
             await first
         assert (await second).task.luma_task_id == good
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            {"hang": True},
+            {"raw": b"HTTP/1.1 200 OK\r\nX-Long: ", "drip": b"x"},
+            {"raw": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", "drip": b" "},
+        ],
+        ids=["no answer", "head drips", "body drips"],
+    )
+    async def test_jobs_whose_answers_hang_do_not_hold_up_the_others(self, wires, set_connection, answer):
+        hanging, healthy = 25, 5
+        wire = wires.start(*[wires.answer(**answer)] * hanging, wires.running_job())
+        set_connection(wire.base_url, requests_per_second=20, timeout=600)
+        async with asyncio.timeout(60):  # ten times less than those that hang
+            waiting = [asyncio.create_task(wait(f"hanging-{i}", seconds=3600)) for i in range(hanging)]
+            while len(wire.received) < hanging:
+                await asyncio.sleep(0.01)
+            waiting += [asyncio.create_task(wait(f"healthy-{i}", seconds=3600)) for i in range(healthy)]
+            while len(wire.received) < hanging + 3 * healthy:
+                await asyncio.sleep(0.01)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        asked = Counter(call.path.split("=")[1].split("-")[0] for call in wire.received)
+        assert asked["hanging"] == hanging
+        assert asked["healthy"] >= 3 * healthy
 
     async def test_triggers_that_are_cancelled_in_the_queue_send_nothing(self, luma, submit, set_connection):
         set_connection(luma.base_url, requests_per_second=4)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from airflow_provider_luma.backoff import MAX_RETRY_AFTER
 from airflow_provider_luma.polling.rate_limiter import (
     MAX_TRANSIT_DELAY,
+    MAX_UNANSWERED,
     MIN_RATE,
     RAISE_AFTER,
     RAISE_INTERVAL,
@@ -247,6 +248,19 @@ class TestRequestRate:
             rate.on_response(1002.0 + i / 10, sent_at=1002.0 + i / 10)
         rate.on_request_sent(1002.7)
         rate.on_rate_limited(1002.7, sent_at=1002.7)
+        assert rate.rate == 7
+
+    def test_requests_that_hang_since_seconds_do_not_count_as_accepted_in_the_last_second(self):
+        rate = RequestRate(20)
+        rate.on_rate_limited(1000.0, sent_at=1000.0)
+        for i in range(9):
+            rate.on_request_sent(1001.0 + i / 10)
+        for i in range(7):
+            assert rate.delay(1010.0 + i / 10) == pytest.approx(0, abs=1e-6)
+            rate.on_request_sent(1010.0 + i / 10)
+            rate.on_response(1010.0 + i / 10, sent_at=1010.0 + i / 10)
+        rate.on_request_sent(1010.7)
+        rate.on_rate_limited(1010.7, sent_at=1010.7)
         assert rate.rate == 7
 
     def test_a_rate_below_one_request_a_second_doubles_up_to_one_and_then_takes_whole_numbers(self):
@@ -492,7 +506,8 @@ class TestRateLimiter:
         simulate(1, cancelled, Sender(0, 0, sent=sent))
         assert sent[0][0] == pytest.approx(1 + MAX_TRANSIT_DELAY, abs=TIMER_RESOLUTION)
 
-    def test_no_more_requests_than_a_second_allows_are_unanswered_at_a_time(self):
+    @pytest.mark.parametrize("limit", [3, 0.5])
+    def test_an_unanswered_request_counts_until_a_second_after_it_has_surely_arrived(self, limit):
         sent = []
 
         async def slow(limiter: RateLimiter) -> None:
@@ -500,9 +515,34 @@ class TestRateLimiter:
                 sent.append(asyncio.get_running_loop().time())
                 await asyncio.sleep(100)
 
-        simulate(3, *[slow] * 4)
-        assert sent[2] < 1.1
-        assert sent[3] == pytest.approx(100, abs=TIMER_RESOLUTION)
+        share = math.ceil(limit)
+        simulate(limit, *[slow] * 2 * share)
+        counts = share / limit + MAX_TRANSIT_DELAY
+        gaps = [later - first for first, later in zip(sent[:share], sent[share:], strict=True)]
+        assert gaps == pytest.approx([counts] * share, abs=TIMER_RESOLUTION)
+
+    def test_requests_that_hang_while_they_connect_or_are_answered_slowly_do_not_stop_others(self):
+        sent: list[tuple[float, Sender]] = []
+
+        async def slow(limiter: RateLimiter) -> None:
+            async with limiter.request(0):
+                await asyncio.sleep(100)
+
+        simulate(10, *[slow] * 40, *(Sender(i, i, sent=sent) for i in range(1, 60)))
+        assert max(at - sender.due for at, sender in sent[10:]) < 0.3
+
+    def test_a_bounded_number_of_requests_is_unanswered_at_a_time_and_an_answer_lets_the_next_go(self):
+        sent: list[float] = []
+
+        async def slow(limiter: RateLimiter) -> None:
+            async with limiter.request(0):
+                sent.append(asyncio.get_running_loop().time())
+                await asyncio.sleep(100)
+
+        simulate(20, *[slow] * (MAX_UNANSWERED + 3))
+        assert sent[MAX_UNANSWERED - 1] < 20
+        expected = [100 + at for at in sent[:3]]
+        assert sent[MAX_UNANSWERED:] == pytest.approx(expected, abs=1 / 20 + TIMER_RESOLUTION)
 
     @pytest.mark.parametrize(("limit", "end"), [(10, 9.4), (0.5, 93)])
     def test_set_limit_takes_effect_at_once_for_requests_that_are_queued(self, limit, end):
