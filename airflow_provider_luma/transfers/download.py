@@ -200,45 +200,43 @@ class Download:
     def _fill(self, sink: IO[bytes], transfer: Transfer) -> bool:
         """Write the file, over as many connections as it takes; return False if it must be started over."""
         while transfer.can_continue:
-            reason: str | None = "the connection ended before the file"
             try:
                 if not self._receive(sink, transfer):
                     return False
+            except LumaNotFoundError as gone:
+                self._renew(transfer, gone)
+            except TRANSIENT as error:
+                transfer.on_interruption(error.msg)
+            else:
                 if transfer.is_complete:
                     return True
-            except LumaNotFoundError as gone:
-                reason = self._renew(transfer, gone)
-            except TRANSIENT as error:
-                reason = error.msg
-            if reason is not None:
-                transfer.on_interruption(reason)
+                transfer.on_end()
         return False
 
     def _receive(self, sink: IO[bytes], transfer: Transfer) -> bool:
         """Write what one connection brings; return False if it brings another file."""
         started = time.monotonic()
-        with self._source.open(transfer.url, transfer.done) as response:
+        with self._source.open(transfer.url, transfer.done, transfer.version) as response:
+            if transfer.ends_with(response):
+                return True
             if not transfer.continues_with(response):
                 return False
             for chunk in chunks(response):
                 waited = time.monotonic() - started
                 sink.write(chunk)
-                transfer.add(len(chunk), waited)
+                transfer.add(chunk, waited)
                 started = time.monotonic()
         return True
 
-    def _renew(self, transfer: Transfer, gone: LumaNotFoundError) -> str | None:
-        """
-        Continue at a temporary address, if Luma still has the file that is not found at its own.
-
-        :returns: what is in the way of that for now, or None
-        """
+    def _renew(self, transfer: Transfer, gone: LumaNotFoundError) -> None:
+        """Continue at a temporary address, if Luma still has the file that is not found at its own."""
         try:
             if transfer.renewed_at == transfer.done:
                 raise LumaNotFoundError(None, "nor is it at the temporary address that Luma gave")
             transfer.url = self._source.checked(self.renew(transfer.original_url))
         except TRANSIENT as error:
-            return error.msg
+            transfer.on_interruption(error.msg)
+            return
         except LumaError as refused:
             raise LumaNotFoundError(
                 gone.code,
@@ -247,7 +245,6 @@ class Download:
             ) from refused
         transfer.renewed_at = transfer.done
         self.log.info("The file is not at its address; Luma gave a temporary one")
-        return None
 
 
 def _is_named_by(url: str, name: str) -> bool:
