@@ -35,6 +35,12 @@ _OTHER_FILE_EXTENSIONS = frozenset(
     "mpd mpeg mpg mts mxf ogg ogv pdf png rar rm svg tar tif tiff ts txt vob wav webm webp wmv xml zip".split()
 )
 
+#: Schemes of storages whose files have a key, and no folders.
+OBJECT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
+
+#: Bytes that a name on a disk, and the key of an object, may have; and those that a temporary name has more.
+_MAX_NAME_BYTES, _MAX_KEY_BYTES, _TEMPORARY_BYTES = 255, 1024, 15
+
 #: Ends of names that no public DNS resolves, among them those of Kubernetes and of the clouds' own services.
 _PRIVATE_ZONES = tuple(
     ".localhost .local .localdomain .internal .intranet .private .corp .home .home.arpa .lan .svc".split()
@@ -153,6 +159,35 @@ def check_file_address(parameter: str, address: object) -> None:
             None, f"{what_it_is}, or a public address that begins with http:// or https://: {text!r}"
         )
     _check_extension(parameter, PurePosixPath(text).suffix, text)
+
+
+def names_a_file(destination: str) -> bool:
+    """Tell whether a destination is a file: its last part ends in an extension such as ``.mp4``."""
+    path = urlsplit(destination).path if "://" in destination else destination
+    return re.search(r"[^/]\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}$", path) is not None
+
+
+def check_destination(destination: object) -> None:
+    """
+    Check that files of the names in a destination can be written: they have a longer name until they are complete.
+
+    :param destination: a folder, or a file, as in :func:`names_a_file`
+    :raises LumaValidationError: a name is too long
+    """
+    destination = str(destination or "")
+    scheme, separator, rest = destination.partition("://")
+    path = rest.partition("/")[2] if separator else destination
+    if separator and scheme.lower() in OBJECT_STORES:
+        names, what, longest = [path], "a key", _MAX_KEY_BYTES
+    else:
+        names, what, longest = path.split("/"), "a name", _MAX_NAME_BYTES
+    for index, name in enumerate(names, 1):
+        allowed = longest - (_TEMPORARY_BYTES if index == len(names) and names_a_file(destination) else 0)
+        size = len(name.encode(errors="surrogateescape"))
+        if size > allowed:
+            raise LumaValidationError(
+                None, f"destination has {what} of {size} bytes, and {allowed} are the most: shorten it ({name[:60]!r}…)"
+            )
 
 
 def _check_extension(parameter: str, suffix: str, address: str) -> None:

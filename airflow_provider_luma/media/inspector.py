@@ -3,9 +3,9 @@
 A process that examines one video with FFmpeg, and reads it through its parent.
 
 A file may be made to crash FFmpeg, or to let it allocate or compute without end; here that ends no task. The process
-needs nothing but PyAV, and says first that it has it. It asks for the file's bytes with lines of an offset and a length
-on its standard output, and gets each answer as a length and so many bytes on its standard input. Its last line is JSON:
-``found`` and ``remedy`` if the video cannot be taken, and otherwise neither.
+needs nothing but PyAV and the module beside it, and says first that it has them. It asks for the file's bytes with
+lines of an offset and a length on its standard output, and gets each answer as a length and so many bytes on its
+standard input. Its last line is JSON: ``found`` and ``remedy`` if the video cannot be taken, and otherwise neither.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from airflow_provider_luma.media.boxes import HEADER_LENGTH, Boxes
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -42,10 +44,6 @@ _OPTIONS = {
     "threads": "1",
 }
 _BLOCK = 1 << 18
-
-#: What an MP4 or MOV consists of, and how many of these are looked at.
-_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"sidx", b"free", b"skip", b"wide", b"uuid", b"udta", b"pnot"))
-_MAX_BOXES = 10_000
 
 #: Seconds from the beginning that lie behind the end of any video.
 _BEHIND_END = 86_400
@@ -122,18 +120,12 @@ def check_boxes(file: Any) -> None:
 
     :raises Unusable: they are not
     """
-    size, position = file.seek(0, os.SEEK_END), 0
-    for _ in range(_MAX_BOXES):
-        file.seek(position)
-        header = file.read(16)
-        if len(header) < 8 or header[4:8] not in _BOXES:
-            break
-        length = int.from_bytes(header[8:16] if header[:4] == b"\0\0\0\1" else header[:4])
-        position += length or size - position
-        if position > size:
-            raise cut_off()
-        if length < 8:
-            break
+    size, boxes = file.seek(0, os.SEEK_END), Boxes()
+    while boxes.next is not None and boxes.next < size:
+        file.seek(boxes.next)
+        boxes.take(file.read(HEADER_LENGTH))
+    if boxes.next is not None and boxes.next > size:
+        raise cut_off()
     file.seek(0)
 
 

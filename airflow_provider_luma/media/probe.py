@@ -38,6 +38,7 @@ HEAD_LENGTH = 1024
 
 _MAX_LINE = 4096
 _INSPECTOR = Path(__file__).with_name("inspector.py")
+_PACKAGE_FOLDER = str(Path(__file__).parents[2])  # an editable install may not have it in sys.path
 
 _CONVERT = "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4"
 
@@ -171,7 +172,7 @@ def _inspect(file: IO[bytes], size: int) -> dict[str, str] | None:
 def _environment() -> dict[str, str]:
     """Return what the inspector needs to find PyAV. It gets no secret: what it reads may have been made to harm it."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(("LD_", "DYLD_", "PYTHON"))}
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return {**kept, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), _PACKAGE_FOLDER])}
 
 
 def _serve(file: IO[bytes], size: int, inspector: subprocess.Popen[bytes]) -> dict[str, str]:

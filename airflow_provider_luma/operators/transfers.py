@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal
-from airflow_provider_luma.validation import check_file_address
+from airflow_provider_luma.validation import check_destination, check_file_address, names_a_file
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -118,6 +118,8 @@ class LumaDownloadOperator(LumaBaseOperator):
         self.destination = destination
         self.luma_conn_id = luma_conn_id
         self.overwrite = overwrite
+        if is_literal(destination):
+            check_destination(destination)
 
     def execute(self, context: Context) -> list[str]:
         """Fetch one file after the other."""
@@ -146,7 +148,7 @@ class LumaDownloadOperator(LumaBaseOperator):
 
     def _plan(self, destination: str) -> dict[str, str | None]:
         """Return each address's file name in the destination, the same one at every try; None if that is the file."""
-        from airflow_provider_luma.transfers.download import names_a_file, safe_name
+        from airflow_provider_luma.transfers.download import safe_name
 
         urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(self.urls or ()))
         if not urls:

@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
 from airflow_provider_luma.operators.base import TemplatedOperator, is_literal
-from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_file_address, check_positive
+from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_destination, check_file_address, check_positive
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -77,6 +77,8 @@ class VideoSplitOperator(TemplatedOperator):
             )
         if is_literal(source):
             check_file_address("source", source)
+        if is_literal(destination):
+            check_destination(destination)
 
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
@@ -164,6 +166,8 @@ class VideoJoinOperator(TemplatedOperator):
         self.plan = plan
         if is_literal(source):
             check_file_address("source", source)
+        if is_literal(destination):
+            check_destination(destination)
 
     def execute(self, context: Context) -> str:
         """Join the clips."""

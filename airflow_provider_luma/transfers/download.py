@@ -3,7 +3,7 @@
 Resumable, atomic download of one file into any storage that Airflow knows.
 
 The bytes are written, as they arrive, to a temporary name beside the final one (``.name.….part``), which is renamed
-once the file is whole: on a disk by a rename, on an object store by a copy within the store. A broken connection is
+once the file is whole: see :mod:`~airflow_provider_luma.transfers.outputs`. A broken connection is
 resumed with a range request, or started over where the server does not offer that.
 
 Of the file's name only harmless characters are kept.
@@ -11,21 +11,18 @@ Of the file's name only harmless characters are kept.
 
 from __future__ import annotations
 
-import os
 import re
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import requests
 import tenacity
 from airflow.sdk import ObjectStoragePath
-from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from airflow_provider_luma.backoff import READ_RETRY_TIMEOUT, retry_options
 from airflow_provider_luma.exceptions import (
@@ -35,9 +32,10 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.transfers.outputs import as_path, make_folder
+from airflow_provider_luma.transfers.outputs import as_path, content_type_option, make_folder, part_of, rename
 from airflow_provider_luma.transfers.progress import Transfer, megabytes
 from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, url_path, without_secrets
+from airflow_provider_luma.validation import check_destination, names_a_file
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -50,12 +48,6 @@ COMPARED_SIZE = 64 * 1024
 
 #: Characters of a file's name without its extension: of one made of an address, and of one that was given.
 _LONGEST_NAME, _LONGEST_GIVEN_NAME = 100, 150
-
-
-def names_a_file(destination: str) -> bool:
-    """Tell whether a destination is a file: its last part ends in an extension such as ``.mp4``."""
-    path = urlsplit(destination).path if "://" in destination else destination
-    return re.search(r"[^/]\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}$", path) is not None
 
 
 def safe_name(url: str) -> str:
@@ -113,6 +105,7 @@ class Download:
         """Fetch one file; see :meth:`airflow_provider_luma.hooks.luma.LumaHook.download`."""
         self._source.checked(url)
         path = destination_file(url, destination, name)
+        check_destination(str(path))
         # The storage's cached listing of the folder may be older than what others have written there.
         path.fs.invalidate_cache()
         if path.fs.isdir(path.path):
@@ -121,12 +114,11 @@ class Download:
             is_folder = name is not None or not names_a_file(str(destination))
             self._check_existing(path, url, is_named_by_url=is_folder and _is_named_by(url, path.name))
             return path
-        folder = path.path.rpartition("/")[0]
         make_folder(path)
-        part = f"{folder}/.{path.name}.{uuid.uuid4().hex[:8]}.part"
+        part = part_of(path)
         try:
             size = self._fetch(url, path, part)
-            _rename(path, part, overwrite=overwrite)
+            self._finish(path, part, overwrite=overwrite)
         except BaseException:
             # Also when the task is timed out. An error of the storage must not hide the one that came first.
             with suppress(Exception):
@@ -173,13 +165,26 @@ class Download:
                 start += chunk
                 if len(start) >= COMPARED_SIZE:
                     break
-            return length == 0 or start[:COMPARED_SIZE] == path.fs.cat_file(path.path, start=0, end=COMPARED_SIZE)
+            return length == 0 or start[:COMPARED_SIZE] == _beginning(path, path.path)
+
+    def _finish(self, path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
+        """Give the whole file its name; if another task has written the same file meanwhile, keep that one."""
+        try:
+            rename(path, part, overwrite=overwrite)
+        except FileExistsError:
+            if not _begin_the_same(path, part):
+                raise FileExistsError(
+                    f"{path} has appeared while the file was downloaded, and is left as it is: "
+                    "choose another destination, or set overwrite=True to replace it"
+                ) from None
+            path.fs.rm_file(part)
+            self.log.info("%s was written by another task meanwhile; it is the same file", path)
 
     def _fetch(self, url: str, path: ObjectStoragePath, part: str) -> int:
         """Fetch the whole file into ``part``; return its size in bytes."""
         transfer = Transfer(url, url, self.log)
         while True:
-            sink: IO[bytes] = path.fs.open(part, "wb", block_size=BLOCK_SIZE)
+            sink: IO[bytes] = path.fs.open(part, "wb", block_size=BLOCK_SIZE, **content_type_option(path))
             try:
                 is_complete = self._fill(sink, transfer)
             except BaseException:
@@ -200,45 +205,43 @@ class Download:
     def _fill(self, sink: IO[bytes], transfer: Transfer) -> bool:
         """Write the file, over as many connections as it takes; return False if it must be started over."""
         while transfer.can_continue:
-            reason: str | None = "the connection ended before the file"
             try:
                 if not self._receive(sink, transfer):
                     return False
+            except LumaNotFoundError as gone:
+                self._renew(transfer, gone)
+            except TRANSIENT as error:
+                transfer.on_interruption(error.msg)
+            else:
                 if transfer.is_complete:
                     return True
-            except LumaNotFoundError as gone:
-                reason = self._renew(transfer, gone)
-            except TRANSIENT as error:
-                reason = error.msg
-            if reason is not None:
-                transfer.on_interruption(reason)
+                transfer.on_end()
         return False
 
     def _receive(self, sink: IO[bytes], transfer: Transfer) -> bool:
         """Write what one connection brings; return False if it brings another file."""
         started = time.monotonic()
-        with self._source.open(transfer.url, transfer.done) as response:
+        with self._source.open(transfer.url, transfer.done, transfer.version) as response:
+            if transfer.ends_with(response):
+                return True
             if not transfer.continues_with(response):
                 return False
             for chunk in chunks(response):
                 waited = time.monotonic() - started
                 sink.write(chunk)
-                transfer.add(len(chunk), waited)
+                transfer.add(chunk, waited)
                 started = time.monotonic()
         return True
 
-    def _renew(self, transfer: Transfer, gone: LumaNotFoundError) -> str | None:
-        """
-        Continue at a temporary address, if Luma still has the file that is not found at its own.
-
-        :returns: what is in the way of that for now, or None
-        """
+    def _renew(self, transfer: Transfer, gone: LumaNotFoundError) -> None:
+        """Continue at a temporary address, if Luma still has the file that is not found at its own."""
         try:
             if transfer.renewed_at == transfer.done:
                 raise LumaNotFoundError(None, "nor is it at the temporary address that Luma gave")
             transfer.url = self._source.checked(self.renew(transfer.original_url))
         except TRANSIENT as error:
-            return error.msg
+            transfer.on_interruption(error.msg)
+            return
         except LumaError as refused:
             raise LumaNotFoundError(
                 gone.code,
@@ -247,45 +250,21 @@ class Download:
             ) from refused
         transfer.renewed_at = transfer.done
         self.log.info("The file is not at its address; Luma gave a temporary one")
-        return None
+
+
+def _begin_the_same(path: ObjectStoragePath, part: str) -> bool:
+    """Tell whether two files have the same length and the same beginning."""
+    return path.fs.size(path.path) == path.fs.size(part) and _beginning(path, path.path) == _beginning(path, part)
+
+
+def _beginning(path: ObjectStoragePath, file: str) -> bytes:
+    """Return the first bytes of a file; not by ``cat_file``, with which some storages read all of it."""
+    with path.fs.open(file, "rb", block_size=COMPARED_SIZE) as opened:
+        start: bytes = opened.read(COMPARED_SIZE)
+    return start
 
 
 def _is_named_by(url: str, name: str) -> bool:
     """Tell whether a file's name is the one its URL gives it, also where a number before it tells it from others."""
     own = safe_name(url)
     return not own.startswith("video.") and re.fullmatch(rf"([0-9]+-)?{re.escape(own)}", name) is not None
-
-
-def _rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
-    """Give the whole file its final name. ``fs.mv`` would take brackets in a name for a pattern."""
-    if not isinstance(path.fs, LocalFileSystem):
-        if not overwrite and path.fs.exists(path.path):
-            raise _appeared(path)
-        path.fs.cp_file(part, path.path)
-        path.fs.rm_file(part)
-    elif overwrite:
-        os.replace(part, path.path)  # noqa: PTH105  (both are plain strings here)
-    else:
-        _rename_to_new(path, Path(part))
-
-
-def _rename_to_new(path: ObjectStoragePath, part: Path) -> None:
-    """Rename on a disk, unless there is a file of that name: in one step, where the disk has links."""
-    final = Path(path.path)
-    try:
-        final.hardlink_to(part)
-    except FileExistsError:
-        raise _appeared(path) from None
-    except OSError:
-        if os.path.lexists(final):
-            raise _appeared(path) from None
-        part.rename(final)
-    else:
-        part.unlink()
-
-
-def _appeared(path: ObjectStoragePath) -> FileExistsError:
-    return FileExistsError(
-        f"{path} has appeared while the file was downloaded, and is left as it is: "
-        "choose another destination, or set overwrite=True to replace it"
-    )

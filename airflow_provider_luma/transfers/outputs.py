@@ -2,24 +2,28 @@
 """
 Files written to any storage, whole or not at all.
 
-A file is made on the local disk first. Into a folder on a disk it then comes under another name, and gets its own by
-one rename; an object store shows an object only once it is complete.
+A file is written under a temporary name beside its own (``.name.….part``) and renamed once it is complete. Where a
+storage cannot rename, it copies; an object store shows an object only once it is complete.
 """
 
 from __future__ import annotations
 
+import inspect
+import mimetypes
+import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from airflow.sdk import ObjectStoragePath
+from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-#: Object stores have no folders: creating one would create, or ask about, the bucket.
-_FLAT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
+from airflow_provider_luma.validation import OBJECT_STORES, check_destination
 
 
 def as_path(address: str | ObjectStoragePath) -> ObjectStoragePath:
@@ -32,8 +36,79 @@ def as_path(address: str | ObjectStoragePath) -> ObjectStoragePath:
 
 def make_folder(path: ObjectStoragePath) -> None:
     """Make the folder that a file goes to, where its storage has folders."""
-    if path.protocol not in _FLAT_STORES:
+    # Object stores have none: creating one would create, or ask about, the bucket.
+    if path.protocol not in OBJECT_STORES:
         path.fs.makedirs(path.path.rpartition("/")[0], exist_ok=True)
+
+
+def part_of(path: ObjectStoragePath) -> str:
+    """Return a temporary name beside a file's own."""
+    return f"{path.path.rpartition('/')[0]}/.{path.name}.{uuid.uuid4().hex[:8]}.part"
+
+
+def content_type_option(path: ObjectStoragePath) -> dict[str, Any]:
+    """Return the argument that tells an object store what kind of file it is given; none for other storages."""
+    # Only the ending counts: a name may look like an address to the library.
+    kind, _ = mimetypes.guess_type(f"name{PurePosixPath(path.name).suffix}")
+    if kind is None:
+        return {}
+    if path.protocol in ("s3", "s3a", "s3n"):
+        return {"ContentType": kind}
+    if path.protocol in ("gs", "gcs"):
+        return {"content_type": kind}
+    # Azure's: older versions do not know it.
+    knows_settings = "content_settings" in inspect.signature(type(path.fs)._open).parameters
+    return {"content_settings": {"content_type": kind}} if knows_settings else {}
+
+
+def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
+    """
+    Give a complete file its own name.
+
+    :param part: its temporary name
+    :raises FileExistsError: there is a file of that name, which is not to be replaced
+    """
+    if isinstance(path.fs, LocalFileSystem):
+        if overwrite:
+            Path(part).replace(path.path)
+        else:
+            _rename_to_new(Path(part), Path(path.path))
+        return
+    path.fs.invalidate_cache()
+    exists = path.fs.exists(path.path)
+    if exists and not overwrite:
+        raise FileExistsError(path.path)
+    if path.protocol in OBJECT_STORES or not _has_rename(path.fs):
+        path.fs.cp_file(part, path.path)
+        path.fs.rm_file(part)
+        return
+    try:
+        path.fs.mv(part, path.path)
+    except OSError:
+        # Some servers do not replace a file by renaming another.
+        if not exists or not path.fs.exists(part):
+            raise
+        path.fs.rm_file(path.path)
+        path.fs.mv(part, path.path)
+
+
+def _has_rename(fs: AbstractFileSystem) -> bool:
+    """Tell whether a storage renames; the library's own ``mv`` copies, and takes brackets in a name for a pattern."""
+    return getattr(fs.mv, "__func__", fs.mv) is not AbstractFileSystem.mv
+
+
+def _rename_to_new(part: Path, final: Path) -> None:
+    """Rename on a disk, unless there is a file of that name: in one step, where the disk has links."""
+    try:
+        final.hardlink_to(part)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(final):
+            raise FileExistsError(str(final)) from None
+        part.rename(final)
+    else:
+        part.unlink()
 
 
 @contextmanager
@@ -42,26 +117,27 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
     Yield a file on the local disk; what it holds at the end replaces the target. After an error nothing is written.
 
     :param target: where the file goes
+    :raises LumaValidationError: its name is too long
     """
+    check_destination(str(target))
     with tempfile.TemporaryDirectory(prefix="luma-") as folder:
         file = Path(folder) / target.name
         yield file
-        if isinstance(target.fs, LocalFileSystem):
-            _move(file, Path(target.path))
-        else:
-            make_folder(target)
-            target.fs.put_file(str(file), target.path)
-
-
-def _move(file: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        shutil.move(file, part)
-        part.replace(target)
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
+        make_folder(target)
+        if target.protocol in OBJECT_STORES:
+            target.fs.put_file(str(file), target.path, **content_type_option(target))
+            return
+        part = part_of(target)
+        try:
+            if isinstance(target.fs, LocalFileSystem):
+                shutil.move(file, part)
+            else:
+                target.fs.put_file(str(file), part)
+            rename(target, part, overwrite=True)
+        except BaseException:
+            with suppress(Exception):
+                target.fs.rm_file(part)
+            raise
 
 
 def remove_folder(address: str) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_luma.backoff import backoff_delay
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.media.boxes import Boxes, Extent
 from airflow_provider_luma.transfers.connections import Throughput
-from airflow_provider_luma.transfers.source import content_length, validator, without_secrets
+from airflow_provider_luma.transfers.source import content_length, ends_by_itself, strong_validator, without_secrets
 
 if TYPE_CHECKING:
     import requests
@@ -42,7 +43,10 @@ class Transfer:
     log: Logger
     done: int = 0
     total: int | None = None
-    validator: str | None = None
+    version: str | None = None
+    boxes: Boxes = field(default_factory=Boxes)
+    ends_by_itself: bool = False
+    interruption: str = "it changes while it is read"
     failures: int = 0
     restarts: int = 0
     renewed_at: int | None = None
@@ -51,13 +55,21 @@ class Transfer:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes have come, if the connection has ended well."""
-        return self.done == self.total if self.total is not None else self.done > 0
+        """
+        Whether all bytes have come, if the connection has ended well.
+
+        Without a length, an MP4 or MOV shows its end by its boxes, and any other file by its last chunk. Where there is
+        none either, only the next request can tell: nothing must follow.
+        """
+        if self.total is not None:
+            return self.done == self.total
+        extent = self.boxes.extent()
+        return extent is Extent.WHOLE or (extent is Extent.UNKNOWN and self.ends_by_itself and self.done > 0)
 
     @property
     def can_continue(self) -> bool:
         """Whether the next bytes can be asked for: a server that names no version might send those of another file."""
-        return self.done == 0 or (self.validator is not None and (self.total is None or self.done <= self.total))
+        return self.done == 0 or (self.version is not None and (self.total is None or self.done <= self.total))
 
     def continues_with(self, response: requests.Response) -> bool:
         """
@@ -65,23 +77,30 @@ class Transfer:
 
         :raises LumaValidationError: the file is too long
         """
+        self.ends_by_itself = response.status_code == 200 and ends_by_itself(response)
         if self.done == 0:
-            self.total, self.validator = content_length(response), validator(response)
+            self.total, self.version, self.boxes = content_length(response), strong_validator(response), Boxes()
             self._check_size(self.total or 0)
             return True
-        part = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip())
-        if (
-            response.status_code != 206
-            or part is None
-            or int(part[1]) != self.done
-            or validator(response) != self.validator
-        ):
+        part = re.fullmatch(
+            r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip(), re.ASCII
+        )
+        if response.status_code != 206 or part is None or strong_validator(response) != self.version:
             return False
-        if self.total is None and part[2] != "*":
-            self.total = int(part[2])
-        return part[2] in ("*", str(self.total))
+        first, last, total = int(part[1]), int(part[2]), None if part[3] == "*" else int(part[3])
+        if self.total is None:
+            self.total = total
+        return first == self.done <= last and total in (None, self.total) and (total is None or last < total)
 
-    def add(self, count: int, seconds: float) -> None:
+    def ends_with(self, response: requests.Response) -> bool:
+        """Tell whether an answer says that nothing follows the bytes that came without a length."""
+        length = response.headers.get("Content-Range", "").strip()
+        if self.total is None and response.status_code == 416 and length == f"bytes */{self.done}":
+            self.total = self.done
+            return True
+        return False
+
+    def add(self, data: bytes, seconds: float) -> None:
         """
         Count bytes that have come.
 
@@ -89,16 +108,28 @@ class Transfer:
         :raises LumaUnavailableError: they come too slowly
         :raises LumaValidationError: they are too many
         """
-        self.done += count
+        self.done += len(data)
+        self.boxes.feed(data)
         self.failures = 0
         self._check_size(self.done)
-        self.throughput.add(count, seconds)
+        self.throughput.add(len(data), seconds)
         if self.throughput.is_stalled:
             raise LumaUnavailableError(None, "the server sends next to nothing")
         if time.monotonic() - self.logged_at >= PROGRESS_INTERVAL:
             self.logged_at = time.monotonic()
             share = f" of {megabytes(self.total)}, {self.done / self.total:.0%}" if self.total else ""
             self.log.info("Downloaded %s%s of %s", megabytes(self.done), share, without_secrets(self.url))
+
+    def on_end(self) -> None:
+        """
+        Wait before the next attempt, after a connection that has ended before the file, or may have.
+
+        :raises LumaUnavailableError: as for :meth:`on_interruption`
+        """
+        is_certain = self.total is not None or self.boxes.extent() is Extent.CUT_OFF
+        self.on_interruption(
+            "the connection ended before the file" if is_certain else "the server does not say where the file ends"
+        )
 
     def on_interruption(self, reason: str) -> None:
         """
@@ -107,6 +138,7 @@ class Transfer:
         :raises LumaUnavailableError: there have been too many without a byte, or they bring too few
         """
         self.failures += 1
+        self.interruption = reason
         self._give_up_if(self.throughput.is_stalled or self.failures >= MAX_ATTEMPTS_WITHOUT_PROGRESS, reason)
         seconds = backoff_delay(self.failures)
         self.log.warning("The download was interrupted (%s); it resumes in %.0f s", reason, seconds)
@@ -120,7 +152,7 @@ class Transfer:
         :raises LumaUnavailableError: that has been tried too often
         """
         self.restarts += 1
-        self._give_up_if(self.restarts > MAX_RESTARTS, "it breaks off, and the server cannot resume it")
+        self._give_up_if(self.restarts > MAX_RESTARTS, f"{self.interruption}, and it cannot be resumed")
         self.log.info("The server cannot resume the file as it was; the download starts over")
         self.done = 0
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -25,6 +26,9 @@ from airflow_provider_luma.validation import is_private_host
 CHUNK_SIZE = 1024 * 1024
 
 _MAX_REDIRECTS = 5
+
+#: Seconds that a file must not have been changed for, for its date to tell it from any other version.
+MIN_AGE = 60
 
 #: Answers that mean there is nothing (any more) behind an address; object stores answer 403 for a missing file.
 _GONE = frozenset({401, 403, 404, 410})
@@ -47,10 +51,11 @@ class FileSource:
     head_size: int | None = None
 
     @contextmanager
-    def open(self, url: str, offset: int = 0) -> Iterator[requests.Response]:
+    def open(self, url: str, offset: int = 0, version: str | None = None) -> Iterator[requests.Response]:
         """
         Ask for the file from an offset on; its answer is 200, or, at an offset, also 206 or 416.
 
+        :param version: the strong validator of the version whose rest is wanted; of another one all is sent
         :raises LumaNotFoundError: there is no such file
         :raises LumaUnavailableError: any other answer, or none
         :raises LumaValidationError: the address, or one that it redirects to, is not followed
@@ -60,7 +65,7 @@ class FileSource:
                 session.mount(scheme, UntrustedServerAdapter(public_only=self.is_public))
             # requests would read the body of a redirect, of any length, into memory.
             session.resolve_redirects = lambda *_, **__: iter(())  # type: ignore[method-assign]
-            with self._get(session, url, offset) as response:
+            with self._get(session, url, offset, version) as response:
                 yield response
 
     def checked(self, url: str) -> str:
@@ -83,10 +88,10 @@ class FileSource:
             raise _leads_into_private_network(prepared, host)
         return prepared
 
-    def _get(self, session: requests.Session, url: str, offset: int) -> requests.Response:
+    def _get(self, session: requests.Session, url: str, offset: int, version: str | None) -> requests.Response:
         for _ in range(_MAX_REDIRECTS + 1):
             url = self.checked(url)
-            response = self._send(session, url, offset)
+            response = self._send(session, url, offset, version)
             target = _redirect_target(session, response)
             if target is None:
                 return _accepted(response, allows_part=bool(offset or self.head_size))
@@ -94,10 +99,12 @@ class FileSource:
             url = target
         raise LumaUnavailableError(None, f"{without_secrets(url)}: more than {_MAX_REDIRECTS} redirects")
 
-    def _send(self, session: requests.Session, url: str, offset: int) -> requests.Response:
+    def _send(self, session: requests.Session, url: str, offset: int, version: str | None) -> requests.Response:
         headers = {"Accept-Encoding": "identity"}
         if offset or self.head_size:
             headers["Range"] = f"bytes={offset}-{self.head_size - 1 if self.head_size else ''}"
+        if offset and version:
+            headers["If-Range"] = version
         try:
             return session.get(url, headers=headers, timeout=self.timeout, stream=True, allow_redirects=False)
         except PrivateAddressError as error:
@@ -152,7 +159,7 @@ def _is_a_message(response: requests.Response) -> bool:
 
 def chunks(response: requests.Response) -> Iterator[bytes]:
     """Yield bytes as soon as they are there, so that a break loses none that have arrived."""
-    if response.headers.get("Content-Encoding", "identity") != "identity":
+    if _is_encoded(response):
         raise LumaUnavailableError(None, "the server compressed the file although asked not to")
     try:
         while chunk := response.raw.read1(CHUNK_SIZE):
@@ -161,16 +168,39 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
         raise LumaUnavailableError(None, f"the connection broke: {type(error).__name__}") from None
 
 
-def validator(response: requests.Response) -> str | None:
-    """Return what tells two versions of a file apart, if the server says it."""
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
+def strong_validator(response: requests.Response) -> str | None:
+    """
+    Return what only this version of a file bears, if the server says it: a strong ETag, or a strong date.
+
+    A file of which there is more than one version in a second may bear the same date. The date is strong once it lies
+    so far back that this second is surely over, whatever the clocks (RFC 9110, 8.8.2.2 and 13.1.5).
+    """
+    etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    if etag is not None:
+        return etag if re.fullmatch(r'"[^"\s]*"', etag) else None
+    try:
+        age = parsedate_to_datetime(response.headers["Date"]) - parsedate_to_datetime(modified or "")
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return modified if age.total_seconds() >= MIN_AGE else None
 
 
 def content_length(response: requests.Response) -> int | None:
     """Return how many bytes the body has, if the server says it."""
+    if response.headers.get("Transfer-Encoding") or _is_encoded(response):
+        return None
     length = response.headers.get("Content-Length", "")
     # A header is Latin-1, which has superscript digits, too; and Python reads no number of 5000 digits.
-    return int(length) if re.fullmatch("[0-9]{1,18}", length) and "Content-Encoding" not in response.headers else None
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+
+
+def ends_by_itself(response: requests.Response) -> bool:
+    """Tell whether a body that is cut off can be told from a whole one, since its last chunk is missing."""
+    return response.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
+
+
+def _is_encoded(response: requests.Response) -> bool:
+    return response.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
 
 
 def url_path(url: str) -> str:

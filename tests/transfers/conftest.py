@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from airflow.sdk.io import store
 
 from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.downloads import Interrupted
 from tests.support.file_server import FileServer
 from tests.support.s3_fixtures import bucket, s3_endpoint
-from tests.support.storages import Bucket, Disk, Storage
+from tests.support.storages import Disk, Sftp, SftpFileSystem, Storage
 
 __all__ = ["bucket", "s3_endpoint"]
 
@@ -45,7 +46,15 @@ def hook(server: FileServer, set_connection: Callable[..., None]) -> LumaHook:
     return LumaHook()
 
 
-@pytest.fixture(params=["plain path", "file://", "s3://"])
+@pytest.fixture
+def sftp(monkeypatch: pytest.MonkeyPatch) -> Sftp:
+    """A folder on an SFTP server behind the connection my_sftp."""
+    fs = SftpFileSystem()
+    monkeypatch.setitem(store._STORE_CACHE, "sftp-my_sftp", store.ObjectStore("sftp", "my_sftp", fs=fs))
+    return Sftp(fs, "sftp://my_sftp@/videos")
+
+
+@pytest.fixture(params=["plain path", "file://", "s3://", "sftp://"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """Each kind of storage."""
     folder = tmp_path / "deep" / "videos"
@@ -53,8 +62,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
         return Disk(folder, str(folder))
     if request.param == "file://":
         return Disk(folder, f"file://{folder}")
-    bucket: Bucket = request.getfixturevalue("bucket")
-    return bucket
+    found: Storage = request.getfixturevalue("bucket" if request.param == "s3://" else "sftp")
+    return found
 
 
 @pytest.fixture
