@@ -159,12 +159,12 @@ class TestVersions:
             ('W/"one"', {}),
             ('W/"one"', {"Last-Modified": date(1e6)}),
             ("one", {}),
-            (None, {"Last-Modified": date(0)}),
+            (None, {"Last-Modified": date(-86_400)}),
             (None, {"Last-Modified": "yesterday"}),
             (None, {"Last-Modified": "Wed, 21 Oct 2015 07:28:00 -0000"}),
             (None, {}),
         ],
-        ids=["weak ETag", "weak ETag and date", "no ETag", "date of just now", "no date", "no time zone", "nothing"],
+        ids=["weak ETag", "weak ETag and date", "no ETag", "date of tomorrow", "no date", "no time zone", "nothing"],
     )
     def test_rest_is_not_asked_for_of_what_may_be_another_version(
         self, etag: str | None, headers: dict[str, str], disk: Disk, server: FileServer, hook: LumaHook
@@ -175,6 +175,16 @@ class TestVersions:
         assert sha256(disk.files()["film.mp4"]) == sha256(OTHER_FILM)
         for request in server.requests:
             assert (request.range, request.headers.get("if-range")) == (None, None)
+
+    def test_rest_is_not_asked_for_of_a_file_that_was_changed_just_now(
+        self, disk: Disk, server: FileServer, hook: LumaHook
+    ) -> None:
+        # It may be changed again within the second that its date names.
+        headers = {"Last-Modified": date(1)}
+        cut, other = Reply(FILM, stop_after=CUT, etag=None, headers=headers), Reply(OTHER_FILM, etag=None)
+        hook.download(server.serve("/film.mp4", cut, other), disk.destination)
+        assert sha256(disk.files()["film.mp4"]) == sha256(OTHER_FILM)
+        assert [request.range for request in server.requests] == [None, None]
 
     @pytest.mark.parametrize("etag", ['"two"', None, 'W/"one"'])
     def test_rest_of_a_version_that_the_server_does_not_confirm_starts_over(
