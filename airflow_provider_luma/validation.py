@@ -38,7 +38,7 @@ _OTHER_FILE_EXTENSIONS = frozenset(
 #: Schemes of storages whose files have a key, and no folders.
 OBJECT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
 
-#: Bytes that a name on a disk, and the key of an object, may have; and those that a temporary name has more.
+#: Maximum bytes of a name on a disk and of an object's key, and the bytes that a temporary name adds.
 _MAX_NAME_BYTES, _MAX_KEY_BYTES, _TEMPORARY_BYTES = 255, 1024, 15
 
 #: Ends of names that no public DNS resolves, among them those of Kubernetes and of the clouds' own services.
@@ -169,7 +169,7 @@ def names_a_file(destination: str) -> bool:
 
 def check_destination(destination: object) -> None:
     """
-    Check that files of the names in a destination can be written: they have a longer name until they are complete.
+    Check the length of the names in a destination. A file's temporary name is longer than its final one.
 
     :param destination: a folder, or a file, as in :func:`names_a_file`
     :raises LumaValidationError: a name is too long
@@ -186,7 +186,8 @@ def check_destination(destination: object) -> None:
         size = len(name.encode(errors="surrogateescape"))
         if size > allowed:
             raise LumaValidationError(
-                None, f"destination has {what} of {size} bytes, and {allowed} are the most: shorten it ({name[:60]!r}…)"
+                None,
+                f"destination: {what} of {size} bytes is too long: shorten it to {allowed} ({name[:60]!r}…)",
             )
 
 

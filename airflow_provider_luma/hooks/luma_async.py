@@ -116,7 +116,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         """
         Check the status of a job once, and log what is worth a line.
 
-        It sends one request at most: a key that was refused, and has been replaced meanwhile, is tried in the next.
+        It sends one request at most. If the key was refused and has since been replaced, the next check uses the new
+        one.
         """
         result: LumaTask | Exception
         try:
@@ -139,14 +140,14 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return self._take(state, result, opened.connection)
 
     def on_unreadable(self, state: PollState, error: Exception) -> PollOutcome:
-        """Take it that a job cannot be asked about now, because the connection cannot be read; log it."""
+        """Log that the connection cannot be read, and return what that means for the wait for a job."""
         return self._take(state, self._unreadable_connection(error))
 
     async def get_requests_per_second(self) -> float:
         """
         Return how many status checks a second the connection allows.
 
-        After that, :meth:`poll` waits for no connection to be read before it sends its request.
+        The next :meth:`poll` then sends its request without reading the connection first.
 
         :raises Exception: the connection cannot be read now
         """
@@ -191,20 +192,20 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return self._opened
 
     async def _read_again(self) -> _Opened:
-        """Read the connection, not before now; one reading serves all who want that meanwhile."""
+        """Read the connection as it is now; concurrent callers share one reading."""
         now, opened = time.monotonic(), await self._read()
-        while self._read_at < now:  # that reading had begun before
+        while self._read_at < now:  # the reading had begun earlier, and may be outdated
             opened = await self._read()
         return opened
 
     async def _read(self) -> _Opened:
-        # Others wait for it, too, if this trigger is cancelled.
+        # Shielded, since other triggers may wait for it as well.
         return await asyncio.shield(self._start_reading())
 
     def _start_reading(self) -> asyncio.Task[_Opened]:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._reopen())
-            # A failure is nobody's, if the old connection is used meanwhile.
+            # Retrieve the error: nobody does while the old connection is still in use.
             self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
         return self._reading
 
@@ -233,7 +234,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
             connector=aiohttp.TCPConnector(
                 ssl=certificates,
-                # The rate limiter bounds them. A request that waits here has been permitted, and its timeout runs.
+                # The rate limiter bounds requests. One that waited here for a socket would use up its own timeout.
                 limit=max(MAX_UNANSWERED, math.ceil(connection.requests_per_second)),
             ),
         )

@@ -37,18 +37,18 @@ if TYPE_CHECKING:
 #: Each thread of FFmpeg holds pictures in memory.
 THREADS = min(4, os.cpu_count() or 1)
 
-#: Seconds of broken pictures that the one before them stands in for.
+#: The longest run of broken frames, in seconds, that the frame before it replaces.
 MAX_BRIDGED_SECONDS = 1
 
 
 @dataclass
 class Repairs:
     """
-    What had to be done about a film's frames.
+    How many frames had to be repaired or deinterlaced.
 
-    :param bridged: frames that are broken; the one before is shown in their place
-    :param concealed: frames that are damaged; they are shown as FFmpeg patched them up
-    :param deinterlaced: frames that consisted of two fields
+    :param bridged: frames that could not be decoded, replaced by the frame before
+    :param concealed: damaged frames, shown as FFmpeg repaired them
+    :param deinterlaced: interlaced frames
     """
 
     bridged: int = 0
@@ -177,14 +177,14 @@ def decoded(
 
 class _Expected:
     """
-    The frames that a decoder was given and has not returned, by which those that it could not decode are found.
+    Tracks the frames that a decoder was given and has not returned, to find those that it could not decode.
 
-    A decoder with several threads does not tell which ones they are.
+    A decoder with several threads does not say which frame an error is about.
     """
 
     def __init__(self, video: VideoStream, by_dts: bool, repairs: Repairs) -> None:
         self._video, self._by_dts, self._repairs = video, by_dts, repairs
-        #: When each is shown, and sent.
+        #: Presentation and decoding time stamp of each, as a heap.
         self._sent: list[tuple[int, int]] = []
         self._error: Exception | None = None
         self._shown: int | None = None
@@ -193,14 +193,14 @@ class _Expected:
         self._end = 0
 
     def sent(self, packet: Packet[VideoStream]) -> None:
-        """Take a packet that the decoder is given."""
+        """Record a packet that the decoder is given."""
         at = packet.dts if self._by_dts else packet.pts
         if packet.size and at is not None and not packet.is_discard:
             heappush(self._sent, (at, at if packet.dts is None else packet.dts))
             self._end = max(self._end, at + (packet.duration or 0))
 
     def failed(self, error: av.error.FFmpegError) -> None:
-        """Take an error of the decoder."""
+        """Record an error of the decoder."""
         if isinstance(error, MemoryError):
             raise error
         self._error = error
@@ -208,7 +208,7 @@ class _Expected:
             self._lose([heappop(self._sent)])
 
     def returned(self, frame: av.VideoFrame) -> int | None:
-        """Take a frame of the decoder, and return when it is shown; None if it is not."""
+        """Record a decoded frame. Return its time stamp, or None if it must not be shown."""
         at = frame.pts
         if self._by_dts:
             at = self._sent[0][0] if self._sent else None
@@ -220,7 +220,7 @@ class _Expected:
         if self._error:
             self._lose([sent for sent in passed if sent[0] < at])
         if self._needs_key_frame and not frame.key_frame:
-            # It was predicted from a frame that there is not.
+            # It was predicted from a frame that is missing.
             self._lose([(at, at)])
             return None
         self._repairs.concealed += frame.is_corrupt
@@ -230,10 +230,10 @@ class _Expected:
         return at
 
     def ended(self) -> None:
-        """Take the end of the film."""
+        """Record the end of the film."""
         if self._shown is None:
             raise undecodable(self._error or "it holds no frame")
-        # PyAV passes over an error in the last few frames, and over the frames behind it.
+        # PyAV hides an error in the last few frames, and drops the frames behind it.
         if self._error or not self._by_dts:
             self._lose([sent for sent in self._sent if sent[0] > self._shown])
         self._close_gap(self._end)
@@ -246,7 +246,7 @@ class _Expected:
 
     @cached_property
     def _key_frames(self) -> frozenset[int]:
-        """When key frames are sent. Broken packets do not tell that they are key frames, but the index does."""
+        """Decoding time stamps of key frames, from the index: a broken packet has lost its key flag."""
         return frozenset(entry.timestamp for entry in self._video.index_entries if entry.is_keyframe)
 
     def _close_gap(self, at: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A film's frames as pictures that any service takes: whole frames, upright, with square pixels, all of one size."""
+"""Normalizes a film's frames: deinterlaced, upright, with square pixels, all of one size."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.media.film import Repairs
 
-#: Pictures in RGB say of no way to become YUV that it was theirs.
+#: RGB pictures do not say which matrix converts them to YUV: BT.709 does.
 _RGB = 0
 _MATRIX = ":out_color_matrix=bt709"
 
-#: Pictures of a high dynamic range (PQ, HLG) look grey wherever that is not heeded: they become those of television.
+#: Transfer functions of HDR (PQ, HLG). Players that ignore them show grey pictures, so these become BT.709.
 _HIGH_DYNAMIC_RANGE = (16, 18)
 _STANDARD_RANGE = _MATRIX + ":out_primaries=bt709:out_transfer=bt709"
 
-#: How far a picture's aspect may be off the film's before it gets black bars; a smaller difference is scaled away.
+#: Relative difference in aspect above which a picture gets black bars. Below it, the picture is stretched.
 _SAME_ASPECT = 0.02
 
 #: How a picture is transposed, by whether the result is mirrored left to right, and top to bottom.
@@ -45,9 +45,9 @@ def deinterlaced(
     frames: Iterable[tuple[Fraction, av.VideoFrame]], repairs: Repairs
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """
-    Yield a film's frames, each with its time, and make whole ones of those that consist of two fields.
+    Yield a film's frames, each with its time, with interlaced ones deinterlaced.
 
-    From the first of these on, frames come one later than they go in. Others pass unchanged.
+    From the first interlaced frame on, the output lags one frame behind. Progressive frames pass unchanged.
     """
     graph: av.filter.Graph | None = None
     shape: tuple[object, ...] = ()
@@ -116,15 +116,15 @@ class Pictures:
         return self._last[1]
 
     def _look_at(self, frame: av.VideoFrame, video: VideoStream) -> None:
-        """Find out what a film says of its pictures, when it begins, or turns them another way."""
+        """Read the orientation of the pictures at the start of a film, and when their rotation changes."""
         if self._video is not video:
             self._video, self._announced_size = video, (frame.width, frame.height)
         elif self._orientation[0] == frame.rotation:
-            return  # a frame whose side data was read is freed only by Python's garbage collector
+            return  # reading side data makes a reference cycle, which delays freeing the frame
         self._orientation = frame.rotation, _orientation(frame)
 
     def _aspect(self, frame: av.VideoFrame, video: VideoStream) -> Fraction:
-        """Return the width of a pixel in heights. Of pictures that change their size, the container tells the first."""
+        """Return the pixel aspect ratio. After a change of size the container's no longer applies."""
         is_announced = self._announced_size == (frame.width, frame.height)
         aspect = video.sample_aspect_ratio if is_announced else video.codec_context.sample_aspect_ratio
         return Fraction(aspect.numerator, aspect.denominator) if aspect else Fraction(1)

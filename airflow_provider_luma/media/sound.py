@@ -32,7 +32,7 @@ _PRIMING = Fraction(1, 20)
 _AAC_RATES = (16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _AAC_BIT_RATE = 96_000
 
-#: What AAC is encoded with, by the number of channels; of more than eight, the first two are kept.
+#: Layouts to encode AAC with, by number of channels. Of more than eight channels, the first two are kept.
 _AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "5.1", 8: "7.1"}
 
 #: The channels that those layouts are mixed from.
@@ -133,7 +133,7 @@ class Sound:
 
 
 def _is_copied(stream: AudioStream) -> bool:
-    """Tell whether players understand a track, and the MP4 takes it: of MP3, for example, none below 16 kHz."""
+    """Tell whether players support a track's codec and the MP4 muxer accepts it (it refuses MP3 below 16 kHz)."""
     if stream.codec_context.codec.canonical_name not in _COPIED:
         return False
     try:
@@ -175,7 +175,7 @@ class _Copied:
 
 
 class _Encoded:
-    """A track that is encoded anew. What of it cannot be decoded becomes silence."""
+    """A track that is encoded as AAC. Parts that cannot be decoded become silence."""
 
     kind = "encoded"
 
@@ -205,7 +205,7 @@ class _Encoded:
                 yield from self._encoder.encode(None)
 
     def _decoded(self, packet: Packet[AudioStream]) -> list[AudioFrame]:
-        """Return a packet's frames; of several, only the first has a time, and the others follow it."""
+        """Return a packet's frames. Only the first has a time stamp; the others continue from it."""
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -245,7 +245,8 @@ def _channels(stream: AudioStream) -> tuple[int, str]:
     """
     Return the number of channels, and which is which if that has to be said.
 
-    PyAV 18 frees a layout of a custom order twice. So such a layout, which is read once here, is put out of its reach.
+    PyAV 18 frees a layout of a custom order twice. So such a layout is replaced before anything is decoded, and only
+    read here.
     """
     layout = stream.codec_context.layout
     count, names = layout.nb_channels, layout.name.partition("(")[2].rstrip(")").split("+")

@@ -178,7 +178,7 @@ def split(
         frames = shown_at(whole, times, 1 / plan.rate)
         film = _reported((pictures.make(frame, video) for frame in frames), plan.frames, on_progress)
         clips = tuple(_write_clip(index, plan, film, clip_file) for index in range(plan.clips))
-        # What is wrong behind the last picture that is shown is found only there.
+        # Decode the rest as well, to find errors behind the last picture that is used.
         deque(whole, maxlen=0)
         return SplitInfo(clips, tuple(repairs.warnings()))
 

@@ -27,7 +27,7 @@ _RATES = (
 _MIN_RATE, _MAX_RATE = 5, 60
 _MIN_VARIABLE_RATE = 23
 
-#: Seconds of sound before the first picture and behind the last one that are cut off: an encoder's padding is shorter.
+#: Seconds of sound before the first picture or after the last one that count as an encoder's padding, and are cut off.
 PADDING_SECONDS = Fraction(1, 10)
 
 #: Seconds that a clip may lack at its end, for which its last picture is held.
@@ -91,8 +91,8 @@ class SplitPlan:
     :param origin: seconds of the film's first frame, by the film's own clock
     :param rate: frames per second of the grid
     :param cuts: the grid's first frame of each clip, and at last the number of all frames
-    :param length: seconds of the film; if it is longer than the clips together, the last picture is held. In a plan of
-        1.1.0 it is None, and the film is as long as its clips
+    :param length: seconds of the film; if it is longer than the clips together, the last picture is held. None in
+        plans of version 1.1.0, whose film is as long as its clips
     """
 
     origin: Fraction
@@ -161,10 +161,10 @@ def plan_uncut(times: FrameTimes, heard: tuple[Fraction, Fraction] | None) -> Sp
     """
     Return the plan of a film that is not cut yet. Its rate is constant, and 5 to 60.
 
-    The film begins and ends with its sound where that begins before the pictures or ends behind them: the first and the
-    last picture stay for it. No clip is made for half a second or less at the end.
+    Where the sound begins before the pictures or ends after them, the film does too: the first and the last picture are
+    held. Up to half a second at the end makes no additional clip.
 
-    :param heard: seconds when the sound begins and ends, by the film's own clock
+    :param heard: seconds at which the sound begins and ends, by the film's own clock; None without sound
     """
     rate, _ = times.rate()
     rate /= math.ceil(rate / _MAX_RATE)
@@ -172,7 +172,7 @@ def plan_uncut(times: FrameTimes, heard: tuple[Fraction, Fraction] | None) -> Sp
     length_end = end
     if heard and heard[1] - heard[0] > 0:
         if heard[0] < origin - PADDING_SECONDS:
-            origin -= round((origin - heard[0]) * rate) / rate  # pictures stay on the grid, and so none is doubled
+            origin -= round((origin - heard[0]) * rate) / rate  # whole frames, so that pictures stay on the grid
         if heard[1] > end + PADDING_SECONDS:
             length_end = heard[1]
     clips_end = length_end if length_end - end > MAX_HOLD_SECONDS else end

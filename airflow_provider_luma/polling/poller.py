@@ -32,7 +32,7 @@ WAITING_GAUGE = "luma.waiting"
 #: Seconds after a job's deadline for which its last status check may be held back by the rate limiter.
 LAST_CHECK_TIMEOUT = 30.0
 
-#: Seconds for which the next status check of a job, whose last one got no answer, can be put off in favour of others.
+#: Seconds that a status check can be put off in favour of others if the job's last one got no answer.
 UNANSWERED_SLACK = 60.0
 
 
@@ -65,9 +65,9 @@ class Poller:
 
     async def _open(self, state: PollState) -> PollOutcome | None:
         """
-        Read the connection, unless it is open: a request that the rate limiter permits is then sent at once.
+        Read the connection unless it is open, so that a request is sent as soon as the rate limiter permits it.
 
-        :returns: None, or what it means for a job that the connection cannot be read
+        :returns: None, or the outcome for a job whose connection cannot be read
         """
         try:
             self._limiter.set_limit(await self._client.get_requests_per_second())

@@ -41,8 +41,8 @@ MAX_CATCH_UP = 0.1
 #: A request that takes longer to be answered has arrived well before its answer, or never will.
 MAX_TRANSIT_DELAY = 0.5
 
-#: Requests that may be unanswered at a time, unless the limit is higher: each holds a socket, and many processes may
-#: open a thousand only. At ten a second with a timeout of 30 seconds there are no more, even if none is answered.
+#: Requests that may be unanswered at a time, unless the limit is higher. Each holds a socket, and many systems allow a
+#: process a thousand. Ten a second, each of which counts for 1.5 seconds and times out after 30, come to 200.
 MAX_UNANSWERED = 200
 
 
@@ -51,8 +51,9 @@ class RequestRate:
     When the next request may be sent. It has no clock of its own: times are seconds by the caller's.
 
     Requests that are sent evenly do not arrive evenly. A request therefore counts until a second after the service can
-    have received it, which its answer bounds, and :data:`MAX_TRANSIT_DELAY` without one: requests that hang until their
-    timeout do not hold up others. There are never more counted requests than the service allows a second.
+    have received it, which is when it is answered or :data:`MAX_TRANSIT_DELAY` after it was sent, whichever is earlier.
+    So requests that hang until their timeout do not delay others. There are never more counted requests than the
+    service allows a second.
 
     Several event loops may use the same account, and nothing tells one of another but a 429. So the rate is a share of
     the limit: how many requests may count at a time, a whole number, because whole shares that add up to the limit fit
@@ -79,7 +80,7 @@ class RequestRate:
         self._share_before_raise: float = self._share
         self._raised_at = self._reduced_at = self._next_at = -math.inf
         self._raise_at = math.inf
-        #: How many requests are unanswered; and when those of them were sent that still count.
+        #: How many requests are unanswered, and when those that still count were sent.
         self._unanswered = 0
         self._sent: deque[float] = deque()
         #: Until when each answered request counts.
