@@ -26,6 +26,7 @@ LAYERS = (
     ("callbacks", "transfers"),
     ("submission",),
     ("polling",),
+    ("metrics",),
     ("deferral",),
     ("connection",),
     ("protocol_files",),

@@ -20,7 +20,7 @@ import tenacity
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
-from airflow_provider_luma import backoff, protocol, protocol_files
+from airflow_provider_luma import backoff, metrics, protocol, protocol_files
 from airflow_provider_luma.callbacks import token
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import (
@@ -37,7 +37,7 @@ from airflow_provider_luma.hooks.transport import (
     requests_session,
     within,
 )
-from airflow_provider_luma.polling.state import Failed, Finished, PollOutcome, PollState
+from airflow_provider_luma.polling.state import Failed, Finished, PollAgain, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask, ModifyRequest
 from airflow_provider_luma.protocol_files import LumaUpload
 from airflow_provider_luma.transfers.download import Download
@@ -262,17 +262,16 @@ class LumaHook(LumaApiHook):
         state = PollState(luma_task_id, poll_interval=poll_interval, end_time=end_time, created_at=created_at)
         while True:
             outcome = self.poll(state)
-            if isinstance(outcome, Finished):
-                return outcome.task
-            if isinstance(outcome, Failed):
-                raise outcome.reason
+            if not isinstance(outcome, PollAgain):
+                return _ended(outcome)
             time.sleep(outcome.delay)
 
-    def check(self, luma_task_id: str, *, retry_timeout: float | None = None) -> LumaTask:
+    def check(self, luma_task_id: str, *, retry_timeout: float | None = None, sends_metrics: bool = True) -> LumaTask:
         """
         Check the status of a job, and again for some seconds where its id or its result is in doubt.
 
         :param retry_timeout: seconds for which transient errors are waited out; None to raise the first
+        :param sends_metrics: whether a job that has ended is recorded in Airflow's metrics: not if it was before
         :returns: the job; if it has ended, it has ended well, and lists a video
         :raises LumaGenerationError: the job failed
         :raises LumaNotFoundError: the service does not know the id
@@ -283,10 +282,8 @@ class LumaHook(LumaApiHook):
         give_up_at = time.monotonic() + (retry_timeout or 0.0)
         while True:
             outcome = self.poll(state)
-            if isinstance(outcome, Finished):
-                return outcome.task
-            if isinstance(outcome, Failed):
-                raise outcome.reason
+            if not isinstance(outcome, PollAgain):
+                return _ended(outcome, sends_metrics=sends_metrics)
             if outcome.is_running and outcome.task is not None:
                 return outcome.task
             if outcome.error is not None and time.monotonic() + outcome.delay >= give_up_at:
@@ -397,3 +394,12 @@ class LumaHook(LumaApiHook):
         error = state.outcome.exception() if state.outcome else None
         seconds = state.next_action.sleep if state.next_action else 0.0
         self.log.warning("The submission was not accepted: %s. Nothing was billed; next in %.0f s", error, seconds)
+
+
+def _ended(outcome: Finished | Failed, *, sends_metrics: bool = True) -> LumaTask:
+    """Return the job that has ended well, or raise what has ended the wait."""
+    if sends_metrics and outcome.task is not None and outcome.task.is_finished:
+        metrics.job_ended(outcome.task)
+    if isinstance(outcome, Failed):
+        raise outcome.reason
+    return outcome.task

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import Stats
 
+from airflow_provider_luma import metrics
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
 from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, LumaUnavailableError
 from airflow_provider_luma.polling.durations import JobDurations
@@ -127,10 +128,9 @@ class Poller:
 
     def _on_completed(self, task: LumaTask | None) -> bool:
         """Learn how long a job took, once it has ended; return whether it has."""
-        if task is None or task.created_at is None or task.completed_at is None:
+        if task is None or not task.is_finished:
             return False
-        duration = (task.completed_at - task.created_at).total_seconds()
-        self._durations.add(duration)
-        Stats.timing("luma.job.duration", duration * 1000)
-        Stats.timing("luma.job.lateness", max(0.0, time.time() - task.completed_at.timestamp()) * 1000)
+        metrics.job_ended(task)
+        if task.created_at is not None and task.completed_at is not None:
+            self._durations.add((task.completed_at - task.created_at).total_seconds())
         return True

@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException, Stats
+from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma import backoff, metrics
 from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.exceptions import (
     PERMANENT,
@@ -252,7 +252,7 @@ class Submitter:
         assert record is not None and record.luma_task_id is not None, "only a job with an id can be asked about"
         self.on_job_known(record.luma_task_id)
         try:
-            task = self.client.check(record.luma_task_id, retry_timeout=backoff.READ_RETRY_TIMEOUT)
+            task = self.client.check(record.luma_task_id, retry_timeout=backoff.READ_RETRY_TIMEOUT, sends_metrics=False)
         except (*TRANSIENT, LumaAuthError) as error:  # a key may be refused while it is being replaced
             return JobStatus.UNAVAILABLE, error
         except LumaGenerationError as error:
@@ -337,14 +337,23 @@ class Submitter:
                 raise
             raise self._reported(error, intent.reference) from error
         job = self._wait_for(luma_task_id, deferral, intent.reference, time.time())
-        if (remaining := self.client.credits_left()) is not None:
-            self.log.info("The Luma account has %g credits left", remaining)
+        self._report_accepted()
         return job
+
+    def _report_accepted(self) -> None:
+        metrics.submission_accepted()
+        if (remaining := self.client.credits_left()) is not None:
+            metrics.credits_left(self.client.luma_conn_id, remaining)
+            self.log.info("The Luma account has %g credits left", remaining)
 
     def _check_credits(self) -> None:
         """Submit nothing where the account holds less than the connection wants to keep."""
         reserve = self.client.luma_connection.min_credits
-        if reserve is not None and (remaining := self.client.get_credits()) < reserve:
+        if reserve is None:
+            return
+        remaining = self.client.get_credits()
+        metrics.credits_left(self.client.luma_conn_id, remaining)
+        if remaining < reserve:
             raise LumaInsufficientCreditsError(
                 None,
                 f"the account has {remaining:g} credits left, and the connection's min_credits is {reserve:g}: nothing "
@@ -384,7 +393,7 @@ class Submitter:
 
     def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
         """Wait to submit again; rate limits for ``timeout`` seconds at most, an outage for two minutes."""
-        Stats.incr("luma.submission.refused")
+        metrics.submission_refused()
         now = time.time()
         first_attempt_at = deferral.first_attempt_at or now
         until, outage_since = first_attempt_at + self.timeout, None

@@ -109,14 +109,12 @@ class LumaTaskTrigger(_LumaTrigger):
 
     async def on_kill(self) -> None:
         """
-        Log that the job is not cancelled.
+        Log that the job goes on.
 
-        Airflow also calls this when a callback resumes the task, so it must not say that anything was lost.
+        Airflow calls this whenever something else resumes or ends the task: a callback, as well as a person.
         """
         self.log.info(
-            "No longer waiting here for Luma task %s: its callback has come, or a person has ended the wait. Luma "
-            "cannot cancel a job: unless it has ended already, it is still running there under this id, and is billed",
-            self.luma_task_id,
+            "Trigger ended (callback received, or task cleared). Luma task %s is unaffected", self.luma_task_id
         )
 
 

@@ -4,5 +4,6 @@
 from tests.support.operator_fixtures import context, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
 from tests.support.stored_clips import clip
+from tests.support.submission_fixtures import sync_task
 
-__all__ = ["bucket", "clip", "context", "modify", "s3_endpoint"]
+__all__ = ["bucket", "clip", "context", "modify", "s3_endpoint", "sync_task"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_luma import metrics
 from airflow_provider_luma.exceptions import LumaError, LumaGenerationError, LumaTimeoutError
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.polling import poller as poller_module
@@ -268,6 +269,7 @@ class TestPoller:
                 measured[name].append(value)
 
         monkeypatch.setattr(poller_module, "Stats", Stats)
+        monkeypatch.setattr(metrics, "Stats", Stats)
         monkeypatch.setattr(shared_module, "Stats", Stats)
         started = time.monotonic()
         good, bad = submit(processing_seconds=0.3), submit(processing_seconds=0.3, outcome="generate_failed")
@@ -279,6 +281,7 @@ class TestPoller:
         jobs = [job for job in luma.jobs if job.task_id in (good, bad)]
         durations = [job.complete_time - job.create_time for job in jobs]
         assert sorted(measured["luma.job.duration"]) == pytest.approx(sorted(durations), abs=2)
+        assert len(measured["luma.job.failed"]) == 1
         elapsed = 1000 * (time.monotonic() - started)
         assert [0 <= milliseconds <= elapsed for milliseconds in measured["luma.job.lateness"]] == [True, True]
 

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Metrics about jobs and submissions, sent with Airflow's own to wherever those go.
+
+What only the triggerer measures (`luma.poll…`, `luma.waiting`, `luma.submission.waiting`) is sent where it is measured.
+docs/operations.md lists all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import Stats
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.protocol import LumaTask
+
+
+def job_ended(task: LumaTask) -> None:
+    """Record a job whose end a wait has just found: how long it took, how late that is noticed, whether it failed."""
+    if task.created_at is not None and task.completed_at is not None:
+        duration = (task.completed_at - task.created_at).total_seconds()
+        Stats.timing("luma.job.duration", duration * 1000)
+        Stats.timing("luma.job.lateness", max(0.0, time.time() - task.completed_at.timestamp()) * 1000)
+    if not task.is_successful:
+        Stats.incr("luma.job.failed")
+
+
+def submission_accepted() -> None:
+    """Count a job that Luma has accepted."""
+    Stats.incr("luma.submission.accepted")
+
+
+def submission_refused() -> None:
+    """Count a submission that was refused for now, and is queued."""
+    Stats.incr("luma.submission.refused")
+
+
+def credits_left(luma_conn_id: str, remaining: float) -> None:
+    """Record the account's remaining credits."""
+    Stats.gauge("luma.credits", remaining, tags={"conn_id": luma_conn_id})
