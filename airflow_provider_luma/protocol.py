@@ -224,6 +224,11 @@ def task_request(luma_task_id: str) -> Request:
     return Request("GET", "/api/v1/modify/record-info", query={"taskId": luma_task_id})
 
 
+def endpoint_request() -> Request:
+    """Write the question whether the Luma endpoint is there: a status check of a job that cannot exist."""
+    return task_request("0" * 32)
+
+
 def credits_request() -> Request:
     """Write the question for the account's remaining credits."""
     return Request("GET", "/api/v1/chat/credit")
@@ -245,6 +250,12 @@ REFUSALS: dict[int, type[LumaError]] = {
     505: LumaFeatureDisabledError,
 }
 
+
+#: What it means that the endpoint is not found (`docs/connection.md`).
+ENDPOINT_MISSING = (
+    f"The address in the connection has no Luma endpoint. If its Host is not {DEFAULT_HOST}, correct that; otherwise "
+    "kie.ai has probably withdrawn it: copies of its documentation since April 2026 do not list it"
+)
 
 #: Codes that say that an answer came too late, or that the job is there.
 _TOO_LATE = {408, 409, 499}
@@ -325,6 +336,14 @@ def read_data(response: Response, refusals: Mapping[int, type[LumaError]] = REFU
     raise _refusal(response, envelope, refusals)
 
 
+def _is_page_missing(response: Response, envelope: _Envelope | None) -> bool:
+    """Tell whether an answer says that there is no such endpoint, and nothing about what was asked."""
+    if envelope is None:
+        return response.http_status in (404, 410)
+    # What models that moved have answered.
+    return "page does not exist" in envelope.msg.lower()
+
+
 def _refuses_submission(response: Response, envelope: _Envelope) -> bool:
     names_job = isinstance(envelope.data, dict) and bool(envelope.data.get("taskId") or envelope.data.get("task_id"))
     is_refusal = envelope.code in {*range(400, 500), 505} - _TOO_LATE and not names_job
@@ -348,11 +367,17 @@ def read_submission(response: Response) -> str:
     if envelope is not None and has_id and _is_success(response, envelope):
         return str(luma_task_id)
     if envelope is not None and _refuses_submission(response, envelope):
-        raise _refusal(response, envelope)
+        refusal = _refusal(response, envelope)
+        if envelope.code == 404 or _is_page_missing(response, envelope):
+            refusal = LumaNotFoundError(envelope.code, refusal.msg)
+            refusal.remedy = ENDPOINT_MISSING
+        raise refusal
     if _is_refused_by_edge(response):
         raise _refusal(response, None)
     status = response.http_status
     told = _refusal(response, None).msg if 300 <= status < 400 else f"tells of no accepted job: {excerpt(response)}"
+    if _is_page_missing(response, envelope):
+        told = f"{told}. {ENDPOINT_MISSING}"
     raise LumaSubmissionUnknownError(
         None, f"the submission was sent, but the answer (HTTP {status}) {told}. It may have been accepted"
     )
@@ -404,6 +429,23 @@ def _task_error(response: Response, envelope: _Envelope | None, luma_task_id: st
         own: dict[int, type[LumaError]] = {401: LumaAuthError, 404: LumaNotFoundError, 422: LumaNotFoundError}
         kind = own.get(envelope.code, LumaUnavailableError)
     return kind(error.code, error.msg, luma_task_id=luma_task_id, retry_after=error.retry_after)
+
+
+def read_endpoint(response: Response) -> None:
+    """
+    Take the answer to :func:`endpoint_request`.
+
+    :raises LumaNotFoundError: there is no Luma endpoint at this address
+    :raises LumaError: the answer does not say whether there is one
+    """
+    envelope = _envelope(response)
+    if _is_page_missing(response, envelope):
+        raise LumaNotFoundError(response.http_status, ENDPOINT_MISSING)
+    if envelope is not None and _is_success(response, envelope):
+        return
+    error = _task_error(response, envelope, "")
+    if not isinstance(error, LumaNotFoundError):  # otherwise it has looked for the job
+        raise error
 
 
 def read_credits(response: Response) -> float:

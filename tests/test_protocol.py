@@ -387,6 +387,25 @@ class TestSubmission:
         with pytest.raises(LumaSubmissionUnknownError):
             protocol.read_submission(Response(status, body))
 
+    @pytest.mark.parametrize("status", [404, 410])
+    def test_missing_page_leaves_the_submission_unknown_and_says_that_the_endpoint_may_be_gone(self, status):
+        with pytest.raises(LumaSubmissionUnknownError, match="The address.* has no Luma endpoint"):
+            protocol.read_submission(Response(status, b"404 page not found"))
+
+    @pytest.mark.parametrize("style", [200, 404])
+    def test_refusal_404_says_that_the_endpoint_may_be_gone(self, style):
+        with pytest.raises(LumaNotFoundError, match="No such endpoint.*has no Luma endpoint"):
+            protocol.read_submission(enveloped(code=404, status=style, msg="No such endpoint."))
+
+    def test_refusal_422_of_a_model_that_has_moved_says_that_the_endpoint_may_be_gone(self):
+        with pytest.raises(LumaNotFoundError, match="has no Luma endpoint"):
+            protocol.read_submission(enveloped(code=422, msg="The page does not exist or is not published"))
+
+    def test_refusal_of_parameters_does_not_doubt_the_endpoint(self):
+        with pytest.raises(LumaValidationError) as caught:
+            protocol.read_submission(enveloped(code=422, msg="videoUrl is not reachable"))
+        assert "endpoint" not in str(caught.value)
+
     def test_reached_limit_of_the_key_is_no_outage_and_names_the_remedy(self):
         msg = "The current number of points used by apiKey has exceeded the daily limit"
         with pytest.raises(LumaInsufficientCreditsError, match="daily limit.*Raise the limit of this API key"):
@@ -484,3 +503,44 @@ class TestCreditsAndDownloadUrl:
     def test_download_address_that_is_none_is_a_transient_error(self, data):
         with pytest.raises(LumaUnavailableError):
             protocol_files.read_download_url(enveloped(data))
+
+
+class TestEndpoint:
+    """Whether the Luma endpoint is there, by the status of a job that cannot exist."""
+
+    @pytest.mark.parametrize("status", [200, 404, 422])
+    @pytest.mark.parametrize(("code", "msg"), [(404, "No such task."), (422, "recordInfo is null")])
+    def test_endpoint_that_does_not_know_the_job_is_there(self, status, code, msg):
+        protocol.read_endpoint(enveloped(code=code, status=status, msg=msg))
+
+    def test_endpoint_that_answers_without_data_is_there(self):
+        protocol.read_endpoint(enveloped(None))
+
+    @pytest.mark.parametrize(
+        "response",
+        [
+            Response(404, b"404 page not found"),
+            Response(404, b'{"status": 404, "error": "Not Found", "path": "/api/v1/modify/record-info"}'),
+            Response(410, b""),
+            enveloped(code=422, msg="The page does not exist or is not published"),
+        ],
+        ids=["text", "JSON of a framework", "gone", "moved"],
+    )
+    def test_endpoint_that_is_gone(self, response):
+        with pytest.raises(LumaNotFoundError, match="documentation since April 2026"):
+            protocol.read_endpoint(response)
+
+    @pytest.mark.parametrize(
+        ("response", "error"),
+        [
+            (enveloped(code=401), LumaAuthError),
+            (enveloped(code=429), LumaRateLimitError),
+            (enveloped(code=455), LumaUnavailableError),
+            (Response(502, b"<h1>Bad Gateway</h1>"), LumaUnavailableError),
+            (Response(403, b"error code: 1010"), LumaUnavailableError),
+        ],
+        ids=["key", "rate", "maintenance", "edge", "user agent"],
+    )
+    def test_other_answers_do_not_say(self, response, error):
+        with pytest.raises(error):
+            protocol.read_endpoint(response)

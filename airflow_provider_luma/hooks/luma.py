@@ -25,6 +25,7 @@ from airflow_provider_luma.callbacks import token
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import (
     LumaError,
+    LumaNotFoundError,
     LumaSubmissionUnknownError,
     LumaUnavailableError,
     LumaValidationError,
@@ -215,6 +216,7 @@ class LumaHook(LumaApiHook):
         """
         Return whether the connection works, and how many credits remain, or what is wrong and how to correct it.
 
+        A status check of a job that cannot exist shows whether the Luma endpoint is there. Neither call costs anything.
         With ``callback_base_url``, that address is called as the service would, with a probe that resumes nothing.
         """
         try:
@@ -223,6 +225,12 @@ class LumaHook(LumaApiHook):
         except (LumaError, AirflowNotFoundException) as error:
             return False, str(error)
         message = f"Connected to {self.base_url}: {remaining:g} credits left"
+        try:
+            self._read(protocol.endpoint_request(), protocol.read_endpoint, connection)
+        except LumaNotFoundError as error:
+            return False, f"{message}. {error.msg}"
+        except LumaError as error:
+            message = f"{message}. Whether the Luma endpoint is there could not be checked: {error}"
         if connection.callback_base_url is None:
             return True, message
         from airflow_provider_luma.hooks.callback_check import check_callbacks

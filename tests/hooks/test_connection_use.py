@@ -157,6 +157,24 @@ class TestTestConnection:
         luma.configure(credits=12.5)
         assert LumaHook().test_connection() == (True, f"Connected to {luma.base_url}: 12.5 credits left")
 
+    def test_endpoint_that_is_gone_fails_the_test_although_the_key_works(self, luma, luma_conn):
+        luma.configure(credits=12.5, faults=["status:html,code=404"])
+        ok, message = LumaHook().test_connection()
+        assert not ok
+        assert "12.5 credits left. The address in the connection has no Luma endpoint" in message
+
+    @pytest.mark.parametrize("fault", ["refuse,code=429", "refuse,code=455", "html,code=502", "cut"])
+    def test_endpoint_that_could_not_be_checked_leaves_a_doubt(self, luma, luma_conn, fault):
+        luma.configure(faults=[f"status:{fault}"])
+        ok, message = LumaHook().test_connection()
+        assert ok
+        assert "Whether the Luma endpoint is there could not be checked" in message
+
+    @pytest.mark.parametrize("code", [404, 422])
+    def test_endpoint_that_does_not_know_the_job_is_there(self, luma, luma_conn, code):
+        luma.configure(credits=12.5, faults=[f"status:refuse,code={code}"])
+        assert LumaHook().test_connection() == (True, f"Connected to {luma.base_url}: 12.5 credits left")
+
     @pytest.mark.parametrize("style", ["status", "body"])
     def test_wrong_api_key_is_explained_without_being_quoted(self, luma, set_connection, style):
         luma.configure(refusal_style=style)
