@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.lineage import asset_uri
 from airflow_provider_luma.links.luma import REQUEST_KEY
-from airflow_provider_luma.untrusted import plain_text, read_strings, read_text
+from airflow_provider_luma.untrusted import plain_text, read_strings, read_text, without_signatures
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
@@ -35,7 +35,7 @@ def tell_outlets(
     author has put into ``extra`` stays.
 
     :param files: addresses of what was made
-    :param jobs: the Luma jobs behind them
+    :param jobs: the Luma jobs behind them; without ``files``, a job is behind all
     :param facts: what else is known of them
     """
     from airflow.sdk import Asset, AssetAlias
@@ -54,6 +54,25 @@ def tell_outlets(
                 event.add(Asset(asset_uri(plain_text(file))), extra={**_facts([file], own), **facts})
         else:
             event.extra = {**_facts(files, jobs), **facts, **event.extra}
+
+
+def tell_of_job(
+    operator: BaseOperator, context: Context, result: Mapping[str, Any], *, prompt: object, source: object
+) -> None:
+    """
+    Give what is known of a job to the asset events of the task that has submitted it, or waited for it.
+
+    :param result: what the task returns
+    :param prompt: what was asked for
+    :param source: the address of the video that it is made of
+    """
+    job = {
+        "luma_task_id": result["luma_task_id"],
+        "expires_at": _expires_at(result["completed_at"]),
+        "prompt": plain_text(read_text(prompt) or ""),
+        "source": plain_text(str(source or "")),
+    }
+    tell_outlets(operator, context, [without_signatures(url) for url in result["result_urls"]], [job])
 
 
 def jobs_of_results(operator: BaseOperator, context: Context, files: Mapping[str, str]) -> Iterator[dict[str, Any]]:

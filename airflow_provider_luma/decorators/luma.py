@@ -22,7 +22,6 @@ from airflow_provider_luma.operators.luma import LumaModifyOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import TaskDecorator
-    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from airflow_provider_luma.submission.next_steps import NextStep
@@ -97,13 +96,10 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
             self.luma_conn_id = chosen or self.luma_conn_id
         return super().resume_execution(next_method, next_kwargs, context)
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Name no source video where it is not known: the function has failed, or this process has no state."""
-        if isinstance(self.video_url, SetDuringExecution):
-            from airflow_provider_luma.lineage import job_lineage
-
-            return job_lineage(None, self.result)
-        return super().get_openlineage_facets_on_complete(task_instance)
+    @property
+    def _source(self) -> str | None:
+        """The video that the function has returned; None if it has failed, or in a process that has no state."""
+        return None if isinstance(self.video_url, SetDuringExecution) else super()._source
 
     def _call_function(self, context: Context) -> None:
         merged: Any = {**context, **self.op_kwargs}

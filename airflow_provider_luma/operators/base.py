@@ -68,6 +68,20 @@ class LumaBaseOperator(TemplatedOperator):
 
         return LumaHook(self.luma_conn_id)
 
+    def report_job(self, result: dict[str, Any], context: Context, *, prompt: object, source: object) -> None:
+        """
+        Name the job that the task returns in the asset events of its outlets, and for lineage.
+
+        :param result: what the task returns
+        :param prompt: what was asked for
+        :param source: the video that was modified
+        """
+        if self.outlets:
+            from airflow_provider_luma.asset_events import tell_of_job
+
+            tell_of_job(self, context, result, prompt=prompt, source=source)
+        self.result = result
+
     def on_kill(self) -> None:
         """Send nothing from now on."""
         self.is_killed = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.deferral import DeferralState, JobFinished
 from airflow_provider_luma.exceptions import PERMANENT
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import is_literal
@@ -163,8 +163,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         deferral = DeferralState.read(state, event)
         self._luma_task_id = deferral.luma_task_id
         with self.delivered_failure(context):
-            finished = self.resume_wait(event, deferral, poll_interval=self.poll_interval)
-            return self.finished(finished["task"], context)
+            job = self.resume_wait(event, deferral, poll_interval=self.poll_interval)
+            return self.finished(job, context, source=self._source)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Name the job when ``execution_timeout`` has ended the wait for it."""
@@ -186,7 +186,12 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         """Name the source video, the result and the job, for OpenLineage."""
         from airflow_provider_luma.lineage import job_lineage
 
-        return job_lineage(self.video_url, self.result)
+        return job_lineage(self._source, self.result)
+
+    @property
+    def _source(self) -> str | None:
+        """The video as the DAG names it; None where this process does not know it."""
+        return str(self.video_url)
 
     def on_kill(self) -> None:
         """Send no submission from now on; log that the job is not cancelled, and its id."""
@@ -278,8 +283,9 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         context["ti"].xcom_push(key="luma_task_id", value=job.luma_task_id)
         if not self.wait_for_completion:
             self.log.info("Not waiting for it, as wait_for_completion is off")
-            self.result = LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict()
-            return dict(self.result)
+            result = LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict()
+            self.report_job(result, context, prompt=self.prompt, source=self._source)
+            return dict(result)
         if job.finished is None and self.deferrable:
             self.log.info("Waiting for it in the triggerer")
             self.defer_for_job(job.state, poll_interval=self.poll_interval)
@@ -289,4 +295,5 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             poll_interval=self.poll_interval,
             created_at=job.state.created_at,
         )
-        return self.finished(finished.as_dict(), context)
+        ended = JobFinished(task=finished.as_dict(), request=finished.request())
+        return self.finished(ended, context, source=self._source)

@@ -20,6 +20,7 @@ from airflow_provider_luma.operators.base import LumaBaseOperator
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_luma.deferral import JobFinished
     from airflow_provider_luma.submission.decision import Outcome
     from airflow_provider_luma.submission.store import SubmissionStore
 
@@ -35,10 +36,15 @@ class LumaJobOperator(LumaBaseOperator):
 
         return open_store(context, self.hook.luma_connection.submission_store)
 
-    def finished(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        """Return the result of a job that has ended well."""
+    def finished(self, job: JobFinished, context: Context, *, source: object = None) -> dict[str, Any]:
+        """
+        Return the result of a job that has ended well.
+
+        :param source: the video that was modified, if Luma knows only a copy of it
+        """
+        result, asked = job["task"], job.get("request") or {}
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
-        self.result = result
+        self.report_job(result, context, prompt=asked.get("prompt"), source=source or asked.get("video_url"))
         return result
 
     def on_result_stored(self, context: Context) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.deferral import DeferralState, JobFinished
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError, LumaTimeoutError
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator
@@ -106,9 +106,8 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
         self._is_known = True
         if not task.is_finished:
             return PokeReturnValue(is_done=False)
-        push_request(context, **task.request())
-        self.result, self.video_url = task.as_dict(), task.request()["video_url"]
-        return PokeReturnValue(is_done=True, xcom_value=self.result)
+        job = JobFinished(task=task.as_dict(), request=task.request())
+        return PokeReturnValue(is_done=True, xcom_value=self._finished(job, context))
 
     def execute_complete(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
         """Return the job's result, raise what ended the wait, or keep waiting after a callback that came too early."""
@@ -117,10 +116,17 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
                 finished = self.resume_wait(event, DeferralState.read(state, event), poll_interval=self.poke_interval)
             except LumaError as error:
                 raise self._ending(error) from error
-        push_request(context, **finished["request"])
-        result = finished["task"]
-        self.result, self.video_url = result, finished["request"]["video_url"]
-        self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
+        self.log.info(
+            "Luma task %s is finished: %s", finished["task"]["luma_task_id"], ", ".join(finished["task"]["result_urls"])
+        )
+        return self._finished(finished, context)
+
+    def _finished(self, job: JobFinished, context: Context) -> dict[str, Any]:
+        """Return the job's result, and name the job on the result page, in asset events and for lineage."""
+        result, asked = job["task"], job["request"]
+        push_request(context, **asked)
+        self.report_job(result, context, prompt=asked["prompt"], source=asked["video_url"])
+        self.video_url = asked["video_url"]
         return result
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:

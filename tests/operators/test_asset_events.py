@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asset events: what the outlets of a download and of a join tell of the videos, however the tasks are mapped."""
+"""Asset events: what the outlets of tasks say about their videos, however the tasks are mapped."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import pytest
 from airflow.sdk import DAG, Asset, AssetAlias, BaseOperator
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
+from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.operators.video import VideoJoinOperator
+from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from tests.support.clips import clip as make_clip
 from tests.support.task_instance import TaskInstance
 from tests.support.task_logs import messages
@@ -176,6 +178,69 @@ class TestDownload:
         ti = XComs()
         ti.error = AssertionError("an XCom was read")
         assert len(download(ti, f"{web}/a.mp4", tmp_path)) == 0
+
+
+class TestJob:
+    """Tasks that submit a job, or wait for one."""
+
+    def facts(self, run: Any) -> dict[str, Any]:
+        events = OutletEventAccessors()
+        run({"ti": XComs(), "outlet_events": events})
+        return dict(events[VIDEO].extra)
+
+    def test_modify_that_waits_names_the_video_the_job_the_prompt_and_the_end(self, luma, modify):
+        extra = self.facts(modify(deferrable=False, outlets=[VIDEO]).execute)
+        job = luma.jobs[0]
+        assert datetime.fromisoformat(extra.pop("results_expire_at")) > datetime.now(UTC)
+        assert extra == {
+            "files": job.result_urls,
+            "luma_task_ids": [job.task_id],
+            "prompts": ["make it a rainy night"],
+            "sources": [luma.sample_url],
+        }
+
+    def test_modify_that_does_not_wait_names_the_job(self, luma, modify):
+        extra = self.facts(modify(wait_for_completion=False, outlets=[VIDEO]).execute)
+        assert extra == {
+            "luma_task_ids": [luma.jobs[0].task_id],
+            "prompts": ["make it a rainy night"],
+            "sources": [luma.sample_url],
+        }
+
+    def test_modify_of_a_file_names_the_file_and_not_its_copy_at_luma(self, luma, modify, tmp_path):
+        clip = tmp_path / "in.mp4"
+        clip.write_bytes(make_clip(seconds=1))
+        extra = self.facts(modify(video_url=str(clip), deferrable=False, outlets=[VIDEO]).execute)
+        assert extra["sources"] == [f"file://{clip}"]
+
+    def test_modify_that_a_trigger_resumed_names_the_job_that_the_trigger_saw(self, luma, modify):
+        task = {"luma_task_id": "j", "result_urls": ["https://e.com/r.mp4?sig=SECRET"], "completed_at": COMPLETED_AT}
+        event = {"task": task, "request": {"prompt": "as sent", "video_url": "https://e.com/copy.mp4"}}
+        operator = modify(outlets=[VIDEO])
+        extra = self.facts(lambda context: operator.execute_complete(context, event))
+        assert (extra["files"], extra["prompts"]) == (["https://e.com/r.mp4"], ["as sent"])
+        assert extra["sources"] == [luma.sample_url]
+
+    @pytest.mark.parametrize("is_deferred", [True, False])
+    def test_sensor_names_what_luma_has_recorded(self, luma, modify, until, is_deferred):
+        modify(wait_for_completion=False).execute({"ti": XComs()})
+        job_id = luma.jobs[0].task_id
+        until(lambda: luma.jobs[0].complete_time)
+        sensor = LumaTaskSensor(task_id="wait", luma_task_id=job_id, deferrable=is_deferred, outlets=[VIDEO])
+        task = LumaHook().get_task(job_id)
+        event = {"task": task.as_dict(), "request": task.request()}
+        run = (lambda context: sensor.execute_complete(context, event)) if is_deferred else sensor.poke
+        extra = self.facts(run)
+        assert extra["luma_task_ids"] == [job_id]
+        assert extra["files"] == list(luma.jobs[0].result_urls)
+        assert (extra["prompts"], extra["sources"]) == (["make it a rainy night"], [luma.sample_url])
+
+    def test_alias_gets_the_video_at_luma_as_an_asset(self, luma, modify):
+        events = OutletEventAccessors()
+        modify(deferrable=False, outlets=[ALIAS]).execute({"ti": XComs(), "outlet_events": events})
+        (event,) = events[ALIAS].asset_alias_events
+        assert event.dest_asset_key.uri == luma.jobs[0].result_urls[0]
+        assert event.extra["luma_task_ids"] == [luma.jobs[0].task_id]
 
 
 class TestJoin:
