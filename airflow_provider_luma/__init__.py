@@ -13,7 +13,7 @@ __version__ = "1.1.0"
 
 _INTEGRATION = "Luma"
 
-#: Fields of the connection's extra in the form of the UI; Airflow 3.1 shows the extra as JSON instead.
+#: Fields of the connection's extra in the form of the UI.
 _CONNECTION_FIELDS = {
     "callback_base_url": {
         "label": "Callback base URL",

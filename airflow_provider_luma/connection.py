@@ -120,7 +120,7 @@ def missing_connection(conn_id: str) -> str:
     """Return what to tell a user whose connection does not exist."""
     return (
         f"luma_conn_id={conn_id!r}: there is no such connection. Create one of type Luma in Airflow (Admin > "
-        f"Connections) with the API key as its Password, or set AIRFLOW_CONN_{conn_id.upper()}='luma://:API-KEY@'"
+        f"Connections) with your API key, or set AIRFLOW_CONN_{conn_id.upper()}='luma://:API-KEY@'"
     )
 
 
@@ -227,7 +227,7 @@ def _api_key(connection: Connection, name: str) -> str:
         raise LumaAuthError(None, f"{name} has no API key")
     if not (key.isascii() and key.isprintable()) or " " in key:
         # HTTP clients refuse such a header with a message that quotes it, the key included.
-        raise LumaAuthError(None, f"{name}: its Password holds characters that no API key has, such as a line break")
+        raise LumaAuthError(None, f"{name}: its API key holds characters that no key has, such as a line break")
     return key
 
 

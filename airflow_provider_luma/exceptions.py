@@ -74,7 +74,7 @@ class LumaError(Exception):
 class LumaAuthError(LumaError):
     """401: the API key is missing or wrong. A retry cannot help."""
 
-    remedy = "Put a valid API key into the Password of the connection that luma_conn_id names"
+    remedy = "Put a valid API key into the connection that luma_conn_id names"
 
 
 class LumaInsufficientCreditsError(LumaError):

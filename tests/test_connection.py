@@ -120,13 +120,13 @@ class TestKey:
     def test_missing_api_key_is_refused(self, key):
         with pytest.raises(LumaAuthError, match="my_luma") as caught:
             read(password=key)
-        assert "Password" in str(caught.value)
+        assert "API key" in str(caught.value)
 
     @pytest.mark.parametrize("gap", ["\n", "\r\n", " ", "\t", "\x00", "ä", "\u2028", "😀"], ids=ascii)
     def test_api_key_that_no_header_can_carry_is_refused_without_being_quoted(self, gap):
         with pytest.raises(LumaAuthError, match="my_luma") as caught:
             read(password=f"sk-distinct{gap}ive-0123")
-        assert "Password" in str(caught.value)
+        assert "API key" in str(caught.value)
         assert "sk-distinct" not in str(caught.value)
         assert "ive-0123" not in str(caught.value)
 
@@ -222,7 +222,7 @@ class TestExtra:
 
 def test_message_about_a_missing_connection_says_how_to_create_it():
     message = missing_connection("my_luma")
-    for hint in ("luma_conn_id='my_luma'", "AIRFLOW_CONN_MY_LUMA", "luma://:", "Password"):
+    for hint in ("luma_conn_id='my_luma'", "AIRFLOW_CONN_MY_LUMA", "luma://:", "API key"):
         assert hint in message
 
 

@@ -81,7 +81,7 @@ def test_text_of_an_error_without_a_code_mentions_no_code(kind):
 @pytest.mark.parametrize(
     ("kind", "hint"),
     [
-        (LumaAuthError, "Password"),
+        (LumaAuthError, "API key"),
         (LumaAuthError, "luma_conn_id"),
         (LumaInsufficientCreditsError, "Top up"),
         (LumaSubmissionUnknownError, "log page"),

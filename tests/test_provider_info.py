@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from importlib import metadata
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def test_timeout_that_the_connection_form_allows_is_accepted(value):
 
 @pytest.mark.xdist_group("fresh Python")
 def test_airflow_lists_the_provider_without_a_warning():
-    (version, hook_class, hook_name, widgets, warnings), printed = fresh_python.run_and_read("""
+    (version, hook_class, hook_name, warnings), printed = fresh_python.run_and_read("""
 import logging
 warnings = []
 class Handler(logging.Handler):
@@ -105,15 +104,32 @@ with structlog.testing.capture_logs() as entries:
     manager = ProvidersManager()
     provider = manager.providers["airflow-provider-luma"]
     hook = manager.hooks["luma"]
-    widgets = [key for key in manager.connection_form_widgets if "luma" in key]
 warnings += [entry["event"] for entry in entries if entry["log_level"] in ("warning", "error", "critical")]
-result = [provider.version, hook.hook_class_name, hook.hook_name, widgets,
+result = [provider.version, hook.hook_class_name, hook.hook_name,
     [line for line in warnings if "luma" in line.lower()]]
 """)
     assert version == airflow_provider_luma.__version__
     assert hook_class == "airflow_provider_luma.hooks.luma.LumaHook"
     assert hook_name == "Luma"
-    if metadata.version("apache-airflow") >= "3.2":  # where the form's fields are read from here
-        assert any("timeout" in widget for widget in widgets)
     assert warnings == []
     assert [line for line in printed.lower().splitlines() if "luma" in line and "warn" in line] == []
+
+
+@pytest.mark.xdist_group("fresh Python")
+def test_connection_form_has_our_labels_on_every_airflow():
+    (standard, extra, warnings), _ = fresh_python.run_and_read("""
+import warnings
+from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    (luma,) = [one for one in HookMetaService.hook_meta_data() if one.connection_type == "luma"]
+result = [luma.standard_fields.model_dump(), luma.extra_fields, [str(one.message) for one in caught]]
+""")
+    assert standard["password"]["title"] == "API key"
+    assert standard["login"]["hidden"]
+    fields = INFO["connection-types"][0]["conn-fields"]
+    assert {name: field["schema"]["title"] for name, field in extra.items()} == {
+        name: field["label"] for name, field in fields.items()
+    }
+    assert [name for name, field in extra.items() if field["schema"].get("format") == "password"] == ["webhook_secret"]
+    assert [one for one in warnings if "luma" in one.lower()] == []

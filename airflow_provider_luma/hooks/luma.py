@@ -30,6 +30,7 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.hooks import form
 from airflow_provider_luma.hooks.api import LumaApiHook
 from airflow_provider_luma.hooks.base import POLL_ERRORS
 from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
@@ -68,6 +69,9 @@ class LumaHook(LumaApiHook):
 
     :param luma_conn_id: the connection, of type Luma, that holds the API key
     """
+
+    get_connection_form_widgets = staticmethod(form.get_connection_form_widgets)
+    get_ui_field_behaviour = staticmethod(form.get_ui_field_behaviour)
 
     # -- submitting -------------------------------------------------------------------------------------------------
 

@@ -216,7 +216,7 @@ class PollState:
         if not self.is_known and self.created_at is None:
             return Failed(error)
         self._logged = None  # each of these checks is worth a line: a person has to act
-        self._status_text += ". The job is paid for: put a valid API key into the connection's Password"
+        self._status_text += ". The job is paid for: put a valid API key into the connection"
         waited_out = LumaUnavailableError(error.code, error.msg, luma_task_id=self.luma_task_id)
         return self._again(max(self.poll_interval, backoff_delay(self._failures)), now, error=waited_out)
 

@@ -136,7 +136,7 @@ class TestUnusableConnections:
         monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", "luma://")
         with pytest.raises(LumaAuthError, match="luma_default") as caught:
             LumaHook().get_credits()
-        assert "Password" in str(caught.value)
+        assert "API key" in str(caught.value)
 
     async def test_api_key_with_a_line_break_is_refused_without_being_quoted(self, luma, set_connection):
         set_connection(luma.base_url, key="sk-distinct\r\nive-0123")
@@ -182,7 +182,7 @@ class TestTestConnection:
         ok, message = LumaHook().test_connection()
         assert not ok
         assert "401" in message
-        assert "Password" in message
+        assert "API key" in message
         assert "another-key" not in message
 
     def test_missing_connection_fails_the_test_with_an_explanation(self):

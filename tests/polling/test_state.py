@@ -231,7 +231,7 @@ class TestOnError:
             assert level == logging.WARNING, "at each check"
             assert "abc" in text
             assert "paid for" in text
-            assert "connection's Password" in text
+            assert "a valid API key into the connection" in text
         error = error_of(state.on_error(LumaAuthError(401, "refused"), NOW + 600))
         assert isinstance(error, LumaTimeoutError), "so that a retry may help"
         assert "refused" in str(error)

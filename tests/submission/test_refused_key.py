@@ -31,7 +31,7 @@ def waiting_task(request, modify) -> TaskRun:
 def test_wait_goes_on_until_the_key_is_replaced(luma, waiting_task, task_log):
     luma.configure(faults=[f"{REFUSED},times=4"], processing_seconds=0)
     assert waiting_task.run_try()["luma_task_id"] == luma.jobs[0].task_id
-    warned = messages(task_log, luma.jobs[0].task_id, "connection 'luma_default' is refused", "paid for", "Password")
+    warned = messages(task_log, luma.jobs[0].task_id, "connection 'luma_default' is refused", "paid for", "API key")
     assert len(warned) == 4, "at each check"
     assert luma.accepted == 1
 
