@@ -116,6 +116,8 @@ class LumaFeatureDisabledError(LumaError):
 class LumaGenerationError(LumaError):
     """501, or a job that ended as CREATE_TASK_FAILED or GENERATE_FAILED: Luma could not make this video."""
 
+    remedy = "Change the prompt or the clip, then clear the task: that submits a new, separately billed job"
+
 
 class LumaResultMissingError(LumaError):
     """The job has ended well, but Luma lists no video. It is paid for; a later status check may find the video."""
