@@ -41,7 +41,8 @@ class VideoSplitOperator(TemplatedOperator):
     Returns the clips' addresses in order. How many there are, and so how many submissions they cost, is in the log
     before the first is made, and in the XCom ``clip_count``.
 
-    :param source: the film, a file in any storage that Airflow knows (templated)
+    :param source: the film, a file in any storage that Airflow knows: MP4, MOV, AVI, MKV, WebM, TS, MXF and others
+        (templated)
     :param destination: the folder for the clips; those of an earlier try are replaced (templated)
     :param clip_seconds: seconds that a clip lasts at most
     :param detect_scenes: move the cuts to changes of scene, where that leaves no clip too long
@@ -76,7 +77,7 @@ class VideoSplitOperator(TemplatedOperator):
                 None, f"clip_seconds is {clip_seconds:g}, and Luma takes clips of at most {MAX_VIDEO_SECONDS:g} seconds"
             )
         if is_literal(source):
-            check_file_address("source", source)
+            check_file_address("source", source, is_film=True)
         if is_literal(destination):
             check_destination(destination)
 
@@ -165,7 +166,7 @@ class VideoJoinOperator(TemplatedOperator):
         self.destination = destination
         self.plan = plan
         if is_literal(source):
-            check_file_address("source", source)
+            check_file_address("source", source, is_film=True)
         if is_literal(destination):
             check_destination(destination)
 

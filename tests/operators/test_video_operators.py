@@ -10,6 +10,7 @@ import av
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 from tests.support.clips import clip as make_clip
@@ -80,6 +81,24 @@ def test_film_that_makes_too_many_clips_is_refused_before_one_is_written(film, t
         split(str(film), str(tmp_path / "clips"), max_clips=2)
     assert not (tmp_path / "clips").exists()
     assert len(messages(task_log, "3 clips, and so 3 submissions")) == 1
+
+
+@pytest.mark.parametrize("kind", ["mkv", "ts"])
+def test_film_of_another_container_is_split_and_joined(kind, tmp_path):
+    source = tmp_path / f"film.{kind}"
+    source.write_bytes(make_film(kind, frames=60, sound="aac"))
+    clips, pushed = split(str(source), str(tmp_path / "clips"))
+    assert clips[0].endswith("clip-0000.mp4")
+    target = tmp_path / "out.mp4"
+    VideoJoinOperator(
+        task_id="join", clips=clips, source=str(source), destination=str(target), plan=pushed[PLAN_KEY]
+    ).execute(new_context())
+    assert seconds(target.read_bytes()) == pytest.approx(2, abs=0.05)
+
+
+def test_playlist_is_refused_when_the_dag_is_parsed():
+    with pytest.raises(LumaValidationError, match="source ends in .m3u8"):
+        VideoSplitOperator(task_id="split", source="/data/film.m3u8", destination="/data/clips")
 
 
 @pytest.mark.parametrize(
