@@ -16,6 +16,7 @@ import av
 import av.error
 
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.gaps import Heard, Order
 from airflow_provider_luma.media.inspector import (
     CLIP_FORMATS,
     Unusable,
@@ -120,15 +121,15 @@ def frame_times(container: InputContainer, video: VideoStream) -> FrameTimes:
 
 def film_times(
     container: InputContainer, video: VideoStream, sounds: Sequence[AudioStream]
-) -> tuple[FrameTimes, tuple[Fraction, Fraction] | None]:
+) -> tuple[FrameTimes, Heard]:
     """
-    Return when the frames are shown, and the seconds when the sound begins and ends, if there is any.
+    Return when the frames are shown, and when the sound is heard.
 
     Nothing is decoded.
 
-    :raises Unusable: there are no frames, or the file is cut off
+    :raises Unusable: there are no frames, or the file is cut off, or its time stamps jump back
     """
-    durations, heard = {}, []
+    durations, heard, order = {}, Heard(), Order()
     try:
         for packet in container.demux(video, *sounds):
             is_picture = packet.stream is video
@@ -138,18 +139,18 @@ def film_times(
             at = packet.dts if _lacks_pts(container) or packet.pts is None else packet.pts
             if not packet.size or at is None or packet.is_discard:  # an edit list can hide some
                 continue
+            clock = _exact(packet.time_base)
+            order.check(packet.stream.index, packet.dts, clock)
             if is_picture:
                 durations[at] = packet.duration or 0
             else:
-                heard += [at * packet.time_base, (at + (packet.duration or 0)) * packet.time_base]
-                heard = [min(heard), max(heard)]
+                heard.add(packet.stream.index, at * clock, (at + (packet.duration or 0)) * clock)
     except (av.error.FFmpegError, MemoryError) as error:
         raise undecodable(error) from error
     if not durations or not video.time_base:
         raise undecodable("it holds no frame")
     ticks = sorted(durations)
-    times = FrameTimes(ticks, _exact(video.time_base), durations[ticks[-1]])
-    return times, (_exact(heard[0]), _exact(heard[1])) if heard else None
+    return FrameTimes(ticks, _exact(video.time_base), durations[ticks[-1]]), heard
 
 
 def _exact(value: Fraction) -> Fraction:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: The XCom with what a join needs to know of a split.
 PLAN_KEY = "luma_split"
 
+#: Clips from which on the log warns if nothing limits them: ten minutes of film.
+MANY_CLIPS = 60
+
 #: Seconds by which a clip differs from its piece of the film before the log says so.
 WORTH_A_LINE = 0.1
 
@@ -46,7 +49,8 @@ class VideoSplitOperator(TemplatedOperator):
     :param destination: the folder for the clips; those of an earlier try are replaced (templated)
     :param clip_seconds: seconds that a clip lasts at most
     :param detect_scenes: move the cuts to changes of scene, where that leaves no clip too long
-    :param max_clips: fail, before anything is written, if there would be more
+    :param max_clips: fail, before anything is written, if there would be more. Without it, the log warns if there are
+        more than 60
     """
 
     template_fields: Sequence[str] = ("source", "destination")
@@ -118,6 +122,12 @@ class VideoSplitOperator(TemplatedOperator):
         count = plan.clips
         self.log.info("%s lasts %.1f s: %d clips, and so %d submissions to Luma", shown, plan.seconds, count, count)
         context["ti"].xcom_push(key="clip_count", value=count)
+        if self.max_clips is None and count > MANY_CLIPS:
+            self.log.warning(
+                "%s makes %d clips. Modifying them takes %d submissions, and Luma charges for each. Set max_clips to "
+                "fail instead when a film makes more clips than you want to pay for",
+                *(shown, count, count),
+            )
         if self.max_clips is not None and count > self.max_clips:
             raise LumaValidationError(
                 None,
