@@ -23,6 +23,12 @@ _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
 #: Some writers count the eight bytes of the header in the length of an AVI as well.
 _RIFF_HEADER = 8
 
+#: How an MXF begins, except for its last bytes, and where the partition behind this key says where the last one is.
+_MXF, _FOOTER = b"\x06\x0e+4\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", 24
+
+#: Packets of a transport stream that are looked at; with a time in front of each in an M2TS.
+_TS_PACKETS, _TS_LENGTH, _M2TS_TIME = 2000, 188, 4
+
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 
 #: Boxes that hold the boxes of a track's description, with the bytes in front of these.
@@ -34,7 +40,7 @@ _ENCRYPTED = (b"encv", b"enca", b"drmi", b"drms")
 
 def is_cut_off(file: Any) -> bool:
     """
-    Tell whether an MP4, MOV, AVI, MKV or WebM lacks its end. Of a file written as a stream this cannot be known.
+    Tell whether an MP4, MOV, AVI, MKV, WebM or MXF lacks its end. Of a file written as a stream this cannot be known.
 
     :param file: can be read at any position
     """
@@ -43,6 +49,8 @@ def is_cut_off(file: Any) -> bool:
         return _avi_is_cut_off(file, size)
     if head.startswith(_EBML):
         return _matroska_is_cut_off(file, size)
+    if head.startswith(_MXF):
+        return _mxf_is_cut_off(file, size)
     boxes = Boxes()
     while boxes.next is not None and boxes.next < size:
         boxes.take(_read(file, boxes.next, HEADER_LENGTH))
@@ -51,10 +59,12 @@ def is_cut_off(file: Any) -> bool:
 
 def is_encrypted(file: Any) -> bool:
     """
-    Tell whether a track of an MP4 or MOV is encrypted.
+    Tell whether a track of an MP4 or MOV, or most of a transport stream, is encrypted.
 
     :param file: can be read at any position
     """
+    if (first := next((at for at in (0, _M2TS_TIME) if _is_ts(file, at)), None)) is not None:
+        return _is_scrambled(file, first)
     at, end = 0, None
     for _ in range(_MAX_PARTS):
         header = _read(file, at, HEADER_LENGTH)
@@ -100,6 +110,24 @@ def _ebml_length(data: bytes) -> tuple[int | None, int]:
     bits = 7 * digits
     value = int.from_bytes(data[:digits]) & ((1 << bits) - 1)
     return None if value == (1 << bits) - 1 else value, digits
+
+
+def _mxf_is_cut_off(file: Any, size: int) -> bool:
+    head = _read(file, len(_MXF) + 2, 64)
+    value = 1 + (head[0] & 0x7F if head[:1] >= b"\x80" else 0)
+    footer = int.from_bytes(head[value + _FOOTER :][:8])  # 0 if it was not known when this was written
+    return footer >= size
+
+
+def _is_ts(file: Any, first: int) -> bool:
+    return all(_read(file, first + index * (_TS_LENGTH + first), 1) == b"G" for index in range(3))
+
+
+def _is_scrambled(file: Any, first: int) -> bool:
+    """Tell whether most packets are scrambled. A few may be: of another channel, or for a moment."""
+    step = _TS_LENGTH + first
+    flags = _read(file, first, _TS_PACKETS * step)[3::step]
+    return sum(flag >= 0x40 for flag in flags) > len(flags) / 2
 
 
 def _read(file: Any, at: int, length: int) -> bytes:

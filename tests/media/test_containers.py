@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.containers import is_cut_off, is_encrypted
 from airflow_provider_luma.media.split import plan_split
-from tests.support.clips import FRAGMENTED, MOOV_IN_FRONT, clip, encrypted
+from tests.support.clips import FRAGMENTED, MOOV_IN_FRONT, clip, encrypted, with_empty_video_in_front, without_samples
 from tests.support.films import clicks, film, pictures, rejoined
 
 
@@ -69,6 +69,15 @@ def test_webm_and_mkv_are_cut_off_wherever_they_end():
         assert not is_cut_off(io.BytesIO(content))
         for length in range(100, len(content), 97):
             assert is_cut_off(io.BytesIO(content[:length]))
+
+
+def test_mxf_is_cut_off_wherever_it_ends():
+    content = film("mxf", frames=20, codec="mpeg2video")
+    assert not is_cut_off(io.BytesIO(content))
+    footer = content.rindex(b"\x06\x0e+4\x02\x05\x01\x01\r\x01\x02\x01\x01\x04")
+    for length in range(100, footer, 997):
+        assert is_cut_off(io.BytesIO(content[:length]))
+    assert not is_cut_off(io.BytesIO(content[:44] + bytes(8) + content[52:footer])), "of one that is still written"
 
 
 def test_mkv_of_unknown_length_is_not_cut_off():
@@ -183,6 +192,24 @@ def test_encrypted_film_is_refused_as_such():
     assert "is encrypted (DRM): give a copy without copy protection" in refusal(encrypted(film(frames=20, sound="aac")))
 
 
+@pytest.mark.parametrize(("kind", "first", "streams"), [("ts", 0, (0x100, 0x101)), ("m2ts", 4, (0x1011, 0x1100))])
+def test_scrambled_stream_is_refused_as_encrypted(kind, first, streams):
+    clear = film(kind, frames=60, rate=25, codec="mpeg2video", sound="ac3")
+    scrambled = bytearray(clear)
+    for at in range(first, len(clear), 188 + first):
+        if int.from_bytes(clear[at + 1 : at + 3]) & 0x1FFF in streams:
+            scrambled[at + 3] |= 0x80
+    assert not is_encrypted(io.BytesIO(clear))
+    assert "is encrypted (DRM)" in refusal(bytes(scrambled))
+
+
+def test_empty_tracks_of_a_film_are_passed_over():
+    source = film(frames=60, rate=25, sound="aac")
+    for content in (without_samples(source, b"soun"), with_empty_video_in_front(source)):
+        made, _ = rejoined(content)
+        assert [number for _, number in pictures(made)] == list(range(60))
+
+
 def test_encrypted_mkv_is_refused_as_such():
     content = film("mkv", frames=20)
     track = content.rindex(b"\x16T\xaek")  # Tracks, and in it the first TrackEntry
@@ -191,8 +218,8 @@ def test_encrypted_mkv_is_refused_as_such():
     encryption = b"\x50\x35" + bytes([0x80 | (len(key) + 4)]) + b"\x47\xe1\x81\x05" + key
     encoding = b"\x62\x40" + bytes([0x80 | (len(encryption) + 4)]) + b"\x50\x33\x81\x01" + encryption
     encodings = b"\x6d\x80" + bytes([0x80 | len(encoding)]) + encoding
-    grown = lengthened(lengthened(content, track + 4, len(encodings)), entry + 1, len(encodings))
-    grown = lengthened(grown, content.index(b"\x18S\x80g") + 4, len(encodings))
+    grown = longer(longer(content, track + 4, len(encodings)), entry + 1, len(encodings))
+    grown = longer(grown, content.index(b"\x18S\x80g") + 4, len(encodings))
     end = entry + 1 + length_of(content, entry + 1)[1] + length_of(content, entry + 1)[0]
     assert "is encrypted (DRM)" in refusal(grown[:end] + encodings + grown[end:])
 
@@ -202,7 +229,7 @@ def length_of(content: bytes, at: int) -> tuple[int, int]:
     return int.from_bytes(content[at : at + digits]) & ((1 << 7 * digits) - 1), digits
 
 
-def lengthened(content: bytes, at: int, count: int) -> bytes:
+def longer(content: bytes, at: int, count: int) -> bytes:
     """Add to a length in an MKV, which must have room for it."""
     length, digits = length_of(content, at)
     return content[:at] + (1 << 7 * digits | length + count).to_bytes(digits) + content[at + digits :]

@@ -27,7 +27,16 @@ from airflow_provider_luma.media import probe
 from airflow_provider_luma.media.probe import check_video_file, check_video_head
 from airflow_provider_luma.simulator import media, service
 from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
-from tests.support.clips import FRAGMENTED, MOOV_IN_FRONT, clip, encrypted, with_fields, without_samples
+from tests.support.clips import (
+    FRAGMENTED,
+    MOOV_IN_FRONT,
+    clip,
+    encrypted,
+    lengthened,
+    with_empty_video_in_front,
+    with_fields,
+    without_samples,
+)
 from tests.support.storages import BUCKET
 
 ROOT = Path(__file__).parents[2]
@@ -258,13 +267,6 @@ def test_empty_track_in_front_of_the_video_is_passed_over():
     check(with_empty_video_in_front(clip(seconds=2)))
 
 
-def with_empty_video_in_front(video: bytes) -> bytes:
-    begin = video.index(b"trak") - 4
-    track = video[begin : begin + int.from_bytes(video[begin : begin + 4])]
-    video = video[:begin] + without_samples(track, b"vide") + video[begin:]
-    return lengthened(video, len(track), b"moov")
-
-
 @pytest.mark.parametrize("brand", [b"avis", b"avcs", b"hevc", b"hevx", b"msf1"])
 def test_animated_picture_is_refused(brand):
     """It is an MP4 in all but its brand."""
@@ -344,15 +346,6 @@ def test_index_that_would_fill_the_memory_is_refused(samples):
     )
     refusal(video)
     assert peak_memory(video) < 1e9
-
-
-def lengthened(video: bytes, count: int, *boxes: bytes) -> bytes:
-    """Add to the length of these boxes."""
-    for kind in boxes:
-        at = video.index(kind) - 4
-        length = int.from_bytes(video[at : at + 4]) + count
-        video = video[:at] + struct.pack(">I", length) + video[at + 4 :]
-    return video
 
 
 def test_index_of_which_there_is_no_end_is_refused():

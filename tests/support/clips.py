@@ -113,3 +113,20 @@ def _emptied(track: bytes) -> bytes:
     for table, offset in ((b"stts", 4), (b"stsz", 8), (b"stsc", 4), (b"stco", 4)):
         track = with_fields(track, table, offset, 0)
     return track
+
+
+def lengthened(video: bytes, count: int, *boxes: bytes) -> bytes:
+    """Add to the length of these boxes."""
+    for kind in boxes:
+        at = video.index(kind) - 4
+        length = int.from_bytes(video[at : at + 4]) + count
+        video = video[:at] + struct.pack(">I", length) + video[at + 4 :]
+    return video
+
+
+def with_empty_video_in_front(video: bytes) -> bytes:
+    """Return an MP4 or MOV with an empty video track before its others."""
+    begin = video.index(b"trak") - 4
+    track = video[begin : begin + int.from_bytes(video[begin : begin + 4])]
+    video = video[:begin] + without_samples(track, b"vide") + video[begin:]
+    return lengthened(video, len(track), b"moov")
