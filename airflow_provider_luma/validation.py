@@ -36,7 +36,7 @@ _NO_VIDEO_EXTENSIONS = frozenset(
 )
 
 #: Extensions of videos that the service does not take, but that can be split into clips that it takes.
-_FILM_EXTENSIONS = frozenset("3g2 3gp asf f4v flv m2ts m4v mkv mpeg mpg mts mxf ogg ogv ts vob webm wmv".split())
+_OTHER_VIDEO_EXTENSIONS = frozenset("3g2 3gp asf f4v flv m2ts m4v mkv mpeg mpg mts mxf ogg ogv ts vob webm wmv".split())
 
 #: Schemes of storages whose files have a key, and no folders.
 OBJECT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
@@ -197,7 +197,7 @@ def check_destination(destination: object) -> None:
 
 def _check_extension(parameter: str, suffix: str, address: str, *, is_film: bool = False) -> None:
     extension = suffix[1:].lower()
-    if extension in _NO_VIDEO_EXTENSIONS or (extension in _FILM_EXTENSIONS and not is_film):
+    if extension in _NO_VIDEO_EXTENSIONS or (extension in _OTHER_VIDEO_EXTENSIONS and not is_film):
         taken = (
             "a film must be a video, such as an MP4, MOV, AVI, MKV, WebM, TS or MXF"
             if is_film
