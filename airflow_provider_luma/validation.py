@@ -30,10 +30,13 @@ PROMPT_FILE_EXTENSIONS = (".txt", ".md")
 
 #: Extensions that name a file of another kind. Any other ending (``.php``, ``.v2``) is a web address like
 #: any other, and only the service can tell what is behind it.
-_OTHER_FILE_EXTENSIONS = frozenset(
-    "3g2 3gp aac asf bmp csv doc docx f4v flac flv gif gz heic html htm jpeg jpg json m2ts m3u8 m4a m4v mkv mp3 "
-    "mpd mpeg mpg mts mxf ogg ogv pdf png rar rm svg tar tif tiff ts txt vob wav webm webp wmv xml zip".split()
+_NO_VIDEO_EXTENSIONS = frozenset(
+    "aac avif bmp csv doc docx flac gif gz heic heif html htm jpeg jpg json m3u8 m4a mp3 mpd pdf png rar rm svg tar "
+    "tif tiff txt wav webp xml zip".split()
 )
+
+#: Extensions of videos that the service does not take, but that can be split into clips that it takes.
+_OTHER_VIDEO_EXTENSIONS = frozenset("3g2 3gp asf f4v flv m2ts m4v mkv mpeg mpg mts mxf ogg ogv ts vob webm wmv".split())
 
 #: Schemes of storages whose files have a key, and no folders.
 OBJECT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
@@ -137,10 +140,11 @@ def check_video_address(video_url: object, *, service_is_public: bool = False) -
         check_file_address("video_url", video_url)
 
 
-def check_file_address(parameter: str, address: object) -> None:
+def check_file_address(parameter: str, address: object, *, is_film: bool = False) -> None:
     """
     Check the address of a video in a storage.
 
+    :param is_film: it is split, or joined, and so never sent to the service as it is
     :raises LumaValidationError: it is no absolute path or address, or names a file of another kind
     """
     text = str(address) if hasattr(address, "as_uri") else address
@@ -158,7 +162,7 @@ def check_file_address(parameter: str, address: object) -> None:
         raise LumaValidationError(
             None, f"{what_it_is}, or a public address that begins with http:// or https://: {text!r}"
         )
-    _check_extension(parameter, PurePosixPath(text).suffix, text)
+    _check_extension(parameter, PurePosixPath(text).suffix, text, is_film=is_film)
 
 
 def names_a_file(destination: str) -> bool:
@@ -191,13 +195,16 @@ def check_destination(destination: object) -> None:
             )
 
 
-def _check_extension(parameter: str, suffix: str, address: str) -> None:
+def _check_extension(parameter: str, suffix: str, address: str, *, is_film: bool = False) -> None:
     extension = suffix[1:].lower()
-    if extension in _OTHER_FILE_EXTENSIONS:
+    if extension in _NO_VIDEO_EXTENSIONS or (extension in _OTHER_VIDEO_EXTENSIONS and not is_film):
+        taken = (
+            "a film must be a video, such as an MP4, MOV, AVI, MKV, WebM, TS or MXF"
+            if is_film
+            else "the service takes MP4, MOV and AVI only"
+        )
         raise LumaValidationError(
-            None,
-            f"{parameter} ends in .{extension}, and the service takes MP4, MOV and AVI only: "
-            f"convert the video first ({address!r})",
+            None, f"{parameter} ends in .{extension}, and {taken}: convert the video first ({address!r})"
         )
 
 

@@ -352,6 +352,26 @@ def test_file_that_depends_on_the_folder_of_the_process_is_refused(address):
         validation.check_file_address("source", address)
 
 
+@pytest.mark.parametrize(
+    "extension",
+    "mp4 mov avi mkv webm ts m2ts mts m4v 3gp 3g2 mxf mpg mpeg vob flv f4v wmv asf ogv MKV".split(),
+)
+def test_film_of_any_container_is_accepted(extension):
+    validation.check_file_address("source", f"s3://b/film.{extension}", is_film=True)
+
+
+@pytest.mark.parametrize("extension", ["m3u8", "mpd", "mp3", "wav", "png", "gif", "avif", "heic", "txt", "zip", "M3U8"])
+def test_what_is_no_film_is_refused_by_its_extension(extension):
+    with pytest.raises(LumaValidationError, match=rf"source ends in .{extension.lower()}, and a film must be a video"):
+        validation.check_file_address("source", f"s3://b/film.{extension}", is_film=True)
+
+
+@pytest.mark.parametrize("extension", ["mkv", "webm", "ts", "m4v", "3gp", "mxf", "avif"])
+def test_clip_that_the_service_does_not_take_is_refused_by_its_extension(extension):
+    with pytest.raises(LumaValidationError, match="the service takes MP4, MOV and AVI only: convert"):
+        validation.check_video_address(f"s3://b/clip.{extension}")
+
+
 @pytest.mark.parametrize("address", ["file:///clip.mp4", "local:///clip.mp4", "FILE:///clip.mp4", "s3://b/clip.mp4"])
 def test_file_in_a_storage_is_accepted(address):
     validation.check_file_address("source", address)

@@ -16,16 +16,19 @@ import av
 import av.error
 
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.gaps import Heard, Order
 from airflow_provider_luma.media.inspector import (
+    CLIP_FORMATS,
     Unusable,
-    check_boxes,
+    check_container,
     check_size,
     cut_off,
+    encrypted,
     open_video,
     undecodable,
     video_stream,
 )
-from airflow_provider_luma.media.probe import other_kind
+from airflow_provider_luma.media.probe import no_video_kind
 from airflow_provider_luma.media.timeline import FrameTimes
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
+
+#: FFmpeg's demuxers for films: MP4, MOV, M4V and 3GP; AVI; MKV and WebM; TS and M2TS; MPEG and VOB; MXF; FLV; WMV; OGV.
+FORMATS = f"{CLIP_FORMATS},matroska,webm,mpegts,mpeg,mxf,flv,asf,ogg"
 
 #: Each thread of FFmpeg holds pictures in memory.
 THREADS = min(4, os.cpu_count() or 1)
@@ -91,10 +97,12 @@ def opened(file: IO[bytes]) -> Iterator[tuple[InputContainer, VideoStream]]:
     :raises Unusable: it cannot be taken
     """
     file.seek(0)
-    if kind := other_kind(file.read(1024)):
-        raise Unusable(f"is {kind}, not MP4, MOV or AVI", "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4")
-    check_boxes(file)
-    with open_video(file) as container:
+    if kind := no_video_kind(file.read(1024)):
+        raise Unusable(f"is {kind}", "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4")
+    check_container(file)
+    with open_video(file, FORMATS) as container:
+        if any("enc_key_id" in stream.metadata for stream in container.streams):  # Matroska
+            raise encrypted()
         video = video_stream(container)
         check_size(video)
         video.codec_context.thread_count = THREADS
@@ -113,35 +121,36 @@ def frame_times(container: InputContainer, video: VideoStream) -> FrameTimes:
 
 def film_times(
     container: InputContainer, video: VideoStream, sounds: Sequence[AudioStream]
-) -> tuple[FrameTimes, tuple[Fraction, Fraction] | None]:
+) -> tuple[FrameTimes, Heard]:
     """
-    Return when the frames are shown, and the seconds when the sound begins and ends, if there is any.
+    Return when the frames are shown, and when the sound is heard.
 
     Nothing is decoded.
 
-    :raises Unusable: there are no frames, or the file is cut off
+    :raises Unusable: there are no frames, or the file is cut off, or its time stamps jump back
     """
-    durations, heard = {}, []
+    durations, heard, order = {}, Heard(), Order()
     try:
         for packet in container.demux(video, *sounds):
             is_picture = packet.stream is video
-            if packet.is_corrupt and is_picture:
+            # A packet lost in a transport stream leaves one broken picture, and the decoder tells which.
+            if packet.is_corrupt and is_picture and container.format.name != "mpegts":
                 raise cut_off()
             at = packet.dts if _lacks_pts(container) or packet.pts is None else packet.pts
             if not packet.size or at is None or packet.is_discard:  # an edit list can hide some
                 continue
+            clock = _exact(packet.time_base)
+            order.check(packet.stream.index, packet.dts, clock)
             if is_picture:
                 durations[at] = packet.duration or 0
             else:
-                heard += [at * packet.time_base, (at + (packet.duration or 0)) * packet.time_base]
-                heard = [min(heard), max(heard)]
+                heard.add(packet.stream.index, at * clock, (at + (packet.duration or 0)) * clock)
     except (av.error.FFmpegError, MemoryError) as error:
         raise undecodable(error) from error
     if not durations or not video.time_base:
         raise undecodable("it holds no frame")
     ticks = sorted(durations)
-    times = FrameTimes(ticks, _exact(video.time_base), durations[ticks[-1]])
-    return times, (_exact(heard[0]), _exact(heard[1])) if heard else None
+    return FrameTimes(ticks, _exact(video.time_base), durations[ticks[-1]]), heard
 
 
 def _exact(value: Fraction) -> Fraction:
@@ -264,4 +273,4 @@ class _Expected:
 
 def _lacks_pts(container: InputContainer) -> bool:
     """Tell whether a file has no times of showing: then the frames are shown at the times of sending, in order."""
-    return container.format.name == "avi"
+    return container.format.name in ("avi", "asf")

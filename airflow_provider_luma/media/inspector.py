@@ -3,7 +3,7 @@
 A process that examines one video with FFmpeg, and reads it through its parent.
 
 A file may be made to crash FFmpeg, or to let it allocate or compute without end; here that ends no task. The process
-needs nothing but PyAV and the module beside it, and says first that it has them. It asks for the file's bytes with
+needs nothing but PyAV and the modules beside it, and says first that it has them. It asks for the file's bytes with
 lines of an offset and a length on its standard output, and gets each answer as a length and so many bytes on its
 standard input. Its last line is JSON: ``found`` and ``remedy`` if the video cannot be taken, and otherwise neither.
 """
@@ -17,7 +17,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from airflow_provider_luma.media.boxes import HEADER_LENGTH, Boxes
+from airflow_provider_luma.media.containers import is_cut_off, is_encrypted
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -35,9 +35,12 @@ _CPU_SECONDS = 10
 #: Pixels of a side. FFmpeg holds whole pictures in memory, several of them.
 MAX_SIDE = 8192
 
+#: FFmpeg's demuxers for MP4, MOV and AVI, which the service takes.
+CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi"
+
 _OPTIONS = {
-    # Playlists, and references within a file, make FFmpeg open whatever file or address they name.
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi",
+    # Playlists, and references within a file, make FFmpeg open whatever file or address they name. So each use has a
+    # list of demuxers that read nothing but the file itself.
     "protocol_whitelist": "none",
     "enable_drefs": "0",
     "max_pixels": str(MAX_SIDE**2),
@@ -106,7 +109,7 @@ def examine(file: Any, max_seconds: float, tolerance: float) -> None:
     import av
     import av.error
 
-    check_boxes(file)
+    check_container(file)
     with open_video(file) as container:
         try:
             _examine(container, max_seconds, tolerance)
@@ -114,35 +117,35 @@ def examine(file: Any, max_seconds: float, tolerance: float) -> None:
             raise undecodable(error) from error
 
 
-def check_boxes(file: Any) -> None:
+def check_container(file: Any) -> None:
     """
-    Check that the parts that an MP4 or MOV consists of are all there; FFmpeg passes over some that are not.
+    Check what the structure of a file shows.
 
-    :raises Unusable: they are not
+    :raises Unusable: its end is missing, or it is encrypted
     """
-    size, boxes = file.seek(0, os.SEEK_END), Boxes()
-    while boxes.next is not None and boxes.next < size:
-        file.seek(boxes.next)
-        boxes.take(file.read(HEADER_LENGTH))
-    if boxes.next is not None and boxes.next > size:
+    if is_cut_off(file):
         raise cut_off()
+    if is_encrypted(file):
+        raise encrypted()
     file.seek(0)
 
 
-def open_video(file: Any) -> InputContainer:
+def open_video(file: Any, formats: str = CLIP_FORMATS) -> InputContainer:
     """
     Open a video, of the kinds and sizes that are taken.
 
+    :param formats: FFmpeg's demuxers that may read it
     :raises Unusable: it is none
     """
     import av
     import av.error
 
     try:
-        container: InputContainer = av.open(file, options=_OPTIONS, buffer_size=_BLOCK, **_any_metadata())
-        return container
+        options = {**_OPTIONS, "format_whitelist": formats}
+        container: InputContainer = av.open(file, options=options, buffer_size=_BLOCK, **_any_metadata())
     except (av.error.FFmpegError, MemoryError) as error:
         raise Unusable(f"is cut off, or no video: FFmpeg finds no index ({_reason(error)})", _COMPLETE) from error
+    return container
 
 
 def _any_metadata() -> dict[str, Any]:
@@ -161,7 +164,7 @@ def _examine(container: InputContainer, max_seconds: float, tolerance: float) ->
     first, last = _first_packet(container, video), _last_packet(container, video)
     _check_length(_seconds_between(first, last), max_seconds, tolerance)
     for sound in container.streams.audio:
-        if sound.duration:
+        if sound.duration and _has_packets(sound):
             _last_packet(container, sound)
 
 
@@ -173,9 +176,9 @@ def video_stream(container: InputContainer) -> VideoStream:
     """
     from av.stream import Disposition
 
-    for stream in container.streams.video:
-        if Disposition.attached_pic not in stream.disposition:
-            return stream
+    streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
+    if streams:
+        return next(filter(_has_packets, streams), streams[0])
     found = "holds sound and no video" if container.streams.audio else "holds no video"
     raise Unusable(found, "give a file that holds one")
 
@@ -211,10 +214,15 @@ def _first_packet(container: InputContainer, video: VideoStream) -> Packet[Video
         if first is None and not packet.is_discard:
             first = packet
             if first.is_corrupt or not first.size:
-                raise cut_off()
+                raise cut_off() if _has_packets(video) else undecodable("it holds no frame")
         if first is not None and packet.decode():
             return first
     raise undecodable("it holds no frame")
+
+
+def _has_packets(stream: Stream) -> bool:
+    """Tell whether there are packets of a track by its index; cameras write a sound track even without a microphone."""
+    return bool(stream.frames or len(stream.index_entries))
 
 
 def _last_packet(container: InputContainer, stream: Stream) -> Packet[Stream]:
@@ -242,10 +250,15 @@ def cut_off() -> Unusable:
     return Unusable("is cut off: the file ends too soon", _COMPLETE)
 
 
+def encrypted() -> Unusable:
+    """Return the error for a file whose tracks are encrypted."""
+    return Unusable("is encrypted (DRM)", "give a copy without copy protection")
+
+
 def undecodable(reason: object) -> Unusable:
     """Return the error for a file that FFmpeg makes nothing of."""
     return Unusable(
-        f"cannot be decoded as an MP4, MOV or AVI video ({_reason(reason)})",
+        f"cannot be decoded ({_reason(reason)})",
         "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4",
     )
 

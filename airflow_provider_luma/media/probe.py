@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -42,17 +43,23 @@ _PACKAGE_FOLDER = str(Path(__file__).parents[2])  # an editable install may not 
 
 _CONVERT = "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4"
 
-#: What files of other kinds begin with.
-_SIGNATURES = tuple(
+#: What files begin with that are no videos.
+_NO_VIDEOS = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind)
     for pattern, kind in (
-        (rb"\x1aE\xdf\xa3", "a Matroska or WebM file"),
-        (rb"RIFF....WEBP|\x89PNG|\xff\xd8\xff|GIF8|....ftyp(avif|hei[cx]|mif1)", "a picture"),
-        (rb"RIFF....WAVE|....ftypM4[AB] |ID3|\xff[\xf2-\xfb]|fLaC|OggS", "sound without a video"),
+        (rb"RIFF....WEBP|\x89PNG|\xff\xd8\xff|GIF8|....ftyp(avi[fo]|avci|hei[cxms]|jpeg|mif[12]|miaf)", "a picture"),
+        (rb"....ftyp(avis|avcs|hev[cxms]|jpgs|msf1)", "an animated picture (AVIF or HEIF)"),
+        (rb"RIFF....WAVE|....ftypM4[AB] |ID3|\xff[\xf2-\xfb]|fLaC", "sound without a video"),
         (rb"%PDF|PK\x03\x04|\x1f\x8b", "a document or an archive"),
         (rb"\s*<(!doctype|html)", "an HTML page"),
         (rb"[\t\n\f\r -\xff]+\Z", "a text"),
     )
+)
+
+#: What files begin with that can hold a video, but not one that the service takes.
+_OTHER_VIDEOS = (
+    (re.compile(rb"\x1aE\xdf\xa3"), "a Matroska or WebM file"),
+    (re.compile(rb"OggS"), "an Ogg file"),
 )
 
 #: An MP4 or MOV begins with the length of a box, which fits into 29 bits here, and its type; an AVI is a RIFF file.
@@ -108,9 +115,13 @@ def check_video_file(file: IO[bytes], *, parameter: str, shown: str, size: int, 
         raise _refusal(parameter, shown, verdict["found"], verdict["remedy"])
 
 
-def other_kind(head: bytes) -> str | None:
-    """Return what a file is by its first bytes, if it is surely of a kind that is not taken."""
-    return next((kind for signature, kind in _SIGNATURES if signature.match(head)), None)
+def no_video_kind(head: bytes) -> str | None:
+    """Return what a file is by its first bytes, if it is certainly no video."""
+    return _kind(head, _NO_VIDEOS)
+
+
+def _kind(head: bytes, signatures: Iterable[tuple[re.Pattern[bytes], str]]) -> str | None:
+    return next((kind for signature, kind in signatures if signature.match(head)), None)
 
 
 def _check_size(size: int, parameter: str, shown: str) -> None:
@@ -122,7 +133,7 @@ def _check_size(size: int, parameter: str, shown: str) -> None:
 
 
 def _check_kind(head: bytes, parameter: str, shown: str) -> None:
-    if kind := other_kind(head):
+    if kind := _kind(head, (*_OTHER_VIDEOS, *_NO_VIDEOS)):
         raise _refusal(parameter, shown, f"is {kind}", _CONVERT)
     if len(head) >= 12 and not _VIDEO.match(head):
         raise _refusal(parameter, shown, "is none of them by its first bytes", _CONVERT)

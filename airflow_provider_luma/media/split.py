@@ -23,6 +23,7 @@ import av.filter
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
 from airflow_provider_luma.media.film import Repairs, decoded, film_times, opened, refusing
+from airflow_provider_luma.media.gaps import check_gaps
 from airflow_provider_luma.media.pictures import Pictures, deinterlaced
 from airflow_provider_luma.media.progress import OnProgress
 from airflow_provider_luma.media.sound import decodable
@@ -94,7 +95,8 @@ def plan_split(
     :param source: can be read at any position
     :param clip_seconds: the most that a clip may last
     :param shown: its address as messages may show it
-    :raises LumaValidationError: it is no film that can be decoded, or too long, or the clips are
+    :raises LumaValidationError: it is no film that can be decoded, or too long, or most of it is a gap, or the
+        clips are too long
     """
     if not _MIN_CLIP_SECONDS <= clip_seconds <= MAX_VIDEO_SECONDS:
         raise LumaValidationError(
@@ -102,7 +104,8 @@ def plan_split(
         )
     with refusing("source", shown), opened(source) as (container, video):
         times, heard = film_times(container, video, decodable(container))
-    plan = plan_uncut(times, heard)
+        check_gaps(times, heard)
+    plan = plan_uncut(times, heard.span)
     if (clips := count_clips(plan.frames, frames_per_clip(plan.rate, clip_seconds))) > MAX_CLIPS:
         name = f"source ({shown})" if shown else "source"
         raise LumaValidationError(

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: The XCom with what a join needs to know of a split.
 PLAN_KEY = "luma_split"
 
+#: Clips from which on the log warns if nothing limits them: ten minutes of film.
+MANY_CLIPS = 60
+
 #: Seconds by which a clip differs from its piece of the film before the log says so.
 WORTH_A_LINE = 0.1
 
@@ -41,11 +44,13 @@ class VideoSplitOperator(TemplatedOperator):
     Returns the clips' addresses in order. How many there are, and so how many submissions they cost, is in the log
     before the first is made, and in the XCom ``clip_count``.
 
-    :param source: the film, a file in any storage that Airflow knows (templated)
+    :param source: the film, a file in any storage that Airflow knows: MP4, MOV, AVI, MKV, WebM, TS, MXF and others
+        (templated)
     :param destination: the folder for the clips; those of an earlier try are replaced (templated)
     :param clip_seconds: seconds that a clip lasts at most
     :param detect_scenes: move the cuts to changes of scene, where that leaves no clip too long
-    :param max_clips: fail, before anything is written, if there would be more
+    :param max_clips: fail, before anything is written, if there would be more. Without it, the log warns if there are
+        more than 60
     """
 
     template_fields: Sequence[str] = ("source", "destination")
@@ -76,7 +81,7 @@ class VideoSplitOperator(TemplatedOperator):
                 None, f"clip_seconds is {clip_seconds:g}, and Luma takes clips of at most {MAX_VIDEO_SECONDS:g} seconds"
             )
         if is_literal(source):
-            check_file_address("source", source)
+            check_file_address("source", source, is_film=True)
         if is_literal(destination):
             check_destination(destination)
 
@@ -117,6 +122,12 @@ class VideoSplitOperator(TemplatedOperator):
         count = plan.clips
         self.log.info("%s lasts %.1f s: %d clips, and so %d submissions to Luma", shown, plan.seconds, count, count)
         context["ti"].xcom_push(key="clip_count", value=count)
+        if self.max_clips is None and count > MANY_CLIPS:
+            self.log.warning(
+                "%s makes %d clips. Modifying them takes %d submissions, and Luma charges for each. Set max_clips to "
+                "fail instead when a film makes more clips than you want to pay for",
+                *(shown, count, count),
+            )
         if self.max_clips is not None and count > self.max_clips:
             raise LumaValidationError(
                 None,
@@ -165,7 +176,7 @@ class VideoJoinOperator(TemplatedOperator):
         self.destination = destination
         self.plan = plan
         if is_literal(source):
-            check_file_address("source", source)
+            check_file_address("source", source, is_film=True)
         if is_literal(destination):
             check_destination(destination)
 

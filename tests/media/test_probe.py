@@ -27,7 +27,16 @@ from airflow_provider_luma.media import probe
 from airflow_provider_luma.media.probe import check_video_file, check_video_head
 from airflow_provider_luma.simulator import media, service
 from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
-from tests.support.clips import FRAGMENTED, MOOV_IN_FRONT, clip, with_fields
+from tests.support.clips import (
+    FRAGMENTED,
+    MOOV_IN_FRONT,
+    clip,
+    encrypted,
+    lengthened,
+    with_empty_video_in_front,
+    with_fields,
+    without_samples,
+)
 from tests.support.storages import BUCKET
 
 ROOT = Path(__file__).parents[2]
@@ -170,6 +179,7 @@ def test_what_is_no_video_is_refused(content, found):
     [
         ("mkv", {}, "is a Matroska or WebM file"),
         ("ts", {}, "is none of them by its first bytes"),
+        ("ogg", {"codec": None, "sound": "libopus"}, "is an Ogg file"),
         ("m4a", {"codec": None, "sound": "aac"}, "is sound without a video"),
         ("mp3", {"codec": None, "sound": "mp3"}, "is sound without a video"),
         ("wav", {"codec": None, "sound": "pcm_s16le"}, "is sound without a video"),
@@ -218,9 +228,50 @@ def test_mp4_that_lacks_its_last_byte_is_refused(movflags):
     assert "is cut off" in refusal(clip(seconds=3, movflags=movflags)[:-1])
 
 
-def test_truncated_avi_is_refused():
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
+def test_truncated_avi_is_refused(share):
     video = clip("avi", codec="mpeg4", seconds=3)
-    assert "is cut off" in refusal(video[: len(video) // 2])
+    assert "is cut off" in refusal(video[: int(len(video) * share)])
+
+
+def test_avi_without_an_index_passes():
+    video = clip("avi", codec="mpeg4", seconds=3)
+    end = video.rindex(b"idx1")
+    check(video[:4] + struct.pack("<I", end - 8) + video[8:end])
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov"])
+@pytest.mark.parametrize("movflags", ["", MOOV_IN_FRONT, FRAGMENTED])
+def test_encrypted_video_is_refused_as_such(kind, movflags):
+    message = refusal(encrypted(clip(kind, sound="aac"), kind, movflags))
+    assert "is encrypted (DRM); " in message
+    assert message.endswith(": give a copy without copy protection")
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov"])
+def test_empty_sound_track_passes(kind):
+    """Some cameras write one although they have no microphone."""
+    check(without_samples(clip(kind, seconds=2, sound="aac"), b"soun"))
+
+
+def test_empty_track_of_subtitles_passes():
+    video = without_samples(clip(seconds=2, sound="aac"), b"soun")
+    check(video.replace(b"soun", b"text").replace(b"mp4a", b"tx3g"))
+
+
+def test_video_without_pictures_is_refused():
+    assert "holds no frame" in refusal(without_samples(clip(seconds=2, sound="aac"), b"vide"))
+
+
+def test_empty_track_in_front_of_the_video_is_passed_over():
+    check(with_empty_video_in_front(clip(seconds=2)))
+
+
+@pytest.mark.parametrize("brand", [b"avis", b"avcs", b"hevc", b"hevx", b"msf1"])
+def test_animated_picture_is_refused(brand):
+    """It is an MP4 in all but its brand."""
+    video = clip(seconds=2).replace(b"ftypisom", b"ftyp" + brand)
+    assert "is an animated picture (AVIF or HEIF)" in refusal(video)
 
 
 def png_of(side: int, *, named: int) -> bytes:
@@ -295,15 +346,6 @@ def test_index_that_would_fill_the_memory_is_refused(samples):
     )
     refusal(video)
     assert peak_memory(video) < 1e9
-
-
-def lengthened(video: bytes, count: int, *boxes: bytes) -> bytes:
-    """Add to the length of these boxes."""
-    for kind in boxes:
-        at = video.index(kind) - 4
-        length = int.from_bytes(video[at : at + 4]) + count
-        video = video[:at] + struct.pack(">I", length) + video[at + 4 :]
-    return video
 
 
 def test_index_of_which_there_is_no_end_is_refused():
@@ -540,6 +582,8 @@ def test_address_of_what_may_be_a_video_passes(head, content_type):
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None, None, "is a picture"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF\0", None, None, "is a picture"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", None, None, "is a picture"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "video/mp4", None, "is a picture"),
+        (b"\0\0\0\x18ftypavis\0\0\0\0", "video/mp4", None, "is an animated picture (AVIF or HEIF)"),
         (b"ID3\x04\0\0\0\0\0\0\0\0", None, None, "is sound without a video"),
         (b"\xff\xfb\x90\x64\0\0\0\0\0\0\0\0", None, None, "is sound without a video"),
         (b"RIFF\x24\0\0\0WAVEfmt ", None, None, "is sound without a video"),

@@ -293,7 +293,7 @@ def test_film_of_one_clip_is_not_searched_for_changes_of_scene():
     [
         (lambda: bytes(500), "no video"),
         (lambda: b"no film" * 100, "is a text"),
-        (lambda: film("mkv", frames=10), "is a Matroska or WebM file"),
+        (lambda: film("mkv", frames=10)[:-1], "cut off"),
         (lambda: film(frames=60)[:-2000], "cut off"),
         (lambda: clip(codec=None, sound="aac"), "sound and no video"),
         (lambda: film(frames=60).replace(b"avc1", b"zzzz"), "no decoder"),

@@ -10,7 +10,9 @@ import av
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
+from airflow_provider_luma.media.split import plan_split
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 from tests.support.clips import clip as make_clip
 from tests.support.films import broken
@@ -80,6 +82,41 @@ def test_film_that_makes_too_many_clips_is_refused_before_one_is_written(film, t
         split(str(film), str(tmp_path / "clips"), max_clips=2)
     assert not (tmp_path / "clips").exists()
     assert len(messages(task_log, "3 clips, and so 3 submissions")) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_clips", "warnings"),
+    [(600, None, 0), (601, None, 1), (601, 61, 0)],
+)
+def test_log_warns_of_many_clips_if_nothing_limits_them(seconds, max_clips, warnings, tmp_path, task_log):
+    path = tmp_path / "film.mp4"
+    path.write_bytes(make_clip(seconds=seconds, rate=5, size=(16, 16)))
+    operator = VideoSplitOperator(
+        task_id="split", source=str(path), destination=str(tmp_path / "clips"), max_clips=max_clips
+    )
+    with path.open("rb") as file:
+        operator._announce(plan_split(file), "film.mp4", new_context())
+    logged = messages(task_log, "film.mp4 makes 61 clips. Modifying them takes 61 submissions")
+    assert len(logged) == warnings
+    assert all("Set max_clips" in message for message in logged)
+
+
+@pytest.mark.parametrize("kind", ["mkv", "ts"])
+def test_film_of_another_container_is_split_and_joined(kind, tmp_path):
+    source = tmp_path / f"film.{kind}"
+    source.write_bytes(make_film(kind, frames=60, sound="aac"))
+    clips, pushed = split(str(source), str(tmp_path / "clips"))
+    assert clips[0].endswith("clip-0000.mp4")
+    target = tmp_path / "out.mp4"
+    VideoJoinOperator(
+        task_id="join", clips=clips, source=str(source), destination=str(target), plan=pushed[PLAN_KEY]
+    ).execute(new_context())
+    assert seconds(target.read_bytes()) == pytest.approx(2, abs=0.05)
+
+
+def test_playlist_is_refused_when_the_dag_is_parsed():
+    with pytest.raises(LumaValidationError, match="source ends in .m3u8"):
+        VideoSplitOperator(task_id="split", source="/data/film.m3u8", destination="/data/clips")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from fractions import Fraction
 from functools import cache
@@ -85,3 +86,47 @@ def with_fields(video: bytes, box: bytes, offset: int, *numbers: int) -> bytes:
     fields = struct.pack(f">{len(numbers)}I", *numbers)
     rest = [part[:offset] + fields + part[offset + len(fields) :] for part in parts[1:]]
     return box.join([parts[0], *rest])
+
+
+def encrypted(video: bytes, kind: str = "mp4", movflags: str = "") -> bytes:
+    """Return an MP4 or MOV whose first track is encrypted."""
+    scheme = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "00" * 16, "encryption_kid": "11" * 16}
+    options = {**scheme, **({"movflags": movflags} if movflags else {})}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"clip.{kind}"
+        with av.open(io.BytesIO(video)) as source, av.open(str(path), "w", options=options) as out:
+            streams = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
+            for packet in source.demux():
+                if packet.dts is not None:
+                    packet.stream = streams[packet.stream.index]
+                    out.mux(packet)
+        return path.read_bytes()
+
+
+def without_samples(video: bytes, handler: bytes) -> bytes:
+    """Empty the tables of an MP4's track of such a handler ("soun", "vide"): it is there, and holds nothing."""
+    tracks = video.split(b"trak")
+    return b"trak".join(_emptied(track) if handler in track else track for track in tracks)
+
+
+def _emptied(track: bytes) -> bytes:
+    for table, offset in ((b"stts", 4), (b"stsz", 8), (b"stsc", 4), (b"stco", 4)):
+        track = with_fields(track, table, offset, 0)
+    return track
+
+
+def lengthened(video: bytes, count: int, *boxes: bytes) -> bytes:
+    """Add to the length of these boxes."""
+    for kind in boxes:
+        at = video.index(kind) - 4
+        length = int.from_bytes(video[at : at + 4]) + count
+        video = video[:at] + struct.pack(">I", length) + video[at + 4 :]
+    return video
+
+
+def with_empty_video_in_front(video: bytes) -> bytes:
+    """Return an MP4 or MOV with an empty video track before its others."""
+    begin = video.index(b"trak") - 4
+    track = video[begin : begin + int.from_bytes(video[begin : begin + 4])]
+    video = video[:begin] + without_samples(track, b"vide") + video[begin:]
+    return lengthened(video, len(track), b"moov")
