@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from airflow.sdk import ObjectStoragePath
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
@@ -63,6 +64,26 @@ def as_path(address: str | ObjectStoragePath, parameter: str = "destination") ->
 def file_in(folder: str | ObjectStoragePath, name: str) -> ObjectStoragePath:
     """Return a file in a folder; joined by hand, as the library below reads a folder's name anew to join it."""
     return as_path(f"{str(as_path(folder)).rstrip('/')}/{name}")
+
+
+def check_target(path: ObjectStoragePath) -> None:
+    """
+    Check where a file is to go.
+
+    :raises LumaValidationError: a name is too long, or that of a folder seems to be percent-encoded: there is no such
+        folder, but one of the decoded name
+    """
+    check_destination(str(path))
+    if not isinstance(path.fs, LocalFileSystem):
+        return
+    for folder in reversed(Path(path.path).parents):
+        plain = Path(unquote(str(folder)))
+        if plain != folder and plain.is_dir() and not folder.exists():
+            raise LumaValidationError(
+                None,
+                f"destination: there is no folder {str(folder)!r}, but there is {str(plain)!r}. Names are taken "
+                "as they are, not decoded: give the latter, without Path.as_uri(), or create the former",
+            )
 
 
 def make_folder(path: ObjectStoragePath) -> None:
@@ -148,9 +169,9 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
     Yield a file on the local disk; what it holds at the end replaces the target. After an error nothing is written.
 
     :param target: where the file goes
-    :raises LumaValidationError: its name is too long
+    :raises LumaValidationError: as in :func:`check_target`
     """
-    check_destination(str(target))
+    check_target(target)
     with tempfile.TemporaryDirectory(prefix="luma-") as folder:
         file = Path(folder) / target.name
         yield file

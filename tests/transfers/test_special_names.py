@@ -176,6 +176,21 @@ class TestPercentEncodedNames:
         assert f"give 's3://{BUCKET}/videos/My Clip.mp4'" in caught.value.msg
         assert "my_s3" not in caught.value.msg
 
+    def test_destination_whose_decoded_folder_is_there_is_refused(
+        self, tmp_path: Path, server: FileServer, hook: LumaHook
+    ) -> None:
+        (tmp_path / "My Films").mkdir()
+        url = server.serve("/film.mp4", Reply(FILM))
+        destination = (tmp_path / "My Films" / "new" / "film.mp4").as_uri()
+        with pytest.raises(LumaValidationError, match=r"destination: .*My%20Films', but there is .*My Films'"):
+            hook.download(url, destination)
+        with pytest.raises(LumaValidationError, match="as_uri"), written(as_path(destination)):
+            pytest.fail("nothing is made for it")
+        assert server.requests == []
+        (tmp_path / "My%20Films").mkdir()
+        hook.download(url, destination)
+        assert Disk(tmp_path, "").files() == {"My%20Films/new/film.mp4": FILM}
+
     @pytest.mark.parametrize("name", ["My%20Clip.mp4", "100%.mp4", "a%23b.mp4"])
     def test_file_that_is_really_named_so_is_found(self, name: str, storage: Storage) -> None:
         storage.put(name, FILM)
