@@ -43,7 +43,9 @@ def as_path(address: str | ObjectStoragePath, parameter: str = "destination") ->
     if isinstance(address, ObjectStoragePath):
         return address
     scheme, authority, name = split_address(address)
-    if scheme:
+    if scheme.lower() in ("file", "local"):
+        root, name = f"{scheme}://{authority}/", name.lstrip("/")
+    elif scheme:
         root = f"{scheme}://{authority}/"
     else:
         # Made absolute here: some versions of the library below take a relative path to begin at the root.

@@ -99,6 +99,10 @@ class TestFiles:
         assert path == file_in(storage.destination, "a?b#c.mp4")
         assert (path.name, path.path.rpartition("/")[2]) == ("a?b#c.mp4", "a?b#c.mp4")
 
+    @pytest.mark.parametrize("address", ["//data/a#", "file:////data/a#", "local:///data/a#", "/data/a#"])
+    def test_slashes_before_a_path_are_one(self, address: str) -> None:
+        assert as_path(address).path == "/data/a#"
+
     def test_signed_address_leads_to_the_object(self, bucket: Bucket) -> None:
         for name in storable(bucket):
             bucket.put(f"{name}.mp4", name.encode())
