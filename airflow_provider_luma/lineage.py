@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_luma.addresses import is_web_address, split_address, without_secrets
+
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
@@ -27,24 +29,30 @@ def dataset_name(address: str) -> tuple[str, str]:
 
     :param address: on the web or in a storage, or a path on this machine
     """
-    scheme, separator, rest = address.strip().partition("://")
-    if not separator:
+    if is_web_address(address):
+        address = without_secrets(address.strip())
+    scheme, authority, name = split_address(address.lstrip())
+    if not scheme:
         return "file", str(Path(address).absolute())
     scheme = _SAME_STORAGE.get(scheme.lower(), scheme.lower())
     if scheme == "file":
-        return "file", f"/{rest.partition('/')[2]}"
-    host, _, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    host = host.rpartition("@")[2]
-    return f"{scheme}://{host}", f"/{path}" if scheme in ("http", "https") else path.lstrip("/")
+        return "file", f"/{name}"
+    host = authority.rpartition("@")[2]
+    return f"{scheme}://{host}", f"/{name}" if scheme in ("http", "https") else name.lstrip("/")
 
 
 def asset_uri(address: str) -> str:
     """
     Return the address of a file by which whoever knows it in another way finds it, too.
 
+    Airflow cuts an asset's address at a ``#``, and sorts what comes after a ``?``. In the name of a stored file these
+    are percent-encoded, and so is ``%``, so that two files are never one asset.
+
     :param address: as for :func:`dataset_name`
     """
     namespace, name = dataset_name(address)
+    if not is_web_address(address):
+        name = re.sub(r"[%?#\x00-\x1f\x7f]", lambda match: f"%{ord(match[0]):02X}", name)
     return f"file://{name}" if namespace == "file" else f"{namespace}/{name.lstrip('/')}"
 
 

@@ -14,6 +14,7 @@ import unicodedata
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from airflow_provider_luma.addresses import is_web_address, split_address
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.untrusted import plain_text
 
@@ -122,11 +123,6 @@ def check_video_url(video_url: object, *, service_is_public: bool = False) -> No
     _check_extension("video_url", PurePosixPath(unquote(urlsplit(str(video_url)).path)).suffix, str(video_url))
 
 
-def is_web_address(address: str) -> bool:
-    """Tell whether an address is one of the web, and not a file in a storage."""
-    return re.match(r"https?:", address.strip(), re.IGNORECASE) is not None
-
-
 def check_video_address(video_url: object, *, service_is_public: bool = False) -> None:
     """
     Check the address of an input video: a public one, or a file in a storage.
@@ -167,8 +163,8 @@ def check_file_address(parameter: str, address: object, *, is_film: bool = False
 
 def names_a_file(destination: str) -> bool:
     """Tell whether a destination is a file: its last part ends in an extension such as ``.mp4``."""
-    path = urlsplit(destination).path if "://" in destination else destination
-    return re.search(r"[^/]\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}$", path) is not None
+    name = split_address(destination).name
+    return re.search(r"[^/]\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}\Z", name) is not None
 
 
 def check_destination(destination: object) -> None:
@@ -179,9 +175,8 @@ def check_destination(destination: object) -> None:
     :raises LumaValidationError: a name is too long
     """
     destination = str(destination or "")
-    scheme, separator, rest = destination.partition("://")
-    path = rest.partition("/")[2] if separator else destination
-    if separator and scheme.lower() in OBJECT_STORES:
+    scheme, _, path = split_address(destination)
+    if scheme.lower() in OBJECT_STORES:
         names, what, longest = [path], "a key", _MAX_KEY_BYTES
     else:
         names, what, longest = path.split("/"), "a name", _MAX_NAME_BYTES

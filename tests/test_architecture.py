@@ -33,7 +33,7 @@ LAYERS = (
     ("protocol", "media"),
     ("validation", "backoff"),
     ("exceptions",),
-    ("untrusted",),
+    ("addresses", "untrusted"),
 )
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
@@ -44,6 +44,7 @@ PYAV = ("media.encoder", "media.film", "media.join", "media.pictures", "media.so
 
 #: Modules without I/O: they import neither Airflow nor an HTTP library.
 PURE = (
+    "addresses",
     "backoff",
     "callbacks.token",
     "deferral",

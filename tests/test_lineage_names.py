@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from airflow.sdk import Asset
 from openlineage.client.naming.dataset import GCS, S3, LocalFileSystem
 
 from airflow_provider_luma.lineage import asset_uri, dataset_name, task_lineage
@@ -66,7 +67,8 @@ def test_names_are_those_of_openlineages_own_client():
         "https://e.com/v.mp4?a=1#SECRET?b",
         "https://user:pass@e.com?u=https://user@SECRET/",
         "s3://key:SECRET@bucket/v.mp4",
-        "s3://bucket/v.mp4?X-Amz-Signature=SECRET",
+        "S3://key:SEC?RET@bucket/v.mp4",
+        " HTTPS://user:SECRET@e.com/v.mp4?a#SECRET",
     ],
 )
 def test_name_holds_no_user_password_query_or_fragment(address):
@@ -81,11 +83,28 @@ def test_name_holds_no_user_password_query_or_fragment(address):
         ("s3://my_aws@bucket/a/b.mp4", "s3://bucket/a/b.mp4"),
         ("/data/b.mp4", "file:///data/b.mp4"),
         ("file:///data/b.mp4", "file:///data/b.mp4"),
+        ("s3://bucket/My Clip, é & [2]; a=1 + b@c: 'x'.mp4", "s3://bucket/My Clip, é & [2]; a=1 + b@c: 'x'.mp4"),
+        ("s3://bucket/Take #1?.mp4", "s3://bucket/Take %231%3F.mp4"),
+        ("s3://bucket/Take%20%231.mp4", "s3://bucket/Take%2520%25231.mp4"),
+        ("/data/a\nb.mp4", "file:///data/a%0Ab.mp4"),
         ("https://e.com/a/b.mp4?sig=1", "https://e.com/a/b.mp4"),
     ],
 )
 def test_asset_has_the_address_without_the_connection(address, uri):
     assert asset_uri(address) == uri
+
+
+SPECIAL_NAMES = [
+    *("Take #1.mp4", "Take #2.mp4", "Take ?1.mp4", "Take ?b=1&a=2.mp4", "Take ?a=2&b=1.mp4", "Take%20%231.mp4"),
+    *("Take %231.mp4", "Take ", "Take #", "Take ?", "a\nb.mp4", "ab.mp4", "a\tb.mp4"),
+]
+
+
+@pytest.mark.parametrize("folder", ["s3://my_aws@bucket", "gs://bucket/x", "file:///data", "/data", "sftp://host/x"])
+def test_no_two_files_are_one_asset_or_one_dataset(folder):
+    addresses = [f"{folder}/{name}" for name in SPECIAL_NAMES]
+    assert len({Asset(asset_uri(address)).uri for address in addresses}) == len(addresses)
+    assert [dataset_name(address)[1].rpartition("/")[2] for address in addresses] == SPECIAL_NAMES
 
 
 def test_each_file_is_named_once():

@@ -89,7 +89,7 @@ class VideoSplitOperator(TemplatedOperator):
         """Cut the film."""
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
-        from airflow_provider_luma.transfers.outputs import as_path, written
+        from airflow_provider_luma.transfers.outputs import file_in, written
         from airflow_provider_luma.transfers.stored_file import StoredFile
 
         try:
@@ -100,7 +100,7 @@ class VideoSplitOperator(TemplatedOperator):
                 if self.detect_scenes:
                     plan = move_cuts_to_scenes(file, plan, self.clip_seconds, shown=film.shown)
                 context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
-                clips = [as_path(self.destination) / f"clip-{number:04}.mp4" for number in range(plan.clips)]
+                clips = [file_in(self.destination, f"clip-{number:04}.mp4") for number in range(plan.clips)]
                 progress = FilmProgress("Split", plan.seconds, self.log)
                 made = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
             film.check_unchanged()
@@ -182,10 +182,10 @@ class VideoJoinOperator(TemplatedOperator):
 
     def execute(self, context: Context) -> str:
         """Join the clips."""
-        from airflow_provider_luma.transfers.source import without_secrets
+        from airflow_provider_luma.addresses import shown_address
 
         LumaResultLink().push(self, context)
-        push_film(context, source=without_secrets(self.source), modify_task_ids=self._modify_task_ids())
+        push_film(context, source=shown_address(self.source), modify_task_ids=self._modify_task_ids())
         with pushed_failure(context):
             return self._join(context)
 

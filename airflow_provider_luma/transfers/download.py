@@ -24,6 +24,7 @@ import requests
 import tenacity
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_luma.addresses import without_secrets
 from airflow_provider_luma.backoff import READ_RETRY_TIMEOUT, retry_options
 from airflow_provider_luma.exceptions import (
     TRANSIENT,
@@ -32,10 +33,18 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.transfers.outputs import as_path, content_type_option, make_folder, part_of, rename
+from airflow_provider_luma.transfers.outputs import (
+    as_path,
+    check_target,
+    content_type_option,
+    file_in,
+    make_folder,
+    part_of,
+    rename,
+)
 from airflow_provider_luma.transfers.progress import Transfer, megabytes
-from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, url_path, without_secrets
-from airflow_provider_luma.validation import check_destination, names_a_file
+from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, url_path
+from airflow_provider_luma.validation import names_a_file
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -72,10 +81,9 @@ def destination_file(url: str, destination: str | ObjectStoragePath, name: str |
     file gets the name it has in the URL, or the one given, as far as that is harmless. With a name given, it is
     always a folder.
     """
-    path = as_path(destination)
     if name is None and names_a_file(str(destination)):
-        return path
-    return path / (safe_name(url) if name is None else _harmless(name, _LONGEST_GIVEN_NAME))
+        return as_path(destination)
+    return file_in(destination, safe_name(url) if name is None else _harmless(name, _LONGEST_GIVEN_NAME))
 
 
 @dataclass
@@ -105,7 +113,7 @@ class Download:
         """Fetch one file; see :meth:`airflow_provider_luma.hooks.luma.LumaHook.download`."""
         self._source.checked(url)
         path = destination_file(url, destination, name)
-        check_destination(str(path))
+        check_target(path)
         # The storage's cached listing of the folder may be older than what others have written there.
         path.fs.invalidate_cache()
         if path.fs.isdir(path.path):

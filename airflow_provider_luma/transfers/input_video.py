@@ -21,11 +21,11 @@ from urllib.parse import parse_qsl, urlsplit
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk.log import mask_secret
 
+from airflow_provider_luma.addresses import is_web_address, shown_address
 from airflow_provider_luma.exceptions import LumaError
 from airflow_provider_luma.protocol_files import LumaUpload
-from airflow_provider_luma.transfers.source import without_secrets
 from airflow_provider_luma.transfers.stored_file import StoredFile
-from airflow_provider_luma.validation import check_video_url, is_web_address
+from airflow_provider_luma.validation import check_video_url
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -83,7 +83,7 @@ class InputVideo:
     @property
     def shown(self) -> str:
         """The address, fit for a log."""
-        return self.address if self.is_public else without_secrets(self.address)
+        return self.address if self.is_public else shown_address(self.address)
 
     def fingerprint(self, request: str, recorded: Collection[str]) -> str:
         """

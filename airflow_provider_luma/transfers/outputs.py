@@ -8,7 +8,9 @@ storage cannot rename, it copies; an object store shows an object only once it i
 
 from __future__ import annotations
 
+import glob
 import inspect
+import logging
 import mimetypes
 import os
 import shutil
@@ -18,20 +20,72 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from airflow.sdk import ObjectStoragePath
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from airflow_provider_luma.addresses import shown_address, split_address
+from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.validation import OBJECT_STORES, check_destination
 
+log = logging.getLogger(__name__)
 
-def as_path(address: str | ObjectStoragePath) -> ObjectStoragePath:
-    """Return where an address leads; a path on this machine is made absolute."""
+
+def as_path(address: str | ObjectStoragePath, parameter: str = "destination") -> ObjectStoragePath:
+    """
+    Return where an address leads; a path on this machine is made absolute.
+
+    :param parameter: the operator's parameter that holds it
+    :raises LumaValidationError: the library below cannot express the name
+    """
     if isinstance(address, ObjectStoragePath):
         return address
-    # Made absolute here: some versions of the library below take a relative path to begin at the root.
-    return ObjectStoragePath(address if "://" in address else str(Path(address).absolute()))
+    scheme, authority, name = split_address(address)
+    if scheme.lower() in ("file", "local"):
+        root, name = f"{scheme}://{authority}/", name.lstrip("/")
+    elif scheme:
+        root = f"{scheme}://{authority}/"
+    else:
+        # Made absolute here: some versions of the library below take a relative path to begin at the root.
+        root, name = "/", str(Path(address).absolute()).lstrip("/")
+    if name.startswith("/") or not name:
+        return ObjectStoragePath(f"{root}{name}")
+    # Given apart from its root, a name is taken as it is. In one piece with it, a "#" or "?" at its end, blanks such as
+    # line breaks and what follows "::" are cut off.
+    path = ObjectStoragePath(root, name)
+    parts = PurePosixPath(name).parts
+    if PurePosixPath(path.path).parts[-len(parts) :] != parts:
+        raise LumaValidationError(
+            None, f"{parameter}: this storage cannot be asked for a file of the name {name!r}: rename it"
+        )
+    return path
+
+
+def file_in(folder: str | ObjectStoragePath, name: str) -> ObjectStoragePath:
+    """Return a file in a folder; joined by hand, as the library below reads a folder's name anew to join it."""
+    return as_path(f"{str(as_path(folder)).rstrip('/')}/{name}")
+
+
+def check_target(path: ObjectStoragePath) -> None:
+    """
+    Check where a file is to go.
+
+    :raises LumaValidationError: a name is too long, or that of a folder seems to be percent-encoded: there is no such
+        folder, but one of the decoded name
+    """
+    check_destination(str(path))
+    if not isinstance(path.fs, LocalFileSystem):
+        return
+    for folder in reversed(Path(path.path).parents):
+        plain = Path(unquote(str(folder)))
+        if plain != folder and plain.is_dir() and not folder.exists():
+            raise LumaValidationError(
+                None,
+                f"destination: there is no folder {str(folder)!r}, but there is {str(plain)!r}. Names are taken "
+                "as they are, not decoded: give the latter, without Path.as_uri(), or create the former",
+            )
 
 
 def make_folder(path: ObjectStoragePath) -> None:
@@ -117,9 +171,9 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
     Yield a file on the local disk; what it holds at the end replaces the target. After an error nothing is written.
 
     :param target: where the file goes
-    :raises LumaValidationError: its name is too long
+    :raises LumaValidationError: as in :func:`check_target`
     """
-    check_destination(str(target))
+    check_target(target)
     with tempfile.TemporaryDirectory(prefix="luma-") as folder:
         file = Path(folder) / target.name
         yield file
@@ -141,7 +195,44 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
 
 
 def remove_folder(address: str) -> None:
-    """Remove a folder and all that is in it; one that is not there is removed already."""
+    """
+    Remove a folder and all that is in it; one that is not there is removed already.
+
+    What cannot be removed is logged.
+    """
     path = as_path(address)
+    fs, folder = path.fs, path.path.rstrip("/")
+    fs.invalidate_cache()
     with suppress(FileNotFoundError):
-        path.fs.rm(path.path, recursive=True)
+        if isinstance(fs, LocalFileSystem) or glob.escape(folder) == folder:
+            fs.rm(folder, recursive=True)
+        else:
+            # Most storages take the brackets in a name for a pattern, and remove nothing, or something else.
+            _remove_one_by_one(path, folder)
+    fs.invalidate_cache()
+    left = _found_in(fs, folder, with_folders=False)
+    if left:
+        log.warning(
+            "%d files are left in %s, such as %s: remove them, and let the storage's connection delete files there",
+            *(len(left), shown_address(address), shown_address(next(iter(left)))),
+        )
+
+
+def _remove_one_by_one(path: ObjectStoragePath, folder: str) -> None:
+    in_object_store = path.protocol in OBJECT_STORES
+    for name, info in reversed(_found_in(path.fs, folder, with_folders=True).items()):
+        with suppress(FileNotFoundError):  # of a folder that an object store only imagines
+            if info["type"] == "directory" and not in_object_store:
+                path.fs.rmdir(name)
+            else:
+                path.fs.rm_file(name)
+
+
+def _found_in(fs: AbstractFileSystem, folder: str, *, with_folders: bool) -> dict[str, Any]:
+    """Return what is in a folder, in order, the folder itself included if it is asked for."""
+    try:
+        found = fs.find(folder, withdirs=with_folders, detail=True)
+    except FileNotFoundError:
+        return {}
+    inside = f"{folder.strip('/')}/"
+    return {name: found[name] for name in sorted(found) if f"{name.strip('/')}/".startswith(inside)}

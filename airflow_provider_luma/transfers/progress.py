@@ -8,11 +8,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from airflow_provider_luma.addresses import without_secrets
 from airflow_provider_luma.backoff import backoff_delay
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.media.boxes import Boxes, Extent
 from airflow_provider_luma.transfers.connections import Throughput
-from airflow_provider_luma.transfers.source import content_length, ends_by_itself, strong_validator, without_secrets
+from airflow_provider_luma.transfers.source import content_length, ends_by_itself, strong_validator
 
 if TYPE_CHECKING:
     import requests

@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from airflow_provider_luma.addresses import without_secrets
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.media.probe import HEAD_LENGTH, check_video_head
-from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, without_secrets
+from airflow_provider_luma.transfers.source import FileSource, chunks, content_length
 
 if TYPE_CHECKING:
     import requests

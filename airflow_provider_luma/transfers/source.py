@@ -18,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
+from airflow_provider_luma.addresses import without_secrets
 from airflow_provider_luma.exceptions import LumaNotFoundError, LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.protocol import VIDEO_EXTENSIONS
 from airflow_provider_luma.transfers.connections import PrivateAddressError, UntrustedServerAdapter
@@ -209,9 +210,3 @@ def url_path(url: str) -> str:
         return urlsplit(url).path
     except ValueError:
         return ""
-
-
-def without_secrets(url: object) -> str:
-    """Return an address fit for a log: the query of a signed URL, and what stands before an @, are credentials."""
-    text = str(url).partition("?")[0].partition("#")[0]
-    return re.sub(r"//[^/@]*@", "//", text)

@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_luma.addresses import is_web_address, shown_address, without_secrets
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
 from airflow_provider_luma.media.probe import check_video_file
-from airflow_provider_luma.transfers.source import without_secrets
-from airflow_provider_luma.validation import is_web_address
+from airflow_provider_luma.transfers.outputs import as_path
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -66,14 +66,14 @@ class StoredFile:
         :raises LumaValidationError: there is no such file, or no such storage
         :raises AirflowException: the storage cannot be asked for now
         """
-        shown = f"{parameter}: {without_secrets(address)}"
+        shown = f"{parameter}: {shown_address(address)}"
         try:
-            path = _path(address, shown)
+            path = _path(address, parameter)
             path.fs.invalidate_cache()
             info = path.fs.info(path.path)
             size = int(info["size"]) if info.get("type") == "file" else 0
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise LumaValidationError(None, f"{shown}: there is no such file") from error
+            raise LumaValidationError(None, f"{shown}: there is no such file{_percent_hint(address)}") from error
         except LumaError:
             raise
         except Exception as error:
@@ -86,7 +86,7 @@ class StoredFile:
     @property
     def shown(self) -> str:
         """The address, fit for a log."""
-        return without_secrets(self.address)
+        return shown_address(self.address)
 
     @property
     def name(self) -> str:
@@ -152,16 +152,32 @@ class StoredFile:
         return quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # some put the name of the file in as it is
 
 
-def _path(address: str, shown: str) -> ObjectStoragePath:
+def _path(address: str, parameter: str) -> ObjectStoragePath:
     """Return a path whose storage Airflow knows."""
     try:
-        path = ObjectStoragePath(address)
+        path = as_path(address, parameter)
         path.fs  # noqa: B018  (looks the storage up)
+    except LumaError:
+        raise
     except (ValueError, ImportError) as error:
+        # It may be a misspelt web address, whose query is a credential.
         raise LumaValidationError(
-            None, f"{shown}: Airflow knows no such storage here ({error}). Install the provider package for it"
+            None,
+            f"{parameter}: {without_secrets(address)}: Airflow knows no such storage here ({error}). "
+            "Install the provider package for it",
         ) from error
     return path
+
+
+def _percent_hint(address: str) -> str:
+    """Return what to say of the name of a missing file that may have been percent-encoded."""
+    plain = unquote(address)
+    if plain == address:
+        return ""
+    return (
+        f". Names are taken as they are: if %20 and the like stand for other characters, as in Path.as_uri(), "
+        f"give {shown_address(plain)!r}"
+    )
 
 
 @contextmanager

@@ -71,6 +71,16 @@ def open_finished(browser: Chrome, airflow: LocalAirflow, run_id: str) -> None:
     wait_for_videos(browser)
 
 
+def copied(browser: Chrome, airflow: LocalAirflow, button: str) -> str:
+    """Return what a button copies."""
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    browser.execute_cdp_cmd("Browser.grantPermissions", {"origin": airflow.url, "permissions": permissions})
+    click(browser, button)
+    find(browser, "//button[normalize-space()='Copied']")
+    value: str = browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    return value
+
+
 def positions(browser: Chrome) -> tuple[float, float]:
     """Return at how many seconds the original and the modified video are."""
     script = "return [...document.querySelectorAll('video')].map(video => video.currentTime)"
@@ -234,11 +244,7 @@ def test_extra_link_of_a_task_leads_to_both_videos(
     download = browser.find_element(By.LINK_TEXT, "Download").get_attribute("href")
     assert download == url
     assert requests.get(download, timeout=30).headers["Content-Type"] == "video/mp4"
-    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
-    browser.execute_cdp_cmd("Browser.grantPermissions", {"origin": airflow.url, "permissions": permissions})
-    click(browser, "//button[normalize-space()='Copy link']")
-    find(browser, "//button[normalize-space()='Copied']")
-    assert browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])") == url
+    assert copied(browser, airflow, "//button[normalize-space()='Copy link']") == url
 
     click(browser, f"//a[contains(., '{finished}')]")
     find(browser, "//a[normalize-space()='Details']")
@@ -426,7 +432,7 @@ def test_result_page_shows_a_failure_in_lumas_words(
 def test_result_page_of_a_film_plays_what_is_on_the_web_and_tells_where_the_rest_is(
     browser: Chrome, airflow: LocalAirflow, luma: Simulator, scheme: str
 ) -> None:
-    stored = "s3://user:secret@bucket/film.mp4?X-Amz-Signature=abc"
+    stored, shown = "s3://user:secret@bucket/Take #1?.mp4", "s3://bucket/Take #1?.mp4"
     source, film = (luma.sample_url, luma.sample_url) if scheme == "http" else (stored, stored)
     browser.get(
         page_with_xcoms(airflow, luma_request={"source": source, "modify_task_ids": ["modify"]}, return_value=film)
@@ -437,10 +443,11 @@ def test_result_page_of_a_film_plays_what_is_on_the_web_and_tells_where_the_rest
         wait_for_videos(browser)
         assert [text(browser, f"{name}-title") for name in ("original", "modified")] == ["SOURCE", "FILM"]
     else:
-        assert text(browser, "facts").count("s3://bucket/film.mp4") == 2
+        assert text(browser, "facts").count(shown) == 2
+        assert copied(browser, airflow, "//dd[starts-with(., 's3:')]/button[normalize-space()='Copy']") == shown
         assert "no browser can open" in text(browser, "stored")
         assert not browser.find_element(By.ID, "player").is_displayed()
-        assert "secret" not in browser.page_source and "Signature" not in browser.page_source
+        assert "secret" not in browser.page_source
     assert complaints(browser) == []
     click(browser, "//a[normalize-space()='The clips of modify']")
     wait_for_text(browser, "state", "1 of 1 finished")

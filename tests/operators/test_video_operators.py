@@ -62,19 +62,19 @@ def test_film_is_split_on_a_disk_and_joined_again(film, tmp_path):
     assert sorted(path.name for path in target.parent.iterdir()) == ["film.mp4"], "nothing else is left"
 
 
-def test_film_goes_from_bucket_to_bucket(film, bucket):
-    bucket.s3.upload_file(str(film), BUCKET, "film.mp4")
-    clips, _ = split(f"s3://my_s3@{BUCKET}/film.mp4", f"s3://my_s3@{BUCKET}/clips")
-    assert clips == [f"s3://my_s3@{BUCKET}/clips/clip-000{n}.mp4" for n in range(3)]
-    film_made = VideoJoinOperator(
-        task_id="join",
-        clips=clips,
-        source=f"s3://my_s3@{BUCKET}/film.mp4",
-        destination=f"s3://my_s3@{BUCKET}/out/film.mp4",
-    ).execute(new_context())
-    assert film_made == f"s3://my_s3@{BUCKET}/out/film.mp4"
-    written = bucket.s3.get_object(Bucket=BUCKET, Key="out/film.mp4")["Body"].read()
+def test_film_goes_from_bucket_to_bucket_whatever_its_name(film, bucket):
+    bucket.s3.upload_file(str(film), BUCKET, "Take #1?.mp4")
+    root = f"s3://my_s3@{BUCKET}"
+    clips, _ = split(f"{root}/Take #1?.mp4", f"{root}/tmp [a::b]/Take #1?")
+    assert clips == [f"{root}/tmp [a::b]/Take #1?/clip-000{n}.mp4" for n in range(3)]
+    join = VideoJoinOperator(
+        task_id="join", clips=clips, source=f"{root}/Take #1?.mp4", destination=f"{root}/out/Take #2?.mp4"
+    )
+    assert join.execute(new_context()) == f"{root}/out/Take #2?.mp4"
+    written = bucket.s3.get_object(Bucket=BUCKET, Key="out/Take #2?.mp4")["Body"].read()
     assert seconds(written) == pytest.approx(25, abs=0.1)
+    lineage = join.get_openlineage_facets_on_complete(None)
+    assert [dataset.name for dataset in (*lineage.inputs[:1], *lineage.outputs)] == ["Take #1?.mp4", "out/Take #2?.mp4"]
 
 
 def test_film_that_makes_too_many_clips_is_refused_before_one_is_written(film, tmp_path, task_log):

@@ -49,6 +49,20 @@ def test_one_prompt_for_each_clip(kind):
     assert {("film.split", "film.prompts"), ("film.prompts", "film.modify")} <= set(order(dag))
 
 
+def test_clean_up_removes_what_the_run_has_written_and_nothing_else(tmp_path):
+    with DAG("x", schedule=None) as dag:
+        modify_long_video(prompt="rain", **{**FILM, "work_dir": f"{tmp_path}/tmp [1]"})
+    clean_up = dag.get_task("film.clean_up")
+    [folder] = clean_up.op_args
+    mine, another = (folder.replace("{{ dag.dag_id }}", "x").replace("{{ run_id }}", run) for run in ("run", "run2"))
+    for file in (f"{mine}/clips/clip-0000.mp4", f"{another}/clips/clip-0000.mp4", f"{tmp_path}/tmp 1/mine.mp4"):
+        Path(file).parent.mkdir(parents=True)
+        Path(file).write_bytes(b"clip")
+    clean_up.python_callable(mine)
+    assert not Path(mine).exists()
+    assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 2
+
+
 def test_tasks_after_the_group_get_the_film_and_wait_for_it():
     with DAG("x", schedule=None) as dag:
 

@@ -68,8 +68,15 @@ export function webAddress(value) {
   }
 }
 
-/** An address in a storage, fit to be shown: what stands before an @, and a query, may be credentials. */
-export const withoutSecrets = (value) => text(value).replace(/[?#].*$/s, "").replace(/\/\/[^/@]*@/g, "//");
+/**
+ * An address, fit to be shown: what stands before an @ may be a credential, and so may the query of a web address. In
+ * the name of a file in a storage, or on a disk, "?" and "#" are characters like any other.
+ */
+export function withoutSecrets(value) {
+  const address = text(value);
+  const isFile = /^(?!https?:)[a-z][a-z0-9+.-]*:\/\/|^\/(?!\/)/i.test(address);
+  return (isFile ? address : address.replace(/[?#].*$/s, "")).replace(/^\s*([a-z][a-z0-9+.-]*:)?\/\/+[^/]*@/i, "$1//");
+}
 
 /** In a tab of Airflow's UI, links that lead out of our pages open in place of the UI, not within the tab. */
 export function leavingTab(link) {
