@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
+from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import LumaGenerationError, LumaResultMissingError, LumaTimeoutError
 from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
+from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
 from airflow_provider_luma.operators.base import TemplatedOperator, is_literal

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.submission.decision import RECORDS_KEPT, SubmissionRecord
 from airflow_provider_luma.submission.store import SubmissionStore
 

@@ -18,9 +18,9 @@ from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
-from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
 from airflow_provider_luma.media.probe import check_video_file
 from airflow_provider_luma.transfers.source import without_secrets
