@@ -30,7 +30,7 @@ LAYERS = (
     ("connection",),
     ("protocol_files",),
     ("protocol", "media"),
-    ("validation", "backoff"),
+    ("validation", "backoff", "storage"),
     ("exceptions",),
     ("untrusted",),
     ("compat",),

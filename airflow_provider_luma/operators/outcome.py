@@ -12,7 +12,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
-from airflow_provider_luma.exceptions import LumaGenerationError, LumaResultMissingError, LumaTimeoutError
+from airflow_provider_luma.exceptions import (
+    LumaGenerationError,
+    LumaResultMissingError,
+    LumaTimeoutError,
+    LumaValidationError,
+)
 from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator
 
@@ -32,7 +37,10 @@ class LumaJobOperator(LumaBaseOperator):
         """Return where the record of this task's submission lives."""
         from airflow_provider_luma.submission.stores import open_store
 
-        return open_store(context, self.hook.luma_connection.submission_store)
+        try:
+            return open_store(context, self.hook.luma_connection.submission_store)
+        except LumaValidationError as error:
+            raise AirflowFailException(str(error)) from error
 
     def finished(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         """Return the result of a job that has ended well."""

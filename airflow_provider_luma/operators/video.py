@@ -81,6 +81,7 @@ class VideoSplitOperator(TemplatedOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
+        _check_media_extra()
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
         from airflow_provider_luma.transfers.outputs import as_path, written
@@ -185,13 +186,14 @@ class VideoJoinOperator(TemplatedOperator):
         return sorted(task.task_id for task in tasks if issubclass(task.operator_class, LumaModifyOperator))
 
     def _join(self, context: Context) -> str:
+        _check_media_extra()
         from airflow_provider_luma.media.join import join
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.transfers.outputs import as_path, written
         from airflow_provider_luma.transfers.stored_file import StoredFile
 
-        target = as_path(self.destination)
         try:
+            target = as_path(self.destination)
             film = StoredFile.find(str(self.source), "source")
             clips = [StoredFile.find(clip, "clips") for clip in _flat(self.clips)]
             if not clips:
@@ -250,6 +252,21 @@ class VideoJoinOperator(TemplatedOperator):
         if plan.clips != clips:
             raise LumaValidationError(None, f"clips holds {clips} of the {plan.clips} clips in plan: give all")
         return plan
+
+
+def _check_media_extra() -> None:
+    """
+    Import what reads and writes videos.
+
+    :raises AirflowFailException: PyAV is missing, too old, or does not work on this worker
+    """
+    try:
+        from airflow_provider_luma.media import join, split  # noqa: F401
+    except ImportError as error:
+        raise AirflowFailException(
+            f"Films cannot be split or joined here ({error}): install the extra media of airflow-provider-luma on the "
+            "workers"
+        ) from error
 
 
 def _flat(clips: Iterable[Any]) -> list[str]:

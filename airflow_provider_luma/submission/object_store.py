@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from airflow_provider_luma.compat import AirflowException
+from airflow_provider_luma.storage import storage_path
 from airflow_provider_luma.submission.decision import RECORDS_KEPT, SubmissionRecord
 from airflow_provider_luma.submission.store import SubmissionStore
 
@@ -165,7 +165,8 @@ class _Folder:
 
     def __init__(self, folder: str) -> None:
         self._name = folder
-        self._root = ObjectStoragePath(folder if "://" in folder else f"file://{folder}")
+        address = folder if "://" in folder else f"file://{folder}"
+        self._root = storage_path(address, f"submission_store of the connection: {folder}")
         if isinstance(self._root.fs, LocalFileSystem) and not Path(self._root.path).parent.is_dir():
             raise self._unusable("found", FileNotFoundError("is its disk mounted on this machine?"))
 

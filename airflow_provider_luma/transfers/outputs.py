@@ -23,15 +23,24 @@ from airflow.sdk import ObjectStoragePath
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from airflow_provider_luma.storage import storage_path
+from airflow_provider_luma.transfers.source import without_secrets
 from airflow_provider_luma.validation import OBJECT_STORES, check_destination
 
 
-def as_path(address: str | ObjectStoragePath) -> ObjectStoragePath:
-    """Return where an address leads; a path on this machine is made absolute."""
+def as_path(address: str | ObjectStoragePath, parameter: str = "destination") -> ObjectStoragePath:
+    """
+    Return where an address leads; a path on this machine is made absolute.
+
+    :param parameter: of the operator, for the error
+    :raises LumaValidationError: its storage cannot be used here
+    """
     if isinstance(address, ObjectStoragePath):
         return address
+    if "://" in address:
+        return storage_path(address, f"{parameter}: {without_secrets(address)}")
     # Made absolute here: some versions of the library below take a relative path to begin at the root.
-    return ObjectStoragePath(address if "://" in address else str(Path(address).absolute()))
+    return ObjectStoragePath(str(Path(address).absolute()))
 
 
 def make_folder(path: ObjectStoragePath) -> None:
@@ -142,6 +151,6 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
 
 def remove_folder(address: str) -> None:
     """Remove a folder and all that is in it; one that is not there is removed already."""
-    path = as_path(address)
+    path = as_path(address, "work_dir")
     with suppress(FileNotFoundError):
         path.fs.rm(path.path, recursive=True)

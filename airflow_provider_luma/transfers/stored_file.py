@@ -18,15 +18,15 @@ from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
-from airflow.sdk import ObjectStoragePath
-
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
 from airflow_provider_luma.media.probe import check_video_file
+from airflow_provider_luma.storage import storage_path
 from airflow_provider_luma.transfers.source import without_secrets
 from airflow_provider_luma.validation import is_web_address
 
 if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
     from airflow.sdk.types import Logger
 
 #: What is asked of a storage at a time; some keep several of them in memory.
@@ -68,7 +68,7 @@ class StoredFile:
         """
         shown = f"{parameter}: {without_secrets(address)}"
         try:
-            path = _path(address, shown)
+            path = storage_path(address, shown)
             path.fs.invalidate_cache()
             info = path.fs.info(path.path)
             size = int(info["size"]) if info.get("type") == "file" else 0
@@ -150,18 +150,6 @@ class StoredFile:
         if not isinstance(url, str) or not is_web_address(url):
             return None
         return quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # some put the name of the file in as it is
-
-
-def _path(address: str, shown: str) -> ObjectStoragePath:
-    """Return a path whose storage Airflow knows."""
-    try:
-        path = ObjectStoragePath(address)
-        path.fs  # noqa: B018  (looks the storage up)
-    except (ValueError, ImportError) as error:
-        raise LumaValidationError(
-            None, f"{shown}: Airflow knows no such storage here ({error}). Install the provider package for it"
-        ) from error
-    return path
 
 
 @contextmanager
