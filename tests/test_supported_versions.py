@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import subprocess
@@ -101,5 +102,12 @@ def test_make_uses_an_environment_of_its_own_for_each_airflow_and_python(argumen
 
 def test_changelog_and_security_policy_know_this_version():
     version = airflow_provider_luma.__version__
-    assert f"\n## {version}\n" in (REPOSITORY / "CHANGELOG.md").read_text()
+    assert f"\n## {version} - 20" in (REPOSITORY / "CHANGELOG.md").read_text()
     assert f"| {version.rpartition('.')[0]} | yes |" in (REPOSITORY / "SECURITY.md").read_text()
+
+
+def test_each_released_version_of_the_changelog_has_a_date_and_the_newest_comes_first():
+    headings = re.findall(r"^## (.+)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings.pop(0) == "Unreleased"
+    dates = [datetime.date.fromisoformat(heading.partition(" - ")[2]) for heading in headings]
+    assert dates == sorted(dates, reverse=True)
