@@ -91,7 +91,7 @@ def test_timeout_that_the_connection_form_allows_is_accepted(value):
 
 @pytest.mark.xdist_group("fresh Python")
 def test_airflow_lists_the_provider_without_a_warning():
-    (version, hook_class, hook_name, widgets, warnings), printed = fresh_python.run_and_read("""
+    (version, hook_class, hook_name, widgets, documentation, warnings), printed = fresh_python.run_and_read("""
 import logging
 warnings = []
 class Handler(logging.Handler):
@@ -107,7 +107,7 @@ with structlog.testing.capture_logs() as entries:
     hook = manager.hooks["luma"]
     widgets = [key for key in manager.connection_form_widgets if "luma" in key]
 warnings += [entry["event"] for entry in entries if entry["log_level"] in ("warning", "error", "critical")]
-result = [provider.version, hook.hook_class_name, hook.hook_name, widgets,
+result = [provider.version, hook.hook_class_name, hook.hook_name, widgets, provider.data.get("documentation-url"),
     [line for line in warnings if "luma" in line.lower()]]
 """)
     assert version == airflow_provider_luma.__version__
@@ -115,5 +115,7 @@ result = [provider.version, hook.hook_class_name, hook.hook_name, widgets,
     assert hook_name == "Luma"
     if metadata.version("apache-airflow") >= "3.2":  # where the form's fields are read from here
         assert any("timeout" in widget for widget in widgets)
+    if metadata.version("apache-airflow") >= "3.3":  # which links the list of providers to it
+        assert documentation.endswith("/docs")
     assert warnings == []
     assert [line for line in printed.lower().splitlines() if "luma" in line and "warn" in line] == []
