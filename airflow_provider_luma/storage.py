@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths in the storages that Airflow knows, and what to install for one that it does not know here."""
+"""Paths in the storages that Airflow knows, what to install for one that it does not know here, and how they differ."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.exceptions import LumaValidationError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 
 #: The extra of this package that brings each scheme.
 _EXTRAS = {
@@ -32,6 +37,14 @@ def storage_path(address: str, shown: str) -> ObjectStoragePath:
     except (ValueError, ImportError) as error:
         raise LumaValidationError(None, f"{shown}: {_remedy(address)} ({error})") from error
     return path
+
+
+def remove_file(fs: AbstractFileSystem, path: str) -> None:
+    """Remove one file, whose name is not taken for a pattern."""
+    try:
+        fs.rm_file(path)
+    except NotImplementedError:  # adlfs before 2026.2, which the images of Airflow 3.1 hold
+        fs.rm(path, expand_path=False)
 
 
 def _remedy(address: str) -> str:

@@ -7,13 +7,14 @@ import json
 import sys
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_luma import storage
 from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator, LumaUploadOperator
 from airflow_provider_luma.operators.video import VideoJoinOperator, VideoSplitOperator
-from airflow_provider_luma.storage import storage_path
+from airflow_provider_luma.storage import remove_file, storage_path
 from airflow_provider_luma.transfers.outputs import as_path, remove_folder
 from tests.support import fresh_python
 from tests.support.task_instance import TaskInstance
@@ -56,7 +57,7 @@ def test_s3_without_its_library_needs_the_extra_too(monkeypatch):
     pytest.importorskip("airflow.providers.amazon")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(LumaValidationError, match="s3:// cannot be used here; install the extra s3 of"):
-        storage_path("s3://bucket/clip.mp4", "source")
+        storage_path("s3://asked_for_the_first_time@bucket/clip.mp4", "source")
 
 
 def test_storage_that_is_installed_and_has_an_unusable_connection_says_to_check_that(monkeypatch):
@@ -103,6 +104,26 @@ def test_submission_store_that_is_not_installed_fails_the_task_before_anything_i
     with pytest.raises(AirflowFailException, match=f"submission_store of the connection: .*{AZURE}"):
         task.execute({"ti": TaskInstance()})
     assert luma.accepted == 0
+
+
+class OldAzure(MemoryFileSystem):
+    """Removes files as adlfs did before 2026.2."""
+
+    def rm_file(self, path):
+        raise NotImplementedError
+
+    def rm(self, path, recursive=False, maxdepth=None, expand_path=True):
+        assert not expand_path, "the name would be a pattern"
+        del self.store[self._strip_protocol(path)]
+
+
+@pytest.mark.parametrize("kind", [MemoryFileSystem, OldAzure])
+def test_one_file_is_removed_and_no_other_that_its_name_would_match(kind):
+    fs = kind()
+    for name in ("/removal/a[1].mp4", "/removal/a1.mp4", "/removal/ab.mp4"):
+        fs.pipe_file(name, b"video")
+    remove_file(fs, "/removal/a[1].mp4")
+    assert sorted(fs.find("/removal")) == ["/removal/a1.mp4", "/removal/ab.mp4"]
 
 
 WITHOUT_PYAV = """

@@ -27,7 +27,7 @@ from urllib.parse import quote
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from airflow_provider_luma.compat import AirflowException
-from airflow_provider_luma.storage import storage_path
+from airflow_provider_luma.storage import remove_file, storage_path
 from airflow_provider_luma.submission.decision import RECORDS_KEPT, SubmissionRecord
 from airflow_provider_luma.submission.store import SubmissionStore
 
@@ -236,7 +236,7 @@ class _Folder:
         now = min(now, _modified(fs.info(mark)))  # a worker whose clock is ahead must not take all records for old
         for path, info in self._files():
             if now - _modified(info) > RECORDS_KEPT:
-                fs.rm_file(path)
+                remove_file(fs, path)
                 if isinstance(fs, LocalFileSystem):
                     with suppress(OSError):  # it holds other files
                         Path(path).parent.rmdir()

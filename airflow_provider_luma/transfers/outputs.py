@@ -23,7 +23,7 @@ from airflow.sdk import ObjectStoragePath
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from airflow_provider_luma.storage import storage_path
+from airflow_provider_luma.storage import remove_file, storage_path
 from airflow_provider_luma.transfers.source import without_secrets
 from airflow_provider_luma.validation import OBJECT_STORES, check_destination
 
@@ -89,7 +89,7 @@ def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
         raise FileExistsError(path.path)
     if path.protocol in OBJECT_STORES or not _has_rename(path.fs):
         path.fs.cp_file(part, path.path)
-        path.fs.rm_file(part)
+        remove_file(path.fs, part)
         return
     try:
         path.fs.mv(part, path.path)
@@ -97,7 +97,7 @@ def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
         # Some servers do not replace a file by renaming another.
         if not exists or not path.fs.exists(part):
             raise
-        path.fs.rm_file(path.path)
+        remove_file(path.fs, path.path)
         path.fs.mv(part, path.path)
 
 
@@ -145,7 +145,7 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
             rename(target, part, overwrite=True)
         except BaseException:
             with suppress(Exception):
-                target.fs.rm_file(part)
+                remove_file(target.fs, part)
             raise
 
 
