@@ -10,13 +10,15 @@ PINS = constraints/airflow-$(AIRFLOW).txt
 IN_PARALLEL = -n 3 --dist loadgroup
 # A warning is an error, and so is a reference to nothing.
 SPHINX = --builder html --nitpicky --fail-on-warning --keep-going --quiet --jobs auto --doctree-dir docs/_build/doctrees
-COMPILE = --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade --all-extras pyproject.toml
+COMPILE = --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade pyproject.toml
+# What users install beside Airflow. No image holds PyAV, so that is as new as the package needs it.
+FOR_USERS = $(foreach extra,simulator s3 gcs azure openlineage,--extra $(extra)) --exclude-newer-package av=false
 # uv takes seconds where pip takes minutes, and does not read which index pip is configured to use.
 INSTALL = index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || echo "$$PIP_INDEX_URL"); \
 	$${index:+env UV_DEFAULT_INDEX=$$index} $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster docs screenshots check test test-long test-versions test-matrix lint bench build constraints clean
+.PHONY: help demo demo-cluster docs screenshots check test test-long test-versions test-matrix smoke lint bench build constraints clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +54,9 @@ test-matrix:  ## Run the tests, without the long ones, on every supported Airflo
 	$(MAKE) test AIRFLOW=3.3
 	$(MAKE) test AIRFLOW=3.4
 
+smoke: $(VENV)/.demo  ## Import everything and run two jobs, with the oldest versions that the package claims: AIRFLOW=lowest
+	$(BIN)/python -m harness.smoke
+
 lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,14 +70,20 @@ build: $(VENV)/.dev  ## Build wheel and sdist into dist/
 	rm -rf dist build
 	$(BIN)/python -m build --outdir dist .
 
-# Airflow 3.2 does not work with FastAPI 0.137 or newer, though only 3.3 says so.
+# Airflow 3.2 does not work with FastAPI 0.137 or newer, though only 3.3 says so. Airflow's images hold what was newest
+# on the day of the release: the last two files pin that for 3.1.0, the oldest Airflow that the package claims, with the
+# oldest of what the package itself requires, and for 3.1.8.
 constraints: $(VENV)/.dev  ## Pin the newest versions that go together, for every supported Airflow
 	printf "apache-airflow==3.4.0b2\napache-airflow-core==3.4.0b2\napache-airflow-task-sdk==1.4.0b2\n" | \
-		$(BIN)/python -m uv pip compile $(COMPILE) --constraint /dev/stdin --output-file constraints/airflow-3.4.txt
+		$(BIN)/python -m uv pip compile $(COMPILE) --all-extras --constraint /dev/stdin --output-file constraints/airflow-3.4.txt
 	for airflow in 3.1 3.2 3.3; do \
-		printf "apache-airflow~=$$airflow.0\nfastapi<0.137\n" | $(BIN)/python -m uv pip compile $(COMPILE) \
+		printf "apache-airflow~=$$airflow.0\nfastapi<0.137\n" | $(BIN)/python -m uv pip compile $(COMPILE) --all-extras \
 			--constraint /dev/stdin --output-file constraints/airflow-$$airflow.txt || exit 1; \
 	done
+	$(BIN)/python -m uv pip compile $(COMPILE) $(FOR_USERS) --resolution lowest-direct --exclude-newer 2025-09-26 \
+		--output-file constraints/airflow-lowest.txt
+	echo apache-airflow==3.1.8 | $(BIN)/python -m uv pip compile $(COMPILE) $(FOR_USERS) --exclude-newer 2026-03-12 \
+		--constraint /dev/stdin --output-file constraints/airflow-3.1.8.txt
 
 clean:  ## Remove all that the other targets made
 	rm -rf .venv .venv-* .demo build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from airflow.providers.common.compat.sdk import Stats
+from airflow_provider_luma.compat import Stats
 
 if TYPE_CHECKING:
     from airflow_provider_luma.protocol import LumaTask

@@ -31,9 +31,10 @@ LAYERS = (
     ("connection",),
     ("protocol_files",),
     ("protocol", "media"),
-    ("validation", "backoff"),
+    ("validation", "backoff", "storage"),
     ("exceptions",),
     ("addresses", "untrusted"),
+    ("compat",),
 )
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
@@ -167,7 +168,12 @@ def test_pure_module_imports_neither_airflow_nor_an_http_library(name):
 )
 def test_what_a_dag_file_imports_leaves_protocol_submission_and_hooks_for_the_run(name):
     packages = {other.partition(".")[0] for other in own(name, inside_functions=False)}
-    assert packages <= {"operators", "links", "deferral", "validation", "exceptions"}
+    assert packages <= {"operators", "links", "deferral", "validation", "exceptions", "compat"}
+
+
+def test_names_that_airflow_has_moved_come_from_compat_and_not_from_a_provider_that_must_be_new_enough():
+    moved = ("airflow.providers.common.compat.sdk", "airflow.providers.common.compat.connection")
+    assert [name for name in modules() if any(imported.startswith(moved) for imported in imports(name))] == []
 
 
 def test_only_two_modules_of_callbacks_import_airflows_database_models():

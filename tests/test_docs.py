@@ -97,12 +97,22 @@ def check_pip(words: list[str]) -> None:
     for word in words[1:]:
         if word.startswith("constraints/"):
             assert (REPOSITORY / word).is_file()
-        elif word.startswith("apache-airflow-providers-"):
-            assert word in EXTRAS["dev"], "what is shown is tested with"
         elif word != "--constraint":
-            wanted = re.fullmatch(r"(?:\.|airflow-provider-luma)(?:\[(\w+)\])?", word)
+            wanted = re.fullmatch(r"(?:\.|airflow-provider-luma(?=.* @ git\+ADDRESS$))(?:\[(\w+)\])?(?: @ .*)?", word)
             assert wanted, word
             assert wanted[1] is None or wanted[1] in EXTRAS
+
+
+def test_pages_and_messages_name_no_distribution_that_no_index_has() -> None:
+    files = [*PAGES, *(REPOSITORY / "airflow_provider_luma").rglob("*.py"), *(REPOSITORY / "docs/examples").rglob("*")]
+    from_an_index = re.compile(r"install\s+(?:--\S+\s+)*['\"]?airflow-provider-luma(?!\S* @ )")
+    assert [file.name for file in files if from_an_index.search(file.read_text())] == []
+
+
+def test_page_about_installing_lists_each_extra_for_users_and_what_it_brings() -> None:
+    page = (REPOSITORY / "docs" / "install.md").read_text()
+    for_contributors = {"cluster", "docs", "dev", "bench"}
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(EXTRAS) - for_contributors
 
 
 def check_export(words: list[str]) -> None:

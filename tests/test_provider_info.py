@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from importlib import metadata
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_timeout_that_the_connection_form_allows_is_accepted(value):
 
 @pytest.mark.xdist_group("fresh Python")
 def test_airflow_lists_the_provider_without_a_warning():
-    (version, hook_class, hook_name, warnings), printed = fresh_python.run_and_read("""
+    (version, hook_class, hook_name, documentation, warnings), printed = fresh_python.run_and_read("""
 import logging
 warnings = []
 class Handler(logging.Handler):
@@ -105,12 +106,14 @@ with structlog.testing.capture_logs() as entries:
     provider = manager.providers["airflow-provider-luma"]
     hook = manager.hooks["luma"]
 warnings += [entry["event"] for entry in entries if entry["log_level"] in ("warning", "error", "critical")]
-result = [provider.version, hook.hook_class_name, hook.hook_name,
+result = [provider.version, hook.hook_class_name, hook.hook_name, provider.data.get("documentation-url"),
     [line for line in warnings if "luma" in line.lower()]]
 """)
     assert version == airflow_provider_luma.__version__
     assert hook_class == "airflow_provider_luma.hooks.luma.LumaHook"
     assert hook_name == "Luma"
+    if metadata.version("apache-airflow") >= "3.3":  # which links the list of providers to it
+        assert documentation.endswith("/docs")
     assert warnings == []
     assert [line for line in printed.lower().splitlines() if "luma" in line and "warn" in line] == []
 

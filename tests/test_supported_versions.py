@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import airflow_provider_luma
 
@@ -26,6 +28,38 @@ def pinned(airflow: str) -> str:
     found = re.search(r"^apache-airflow==(\S+)", pins, re.MULTILINE)
     assert found, pins[:200]
     return found[1]
+
+
+def lower_bounds() -> dict[str, str]:
+    """Return what a user's installation requires at least, the extras for users included."""
+    requirements = [*PROJECT["dependencies"]]
+    for extra in ("media", "simulator", "s3", "gcs", "azure", "openlineage"):
+        requirements += PROJECT["optional-dependencies"][extra]
+    found = (re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)$", requirement) for requirement in requirements)
+    return {match[1]: match[2] for match in found if match}
+
+
+def test_each_lower_bound_is_the_version_that_make_smoke_runs_with():
+    pins = (REPOSITORY / "constraints" / "airflow-lowest.txt").read_text()
+    bounds = lower_bounds()
+    assert {"apache-airflow", "requests", "av", "apache-airflow-providers-google"} <= set(bounds)
+    pinned_to = {name: re.search(rf"^{name}==(\S+)$", pins, re.MULTILINE)[1] for name in bounds}
+    assert {name: Version(pinned_to[name]) for name in bounds} == {name: Version(bounds[name]) for name in bounds}
+
+
+def test_extras_for_users_leave_no_requirement_without_a_lower_bound():
+    extras = {name: PROJECT["optional-dependencies"][name] for name in ("media", "simulator", "s3", "gcs", "azure")}
+    unbounded = [one for ones in extras.values() for one in ones if ">=" not in one]
+    assert unbounded == ["airflow-provider-luma[media]"]
+
+
+@pytest.mark.parametrize("airflow", ["3.1", "3.2", "3.3", "3.4"])
+def test_official_providers_of_each_storage_go_together_with_what_is_pinned(airflow):
+    """The Google provider takes no tenacity from 9.2 on."""
+    pins = (REPOSITORY / "constraints" / f"airflow-{airflow}.txt").read_text()
+    for provider in ("amazon", "google", "microsoft-azure", "openlineage"):
+        assert f"\napache-airflow-providers-{provider}==" in pins
+    assert re.search(r"^tenacity==(8|9\.[01])\.", pins, re.MULTILINE)
 
 
 def test_each_airflow_of_the_table_is_one_that_make_test_matrix_runs_the_tests_on():
@@ -68,5 +102,12 @@ def test_make_uses_an_environment_of_its_own_for_each_airflow_and_python(argumen
 
 def test_changelog_and_security_policy_know_this_version():
     version = airflow_provider_luma.__version__
-    assert f"\n## {version}\n" in (REPOSITORY / "CHANGELOG.md").read_text()
+    assert f"\n## {version} - 20" in (REPOSITORY / "CHANGELOG.md").read_text()
     assert f"| {version.rpartition('.')[0]} | yes |" in (REPOSITORY / "SECURITY.md").read_text()
+
+
+def test_each_released_version_of_the_changelog_has_a_date_and_the_newest_comes_first():
+    headings = re.findall(r"^## (.+)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings.pop(0) == "Unreleased"
+    dates = [datetime.date.fromisoformat(heading.partition(" - ")[2]) for heading in headings]
+    assert dates == sorted(dates, reverse=True)

@@ -17,10 +17,10 @@ from typing import Any
 from airflow.configuration import conf
 from airflow.models.connection import Connection
 from airflow.models.team import Team
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.utils.session import create_session
 from sqlalchemy import null, select
 
+from airflow_provider_luma.compat import AirflowNotFoundException
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import LumaError
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 import tenacity
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_luma import backoff, protocol
+from airflow_provider_luma.compat import AirflowNotFoundException
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import LumaHookBase

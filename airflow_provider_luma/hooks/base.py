@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import time
 
-from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_provider_luma.callbacks import token
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaUnavailableError
 from airflow_provider_luma.polling.state import Failed, PollOutcome, PollState

@@ -17,11 +17,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import tenacity
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from airflow_provider_luma import backoff, metrics, protocol, protocol_files
 from airflow_provider_luma.callbacks import token
+from airflow_provider_luma.compat import AirflowNotFoundException
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import (
     LumaError,

@@ -7,14 +7,14 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import tenacity
-from airflow.providers.common.compat.connection import get_async_connection
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
-from airflow.providers.http.hooks.http import HttpAsyncHook, SessionConfig
+from airflow.providers.http.hooks.http import HttpAsyncHook
 
 from airflow_provider_luma import backoff, protocol
+from airflow_provider_luma.compat import AirflowNotFoundException, get_async_connection
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
@@ -29,6 +29,9 @@ from airflow_provider_luma.hooks.transport import (
 from airflow_provider_luma.polling.rate_limiter import MAX_UNANSWERED
 from airflow_provider_luma.polling.state import PollAgain, PollOutcome, PollState
 from airflow_provider_luma.protocol import LumaTask
+
+if TYPE_CHECKING:
+    from airflow.providers.http.hooks.http import SessionConfig
 
 #: Seconds after which the connection is read again.
 CONNECTION_TTL = 60.0
@@ -98,9 +101,35 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return LumaConnection.of(connection)
 
     async def config(self) -> SessionConfig:
-        """Return what the HTTP provider's own ``run`` sends: the API key, and nothing of the connection's extra."""
+        """Return what the HTTP provider's own ``session`` sends: the API key, and nothing of the connection's extra."""
+        from airflow.providers.http.hooks.http import SessionConfig  # from 6.0.1 on, as is what calls this
+
         connection = await self.get_luma_connection()
-        return SessionConfig(base_url=connection.base_url, headers={"Authorization": f"Bearer {connection.api_key}"})
+        return SessionConfig(base_url=connection.base_url, headers=_authorization(connection))
+
+    async def run(
+        self,
+        session: aiohttp.ClientSession | None = None,
+        endpoint: str | None = None,
+        data: dict[str, Any] | str | None = None,
+        json: dict[str, Any] | str | None = None,
+        headers: dict[str, Any] | None = None,
+        extra_options: dict[str, Any] | None = None,
+    ) -> aiohttp.ClientResponse:
+        """
+        Send a request, as the HTTP provider's hook does, with the API key and nothing of the connection's extra.
+
+        See :class:`~airflow.providers.http.hooks.http.HttpAsyncHook` for the parameters.
+        """
+        if session is None:
+            async with aiohttp.ClientSession() as session:
+                return await self.run(session, endpoint, data, json, headers, extra_options)
+        connection = await self.get_luma_connection()
+        # One without a connection: what the provider does with a connection differs between its releases.
+        hook = HttpAsyncHook(self.method, "", retry_limit=self.retry_limit, retry_delay=self.retry_delay)
+        hook.base_url = connection.base_url
+        headers = {**_authorization(connection), **(headers or {})}
+        return await hook.run(session, endpoint, data, json, headers, extra_options)
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """
@@ -229,7 +258,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         proxy, certificates = proxy_of(connection), await asyncio.to_thread(ssl_context, connection)
         # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
         session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {connection.api_key}", "User-Agent": USER_AGENT},
+            headers={**_authorization(connection), "User-Agent": USER_AGENT},
             timeout=aiohttp.ClientTimeout(total=connection.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
             connector=aiohttp.TCPConnector(
@@ -239,6 +268,10 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             ),
         )
         return _Opened(connection, session, proxy)
+
+
+def _authorization(connection: LumaConnection) -> dict[str, str]:
+    return {"Authorization": f"Bearer {connection.api_key}"}
 
 
 def _reason_of(error: Exception, connection: LumaConnection) -> str:

@@ -43,7 +43,7 @@ class LumaResultLink(BaseOperatorLink):
         :param operator: the task
         :param ti_key: the task instance to show
         """
-        from airflow.providers.common.compat.sdk import conf
+        from airflow_provider_luma.compat import conf
 
         query = {
             "dag_id": ti_key.dag_id,

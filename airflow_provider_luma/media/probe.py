@@ -159,7 +159,7 @@ def _log_absence(log: Logger) -> None:
         _absence_logged = True
         log.info(
             "Of input videos only the size and the first bytes are checked, since PyAV is not installed, or does "
-            "not work here; to check more: pip install 'airflow-provider-luma[media]'"
+            "not work here; to check more, install the extra media of airflow-provider-luma"
         )
 
 

@@ -10,9 +10,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowException
-from airflow.sdk import BaseOperator, literal
+from airflow.sdk import BaseOperator
 
+from airflow_provider_luma.compat import AirflowException, literal
 from airflow_provider_luma.deferral import JobFinished
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError
 

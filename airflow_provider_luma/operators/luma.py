@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
+from airflow_provider_luma.compat import AirflowFailException, TaskDeferralTimeout
 from airflow_provider_luma.deferral import DeferralState, JobFinished
 from airflow_provider_luma.exceptions import PERMANENT
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
@@ -20,11 +19,6 @@ from airflow_provider_luma.operators.base import is_literal
 from airflow_provider_luma.operators.outcome import LumaJobOperator
 from airflow_provider_luma.operators.prompts import PromptOperator
 from airflow_provider_luma.validation import check_callback_url, check_positive, check_video_address
-
-try:
-    from airflow.sdk.exceptions import TaskDeferralTimeout
-except ImportError:  # Airflow 3.1
-    from airflow.exceptions import TaskDeferralTimeout  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
-from airflow_provider_luma.exceptions import LumaGenerationError, LumaResultMissingError, LumaTimeoutError
+from airflow_provider_luma.compat import AirflowFailException
+from airflow_provider_luma.exceptions import (
+    LumaGenerationError,
+    LumaResultMissingError,
+    LumaTimeoutError,
+    LumaValidationError,
+)
 from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator
 
@@ -34,7 +38,10 @@ class LumaJobOperator(LumaBaseOperator):
         """Return where the record of this task's submission lives."""
         from airflow_provider_luma.submission.stores import open_store
 
-        return open_store(context, self.hook.luma_connection.submission_store)
+        try:
+            return open_store(context, self.hook.luma_connection.submission_store)
+        except LumaValidationError as error:
+            raise AirflowFailException(str(error)) from error
 
     def finished(self, job: JobFinished, context: Context, *, source: object = None) -> dict[str, Any]:
         """

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import BaseOperator
 
+from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.base import is_literal
 from airflow_provider_luma.validation import PROMPT_FILE_EXTENSIONS, check_prompt

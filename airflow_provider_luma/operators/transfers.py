@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
+from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal
 from airflow_provider_luma.validation import check_destination, check_file_address, names_a_file

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
+from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
 from airflow_provider_luma.operators.base import TemplatedOperator, is_literal
@@ -87,6 +86,7 @@ class VideoSplitOperator(TemplatedOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
+        _check_media_extra()
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
         from airflow_provider_luma.transfers.outputs import file_in, written
@@ -197,13 +197,14 @@ class VideoJoinOperator(TemplatedOperator):
         return sorted(task.task_id for task in tasks if issubclass(task.operator_class, LumaModifyOperator))
 
     def _join(self, context: Context) -> str:
+        _check_media_extra()
         from airflow_provider_luma.media.join import join
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.transfers.outputs import as_path, written
         from airflow_provider_luma.transfers.stored_file import StoredFile
 
-        target = as_path(self.destination)
         try:
+            target = as_path(self.destination)
             film = StoredFile.find(str(self.source), "source")
             clips = [StoredFile.find(clip, "clips") for clip in _flat(self.clips)]
             if not clips:
@@ -262,6 +263,21 @@ class VideoJoinOperator(TemplatedOperator):
         if plan.clips != clips:
             raise LumaValidationError(None, f"clips holds {clips} of the {plan.clips} clips in plan: give all")
         return plan
+
+
+def _check_media_extra() -> None:
+    """
+    Import what reads and writes videos.
+
+    :raises AirflowFailException: PyAV is missing, too old, or does not work on this worker
+    """
+    try:
+        from airflow_provider_luma.media import join, split  # noqa: F401
+    except ImportError as error:
+        raise AirflowFailException(
+            f"Films cannot be split or joined here ({error}): install the extra media of airflow-provider-luma on the "
+            "workers"
+        ) from error
 
 
 def _flat(clips: Iterable[Any]) -> list[str]:

@@ -14,9 +14,8 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from airflow.providers.common.compat.sdk import Stats
-
 from airflow_provider_luma import metrics
+from airflow_provider_luma.compat import Stats
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
 from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, LumaUnavailableError
 from airflow_provider_luma.polling.durations import JobDurations

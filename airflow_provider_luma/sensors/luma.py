@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
+from airflow_provider_luma.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_luma.deferral import DeferralState, JobFinished
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError, LumaTimeoutError
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Fault", "Job", "Settings", "Simulator", "Upload"]
 
+#: What to do where PyAV or NumPy is missing.
+INSTALL = "install the extra simulator of airflow-provider-luma"
+
 _SUBMODULES = {
     "Call": "journal",
     "Fault": "faults",
@@ -38,4 +41,10 @@ _SUBMODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _SUBMODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_SUBMODULES[name]}", __name__), name)
+    try:
+        module = import_module(f".{_SUBMODULES[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name not in ("av", "numpy"):
+            raise
+        raise ImportError(f"The simulator renders real videos and needs {error.name}: {INSTALL}") from error
+    return getattr(module, name)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import ValidationError
 
+from . import INSTALL
 from .settings import SECRET_FIELDS, Settings
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     missing = [name for name in ("av", "numpy") if importlib.util.find_spec(name) is None]
     if missing:
         needed = " and ".join(missing)
-        hint = "pip install 'airflow-provider-luma[simulator]'"
-        parser.exit(1, f"The simulator renders real videos and needs {needed}: {hint}\n")
+        parser.exit(1, f"The simulator renders real videos and needs {needed}: {INSTALL}\n")
     try:
         _run(settings, host, port)
     except (OSError, OverflowError) as error:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import tenacity
-from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk.exceptions import AirflowRuntimeError
 
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.exceptions import LumaError, LumaSubmissionUnknownError
 from airflow_provider_luma.submission.store import try_store
 

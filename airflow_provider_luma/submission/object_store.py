@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from airflow.providers.common.compat.sdk import AirflowException
-from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from airflow_provider_luma.compat import AirflowException
+from airflow_provider_luma.storage import remove_file, storage_path
 from airflow_provider_luma.submission.decision import RECORDS_KEPT, SubmissionRecord
 from airflow_provider_luma.submission.store import SubmissionStore
 
@@ -165,7 +165,8 @@ class _Folder:
 
     def __init__(self, folder: str) -> None:
         self._name = folder
-        self._root = ObjectStoragePath(folder if "://" in folder else f"file://{folder}")
+        address = folder if "://" in folder else f"file://{folder}"
+        self._root = storage_path(address, f"submission_store of the connection: {folder}")
         if isinstance(self._root.fs, LocalFileSystem) and not Path(self._root.path).parent.is_dir():
             raise self._unusable("found", FileNotFoundError("is its disk mounted on this machine?"))
 
@@ -235,7 +236,7 @@ class _Folder:
         now = min(now, _modified(fs.info(mark)))  # a worker whose clock is ahead must not take all records for old
         for path, info in self._files():
             if now - _modified(info) > RECORDS_KEPT:
-                fs.rm_file(path)
+                remove_file(fs, path)
                 if isinstance(fs, LocalFileSystem):
                     with suppress(OSError):  # it holds other files
                         Path(path).parent.rmdir()

@@ -14,9 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
 from airflow_provider_luma import backoff, metrics
+from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.exceptions import (
     PERMANENT,

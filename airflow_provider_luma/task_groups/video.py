@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from airflow.sdk import TaskGroup, XComArg, literal, task
+from airflow.sdk import TaskGroup, XComArg, task
 
+from airflow_provider_luma.compat import literal
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator

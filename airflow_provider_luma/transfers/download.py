@@ -33,6 +33,7 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.storage import remove_file
 from airflow_provider_luma.transfers.outputs import (
     as_path,
     check_target,
@@ -130,7 +131,7 @@ class Download:
         except BaseException:
             # Also when the task is timed out. An error of the storage must not hide the one that came first.
             with suppress(Exception):
-                path.fs.rm_file(part)
+                remove_file(path.fs, part)
             raise
         self.log.info("Wrote %s (%s)", path, megabytes(size))
         return path
@@ -185,7 +186,7 @@ class Download:
                     f"{path} has appeared while the file was downloaded, and is left as it is: "
                     "choose another destination, or set overwrite=True to replace it"
                 ) from None
-            path.fs.rm_file(part)
+            remove_file(path.fs, part)
             self.log.info("%s was written by another task meanwhile; it is the same file", path)
 
     def _fetch(self, url: str, path: ObjectStoragePath, part: str) -> int:

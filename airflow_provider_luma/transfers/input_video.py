@@ -18,10 +18,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk.log import mask_secret
 
 from airflow_provider_luma.addresses import is_web_address, shown_address
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.exceptions import LumaError
 from airflow_provider_luma.protocol_files import LumaUpload
 from airflow_provider_luma.transfers.stored_file import StoredFile

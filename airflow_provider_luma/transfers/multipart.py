@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING
 
-from airflow.providers.common.compat.sdk import AirflowException
 from urllib3.fields import RequestField
 from urllib3.filepost import choose_boundary
 
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.transfers.stored_file import BLOCK_SIZE
 
 if TYPE_CHECKING:

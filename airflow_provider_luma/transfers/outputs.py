@@ -26,8 +26,9 @@ from airflow.sdk import ObjectStoragePath
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from airflow_provider_luma.addresses import shown_address, split_address
+from airflow_provider_luma.addresses import shown_address, split_address, without_secrets
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.storage import remove_file, storage_path
 from airflow_provider_luma.validation import OBJECT_STORES, check_destination
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def as_path(address: str | ObjectStoragePath, parameter: str = "destination") ->
     Return where an address leads; a path on this machine is made absolute.
 
     :param parameter: the operator's parameter that holds it
-    :raises LumaValidationError: the library below cannot express the name
+    :raises LumaValidationError: its storage cannot be used here, or the library below cannot express the name
     """
     if isinstance(address, ObjectStoragePath):
         return address
@@ -50,11 +51,13 @@ def as_path(address: str | ObjectStoragePath, parameter: str = "destination") ->
     else:
         # Made absolute here: some versions of the library below take a relative path to begin at the root.
         root, name = "/", str(Path(address).absolute()).lstrip("/")
+    # It may be a misspelt web address, whose query is a credential.
+    shown = f"{parameter}: {without_secrets(address)}"
     if name.startswith("/") or not name:
-        return ObjectStoragePath(f"{root}{name}")
+        return storage_path(f"{root}{name}", shown)
     # Given apart from its root, a name is taken as it is. In one piece with it, a "#" or "?" at its end, blanks such as
     # line breaks and what follows "::" are cut off.
-    path = ObjectStoragePath(root, name)
+    path = storage_path(root, shown, name)
     parts = PurePosixPath(name).parts
     if PurePosixPath(path.path).parts[-len(parts) :] != parts:
         raise LumaValidationError(
@@ -134,7 +137,7 @@ def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
         raise FileExistsError(path.path)
     if path.protocol in OBJECT_STORES or not _has_rename(path.fs):
         path.fs.cp_file(part, path.path)
-        path.fs.rm_file(part)
+        remove_file(path.fs, part)
         return
     try:
         path.fs.mv(part, path.path)
@@ -142,7 +145,7 @@ def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
         # Some servers do not replace a file by renaming another.
         if not exists or not path.fs.exists(part):
             raise
-        path.fs.rm_file(path.path)
+        remove_file(path.fs, path.path)
         path.fs.mv(part, path.path)
 
 
@@ -190,7 +193,7 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
             rename(target, part, overwrite=True)
         except BaseException:
             with suppress(Exception):
-                target.fs.rm_file(part)
+                remove_file(target.fs, part)
             raise
 
 
@@ -200,7 +203,7 @@ def remove_folder(address: str) -> None:
 
     What cannot be removed is logged.
     """
-    path = as_path(address)
+    path = as_path(address, "work_dir")
     fs, folder = path.fs, path.path.rstrip("/")
     fs.invalidate_cache()
     with suppress(FileNotFoundError):
@@ -225,7 +228,7 @@ def _remove_one_by_one(path: ObjectStoragePath, folder: str) -> None:
             if info["type"] == "directory" and not in_object_store:
                 path.fs.rmdir(name)
             else:
-                path.fs.rm_file(name)
+                remove_file(path.fs, name)
 
 
 def _found_in(fs: AbstractFileSystem, folder: str, *, with_folders: bool) -> dict[str, Any]:

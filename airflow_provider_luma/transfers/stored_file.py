@@ -18,15 +18,14 @@ from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from airflow.providers.common.compat.sdk import AirflowException
-from airflow.sdk import ObjectStoragePath
-
-from airflow_provider_luma.addresses import is_web_address, shown_address, without_secrets
+from airflow_provider_luma.addresses import is_web_address, shown_address
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
 from airflow_provider_luma.media.probe import check_video_file
 from airflow_provider_luma.transfers.outputs import as_path
 
 if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
     from airflow.sdk.types import Logger
 
 #: What is asked of a storage at a time; some keep several of them in memory.
@@ -68,7 +67,7 @@ class StoredFile:
         """
         shown = f"{parameter}: {shown_address(address)}"
         try:
-            path = _path(address, parameter)
+            path = as_path(address, parameter)
             path.fs.invalidate_cache()
             info = path.fs.info(path.path)
             size = int(info["size"]) if info.get("type") == "file" else 0
@@ -150,23 +149,6 @@ class StoredFile:
         if not isinstance(url, str) or not is_web_address(url):
             return None
         return quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # some put the name of the file in as it is
-
-
-def _path(address: str, parameter: str) -> ObjectStoragePath:
-    """Return a path whose storage Airflow knows."""
-    try:
-        path = as_path(address, parameter)
-        path.fs  # noqa: B018  (looks the storage up)
-    except LumaError:
-        raise
-    except (ValueError, ImportError) as error:
-        # It may be a misspelt web address, whose query is a credential.
-        raise LumaValidationError(
-            None,
-            f"{parameter}: {without_secrets(address)}: Airflow knows no such storage here ({error}). "
-            "Install the provider package for it",
-        ) from error
-    return path
 
 
 def _percent_hint(address: str) -> str:

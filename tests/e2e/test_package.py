@@ -80,6 +80,9 @@ def test_metadata_says_what_official_providers_say(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["Author"]
+    labels = {url.partition(",")[0] for url in metadata.get_all("Project-URL") or ()}
+    assert labels == {"Documentation", "Repository", "Issues", "Changelog"}
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["License-File"] == "LICENSE"
     assert metadata["Description-Content-Type"] == "text/markdown"

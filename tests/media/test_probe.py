@@ -490,7 +490,7 @@ def test_without_pyav_size_and_first_bytes_are_checked_and_the_log_says_so_once(
     check(clip())
     check(clip(seconds=11))
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert "pip install 'airflow-provider-luma[media]'" in caplog.text
+    assert "install the extra media of airflow-provider-luma" in caplog.text
     assert "Matroska" in refusal(clip(kind="mkv"))
     assert "is empty" in refusal(b"")
 

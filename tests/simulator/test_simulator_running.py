@@ -217,7 +217,16 @@ def test_the_command_without_the_simulator_extra_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "pip install 'airflow-provider-luma[simulator]'" in done.stderr
+    assert "needs av: install the extra simulator of airflow-provider-luma" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["av", "numpy"])
+def test_simulator_in_a_test_without_the_simulator_extra_says_what_to_install(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None\nfrom airflow_provider_luma.simulator import Simulator"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"ImportError: The simulator renders real videos and needs {missing}: install the extra simulator of" in (
+        done.stderr
+    )
 
 
 def test_every_setting_is_a_command_line_option_with_a_description():

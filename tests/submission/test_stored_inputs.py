@@ -274,7 +274,7 @@ class TestRefusals:
         [
             ("/nowhere/clip.mp4", "there is no such file"),
             ("/tmp", "is a folder"),
-            ("nonsense://bucket/clip.mp4", "no such storage"),
+            ("nonsense://bucket/clip.mp4", "install the provider package that has it"),
             ("s3://my_s3@{bucket}/nothing.mp4", "there is no such file"),
         ],
     )
