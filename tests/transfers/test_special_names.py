@@ -116,7 +116,7 @@ class TestFiles:
             def path(self) -> str:
                 return str(super().path).partition("#")[0]
 
-        monkeypatch.setattr("airflow_provider_luma.transfers.outputs.ObjectStoragePath", CutsNames)
+        monkeypatch.setattr("airflow_provider_luma.storage.ObjectStoragePath", CutsNames)
         with pytest.raises(LumaValidationError, match=r"source: .*'a#\.mp4': rename it"):
             as_path("s3://bucket/a#.mp4", "source")
 
