@@ -173,7 +173,7 @@ def take_all(camera: Camera) -> None:
 
     run_id = camera.finish("luma_batch", prompt=PROMPT)
     camera.open(
-        f"/luma/gallery?{urlencode({'dag_id': 'luma_batch', 'run_id': run_id, 'task_id': 'modify'})}", (1280, 900)
+        f"/luma/gallery?{urlencode({'dag_id': 'luma_batch', 'run_id': run_id, 'task_id': 'clip.modify'})}", (1280, 900)
     )
     camera.until("return [...document.querySelectorAll('video')].filter(video => video.readyState >= 2).length >= 3")
     camera.take("gallery")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from fractions import Fraction
 from functools import cache
@@ -55,6 +56,16 @@ def clip(
             for stream in filter(None, (video, audio)):
                 out.mux(stream.encode(None))
         return path.read_bytes()
+
+
+def with_broken_sound(video: bytes) -> bytes:
+    """Return a video whose pictures can be decoded, and whose sound cannot."""
+    broken = bytearray(video)
+    with av.open(io.BytesIO(video)) as container:
+        for packet in container.demux(audio=0):
+            if packet.pos is not None and packet.size:
+                broken[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    return bytes(broken)
 
 
 def _codec_options(codec: str | None, noise: bool) -> dict[str, str]:
