@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ FILM_SECONDS, FILM_SIZE = 25.0, (640, 360)
 
 def main() -> None:
     """Take all pictures."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which stops Airflow and the browser
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, Simulator(Settings(processing_seconds=4)) as luma:
         home = Path(folder)
