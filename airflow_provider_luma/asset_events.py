@@ -84,7 +84,8 @@ def jobs_of_results(operator: BaseOperator, context: Context, files: Mapping[str
     wanted = set(files)
     for task_id in sorted(operator.upstream_task_ids):
         # Mostly it is the job of the same map index; whoever maps otherwise pays for reading all of them.
-        for map_index in (context["ti"].map_index, None):
+        own = context["ti"].map_index
+        for map_index in (None,) if own in (None, -1) else (own, None):
             jobs = [job for job in _jobs(context, task_id, map_index) if job and wanted & job["result_urls"]]
             if wanted <= {url for job in jobs for url in job["result_urls"]}:
                 break

@@ -2,9 +2,12 @@
 """
 ### Modify many clips
 
-Each clip has a mapped task of its own, which is submitted, waited for, retried and downloaded independently. The
-files are collected at the end. The page behind *Luma result* of any clip leads to the gallery, which shows all of them,
-before and after, while the run goes on.
+Each clip goes its own way: it is submitted, waited for, retried and downloaded independently, so that a clip that fails
+keeps no other from its video. At the end `collect` lists the videos. If any is missing, `collect` fails, and names each
+clip without a video and the reason. Then clear the failed tasks, and nothing else is paid for again.
+
+The page behind *Luma result* of any clip leads to the gallery, which shows all of them, before and after, while the run
+goes on.
 
 The pool `luma` limits how many jobs run at Luma at the same time. Create it once, **with deferred tasks
 included**, because a task that waits in the triggerer still has a job running at Luma:
@@ -18,10 +21,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
 from typing import Any
 
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param, task, task_group
 
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
 
@@ -37,10 +39,41 @@ def clips(params: dict[str, Any]) -> list[str]:
     return list(params["video_urls"])
 
 
-@task
-def collect(downloads: Iterable[list[str]]) -> list[str]:
-    files = [file for files in downloads for file in files]
+@task_group
+def clip(video_url: str) -> None:
+    """Modify one clip, and download it. What else each video needs goes here, too."""
+    modify = LumaModifyOperator(
+        task_id="modify",
+        prompt="{{ params.prompt }}",
+        video_url=video_url,
+        pool="luma",
+        map_index_template="{{ task.video_url.rsplit('/', 1)[-1] }}",
+    )
+    LumaDownloadOperator(
+        task_id="download",
+        urls=modify.output["result_urls"],
+        destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/{{ ti.map_index }}/",
+    )
+
+
+@task(trigger_rule="all_done", retries=0)
+def collect(asked: list[str], ti: Any) -> list[str]:
+    """Return the videos; fail if a clip has none."""
+    steps = ["clip.modify", "clip.download"]
+    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=steps, run_ids=[ti.run_id])[ti.run_id]
+    files, missing = [], []
+    # By map index: what has failed has no XCom, so a list of all XComs would not match the clips.
+    for index, video_url in enumerate(asked):
+        failed = next((step for step in steps if states.get(f"{step}_{index}") != "success"), None)
+        if failed is None:
+            files += ti.xcom_pull(task_ids="clip.download", map_indexes=index)
+        else:
+            error = ti.xcom_pull(task_ids=failed, key="luma_error", map_indexes=index)
+            reason = error["msg"] if error else f"{failed} [{index}] is {states.get(f'{failed}_{index}')}"
+            missing.append(f"{video_url}: {reason}")
     print(f"{len(files)} videos:", *files, sep="\n  ")
+    if missing:
+        raise RuntimeError("\n  ".join([f"{len(missing)} of {len(asked)} clips have no video:", *missing]))
     return files
 
 
@@ -71,16 +104,5 @@ with DAG(
         ),
     },
 ):
-    modify = LumaModifyOperator.partial(
-        task_id="modify",
-        prompt="{{ params.prompt }}",
-        pool="luma",
-        map_index_template="{{ task.video_url.rsplit('/', 1)[-1] }}",
-    ).expand(video_url=clips())
-
-    download = LumaDownloadOperator.partial(
-        task_id="download",
-        destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/{{ ti.map_index }}/",
-    ).expand(urls=modify.output.map(lambda result: result["result_urls"]))
-
-    collect(download.output)
+    all_clips = clips()
+    clip.expand(video_url=all_clips) >> collect(all_clips)

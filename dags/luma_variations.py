@@ -2,9 +2,11 @@
 """
 ### Several versions of one private clip
 
-A clip from a disk or a private bucket is uploaded once, and each prompt makes a version of its own of it. The results
-are collected at the end, each beside its prompt. The page behind *Luma result* of any version leads to the gallery,
-which shows all of them.
+A clip from a disk or a private bucket is uploaded once, and each prompt makes a version of its own of it, which is
+downloaded as soon as it is there. A version that fails does not affect the others: at the end `collect` lists the
+videos, each beside its prompt, and fails if any is missing, naming the prompt and the reason.
+
+The page behind *Luma result* of any version leads to the gallery, which shows all of them.
 
 Luma reads public addresses only. `LumaModifyOperator` uploads a file by itself; where many tasks share one, an upload
 of its own saves the others. Luma keeps it for a day, and deletes it.
@@ -18,12 +20,12 @@ deferred tasks:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import tempfile
 from typing import Any
 
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param, task, task_group
 
-from airflow_provider_luma.operators.luma import LumaModifyOperator, LumaUploadOperator
+from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator, LumaUploadOperator
 
 
 @task
@@ -31,13 +33,43 @@ def prompts(params: dict[str, Any]) -> list[str]:
     return list(params["prompts"])
 
 
-@task
-def collect(asked: list[str], results: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    versions = [
-        {"prompt": prompt, "url": result["result_urls"][0]} for prompt, result in zip(asked, results, strict=True)
-    ]
-    for version in versions:
-        print(f"{version['prompt']}\n  {version['url']}")
+@task_group
+def version(prompt: str) -> None:
+    """Make one version, and download it. What else each video needs goes here, too."""
+    modify = LumaModifyOperator(
+        task_id="modify",
+        prompt=prompt,
+        video_url="{{ ti.xcom_pull(task_ids='upload', key='url') }}",
+        pool="luma",
+        map_index_template="{{ task.prompt }}",
+    )
+    LumaDownloadOperator(
+        task_id="download",
+        urls=modify.output["result_urls"],
+        destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/{{ ti.map_index }}/",
+    )
+
+
+@task(trigger_rule="all_done", retries=0)
+def collect(asked: list[str], ti: Any) -> list[dict[str, str]]:
+    """Return the videos; fail if a prompt has none."""
+    steps = ["version.modify", "version.download"]
+    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=steps, run_ids=[ti.run_id])[ti.run_id]
+    versions, missing = [], []
+    # By map index: what has failed has no XCom, so a list of XComs would not match the prompts.
+    # By map index: what has failed has no XCom, so a list of all XComs would not match the prompts.
+    for index, prompt in enumerate(asked):
+        failed = next((step for step in steps if states.get(f"{step}_{index}") != "success"), None)
+        if failed is None:
+            [file] = ti.xcom_pull(task_ids="version.download", map_indexes=index)
+            versions.append({"prompt": prompt, "file": file})
+        else:
+            error = ti.xcom_pull(task_ids=failed, key="luma_error", map_indexes=index)
+            reason = error["msg"] if error else f"{failed} [{index}] is {states.get(f'{failed}_{index}')}"
+            missing.append(f"{prompt}: {reason}")
+    print(f"{len(versions)} videos:", *(f"{made['prompt']}\n    {made['file']}" for made in versions), sep="\n  ")
+    if missing:
+        raise RuntimeError("\n  ".join([f"{len(missing)} of {len(asked)} prompts have no video:", *missing]))
     return versions
 
 
@@ -60,17 +92,15 @@ with DAG(
             minItems=1,
             description="How to change the clip, in English; one version for each line, and one job to pay.",
         ),
+        "destination": Param(
+            os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
+            type="string",
+            minLength=1,
+            description="Folder for the videos, on a disk or an object store.",
+        ),
     },
 ):
     upload = LumaUploadOperator(task_id="upload", source="{{ params.source }}")
 
     asked = prompts()
-    modify = LumaModifyOperator.partial(
-        task_id="modify",
-        video_url="{{ ti.xcom_pull(task_ids='upload', key='url') }}",
-        pool="luma",
-        map_index_template="{{ task.prompt }}",
-    ).expand(prompt=asked)
-    upload >> modify
-
-    collect(asked, modify.output)
+    upload >> version.expand(prompt=asked) >> collect(asked)

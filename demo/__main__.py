@@ -10,7 +10,8 @@ triggerers. Without an API key, the simulator takes the place of Luma. Environme
 * ``LUMA_VIDEO_URL``: the clip, at a public address (with a key, this or a file is required)
 * ``LUMA_PROMPT``: how to change the clip, in English
 * ``DEMO_ONCE=1``: end with the DAG run, with exit code 0 if it succeeded
-* ``DEMO_HOME``: the folder for everything the demo writes (``.demo`` if unset)
+* ``DEMO_HOME``: the folder for everything the demo writes (``.demo`` if unset); each Airflow has a database of its own
+  there, as an older Airflow cannot use that of a newer one
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.parse import urlencode
@@ -35,11 +37,12 @@ import av
 import av.error
 
 from harness.cluster import AirflowCluster, services
-from harness.local_airflow import AirflowProblem, LocalAirflow
+from harness.local_airflow import ENDING, AirflowProblem, LocalAirflow
 
 DAGS = Path(__file__).parent.parent / "dags"
 PROMPT = "Make it a rainy night with neon lights"
 SECONDS_AT_SIMULATOR = 25
+AIRFLOW = ".".join(version("apache-airflow-core").split(".")[:2])
 LONGEST_CLIP = 10.5
 READY = "Luma simulator ready at "
 
@@ -50,7 +53,7 @@ With a Luma account, on a clip of your own (this spends credits):
 
 def main(*, cluster: bool = False) -> int:
     """Run the demo; return its exit code."""
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT too: a shell's background job ignores it
+    for ending in ENDING:  # SIGINT too: a shell's background job ignores it
         signal.signal(ending, _interrupt)
     api_key, file = os.environ.get("LUMA_API_KEY", ""), os.environ.get("LUMA_VIDEO", "")
     video = str(Path(file).absolute()) if file else os.environ.get("LUMA_VIDEO_URL", "")
@@ -115,7 +118,7 @@ def prepare(home: Path, environment: dict[str, str], running: ExitStack, *, clus
     """Return an Airflow that is not started yet; what it needs runs until ``running`` ends."""
     if not cluster:
         say("Starting Airflow (about half a minute) ...")
-        return LocalAirflow(home / "airflow", DAGS, environment)
+        return LocalAirflow(home / f"airflow-{AIRFLOW}", DAGS, environment)
     say("Starting PostgreSQL, Redis, and Airflow with two Celery workers and two triggerers (about a minute) ...")
     return AirflowCluster(home / "cluster", DAGS, environment, *running.enter_context(services()))
 
@@ -249,6 +252,8 @@ def _drain(stream: IO[str]) -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    for ending in ENDING:  # a second Ctrl-C must not end the shutdown before everything has stopped
+        signal.signal(ending, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

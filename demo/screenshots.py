@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,12 +37,14 @@ FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-dev-
 PROMPT = "Make it a rainy night with neon lights"
 STILL = """
     return document.getAnimations().every(
-        moving => moving.playState !== 'running' || moving.effect.getComputedTiming().iterations === Infinity)"""
+        moving => moving.playState !== 'running' || moving.effect.getComputedTiming().iterations === Infinity)
+        && !document.querySelector('[data-testid=skeleton]')"""  # what Airflow shows in place of rows that are loading
 FILM_SECONDS, FILM_SIZE = 25.0, (640, 360)
 
 
 def main() -> None:
     """Take all pictures."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which stops Airflow and the browser
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, Simulator(Settings(processing_seconds=4)) as luma:
         home = Path(folder)
@@ -160,7 +163,8 @@ def take_all(camera: Camera) -> None:
     camera.take("result")
 
     camera.open(f"/dags/luma_modify/runs/{run_id}")
-    camera.until("return document.body.innerText.includes('download')")
+    for task_id in ("modify", "download"):  # the square in the grid, and the row of the table
+        camera.until(f'return document.querySelectorAll(\'a[href*="/runs/"][href*="/tasks/{task_id}"]\').length >= 2')
     camera.take("run")
 
     run_id = camera.finish("luma_long_video", prompt=PROMPT)
@@ -168,14 +172,17 @@ def take_all(camera: Camera) -> None:
     camera.act("//button[contains(@aria-label, 'Show Graph')]")
     camera.until("return document.querySelectorAll('.react-flow__node').length > 0")
     camera.act("//button[@aria-label='Expand all task groups']")
-    camera.until("return document.querySelectorAll('.react-flow__node').length > 4")
+    states = "[...document.querySelectorAll('.react-flow__node')].filter(node => node.innerText.includes('success'))"
+    camera.until(f"return {states}.length === 6")  # the group, and its five tasks
+    camera.until("return document.body.innerText.includes('9 Task Instances')")
     camera.take("film")
 
     run_id = camera.finish("luma_batch", prompt=PROMPT)
     camera.open(
-        f"/luma/gallery?{urlencode({'dag_id': 'luma_batch', 'run_id': run_id, 'task_id': 'modify'})}", (1280, 900)
+        f"/luma/gallery?{urlencode({'dag_id': 'luma_batch', 'run_id': run_id, 'task_id': 'clip.modify'})}", (1280, 540)
     )
-    camera.until("return [...document.querySelectorAll('video')].filter(video => video.readyState >= 2).length >= 3")
+    camera.until("return [...document.querySelectorAll('video')].filter(video => video.readyState >= 2).length === 6")
+    camera.until("return document.body.innerText.includes('3 of 3 finished')")
     camera.take("gallery")
 
     camera.open("/connections", (1280, 1000))
@@ -185,6 +192,7 @@ def take_all(camera: Camera) -> None:
     camera.act("//*[@role='option'][normalize-space()='Luma']")
     camera.act("//*[@role='dialog']//*[@name='password']", "the key of the account")
     camera.act("//*[@role='dialog']//button[normalize-space()='Extra Fields']")
+    camera.until("return document.body.innerText.includes('Callback base URL')")
     camera.take("connection")
 
 

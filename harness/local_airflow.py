@@ -15,14 +15,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import psutil
 import requests
+
+#: What a terminal, a shell or a supervisor sends to end a process.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class AirflowProblem(RuntimeError):
@@ -104,7 +109,7 @@ class LocalAirflow:
     def start(self, component: str) -> None:
         """Start a component in a process group of its own; its output goes to ``logs/COMPONENT.txt``."""
         self.logs.mkdir(exist_ok=True)
-        with (self.logs / f"{component}.txt").open("ab") as output:
+        with (self.logs / f"{component}.txt").open("ab") as output, uninterrupted():
             self.processes[component] = subprocess.Popen(
                 ["airflow", *self.components[component]],
                 env=self.environment,
@@ -132,9 +137,10 @@ class LocalAirflow:
     def stop_all(self) -> None:
         """Stop every component; the scheduler first, so that it starts no new task."""
         running = [component for component in reversed(self.components) if component in self.processes]
-        families = {component: self._signal(component, signal.SIGTERM) for component in running}
-        for component, family in families.items():
-            self._wait_for_end(component, family)
+        with uninterrupted():
+            families = {component: self._signal(component, signal.SIGTERM) for component in running}
+            for component, family in families.items():
+                self._wait_for_end(component, family)
 
     def _signal(self, component: str, how: signal.Signals) -> list[psutil.Process]:
         """Send a signal to a component, a deadly one also to its child processes; return all of them."""
@@ -268,6 +274,27 @@ class LocalAirflow:
             file.parent.mkdir(mode=0o700, exist_ok=True)
             file.write_text(base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
         return file.read_text()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """
+    Hold back what would end this process until the block is done, so that no component is left running.
+
+    A second Ctrl-C comes while the first one stops everything.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
+        yield
+        return
+    held: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def free_ports(count: int) -> list[int]:

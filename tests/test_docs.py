@@ -97,6 +97,8 @@ def check_pip(words: list[str]) -> None:
     for word in words[1:]:
         if word.startswith("constraints/"):
             assert (REPOSITORY / word).is_file()
+        elif word == "pytest":
+            assert any(re.match(r"pytest\b(?!-)", wanted) for wanted in EXTRAS["dev"])
         elif word != "--constraint":
             wanted = re.fullmatch(r"(?:\.|airflow-provider-luma(?=.* @ git\+ADDRESS$))(?:\[(\w+)\])?(?: @ .*)?", word)
             assert wanted, word
@@ -119,13 +121,15 @@ def check_export(words: list[str]) -> None:
     name, _, value = words[1].partition("=")
     if name == "AIRFLOW__OPENLINEAGE__TRANSPORT":
         assert json.loads(value)["type"] == "file"
+    elif name == "AIRFLOW__CORE__DAGS_FOLDER":
+        assert value == "$PWD"
     else:
         assert name == "AIRFLOW_CONN_LUMA_DEFAULT"
         read_connection(value)
 
 
 def check_python(words: list[str]) -> None:
-    if words[1:3] != ["-m", "venv"]:
+    if words[1:3] not in (["-m", "venv"], ["-m", "pytest"]):
         assert words[1:3] == ["-m", "airflow_provider_luma.simulator"]
         build_parser().parse_args(words[3:])
 
@@ -136,6 +140,10 @@ def check_airflow(words: list[str]) -> None:
 
 def check_kubectl(words: list[str]) -> None:
     read_connection(words[-1].partition("connection=")[2])
+
+
+def check_copy(words: list[str]) -> None:
+    assert (REPOSITORY / words[1]).is_file()
 
 
 def check_nothing(words: list[str]) -> None:
@@ -151,6 +159,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "airflow": check_airflow,
     "kubectl": check_kubectl,
     ".": check_nothing,
+    "cp": check_copy,
     "mkdir": check_nothing,
     "grep": check_nothing,
     "curl": check_nothing,

@@ -117,10 +117,9 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
                 raise LumaValidationError(
                     None, f"{self._function} has returned no {name}, and @task.luma_modify is given none"
                 )
-        if CONN_ID_KEY in self._returned:
-            if not isinstance(self.luma_conn_id, str):
-                raise LumaValidationError(None, f"luma_conn_id is {self.luma_conn_id!r}: give a connection's id")
-            context["ti"].xcom_push(key=CONN_ID_KEY, value=self.luma_conn_id)
+        if not isinstance(self.luma_conn_id, str):
+            raise LumaValidationError(None, f"luma_conn_id is {self.luma_conn_id!r}: give a connection's id")
+        context["ti"].xcom_push(key=CONN_ID_KEY, value=self.luma_conn_id)  # always: Airflow logs an XCom it cannot find
 
     def _parameters_of(self, returned: Any) -> dict[str, Any]:
         """Return the parameters that the function has returned, or refuse what is none."""

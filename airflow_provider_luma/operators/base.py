@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from types import MappingProxyType
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 def is_literal(value: object) -> bool:
     """Tell whether a value is final when the DAG is parsed: neither a template nor another task's output."""
     return value is None or (isinstance(value, str) and "{{" not in value and "{%" not in value)
+
+
+def items_of(values: Iterable[Any]) -> list[Any]:
+    """Return the items. Airflow's sequence of XComs, if iterated, asks for one too many, and logs that as an error."""
+    return [values[index] for index in range(len(values))] if isinstance(values, Sequence) else list(values)
 
 
 #: The type of what :func:`airflow.sdk.literal` returns; Airflow gives it no public name.

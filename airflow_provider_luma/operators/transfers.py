@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
-from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal
+from airflow_provider_luma.links.luma import pushed_failure
+from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of
 from airflow_provider_luma.validation import check_destination, check_file_address, names_a_file
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class LumaUploadOperator(LumaBaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check the video, and upload it."""
+        with pushed_failure(context):
+            return self._upload()
+
+    def _upload(self) -> dict[str, Any]:
         try:
             self.hook.check_connection()
             uploaded = self.hook.upload(
@@ -122,6 +127,10 @@ class LumaDownloadOperator(LumaBaseOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Fetch one file after the other."""
+        with pushed_failure(context):
+            return self._download(context)
+
+    def _download(self, context: Context) -> list[str]:
         try:
             destination = str(self.destination or "").strip()
             plan = self._plan(destination)
@@ -143,13 +152,13 @@ class LumaDownloadOperator(LumaBaseOperator):
         """Name what was fetched, and the files written, for OpenLineage."""
         from airflow_provider_luma.lineage import task_lineage
 
-        return task_lineage([self.urls] if isinstance(self.urls, str) else self.urls or (), self.files)
+        return task_lineage([self.urls] if isinstance(self.urls, str) else items_of(self.urls or ()), self.files)
 
     def _plan(self, destination: str) -> dict[str, str | None]:
         """Return each address's file name in the destination, the same one at every try; None if that is the file."""
         from airflow_provider_luma.transfers.download import safe_name
 
-        urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(self.urls or ()))
+        urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(items_of(self.urls or ())))
         if not urls:
             raise LumaValidationError(None, "urls is empty: there is nothing to download")
         if not destination:

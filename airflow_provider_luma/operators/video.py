@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
-from airflow_provider_luma.operators.base import TemplatedOperator, is_literal
+from airflow_provider_luma.operators.base import TemplatedOperator, is_literal, items_of
 from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_destination, check_file_address, check_positive
 
 if TYPE_CHECKING:
@@ -282,4 +282,4 @@ def _check_media_extra() -> None:
 
 def _flat(clips: Iterable[Any]) -> list[str]:
     """Return addresses in order; a mapped download returns a list for each of its clips."""
-    return [address for clip in clips for address in (_flat(clip) if not isinstance(clip, str) else [clip])]
+    return [address for clip in items_of(clips) for address in (_flat(clip) if not isinstance(clip, str) else [clip])]

@@ -10,6 +10,7 @@ from airflow.sdk import TaskGroup, XComArg, task
 
 from airflow_provider_luma.compat import literal
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.operators.base import items_of
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
@@ -106,7 +107,7 @@ def _included(prompt: Any) -> Any:
 @task(task_id="prompts")
 def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]:
     """Give each clip its prompt, with the templates in the DAG author's own prompts rendered."""
-    clips, prompts = list(clips), list(prompts)
+    clips, prompts = items_of(clips), items_of(prompts)
     if len(clips) != len(prompts):
         raise LumaValidationError(
             None, f"prompt holds {len(prompts)} prompts, and the film makes {len(clips)} clips: give one for each clip"

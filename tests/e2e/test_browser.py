@@ -257,16 +257,16 @@ def test_result_page_of_a_mapped_task_shows_its_own_video(
     luma.configure(processing_seconds=0.5)
     run_id = airflow.trigger("luma_batch")
     finish(airflow, "luma_batch", run_id)
-    link = airflow.xcom("luma_batch", run_id, "modify", "_link_LumaResultLink", map_index=1)
+    link = airflow.xcom("luma_batch", run_id, "clip.modify", "_link_LumaResultLink", map_index=1)
 
     browser.get(airflow.url + link)
     wait_for_videos(browser)
 
-    result = airflow.xcom("luma_batch", run_id, "modify", map_index=1)
+    result = airflow.xcom("luma_batch", run_id, "clip.modify", map_index=1)
     assert browser.find_element(By.ID, "modified").get_attribute("src") == result["result_urls"][0]
     assert browser.find_element(By.ID, "original").get_attribute("src") == luma.sample_url.replace("sample", "sample-2")
     assert "1 · sample-2.mp4" in text(browser, "facts")
-    assert text(browser, "task-link").endswith("/ modify [1]")
+    assert text(browser, "task-link").endswith("/ clip.modify [1]")
 
 
 def test_both_videos_play_in_step_and_repeat(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:

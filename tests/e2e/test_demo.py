@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import pytest
 import requests
 
 from airflow_provider_luma.simulator import Settings, Simulator
+from demo.__main__ import prepare
 from tests.e2e.conftest import REPOSITORY
 from tests.e2e.videos import assert_modified
 
@@ -72,6 +74,16 @@ def test_demo_runs_twice_in_the_same_folder_and_ends_when_interrupted(tmp_path: 
     assert process.wait(timeout=120) == 130, rest
     assert "Stopped." in rest
     assert left_behind(tmp_path) == []
+
+
+def test_each_airflow_has_a_database_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    databases = set()
+    for airflow in ("3.3", "3.4"):
+        monkeypatch.setattr("demo.__main__.AIRFLOW", airflow)
+        with ExitStack() as running:
+            local = prepare(tmp_path, {}, running, cluster=False)
+        databases.add(local.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
+    assert len(databases) == 2
 
 
 def test_demo_with_a_key_but_no_clip_says_what_is_missing(tmp_path: Path) -> None:

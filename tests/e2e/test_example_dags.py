@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import signal
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,8 @@ from harness.local_airflow import LocalAirflow
 from tests.e2e.conftest import AIRFLOW
 from tests.e2e.runs import finish, has_process
 from tests.e2e.videos import assert_modified
+from tests.support.clips import clip as make_clip
+from tests.support.clips import with_broken_sound
 
 pytestmark = pytest.mark.xdist_group("kills")
 
@@ -34,19 +37,44 @@ def test_example_dag_ends_with_a_playable_video(airflow: LocalAirflow, luma: Sim
     assert luma.accepted == 1
 
 
-def test_batch_example_dag_ends_with_one_video_for_each_clip(airflow: LocalAirflow, luma: Simulator) -> None:
+@pytest.mark.versions
+def test_batch_makes_the_videos_of_all_clips_but_those_that_fail_and_names_these(
+    airflow: LocalAirflow, luma: Simulator, tmp_path: Path
+) -> None:
     luma.configure(processing_seconds=1)
+    samples = [luma.sample_url.replace("sample", name) for name in ("sample", "sample-2", "sample-3")]
+    good, too_long, broken = (str(tmp_path / f"{name}.mp4") for name in ("good", "too-long", "broken"))
+    Path(good).write_bytes(make_clip())
+    Path(too_long).write_bytes(make_clip(seconds=12))
+    Path(broken).write_bytes(with_broken_sound(make_clip(sound="aac")))
+    clips = [samples[0], too_long, samples[1], broken, samples[2], good]
 
-    run_id = airflow.trigger("luma_batch")
+    run_id = airflow.trigger("luma_batch", video_urls=clips)
 
-    assert finish(airflow, "luma_batch", run_id) == "success"
+    assert finish(airflow, "luma_batch", run_id) == "failed"
+    for index in (0, 2, 4, 5):
+        [file] = airflow.xcom("luma_batch", run_id, "clip.download", map_index=index)
+        assert_modified(file, clips[index])
+    log = airflow.wait_for_log("clips have no video", "luma_batch", run_id, "collect")
+    assert "4 videos:" in log
+    assert "2 of 6 clips have no video:" in log
+    assert re.search(re.escape(too_long) + r": .*12.* s", log)
+    assert f"{broken}: GENERATE_FAILED: The video could not be rendered" in log
+    assert "XCom not found" not in log
+    assert luma.accepted == 5, "a clip that is too long is not submitted"
+    tasks = [task for task in airflow.tasks("luma_batch", run_id) if task["task_id"] == "clip.modify"]
+    assert {task["rendered_map_index"] for task in tasks} == {clip.rsplit("/", 1)[-1] for clip in clips}
+
+    for mended in (too_long, broken):
+        Path(mended).write_bytes(make_clip())
+    clear = {"dag_run_id": run_id, "only_failed": True, "dry_run": False}
+    airflow.call("POST", "/dags/luma_batch/clearTaskInstances", json=clear)
+
+    assert finish(airflow, "luma_batch", run_id) == "success", airflow.story("luma_batch", run_id)
     files = airflow.xcom("luma_batch", run_id, "collect")
-    assert len(set(files)) == 3
-    for file, clip in zip(files, ["sample", "sample-2", "sample-3"], strict=True):
-        assert_modified(file, luma.sample_url.replace("sample", clip))
-    assert luma.accepted == 3
-    tasks = [task for task in airflow.tasks("luma_batch", run_id) if task["task_id"] == "modify"]
-    assert {task["rendered_map_index"] for task in tasks} == {"sample.mp4", "sample-2.mp4", "sample-3.mp4"}
+    for file, clip in zip(files, clips, strict=True):
+        assert_modified(file, clip)
+    assert luma.accepted == 7, "only what has failed is paid for again"
 
 
 @pytest.mark.versions

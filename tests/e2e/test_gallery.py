@@ -62,7 +62,7 @@ def batch(airflow: LocalAirflow, luma: Simulator) -> str:
 @pytest.fixture(scope="module")
 def of_200(airflow: LocalAirflow, luma: Simulator, batch: str) -> Iterator[str]:
     """Return the gallery of 200 jobs: every tenth has failed, every tenth is at Luma, the others are finished."""
-    results = [airflow.xcom("luma_batch", batch, "modify", map_index=index) for index in range(3)]
+    results = [airflow.xcom("luma_batch", batch, "clip.modify", map_index=index) for index in range(3)]
     rows = {}
     for number in range(200):
         xcoms: dict[str, Any] = {"luma_request": {"prompt": f"version {number}", "video_url": luma.sample_url}}
@@ -82,8 +82,8 @@ def of_200(airflow: LocalAirflow, luma: Simulator, batch: str) -> Iterator[str]:
     airflow.call("DELETE", f"/dags/gallery_of_200/dagRuns/{run_id}")
 
 
-def address(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
-    return f"{airflow.url}/luma/gallery?{urlencode({'dag_id': dag_id, 'run_id': run_id, 'task_id': 'modify'})}"
+def address(airflow: LocalAirflow, dag_id: str, run_id: str, task_id: str = "modify") -> str:
+    return f"{airflow.url}/luma/gallery?{urlencode({'dag_id': dag_id, 'run_id': run_id, 'task_id': task_id})}"
 
 
 def end(airflow: LocalAirflow, run_id: str, index: int, state: str, **xcoms: Any) -> None:
@@ -151,7 +151,7 @@ def test_gallery_shows_each_result_with_its_original_and_prompt(
     wait_for_picture(browser, 4)
     for name in ("4 · clip-4.mp4", "finished", "version 4"):
         assert name in card(browser, 4).text
-    [url] = airflow.xcom("luma_batch", batch, "modify", map_index=1)["result_urls"]
+    [url] = airflow.xcom("luma_batch", batch, "clip.modify", map_index=1)["result_urls"]
     sources = [
         element.get_attribute("src").partition("#")[0]
         for element in card(browser, 4).find_elements(By.TAG_NAME, "video")
@@ -242,15 +242,16 @@ def test_gallery_follows_the_run_pauses_out_of_sight_and_stops_at_its_end(
 
 
 def test_result_page_of_one_of_many_leads_to_all_and_back(browser: Chrome, airflow: LocalAirflow, batch: str) -> None:
-    link = airflow.xcom("luma_batch", batch, "modify", "_link_LumaResultLink", map_index=1)
+    link = airflow.xcom("luma_batch", batch, "clip.modify", "_link_LumaResultLink", map_index=1)
     browser.get(airflow.url + link)
     click(browser, "//a[normalize-space()='All 3 of this task']")
     wait_for_text(browser, "state", "3 of 3 finished")
     wait_for_picture(browser, 2)
     click(browser, "//a[normalize-space()='2 · sample-3.mp4']")
-    wait_for_text(browser, "task-link", "/ modify [2]")
+    wait_for_text(browser, "task-link", "/ clip.modify [2]")
 
-    browser.get(address(airflow, "luma_batch", batch).replace("/gallery?", "/result?"))  # of no instance in particular
+    gallery = address(airflow, "luma_batch", batch, "clip.modify")
+    browser.get(gallery.replace("/gallery?", "/result?"))  # of no instance in particular
     wait_for_text(browser, "state", "3 of 3 finished")
 
 
@@ -314,11 +315,11 @@ def test_tab_on_our_tasks_alone_shows_the_result_page_and_the_gallery(
     find(browser, "//a[normalize-space()='Details']")
     assert not browser.find_elements(By.XPATH, "//a[normalize-space()='Luma']")
 
-    browser.get(f"{run}/modify/mapped/1")
+    browser.get(f"{run}/clip.modify/mapped/1")
     click(browser, "//a[normalize-space()='Luma']")
     browser.switch_to.frame(find(browser, "//iframe[@title='Luma']"))
     click(browser, "//a[normalize-space()='All 3 of this task']")
     wait_for_picture(browser, 2)
     card(browser, 2).find_element(By.LINK_TEXT, "Log").click()
     browser.switch_to.default_content()
-    until(browser, lambda: browser.current_url.endswith("/modify/mapped/2"), "the log to open outside of the tab")
+    until(browser, lambda: browser.current_url.endswith("/clip.modify/mapped/2"), "the log to open outside of the tab")

@@ -11,7 +11,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
+from airflow_provider_luma.links.luma import ERROR_KEY
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
+from tests.support.task_instance import XComSequence
 
 
 @pytest.fixture
@@ -109,3 +111,26 @@ def test_result_of_a_modification_is_downloaded(luma, modify, context, tmp_path)
     assert len(written) == 1
     assert all(isinstance(one, str) for one in written)
     assert [path.stat().st_size > 0 for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"), [("videos", "HTTP 404"), ("", "destination is empty")], ids=["gone", "no destination"]
+)
+def test_reason_of_a_failure_can_be_pulled_by_the_tasks_after(wires, set_connection, context, tmp_path, folder, reason):
+    wire = wires.start(wires.answer(status=404))
+    set_connection(wire.base_url)
+    destination = folder and f"{tmp_path}/{folder}"
+    operator = LumaDownloadOperator(task_id="download", urls=f"{wire.base_url}/a.mp4", destination=destination)
+    with pytest.raises(AirflowFailException):
+        operator.execute(context)
+    assert reason in context["ti"].pushed[ERROR_KEY]["msg"]
+
+
+def test_xcoms_of_a_mapped_task_are_asked_for_no_more_than_there_are(wires, set_connection, context, tmp_path):
+    wire = wires.start(wires.answer(body=b"a video"))
+    set_connection(wire.base_url)
+    urls = XComSequence([f"{wire.base_url}/a.mp4", f"{wire.base_url}/b.mp4"])
+    operator = LumaDownloadOperator(task_id="download", urls=urls, destination=str(tmp_path))
+    assert len(operator.execute(context)) == 2
+    operator.get_openlineage_facets_on_complete(None)
+    assert urls.not_found == 0

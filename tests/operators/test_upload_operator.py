@@ -10,6 +10,7 @@ import requests
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.links.luma import ERROR_KEY
 from airflow_provider_luma.operators.luma import LumaUploadOperator
 from tests.support.operator_fixtures import new_context
 from tests.support.stored_clips import uploads
@@ -49,6 +50,7 @@ def test_missing_file_fails_the_task_without_using_its_retries(luma, luma_conn, 
     with pytest.raises(AirflowFailException, match="source: /nowhere/clip.mp4: there is no such file"):
         LumaUploadOperator(task_id="upload", source="/nowhere/clip.mp4").execute(context)
     assert luma.calls == []
+    assert context["ti"].pushed[ERROR_KEY]["msg"] == "source: /nowhere/clip.mp4: there is no such file"
 
 
 def test_service_that_cannot_take_the_file_for_now_is_left_to_a_retry(luma, luma_conn, clip, context, short_backoff):

@@ -19,6 +19,7 @@ from tests.support.films import broken
 from tests.support.films import film as make_film
 from tests.support.operator_fixtures import new_context
 from tests.support.storages import BUCKET
+from tests.support.task_instance import XComSequence
 from tests.support.task_logs import messages
 
 
@@ -144,6 +145,14 @@ def test_join_that_fails_leaves_the_file_that_was_there(film, tmp_path):
         join.execute(new_context())
     assert target.read_bytes() == b"an earlier film"
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_xcoms_of_the_clips_are_asked_for_no_more_than_there_are(film, tmp_path):
+    clips = XComSequence([[str(film)]])
+    join = VideoJoinOperator(task_id="join", clips=clips, source=str(film), destination=f"{tmp_path}/joined.mp4")
+    join.execute(new_context())
+    join.get_openlineage_facets_on_complete(None)
+    assert clips.not_found == 0
 
 
 def test_join_warns_of_what_is_not_kept(tmp_path, task_log):

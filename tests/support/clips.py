@@ -58,6 +58,16 @@ def clip(
         return path.read_bytes()
 
 
+def with_broken_sound(video: bytes) -> bytes:
+    """Return a video whose pictures can be decoded, and whose sound cannot."""
+    broken = bytearray(video)
+    with av.open(io.BytesIO(video)) as container:
+        for packet in container.demux(audio=0):
+            if packet.pos is not None and packet.size:
+                broken[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    return bytes(broken)
+
+
 def _codec_options(codec: str | None, noise: bool) -> dict[str, str]:
     if codec not in ("libx264", "libx265"):
         return {}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -44,6 +44,28 @@ class TaskInstance:
     def xcom_pull(self, *, task_ids: str, key: str, map_indexes: int) -> Any:
         assert (task_ids, map_indexes) == (self.task_id, self.map_index)
         return self.pushed.get(key)
+
+
+class XComSequence(Sequence[Any]):
+    """
+    What an operator is given of a mapped task: each item is asked for when it is used.
+
+    :ivar not_found: questions for what is not there, each of which Airflow logs as an error
+    """
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self._values = values
+        self.not_found = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self._values[index]
+        except IndexError:
+            self.not_found += 1
+            raise
 
 
 class Killed(BaseException):
