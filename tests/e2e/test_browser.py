@@ -21,7 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
-from tests.e2e.browsers import click, complaints, find, press, text, until, wait_for_text, wait_for_videos
+from tests.e2e.browsers import barriers, click, complaints, find, press, text, until, wait_for_text, wait_for_videos
 from tests.e2e.conftest import REPOSITORY
 from tests.e2e.runs import finish
 
@@ -230,6 +230,7 @@ def test_extra_link_of_a_task_leads_to_both_videos(
     facts = text(browser, "facts")
     for words in (result["luma_task_id"], "Processing time", "Kept by Luma until", "3.0 s"):
         assert words in facts
+    assert barriers(browser) == []
 
     download = browser.find_element(By.LINK_TEXT, "Download").get_attribute("href")
     assert download == url
@@ -413,6 +414,7 @@ def test_result_page_shows_a_failure_in_lumas_words(
     assert text(browser, "problem-remedy").endswith("Change the prompt or the clip, then clear the task.")
     assert text(browser, "modified-note") == "There is no video"
     assert lumas["generate_failed"].jobs[0].task_id in text(browser, "facts")
+    assert barriers(browser) == []
     assert not browser.find_elements(By.LINK_TEXT, "Download")
     assert complaints(browser) == []
 
@@ -438,7 +440,7 @@ def test_result_page_of_a_film_plays_what_is_on_the_web_and_tells_where_the_rest
         assert [text(browser, f"{name}-title") for name in ("original", "modified")] == ["SOURCE", "FILM"]
     else:
         assert text(browser, "facts").count("s3://bucket/film.mp4") == 2
-        assert "no browser can open" in text(browser, "stored")
+        assert "stored where a browser cannot play them" in text(browser, "stored")
         assert not browser.find_element(By.ID, "player").is_displayed()
         assert "secret" not in browser.page_source and "Signature" not in browser.page_source
     assert complaints(browser) == []
@@ -449,7 +451,7 @@ def test_result_page_of_a_film_plays_what_is_on_the_web_and_tells_where_the_rest
 @pytest.mark.parametrize(
     ("age", "words"),
     [
-        (timedelta(minutes=1), "It may have expired (Luma keeps results for 14 days)"),
+        (timedelta(minutes=1), "its address cannot be reached from here, or Luma has deleted it"),
         (timedelta(days=15), "This video has expired: Luma keeps results for 14 days."),
     ],
     ids=["lately", "long_ago"],
