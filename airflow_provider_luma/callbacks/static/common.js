@@ -101,7 +101,7 @@ const signIn = (words, address) =>
 export const refusals = {
   // A proxy that wants a sign-in redirects to its page, or shows it in place of the answer.
   proxy: () =>
-    signIn("A sign-in page came in place of an answer of Airflow.", location.href.replace(/#.*/, "")),
+    signIn("A web page, probably one to sign in, came in place of Airflow's answer.", location.href.replace(/#.*/, "")),
   401: () =>
     signIn(
       "Airflow shows this task to those who may see its DAG.",
@@ -153,7 +153,7 @@ async function xcom(key, mapIndex) {
   }
 }
 
-/** Requests have told their kind since 1.1.0; before, all were about clips, or named the tasks of a film's clips. */
+/** Requests of 1.1.0 name no kind; a film's has no video_url. */
 function isAboutFilm({ kind, video_url: videoUrl, modify_task_ids: modifyTaskIds }) {
   if (kind === "clip" || kind === "film") return kind === "film";
   return videoUrl === undefined && Array.isArray(modifyTaskIds);
@@ -237,7 +237,7 @@ export function whyUnplayable(url, what, reasons) {
 
 export const isExpired = ({ result }) => Date.now() > Date.parse(result.completed_at) + KEPT_DAYS * DAY_MS;
 
-// Of a job that ended so there is nothing to fetch.
+// A job that ended like this has no video to fetch.
 const UNFETCHABLE = ["LumaGenerationError", "LumaResultMissingError", "LumaNotFoundError"];
 
 /** Whether a task that failed has left a job at Luma whose video can be fetched without paying again. */

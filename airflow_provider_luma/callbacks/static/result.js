@@ -48,7 +48,7 @@ const isTold = ({ result, film, error }) => Boolean(text(result.luma_task_id) ||
 
 function showJob(job, over, loading) {
   setText(prompt, job.prompt || loading || (over ? "Not known" : "Not known yet"));
-  // Who cannot scroll by mouse reaches what is scrolled by the Tab key.
+  // A long prompt scrolls, so it must be within reach of the Tab key.
   if (prompt.scrollHeight > prompt.clientHeight) prompt.tabIndex = 0;
   else prompt.removeAttribute("tabindex");
   if (!job.isFilm) setText(byId("original-title"), job.isCopy ? "Original (uploaded copy)" : "Original");
@@ -94,7 +94,8 @@ function showFailure(instance, job) {
     remedy: [...remedies].join(". ") || text(REMEDIES[error.type]),
     link: ["Open the task's log", byId("task-link").href],
   });
-  const words = id ? `Luma task ${id}${COSTS[error.type] ?? " is paid for"}` : "";
+  const cost = Object.hasOwn(COSTS, error.type) ? COSTS[error.type] : " is paid for";
+  const words = id ? `Luma task ${id}${cost}` : "";
   const line = byId("problem-job");
   if (line.dataset.words === words) return; // or the keyboard's focus on its button would be lost
   line.dataset.words = words;
@@ -187,7 +188,7 @@ let frame = 0;
 
 function setSource(video, url, otherwise = "") {
   if (!url) return note(video, otherwise);
-  if (video.dataset.url === url) return;
+  if (video.dataset.url === url) return video.error ? undefined : note(video, ""); // it may have been unknown for a while
   video.dataset.url = url;
   note(video, "");
   video.src = url;
