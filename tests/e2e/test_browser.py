@@ -391,7 +391,7 @@ def test_result_page_says_that_a_submission_is_queued(
     browser.get(address(airflow.url, run_id))
 
     wait_for_text(browser, "state", "queued for submission")
-    assert text(browser, "modified-note") == "Luma accepts no more submissions at the moment"
+    wait_for_text(browser, "modified-note", "Luma accepts no more submissions at the moment")
     assert complaints(browser) == []
     configure(submissions_per_10_seconds=20, processing_seconds=0.5)
     wait_for_text(browser, "state", "finished")
@@ -434,7 +434,7 @@ def test_result_page_of_a_film_plays_what_is_on_the_web_and_tells_where_the_rest
         page_with_xcoms(airflow, luma_request={"source": source, "modify_task_ids": ["modify"]}, return_value=film)
     )
     wait_for_text(browser, "state", "finished")
-    assert not browser.find_element(By.ID, "prompt").is_displayed()
+    until(browser, lambda: not browser.find_element(By.ID, "prompt").is_displayed(), "the page to know of a film")
     if scheme == "http":
         wait_for_videos(browser)
         assert [text(browser, f"{name}-title") for name in ("original", "modified")] == ["SOURCE", "FILM"]
