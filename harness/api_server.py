@@ -129,10 +129,14 @@ def api_server_process(**environment: str) -> Iterator[int]:
 
 
 @contextmanager
-def api_server_thread() -> Iterator[int]:
-    """Run the API server in a thread of this process, on the loopback address; yield its port."""
+def api_server_thread(app: FastAPI | None = None) -> Iterator[int]:
+    """
+    Run the API server in a thread of this process, on the loopback address; yield its port.
+
+    :param app: what to run in its place
+    """
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
-        server = uvicorn.Server(uvicorn.Config(ApiServer().app, log_level="warning", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app or ApiServer().app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 #: XCom with the prompt and the input of a job, or with the source of a film.
 REQUEST_KEY = "luma_request"
 
+#: What a request is about. Requests of 1.1.0 have no kind: theirs are all clips.
+CLIP, FILM = "clip", "film"
+
 #: XCom with what Luma, or this package, said when the task failed.
 ERROR_KEY = "luma_error"
 
@@ -63,14 +66,24 @@ class LumaResultLink(BaseOperatorLink):
         ti.xcom_push(key=self.xcom_key, value=self.get_link(operator, ti_key=ti))
 
 
-def push_request(context: Context, *, prompt: str | None, video_url: str | None, source: str | None = None) -> None:
+def push_request(
+    context: Context,
+    *,
+    prompt: str | None,
+    video_url: str | None,
+    source: str | None = None,
+    recovery: str | None = None,
+) -> None:
     """
     Let the page show what was asked for.
 
+    :param video_url: the clip's address; of a file that was uploaded, the address of the copy
     :param source: the file that was uploaded to ``video_url``, for those who are told where the video is from
+    :param recovery: how to fetch the video of a job that is paid for, should the task fail for whatever reason
     """
-    uploaded = {"source": source} if source else {}
-    context["ti"].xcom_push(key=REQUEST_KEY, value={"prompt": prompt, "video_url": video_url, **uploaded})
+    optional = {key: value for key, value in {"source": source, "recovery": recovery}.items() if value}
+    request = {"kind": CLIP, "prompt": prompt, "video_url": video_url, **optional}
+    context["ti"].xcom_push(key=REQUEST_KEY, value=request)
 
 
 def push_film(context: Context, *, source: str, modify_task_ids: list[str]) -> None:
@@ -80,7 +93,8 @@ def push_film(context: Context, *, source: str, modify_task_ids: list[str]) -> N
     :param source: the film's address, without secrets
     :param modify_task_ids: the tasks that have modified its clips
     """
-    context["ti"].xcom_push(key=REQUEST_KEY, value={"source": source, "modify_task_ids": modify_task_ids})
+    request = {"kind": FILM, "source": source, "modify_task_ids": modify_task_ids}
+    context["ti"].xcom_push(key=REQUEST_KEY, value=request)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ when a task runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_luma.compat import AirflowFailException, TaskDeferralTimeout
@@ -204,8 +205,11 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     def _submit(self, context: Context, deferral: DeferralState, permitted_at: float | None = None) -> dict[str, Any]:
         request = self._checked_request()
         LumaResultLink().push(self, context)
-        push_request(context, prompt=request.prompt, video_url=request.video_url)
-        step = self._submitter(context).submit(request, self._input_video(request, context), deferral)
+        submitter = self._submitter(context)
+        push = partial(push_request, context, prompt=request.prompt, recovery=submitter.store.recovery_hint)
+        push(video_url=request.video_url)
+        video = self._input_video(request, lambda url: push(video_url=url, source=request.video_url))
+        step = submitter.submit(request, video, deferral)
         return self._take(step, context, permitted_at)
 
     def _checked_request(self) -> ModifyRequest:
@@ -221,7 +225,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             raise AirflowFailException(str(error)) from error
         return request
 
-    def _input_video(self, request: ModifyRequest, context: Context) -> InputVideo:
+    def _input_video(self, request: ModifyRequest, on_upload: Callable[[str], None]) -> InputVideo:
         from airflow_provider_luma.transfers.input_video import InputVideo
 
         return InputVideo(
@@ -230,7 +234,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             is_checked=self.check_video,
             log=self.log,
             fail_if_killed=self.fail_if_killed,
-            on_upload=lambda url: push_request(context, prompt=request.prompt, video_url=url, source=request.video_url),
+            on_upload=on_upload,
         )
 
     def _submitter(self, context: Context) -> Submitter:

@@ -76,6 +76,8 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait for the job in the triggerer, or as any other sensor does."""
+        from airflow_provider_luma.submission.store import SubmissionStore
+
         with pushed_failure(context):
             try:
                 check_luma_task_id(self.luma_task_id)
@@ -83,7 +85,9 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
             except LumaError as error:
                 raise self._ending(error) from error
             LumaResultLink().push(self, context)
-            context["ti"].xcom_push(key="luma_task_id", value=self.luma_task_id)  # for the result page, while it runs
+            # For the result page, while it runs or should it fail; prompt and video come with the job.
+            context["ti"].xcom_push(key="luma_task_id", value=self.luma_task_id)
+            push_request(context, prompt=None, video_url=None, recovery=SubmissionStore.recovery_hint)
             if self.deferrable:
                 self.log.info("Waiting for Luma task %s in the triggerer", self.luma_task_id)
                 state = DeferralState(luma_task_id=self.luma_task_id, end_time=time.time() + self.timeout)

@@ -113,6 +113,8 @@ class Submitter:
                 deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
             return self._submit(request, video, deferral, self._intent(request, video, record))
         assert record is not None, "only a recorded submission can be continued"
+        if not video.is_public:  # Airflow has discarded what the earlier try has shown of it
+            video.show_upload(try_store(self.log, self.store.load_upload))
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)
         if decision.step in (Step.WAIT, Step.TAKE_RESULT):

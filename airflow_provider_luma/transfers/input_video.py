@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -154,6 +155,17 @@ class InputVideo:
         if published.upload is not None:
             self.on_upload(published.url)
         return published
+
+    def show_upload(self, kept: dict[str, Any] | None) -> None:
+        """
+        Report where an earlier try has uploaded the video; the upload may have expired.
+
+        :param kept: what was kept of an upload, perhaps of another file
+        """
+        upload = LumaUpload.load(kept)
+        with suppress(LumaError, AirflowException):  # a file that cannot be read cannot be recognised
+            if kept and upload is not None and kept.get("file") == self._file.name:
+                self.on_upload(upload.url)
 
     @cached_property
     def _file(self) -> StoredFile:

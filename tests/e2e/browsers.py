@@ -17,6 +17,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
+from selenium_axe_python import Axe
 
 from harness.local_airflow import LocalAirflow
 
@@ -97,6 +98,15 @@ def press(browser: Chrome, *keys: str) -> None:
 def complaints(browser: Chrome) -> list[str]:
     """Return what the browser complains of: errors, and violations of the page's policy."""
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def barriers(browser: Chrome) -> list[str]:
+    """Return what axe-core finds that keeps people from using the page."""
+    axe = Axe(browser)
+    axe.inject()
+    found = axe.run()
+    assert found["passes"], "axe-core has looked at nothing"
+    return [f"{rule['id']}: {node['html']}" for rule in found["violations"] for node in rule["nodes"]]
 
 
 def wait_for_videos(browser: Chrome, count: int = 2) -> None:

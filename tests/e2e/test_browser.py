@@ -19,9 +19,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from airflow_provider_luma.exceptions import LumaGenerationError
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
-from tests.e2e.browsers import click, complaints, find, press, text, until, wait_for_text, wait_for_videos
+from tests.e2e.browsers import barriers, click, complaints, find, press, text, until, wait_for_text, wait_for_videos
 from tests.e2e.conftest import REPOSITORY
 from tests.e2e.runs import finish
 
@@ -240,6 +241,7 @@ def test_extra_link_of_a_task_leads_to_both_videos(
     facts = text(browser, "facts")
     for words in (result["luma_task_id"], "Processing time", "Kept by Luma until", "3.0 s"):
         assert words in facts
+    assert barriers(browser) == []
 
     download = browser.find_element(By.LINK_TEXT, "Download").get_attribute("href")
     assert download == url
@@ -396,7 +398,7 @@ def test_result_page_says_that_a_submission_is_queued(
     browser.get(address(airflow.url, run_id))
 
     wait_for_text(browser, "state", "queued for submission")
-    assert text(browser, "modified-note") == "Luma accepts no more submissions at the moment"
+    wait_for_text(browser, "modified-note", "Luma accepts no more submissions at the moment")
     assert complaints(browser) == []
     configure(submissions_per_10_seconds=20, processing_seconds=0.5)
     wait_for_text(browser, "state", "finished")
@@ -416,15 +418,17 @@ def test_result_page_shows_a_failure_in_lumas_words(
     wait_for_videos(browser, 1)
 
     assert text(browser, "problem-words") == "GENERATE_FAILED: The model gave up. (code 501)"
-    assert text(browser, "problem-remedy").endswith("Change the prompt or the clip, then clear the task.")
+    assert text(browser, "problem-remedy").startswith(LumaGenerationError.remedy)
     assert text(browser, "modified-note") == "There is no video"
     assert lumas["generate_failed"].jobs[0].task_id in text(browser, "facts")
+    assert barriers(browser) == []
     assert not browser.find_elements(By.LINK_TEXT, "Download")
     assert complaints(browser) == []
 
     browser.find_element(By.LINK_TEXT, "Open the task's log").click()
     [job] = lumas["generate_failed"].jobs
-    error = f"LumaGenerationError: Luma task {job.task_id}: GENERATE_FAILED: The model gave up. (code 501)"
+    words = "GENERATE_FAILED: The model gave up. (code 501)"
+    error = f"LumaGenerationError: Luma task {job.task_id}: {words}. {LumaGenerationError.remedy}"
     find(browser, f"//summary[normalize-space()='{error}']")  # not the trigger's event, which 3.3 logs, too
 
 
@@ -438,14 +442,14 @@ def test_result_page_of_a_film_plays_what_is_on_the_web_and_tells_where_the_rest
         page_with_xcoms(airflow, luma_request={"source": source, "modify_task_ids": ["modify"]}, return_value=film)
     )
     wait_for_text(browser, "state", "finished")
-    assert not browser.find_element(By.ID, "prompt").is_displayed()
+    until(browser, lambda: not browser.find_element(By.ID, "prompt").is_displayed(), "the page to know of a film")
     if scheme == "http":
         wait_for_videos(browser)
         assert [text(browser, f"{name}-title") for name in ("original", "modified")] == ["SOURCE", "FILM"]
     else:
         assert text(browser, "facts").count(shown) == 2
         assert copied(browser, airflow, "//dd[starts-with(., 's3:')]/button[normalize-space()='Copy']") == shown
-        assert "no browser can open" in text(browser, "stored")
+        assert "stored where a browser cannot play them" in text(browser, "stored")
         assert not browser.find_element(By.ID, "player").is_displayed()
         assert "secret" not in browser.page_source
     assert complaints(browser) == []
@@ -456,7 +460,7 @@ def test_result_page_of_a_film_plays_what_is_on_the_web_and_tells_where_the_rest
 @pytest.mark.parametrize(
     ("age", "words"),
     [
-        (timedelta(minutes=1), "It may have expired (Luma keeps results for 14 days)"),
+        (timedelta(minutes=1), "its address cannot be reached from here, or Luma has deleted it"),
         (timedelta(days=15), "This video has expired: Luma keeps results for 14 days."),
     ],
     ids=["lately", "long_ago"],

@@ -21,7 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
-from tests.e2e.browsers import click, complaints, find, press, text, until, wait_for_text
+from tests.e2e.browsers import barriers, click, complaints, find, press, text, until, wait_for_text
 from tests.e2e.conftest import REPOSITORY
 from tests.e2e.runs import finish
 
@@ -142,6 +142,7 @@ def test_gallery_of_200_loads_only_what_is_in_view(browser: Chrome, of_200: str)
     browser.execute_script("scrollTo(0, 0)")
     wait_for_picture(browser, 0)
     assert complaints(browser) == []
+    assert barriers(browser) == []
 
 
 def test_gallery_shows_each_result_with_its_original_and_prompt(

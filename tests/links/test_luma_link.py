@@ -156,11 +156,17 @@ class TestPushRequest:
     @pytest.mark.parametrize(("prompt", "video_url"), [("make it snow", "https://e.com/v.mp4"), (None, None)])
     def test_prompt_and_input_are_pushed(self, context, ti, prompt, video_url):
         push_request(context, prompt=prompt, video_url=video_url)
-        assert ti.pushed == {REQUEST_KEY: {"prompt": prompt, "video_url": video_url}}
+        assert ti.pushed == {REQUEST_KEY: {"kind": "clip", "prompt": prompt, "video_url": video_url}}
+
+    def test_file_that_was_uploaded_and_the_way_to_a_paid_result_are_pushed(self, context, ti):
+        optional = {"source": "/data/clip.mp4", "recovery": "Clear this task"}
+        push_request(context, prompt="make it snow", video_url="https://e.com/upload.mp4", **optional)
+        assert ti.pushed[REQUEST_KEY].items() >= {"kind": "clip", **optional}.items()
 
     def test_source_of_a_film_and_the_tasks_of_its_clips_are_pushed(self, context, ti):
         push_film(context, source="s3://films/street.mov", modify_task_ids=["film.modify"])
-        assert ti.pushed == {REQUEST_KEY: {"source": "s3://films/street.mov", "modify_task_ids": ["film.modify"]}}
+        film = {"kind": "film", "source": "s3://films/street.mov", "modify_task_ids": ["film.modify"]}
+        assert ti.pushed == {REQUEST_KEY: film}
 
 
 class TestPushedFailure:
@@ -187,7 +193,7 @@ class TestPushedFailure:
             501,
             "no people, please",
             "abc",
-            "",
+            LumaGenerationError.remedy,
         )
 
     def test_an_error_that_is_the_cause_of_another_exception_is_pushed(self, context, ti):

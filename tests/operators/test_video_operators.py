@@ -190,7 +190,8 @@ def test_result_page_of_a_join_tells_source_and_failure_without_secrets(bucket, 
         join.execute(context)
     pushed = context["ti"].pushed
     assert pushed["_link_LumaResultLink"].startswith("/luma/result?dag_id=films&")
-    assert pushed[REQUEST_KEY] == {"source": f"s3://{BUCKET}/nowhere/film.mp4", "modify_task_ids": []}
+    source = f"s3://{BUCKET}/nowhere/film.mp4"
+    assert pushed[REQUEST_KEY] == {"kind": "film", "source": source, "modify_task_ids": []}
     assert pushed[ERROR_KEY]["msg"].endswith("/nowhere/film.mp4: there is no such file")
     assert "my_s3" not in str(pushed)
 

@@ -234,6 +234,10 @@ class TestCallback:
         assert context["ti"].pushed["luma_request"]["prompt"] == "make it snow"
         assert luma.accepted == 1
 
+    def test_page_learns_how_to_fetch_the_video_should_the_wait_fail(self, defer, context):
+        defer({}, processing_seconds=60)
+        assert "nothing new is billed" in context["ti"].pushed["luma_request"]["recovery"]
+
     def test_a_callback_for_a_running_job_defers_again_and_polls_at_the_usual_interval(self, defer, context):
         options = {"timeout": 600, "poke_interval": 12}
         deferred = defer(options, processing_seconds=60)

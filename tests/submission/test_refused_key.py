@@ -7,7 +7,7 @@ import pytest
 
 from airflow_provider_luma import backoff
 from airflow_provider_luma.exceptions import LumaTimeoutError, LumaUnavailableError
-from airflow_provider_luma.links.luma import ERROR_KEY
+from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
 from airflow_provider_luma.submission import store as store_module
 from airflow_provider_luma.submission.store import NoStore, TaskStateSubmissionStore
 from harness.deferrals import deferral_of
@@ -95,6 +95,15 @@ def test_callback_of_a_lost_submission_does_not_cut_the_wait_short(luma, modify,
 
 
 class TestWayOn:
+    @pytest.mark.parametrize("has_store", [True, False])
+    def test_page_learns_it_before_anything_fails(self, luma, modify, has_store):
+        """A worker that is killed says nothing any more."""
+        store = TaskStateStore() if has_store else None
+        task = TaskRun(lambda **changes: modify(deferrable=False, **changes), store)
+        task.run_try()
+        known = TaskStateSubmissionStore if has_store else NoStore
+        assert task.ti.pushed[REQUEST_KEY]["recovery"] == known.recovery_hint
+
     def test_without_any_store_a_clear_is_advised_against(self):
         assert "submits another, separately billed, job" in NoStore().recovery_hint
         assert "LumaTaskSensor" in NoStore().recovery_hint

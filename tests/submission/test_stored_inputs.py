@@ -59,8 +59,27 @@ class TestStorages:
 
     def test_page_shows_the_uploaded_file_as_the_original(self, luma, run, clip):
         run.run_try()
+        shown = run.ti.pushed["luma_request"]
+        assert requests.get(shown["video_url"], timeout=10).content == clip.read_bytes()
+        assert (shown["kind"], shown["source"]) == ("clip", str(clip))
+
+    def test_page_shows_it_also_while_a_later_try_waits_for_the_job(self, luma, run, clip):
+        luma.configure(processing_seconds=3600)
+        for _ in range(2):
+            with pytest.raises(LumaTimeoutError):
+                run.run_try(timeout=0.05)
         shown = run.ti.pushed["luma_request"]["video_url"]
         assert requests.get(shown, timeout=10).content == clip.read_bytes()
+
+    def test_page_shows_no_upload_of_another_file(self, luma, run, clip):
+        luma.configure(processing_seconds=3600)
+        with pytest.raises(LumaTimeoutError):
+            run.run_try(timeout=0.05)
+        upload = run.store.get(UPLOAD_KEY)
+        run.store.set(UPLOAD_KEY, {**upload, "file": "another.mp4"})
+        with pytest.raises(LumaTimeoutError):
+            run.run_try(timeout=0.05)
+        assert run.ti.pushed["luma_request"]["video_url"] == str(clip)
 
     def test_mapped_tasks_upload_each_their_own(self, luma, modify, clip):
         for prompt in ("make it snow", "make it rain"):

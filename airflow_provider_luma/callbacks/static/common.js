@@ -101,13 +101,19 @@ export class Refused extends Error {
   }
 }
 
+/** What a person has to do who is not signed in. */
+const signIn = (words, address) =>
+  new Refused("not signed in", { title: "You are not signed in", words, link: ["Sign in to Airflow", address] });
+
 export const refusals = {
+  // A proxy that wants a sign-in redirects to its page, or shows it in place of the answer.
+  proxy: () =>
+    signIn("A web page, probably one to sign in, came in place of Airflow's answer.", location.href.replace(/#.*/, "")),
   401: () =>
-    new Refused("not signed in", {
-      title: "You are not signed in",
-      words: "Airflow shows this task to those who may see its DAG.",
-      link: ["Sign in to Airflow", `${root}/api/v2/auth/login?${new URLSearchParams({ next: location.href })}`],
-    }),
+    signIn(
+      "Airflow shows this task to those who may see its DAG.",
+      `${root}/api/v2/auth/login?${new URLSearchParams({ next: location.href })}`,
+    ),
   403: () =>
     new Refused("no access", {
       title: "You may not see this task",
@@ -127,14 +133,20 @@ export const tasksPath = `${runPath}/taskInstances/${encodeURIComponent(task.tas
 
 const TIMEOUT_MS = 60000;
 
+/** An answer of Airflow that a later one may replace. */
+class HttpError extends Error {}
+
 /** Return what Airflow answers, or null if there is no such thing. */
 export async function ask(path) {
   const signal = AbortSignal.timeout(TIMEOUT_MS); // or an answer that never comes would end the refreshing
-  const answer = await fetch(root + path, { headers: { Accept: "application/json" }, credentials: "same-origin", signal });
+  const options = { headers: { Accept: "application/json" }, credentials: "same-origin", redirect: "manual", signal };
+  const answer = await fetch(root + path, options);
   if (answer.status === 404) return null;
   if (answer.status === 401) sessionStorage.setItem(KEPT_ADDRESS, location.href);
   if (answer.status in refusals) throw refusals[answer.status]();
-  if (!answer.ok) throw new Error(`Airflow answers with HTTP ${answer.status}`);
+  const isJson = /^application\/([\w.-]+\+)?json\b/.test(answer.headers.get("Content-Type") ?? "");
+  if (answer.type === "opaqueredirect" || (answer.ok && !isJson)) throw refusals.proxy();
+  if (!answer.ok) throw new HttpError(`Airflow answers with HTTP ${answer.status}`);
   return answer.json();
 }
 
@@ -148,6 +160,18 @@ async function xcom(key, mapIndex) {
   }
 }
 
+/** Requests of 1.1.0 name no kind; a film's has no video_url. */
+function isAboutFilm({ kind, video_url: videoUrl, modify_task_ids: modifyTaskIds }) {
+  if (kind === "clip" || kind === "film") return kind === "film";
+  return videoUrl === undefined && Array.isArray(modifyTaskIds);
+}
+
+/** Of a task that has pushed nothing. */
+export const NO_JOB = {
+  isFilm: false, prompt: "", source: "", original: "", isCopy: false, recovery: "", modifyTaskIds: [], id: "", result: {}, film: "",
+  urls: [], error: {},
+};
+
 /** Return what a task instance has pushed of its job; of an incomplete one, as far as there is anything under these keys. */
 export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
   const pushed = isComplete ? null : await ask(`${tasksPath}/xcomEntries?${instanceQuery(mapIndex)}&limit=100`);
@@ -155,10 +179,14 @@ export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
   const values = await Promise.all(keys.map((key) => (known.has(key) ? xcom(key, mapIndex) : null)));
   const value = Object.fromEntries(keys.map((key, i) => [key, values[i]]));
   const [request, result] = [asObject(value.luma_request), asObject(value.return_value)];
+  const isFilm = isAboutFilm(request);
   return {
+    isFilm,
     prompt: text(request.prompt),
     source: text(request.source) || text(request.video_url),
-    isFilm: typeof request.source === "string",
+    original: webAddress(isFilm ? request.source : request.video_url), // what can be played of it
+    isCopy: !isFilm && Boolean(text(request.source) && webAddress(request.video_url)),
+    recovery: text(request.recovery),
     modifyTaskIds: texts(request.modify_task_ids),
     id: text(value.luma_task_id) || text(result.luma_task_id),
     result,
@@ -186,8 +214,9 @@ export function stateWords(instance, hasVideo = true) {
 }
 
 /** What tells one instance of a mapped task from the others: its map index, and its name if it has one. */
-export function labelOf({ map_index: mapIndex, rendered_map_index: name }) {
-  return text(name) && name !== `${mapIndex}` ? `${mapIndex} · ${name}` : `${mapIndex}`;
+export function labelOf({ map_index: mapIndex, rendered_map_index: name }, otherwise = "") {
+  const label = text(name) && name !== `${mapIndex}` ? name : otherwise;
+  return label ? `${mapIndex} · ${label}` : `${mapIndex}`;
 }
 
 /** Why there is no video to show (yet). */
@@ -204,13 +233,30 @@ export function absence(instance, job) {
 }
 
 /** In place of a video whose address is not one of the web. */
-export const STORED = "In a storage that no browser can open";
+export const STORED = "Stored where a browser cannot play it";
+
+/** A browser does not say why it cannot load a video; an address of http within a page of https, it never loads. */
+export function whyUnplayable(url, what, reasons) {
+  if (location.protocol === "https:" && url.startsWith("http:"))
+    return `Airflow is opened over https, and ${what} has an address of http, which browsers do not play here.`;
+  return `This browser cannot load ${what}: ${reasons}.`;
+}
 
 export const isExpired = ({ result }) => Date.now() > Date.parse(result.completed_at) + KEPT_DAYS * DAY_MS;
 
-export function errorWords(error) {
+// A job that ended like this has no video to fetch.
+const UNFETCHABLE = ["LumaGenerationError", "LumaResultMissingError", "LumaNotFoundError"];
+
+/** Whether a task that failed has left a job at Luma whose video can be fetched without paying again. */
+export const isFetchable = ({ id, error }) => Boolean(id) && !UNFETCHABLE.includes(error.type);
+
+/** Why a task has ended without a video. */
+export function errorWords({ state }, { error }) {
   const code = Number.isInteger(error.code) ? ` (code ${error.code})` : "";
-  return text(error.msg) ? text(error.msg) + code : "Luma reported no error. The log says why the task ended.";
+  if (text(error.msg)) return text(error.msg) + code;
+  if (state === "skipped" || state === "removed") return `This task was ${state}`;
+  if (state === "upstream_failed") return "A task before this one has failed";
+  return "Luma reported no error. The log says why the task ended.";
 }
 
 // -- showing -------------------------------------------------------------------------------------------------------
@@ -239,6 +285,19 @@ export function showProblem(problem) {
   if (problem === null) return;
   for (const part of ["title", "words", "remedy"]) setText(byId(`problem-${part}`), problem[part] ?? "");
   [byId("problem-link").textContent, byId("problem-link").href] = problem.link;
+}
+
+export function troubleWords(error) {
+  if (error instanceof HttpError) return error.message;
+  return error.name === "TimeoutError" ? "Airflow takes longer than a minute to answer" : "Airflow does not answer";
+}
+
+/** Say why the page shows less than there is; it goes on asking. */
+export function showTrouble(error, page, link) {
+  const title = troubleWords(error);
+  const words = error instanceof HttpError ? "The log of its API server says why." : "Its API server may be down or overloaded.";
+  showBadge("bad", `${title}; trying again`, page);
+  showProblem({ title, words: `${words} This page keeps asking.`, link });
 }
 
 export function copyButton(words, value) {

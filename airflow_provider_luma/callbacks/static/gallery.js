@@ -2,9 +2,9 @@
 // The gallery of all instances of a mapped task. Of each one Airflow tells the state; what it has pushed, and its videos,
 // are loaded only while it is in view.
 import {
-  ENDED_BADLY, KEPT_DAYS, Refused, absence, airflowPage, ask, byId, element, errorWords, isExpired, isOver, isQueued,
-  labelOf, leavingTab, pageOf, readJob, refusals, runPath, setText, showBadge, showProblem, stateWords, task, tasksPath,
-  webAddress, withoutSecrets,
+  ENDED_BADLY, KEPT_DAYS, NO_JOB, Refused, absence, airflowPage, ask, byId, element, errorWords, isExpired, isFetchable, isOver, isQueued,
+  labelOf, leavingTab, pageOf, readJob, refusals, runPath, setText, showBadge, showProblem, showTrouble, stateWords, task, tasksPath,
+  troubleWords, webAddress, whyUnplayable, withoutSecrets,
 } from "./common.js";
 
 const PAGE_SIZE = 100; // Airflow's own limit, unless it is configured
@@ -72,12 +72,15 @@ async function readNext() {
     const { version } = entry;
     try {
       entry.job = await readEntry(entry);
+      entry.trouble = "";
       entry.isStale = entry.version !== version;
-      showEntry(entry);
+      learnFile(entry.job);
     } catch (error) {
       if (error instanceof Refused) refuse(error);
-      // Otherwise it is read again once it comes into view, or has changed.
+      entry.trouble = troubleWords(error);
+      setTimeout(read, POLL_MS, entry);
     }
+    showEntry(entry);
   }
   readers -= 1;
 }
@@ -90,7 +93,7 @@ async function readEntry({ instance, job }) {
   if (IDLE.has(state)) return job ?? NO_JOB;
   if (state === "success") return readJob(mapIndex, ["luma_request", "return_value"], { isComplete: true });
   const failed = ENDED_BADLY.has(state) || state === "up_for_retry";
-  return readJob(mapIndex, ["luma_request", failed ? "luma_error" : "luma_task_id"]);
+  return readJob(mapIndex, ["luma_request", "luma_task_id", ...(failed ? ["luma_error"] : [])]);
 }
 
 // -- cards ---------------------------------------------------------------------------------------------------------
@@ -99,12 +102,11 @@ const observer = new IntersectionObserver(
   (changes) => changes.forEach(({ target, isIntersecting }) => onView(target, isIntersecting)),
   { rootMargin: "300px 0px" }, // a row ahead
 );
-const NO_JOB = { prompt: "", source: "", urls: [], result: {}, error: {}, film: "", id: "" };
 
 function addEntry(mapIndex) {
   const card = byId("card").content.firstElementChild.cloneNode(true);
   const part = (name) => card.querySelector(`.${name}`);
-  const entry = { mapIndex, card, inView: false, plays: false, version: null, job: null };
+  const entry = { mapIndex, card, inView: false, plays: false, version: null, job: null, trouble: "" };
   for (const name of ["modified", "original", "note", "open", "state", "log", "prompt"]) entry[name] = part(name);
   entry.open.href = pageOf("result", task.taskId, mapIndex);
   leavingTab(Object.assign(entry.log, { href: airflowPage(mapIndex) }));
@@ -129,7 +131,7 @@ function onView(card, isInView) {
 function showEntry(entry) {
   const { card, instance, job } = entry;
   card.dataset.group = groupOf(instance);
-  setText(entry.open, instance.map_index >= 0 ? labelOf(instance) : task.taskId);
+  setText(entry.open, instance.map_index >= 0 ? labelOf(instance, nameOf(job ?? NO_JOB)) : task.taskId);
   setText(entry.state, stateWords(instance));
   setText(entry.prompt, job?.prompt || (webAddress(job?.source) ? "" : withoutSecrets(job?.source)));
   entry.prompt.title = entry.prompt.textContent;
@@ -137,29 +139,42 @@ function showEntry(entry) {
   setText(entry.note, noteOf(entry));
 }
 
-function noteOf({ instance, job, modified }) {
-  const { state } = instance;
-  if (!job && (isOver(instance) || groupOf(instance) === "busy")) return ""; // not read yet
-  if (job?.urls.length && state === "success") return modified.error ? cannotPlay(job) : "";
-  if (ENDED_BADLY.has(state) || state === "up_for_retry") return job ? failure(instance, job) : "";
-  return absence(instance, job ?? NO_JOB);
+const files = new Set();
+const fileOf = ({ source }) => withoutSecrets(source).replace(/^.*\//s, "");
+
+/** As soon as there are two files, the cards are named after them. */
+function learnFile(job) {
+  const before = files.size;
+  if (fileOf(job)) files.add(fileOf(job));
+  if (before < 2 && files.size === 2) entries.forEach(showEntry);
 }
 
-function failure({ state }, { error }) {
-  if (state === "skipped" || state === "removed") return `This task was ${state}`;
-  if (state === "upstream_failed") return "A task before this one has failed";
-  return errorWords(error);
+/** What tells a card from the others where Airflow has no name for it: its file, or how its prompt begins. */
+function nameOf(job) {
+  const words = job.prompt.trim().split(/\s+/);
+  return files.size > 1 && fileOf(job) ? fileOf(job) : words.slice(0, 6).join(" ").slice(0, 60) + (words.length > 6 ? " …" : "");
+}
+
+function noteOf({ instance, job, trouble, modified }) {
+  const { state } = instance;
+  if (trouble) return trouble;
+  if (!job && (isOver(instance) || groupOf(instance) === "busy")) return ""; // not read yet
+  if (job?.urls.length && state === "success") return modified.error ? cannotPlay(job) : "";
+  if (!ENDED_BADLY.has(state) && state !== "up_for_retry") return absence(instance, job ?? NO_JOB);
+  const paid = job && isFetchable(job) ? "Paid for: its page says how to fetch the video. " : "";
+  return job ? paid + errorWords(instance, job) : "";
 }
 
 function cannotPlay(job) {
-  return isExpired(job) ? `This video has expired: Luma keeps results for ${KEPT_DAYS} days` : "This video cannot be played";
+  if (isExpired(job)) return `This video has expired: Luma keeps results for ${KEPT_DAYS} days`;
+  return whyUnplayable(job.urls[0], "the video", "its address cannot be reached from here, or Luma has deleted it");
 }
 
 /** Load a card's videos while it is in view; a hundred loaded ones would be more than a browser takes. */
 function showVideos(entry) {
   const { card, inView, job, modified, original } = entry;
   setVideo(modified, inView ? (job?.urls[0] ?? "") : "");
-  setVideo(original, inView ? webAddress(job?.source) : "");
+  setVideo(original, inView ? (job?.original ?? "") : "");
   card.dataset.shows = modified.dataset.url && !modified.error ? "both" : "original";
   if (entry.plays) start(entry); // it was reached by keyboard before it was in view
 }
@@ -315,7 +330,7 @@ async function follow() {
     goesOn = await refresh();
   } catch (error) {
     if (error instanceof Refused) return refuse(error);
-    showBadge("bad", "Airflow does not answer; trying again", "Luma gallery");
+    showTrouble(error, "Luma gallery", ["Open the task in Airflow", byId("task-link").href]);
   }
   if (isRefused || !goesOn) return;
   await new Promise((resolve) => setTimeout(resolve, POLL_MS * Math.max(1, entries.size / PAGE_SIZE / 2)));

@@ -1,58 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
 // The result page of the task instance that its address names.
 import {
-  DAY_MS, ENDED_BADLY, KEPT_DAYS, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords,
-  instanceQuery, isExpired, isOver, labelOf, leavingTab, pageOf, readJob, readQuestions, refusals, setText, showBadge, showProblem, stateWords, task, tasksPath,
-  text, webAddress, withoutSecrets,
+  DAY_MS, ENDED_BADLY, KEPT_DAYS, NO_JOB, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords,
+  instanceQuery, isExpired, isFetchable, isOver, labelOf, leavingTab, pageOf, readJob, readQuestions, refusals, setText, showBadge, showProblem,
+  showTrouble, stateWords, task, tasksPath, text, webAddress, whyUnplayable, withoutSecrets,
 } from "./common.js";
 
 const REFRESH_MS = 3000;
-const FRAME = 1 / 25;
 const MAX_DRIFT = 0.08; // seconds by which the two videos may differ before one is corrected
 
-const [original, modified] = [byId("original"), byId("modified")];
+const [prompt, original, modified] = ["prompt", "original", "modified"].map(byId);
 
 // -- showing -------------------------------------------------------------------------------------------------------
 
-async function load() {
+async function loadInstance() {
   const path = tasksPath + (task.mapIndex >= 0 ? `/${task.mapIndex}` : "");
   const instance = await ask(`${path}?${instanceQuery(task.mapIndex)}`);
-  if (instance === null) {
-    const isMapped = task.mapIndex < 0 && (await countSiblings()) > 0;
-    if (isMapped) location.replace(pageOf("gallery", task.taskId));
-    throw refusals[404]();
-  }
-  const job = await readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]);
-  return { instance, job, questions: await readQuestions() };
+  if (instance !== null) return instance;
+  const isMapped = task.mapIndex < 0 && (await countSiblings()) > 0;
+  if (isMapped) location.replace(pageOf("gallery", task.taskId));
+  throw refusals[404]();
 }
 
-function show({ instance, job, questions }) {
+const loadJob = () => readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]);
+
+/** Show what is known; null is what has not come yet. */
+function show({ instance, job, questions }, isFinal) {
+  if (instance === null) return;
   const over = isOver(instance);
+  // What was asked for before the task had ended lacks its result.
+  const isLoading = job === null || (over && !isFinal && !isTold(job));
   byId("content").hidden = false;
-  showKind(job);
-  setText(byId("prompt"), job.prompt || (over ? "Not known" : "Not known yet"));
-  setSource(original, webAddress(job.source), job.source ? STORED : over ? "The original is not known" : "");
-  if (job.urls.length) setSource(modified, job.urls[0]);
-  else note(modified, absence(instance, job), over ? "" : "busy");
-  showState(instance, over, Boolean(job.urls.length || job.film));
+  showState(instance, over, isLoading || Boolean(job.urls.length || job.film));
+  const missing = isLoading ? "Loading …" : absence(instance, job);
+  showKind(job ?? NO_JOB, missing);
+  showJob(job ?? NO_JOB, over, isLoading ? missing : "");
+  if (!job?.urls.length) note(modified, missing, over && !isLoading ? "" : "busy");
   const failed = instance.state === "up_for_retry" || ENDED_BADLY.has(instance.state);
-  showProblem(failed ? failure(instance.state, job.error) : null);
-  showResults(job);
-  showQuestions(questions);
-  showFacts({ instance, job });
-  return over;
+  if (failed && !isLoading) showFailure(instance, job);
+  else showProblem(null);
+  showQuestions(questions ?? []);
+  showFacts({ instance, job: job ?? NO_JOB, isLoading });
 }
 
-const STORED_FILM = "Film and source are in storages that no browser can open; their addresses are below.";
-const STORED_SOURCE = "The film is being made. Its source is in a storage that no browser can open; its address is below.";
+/** Whether a task's end, not only its beginning, shows in what it has pushed. */
+const isTold = ({ result, film, error }) => Boolean(text(result.luma_task_id) || film || text(error.type));
+
+function showJob(job, over, loading) {
+  setText(prompt, job.prompt || loading || (over ? "Not known" : "Not known yet"));
+  // A long prompt scrolls, so it must be within reach of the Tab key.
+  if (prompt.scrollHeight > prompt.clientHeight) prompt.tabIndex = 0;
+  else prompt.removeAttribute("tabindex");
+  if (!job.isFilm) setText(byId("original-title"), job.isCopy ? "Original (uploaded copy)" : "Original");
+  setSource(original, job.original, loading || (job.source ? STORED : over ? "The original is not known" : ""));
+  if (job.urls.length) setSource(modified, job.urls[0]);
+  showResults(job);
+}
+
+const STORED_FILM = "Film and source are stored where a browser cannot play them; their addresses are below.";
+const STORED_SOURCE = "The source is stored where a browser cannot play it; its address is below.";
 
 /** A film is joined of clips, each with a prompt of its own; it usually lies where only these can be watched. */
-function showKind({ isFilm, source, film, urls }) {
+function showKind({ isFilm, original, film, urls }, missing) {
   byId("prompt-figure").hidden = isFilm;
   if (!isFilm) return;
-  byId("player").hidden = !webAddress(source) && !urls.length;
+  byId("player").hidden = !original && !urls.length;
   byId("stored").hidden = !byId("player").hidden;
-  setText(byId("stored"), film ? STORED_FILM : STORED_SOURCE);
+  setText(byId("stored"), film ? STORED_FILM : `${missing}. ${STORED_SOURCE}`);
   setText(byId("original-title"), "Source");
   setText(byId("modified-title"), "Film");
 }
@@ -69,18 +83,34 @@ function tick() {
   byId("elapsed").textContent = startedAt ? ` · ${duration((Date.now() - Date.parse(startedAt)) / 1000)}` : "";
 }
 
-function failure(state, error) {
-  return {
-    title: state === "up_for_retry" ? "The last try failed; Airflow will try again" : "This task has no result",
-    words: errorWords(error),
-    remedy: text(error.remedy) || text(REMEDIES[error.type]),
+/** Show why a task has failed; of a job that may be paid for, its id and what can be done. */
+function showFailure(instance, job) {
+  const { id, error } = job;
+  const fetch = isFetchable(job) ? job.recovery || FETCH : "";
+  const remedies = new Set([text(error.remedy), fetch].filter(Boolean));
+  showProblem({
+    title: instance.state === "up_for_retry" ? "The last try failed; Airflow will try again" : "This task has no result",
+    words: errorWords(instance, job),
+    remedy: [...remedies].join(". ") || text(REMEDIES[error.type]),
     link: ["Open the task's log", byId("task-link").href],
-  };
+  });
+  const cost = Object.hasOwn(COSTS, error.type) ? COSTS[error.type] : " is paid for";
+  const words = id ? `Luma task ${id}${cost}` : "";
+  const line = byId("problem-job");
+  if (line.dataset.words === words) return; // or the keyboard's focus on its button would be lost
+  line.dataset.words = words;
+  line.replaceChildren(...(id ? [words, " ", copyButton("Copy id", id)] : []));
 }
+
+const COSTS = {
+  LumaGenerationError: " failed; the log page of the Luma account shows whether it was billed",
+  LumaNotFoundError: "",
+};
+
+const FETCH = "A LumaTaskSensor with this luma_task_id fetches its result: nothing new is billed";
 
 const REMEDIES = {
   LumaGenerationError: "Luma could not make this video. Change the prompt or the clip, then clear the task.",
-  LumaTimeoutError: "The job may still be running at Luma: a retry, or a LumaTaskSensor with its id, fetches the result.",
   LumaRateLimitError: "Let the task retry, or give it a pool with fewer slots.",
   LumaUnavailableError: "Let the task retry: a job that was accepted is continued, not submitted again.",
   LumaValidationError: "Correct the parameter that is named above, then clear the task.",
@@ -112,18 +142,22 @@ function showQuestions(questions) {
   );
 }
 
-function showFacts({ instance, job }) {
+let factsShown = null;
+
+function showFacts(known) {
+  factsShown = known;
+  const { instance, job, isLoading } = known;
   const [created, completed] = [Date.parse(job.result.created_at), Date.parse(job.result.completed_at)];
   const [source, film] = [job.source, job.film].map((address) => (webAddress(address) ? "" : withoutSecrets(address)));
   const facts = [
     [job.isFilm ? "Source" : "Original", source, copyOf(source)],
     ["Film", film, copyOf(film)],
-    ["Luma task", job.isFilm ? "" : job.id || "not known yet", copyOf(job.id)],
+    ["Luma task", job.isFilm || isLoading ? "" : job.id || (isOver(instance) ? "none" : "not known yet"), copyOf(job.id)],
     ["Processing time", completed >= created ? duration((completed - created) / 1000) : ""],
     ["Submitted", when(created)],
     ["Finished", when(completed)],
     ["Kept by Luma until", Number.isNaN(completed) ? "" : when(completed + KEPT_DAYS * DAY_MS)],
-    ["Clip", job.urls.length && Number.isFinite(modified.duration) ? `${modified.duration.toFixed(1)} s` : ""],
+    [job.isFilm ? "Film length" : "Clip", job.urls.length && Number.isFinite(modified.duration) ? lengthOf(modified) : ""],
     ["Map index", task.mapIndex >= 0 ? labelOf(instance) : ""],
     ["Try", instance.try_number ? `${instance.try_number}` : ""],
   ].filter(([, value]) => value !== "");
@@ -134,6 +168,11 @@ function showFacts({ instance, job }) {
       return [element("dt", name), dd];
     }),
   );
+}
+
+function lengthOf({ duration }) {
+  const rate = isMeasured ? `, ${(1 / frameSeconds).toFixed(2).replace(/\.?0+$/, "")} frames per second` : "";
+  return `${duration.toFixed(1)} s${rate}`;
 }
 
 const copyOf = (value) => (value ? [copyButton("Copy", value)] : []);
@@ -149,7 +188,7 @@ let frame = 0;
 
 function setSource(video, url, otherwise = "") {
   if (!url) return note(video, otherwise);
-  if (video.dataset.url === url) return;
+  if (video.dataset.url === url) return video.error ? undefined : note(video, ""); // it may have been unknown for a while
   video.dataset.url = url;
   note(video, "");
   video.src = url;
@@ -162,11 +201,15 @@ function note(video, words, kind = "") {
 }
 
 function cannotPlay(video) {
-  const expired = `This video has expired: Luma keeps results for ${KEPT_DAYS} days. Clear the task to submit a new job.`;
-  if (video === modified && shown && isExpired(shown.job)) return expired;
-  return video === modified
-    ? `This video cannot be played. It may have expired (Luma keeps results for ${KEPT_DAYS} days), or be of a kind this browser does not play.`
-    : "The original cannot be played here: its address may have expired, or may not be reachable from this browser.";
+  const { url } = video.dataset;
+  const job = shown.job ?? NO_JOB;
+  if (video === original && job.isCopy)
+    return whyUnplayable(url, "the uploaded copy", "Luma has deleted it, or its address cannot be reached from here");
+  if (video === original)
+    return whyUnplayable(url, "the original", "its address cannot be reached from here, or has expired");
+  if (isExpired(job)) return `This video has expired: Luma keeps results for ${KEPT_DAYS} days. Clear the task to submit a new job.`;
+  if (job.isFilm) return whyUnplayable(url, "the film", "its address cannot be reached from here, or its format is not supported");
+  return whyUnplayable(url, "the video", "its address cannot be reached from here, or Luma has deleted it");
 }
 
 function play(on) {
@@ -204,6 +247,33 @@ function keepInStep() {
   frame = requestAnimationFrame(keepInStep);
 }
 
+let frameSeconds = 1 / 25; // until it is measured
+let isMeasured = false;
+
+/** Measure how long the video shows a frame, on a copy that nobody sees: of a paused one it is not known. */
+function measureFrame(url) {
+  const copy = Object.assign(document.createElement("video"), { muted: true });
+  if (!copy.requestVideoFrameCallback) return;
+  const times = [];
+  const onFrame = (_now, { mediaTime }) => {
+    times.push(mediaTime);
+    if (times.length < 6) return copy.requestVideoFrameCallback(onFrame);
+    copy.removeAttribute("src");
+    copy.load();
+    // A frame that was left out makes its interval longer, never shorter.
+    const shortest = Math.min(...times.slice(1).map((time, i) => time - times[i]));
+    if (!(shortest > 0.001) || leader()?.dataset.url !== url) return;
+    [frameSeconds, isMeasured] = [shortest, true];
+    showFacts(factsShown);
+  };
+  copy.requestVideoFrameCallback(onFrame);
+  copy.src = url;
+  copy.play().catch(() => {}); // whatever cannot be played is not measured
+}
+
+/** Seek to the middle of a frame, as its first moment may count to the one before. */
+const step = (frames) => seek((Math.floor((leader()?.currentTime ?? 0) / frameSeconds + 1e-3) + frames + 0.5) * frameSeconds);
+
 function showTime(seconds) {
   const end = leader()?.duration ?? 0;
   byId("seek").max = end || 1;
@@ -220,7 +290,11 @@ for (const video of pair) {
     video.currentTime = Math.min(now, video.duration);
     showTime(now);
     if (isPlaying) play(true);
-    if (shown) showFacts(shown);
+    if (video === leader()) {
+      isMeasured = false;
+      measureFrame(video.dataset.url);
+    }
+    if (factsShown) showFacts(factsShown);
   });
   video.addEventListener("error", () => note(video, cannotPlay(video)));
   video.addEventListener("click", () => play(!isPlaying));
@@ -237,8 +311,8 @@ document.addEventListener("keydown", (event) => {
   const at = leader()?.currentTime ?? 0;
   const keys = {
     " ": () => play(!isPlaying),
-    ArrowLeft: () => seek(at - (event.shiftKey ? 1 : FRAME)),
-    ArrowRight: () => seek(at + (event.shiftKey ? 1 : FRAME)),
+    ArrowLeft: () => (event.shiftKey ? seek(at - 1) : step(-1)),
+    ArrowRight: () => (event.shiftKey ? seek(at + 1) : step(1)),
     Home: () => seek(0),
     End: () => seek(Infinity),
   };
@@ -262,24 +336,39 @@ function clock(seconds) {
 
 // -- refreshing ----------------------------------------------------------------------------------------------------
 
-let shown = null;
+let shown = { instance: null, job: null, questions: null };
+let isEndKnown = false;
 
+/** Ask for everything at once, and show what has come for the first time before the rest. */
 async function refresh() {
-  let ended = false;
-  try {
-    shown = await load();
-    ended = show(shown);
-  } catch (error) {
-    ended = error instanceof Refused;
-    byId("elapsed").dataset.startedAt = "";
-    showBadge("bad", ended ? error.message : "Airflow does not answer; trying again", "Luma result");
-    tick();
-    if (ended) {
-      byId("content").hidden = true;
-      showProblem(error.problem);
-    }
-  }
-  if (!ended) setTimeout(refresh, REFRESH_MS);
+  const fresh = {};
+  const arriving = Object.entries({ instance: loadInstance(), job: loadJob(), questions: readQuestions() });
+  const ends = await Promise.allSettled(
+    arriving.map(async ([name, part]) => {
+      fresh[name] = await part;
+      if (shown[name] === null) show((shown = { ...shown, [name]: fresh[name] }), false);
+    }),
+  );
+  const failures = ends.filter(({ status }) => status === "rejected").map(({ reason }) => reason);
+  const refusal = failures.find((failure) => failure instanceof Refused);
+  if (refusal) return refuse(refusal);
+
+  shown = { ...shown, ...fresh };
+  // Only what was asked for after the end is all of it.
+  const isFinal = !failures.length && isOver(shown.instance) && (isEndKnown || isTold(shown.job));
+  show(shown, isFinal);
+  if (isFinal) return;
+  isEndKnown = !failures.length && isOver(shown.instance);
+  if (failures.length) showTrouble(failures[0], "Luma result", ["Open the task in Airflow", byId("task-link").href]);
+  setTimeout(refresh, isEndKnown ? 0 : REFRESH_MS);
+}
+
+function refuse({ message, problem }) {
+  byId("elapsed").dataset.startedAt = "";
+  showBadge("bad", message, "Luma result");
+  tick();
+  byId("content").hidden = true;
+  showProblem(problem);
 }
 
 /** Lead from one of many to all of them. */
@@ -300,6 +389,7 @@ function begin() {
   byId("task-link").href = airflowPage(task.mapIndex);
   byId("task-link").textContent = label;
   leavingTab(byId("task-link"));
+  byId("elapsed").dataset.startedAt = new Date().toISOString(); // of the loading
   setInterval(tick, 1000);
   refresh();
   linkGallery();
