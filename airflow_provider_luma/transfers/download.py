@@ -35,7 +35,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.transfers.outputs import as_path, content_type_option, make_folder, part_of, rename
 from airflow_provider_luma.transfers.progress import Transfer, megabytes
 from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, url_path, without_secrets
-from airflow_provider_luma.validation import check_destination, names_a_file
+from airflow_provider_luma.validation import check_destination, check_no_outer_blanks, names_a_file
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -104,6 +104,7 @@ class Download:
     ) -> ObjectStoragePath:
         """Fetch one file; see :meth:`airflow_provider_luma.hooks.luma.LumaHook.download`."""
         self._source.checked(url)
+        check_no_outer_blanks("destination", destination)
         path = destination_file(url, destination, name)
         check_destination(str(path))
         # The storage's cached listing of the folder may be older than what others have written there.
