@@ -136,11 +136,17 @@ def _type_of(path: ObjectStoragePath, name: str, shown: str, log: Logger) -> str
     """Return what a storage has under a name: "file" or "directory"; None for nothing; "" if it does not tell."""
     try:
         return str(path.fs.info(name).get("type", ""))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except Exception as error:
-        log.info("%s: not checked, as the storage does not tell: %s", shown, error)
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not _was_refused(error):
+            return None
+        log.info("%s: not checked, as the storage does not tell: %s", shown, error.__context__ or error)
         return ""
+
+
+def _was_refused(error: BaseException) -> bool:
+    """Tell whether a storage was refused an answer: Google's then takes an empty bucket for a missing one."""
+    context = error.__context__
+    return isinstance(context, OSError) and not isinstance(context, FileNotFoundError)
 
 
 def _are_local(*paths: ObjectStoragePath) -> bool:

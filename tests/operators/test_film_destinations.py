@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk.io import store
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.transfers import LumaUploadOperator
@@ -131,6 +133,25 @@ class TestStorage:
         assert pushed[FILM_KEY] == "s3://secretive@films/film.mp4"
         assert secretive_s3 == ["HEAD /films"]
         assert len(messages(task_log, "film_destination", "not checked, as the storage does not tell")) == 1
+
+    @pytest.mark.parametrize("refusal", [PermissionError("Forbidden"), FileNotFoundError("there is none")])
+    def test_bucket_of_google_is_missing_only_if_no_answer_was_refused(self, split, monkeypatch, refusal):
+        class GoogleFileSystem(MemoryFileSystem):
+            """Looks for a bucket, and if that fails in the list of its files, as gcsfs does."""
+
+            def info(self, path: str, **_: Any) -> Any:
+                try:
+                    raise refusal
+                except OSError:
+                    raise FileNotFoundError(path)  # noqa: B904  (as there)
+
+        google = store.ObjectStore("gs", "my_google", fs=GoogleFileSystem(skip_instance_cache=True))
+        monkeypatch.setitem(store._STORE_CACHE, "gs-my_google", google)
+        if isinstance(refusal, FileNotFoundError):
+            with pytest.raises(AirflowFailException, match="there is no bucket 'films'"):
+                split(film_destination="gs://my_google@films/film.mp4")
+        else:
+            assert split(film_destination="gs://my_google@films/film.mp4")
 
     def test_folder_is_refused(self, split, tmp_path):
         (tmp_path / "out.mp4").mkdir()
