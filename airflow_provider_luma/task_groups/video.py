@@ -77,7 +77,7 @@ def _add_tasks(
 ) -> None:
     parameters = sorted_by_task(operator_kwargs)
     # Not by the constructor, which copies callbacks.
-    group.default_args.update({**operator_kwargs.get("default_args", {}), **parameters["all"]})
+    group.default_args.update({**(operator_kwargs.get("default_args") or {}), **parameters["all"]})
     folder = splitting["work_dir"]
     with group:
         split = VideoSplitOperator(task_id="split", destination=f"{folder}/clips", **splitting, **parameters["split"])

@@ -124,10 +124,10 @@ class TestPromptOfAnotherTask:
             dag.resolve_template_files()
             context = {"dag": dag, "params": {}, "dag_run": SimpleNamespace(conf={}), "word": "SECRET"}
             pairs = dag.get_task("film.prompts")
-            context["ti"] = SimpleNamespace(map_index=0, xcom_pull=lambda task_ids, **_: [prompt])
+            context["ti"] = SimpleNamespace(map_index=0, task=pairs, xcom_pull=lambda task_ids, **_: [prompt])
             prompts = [pairs.render_template(one, context) for one in pairs.op_args][1]
             made = _pairs.function(["s3://b/{{ word }}.mp4"], prompts)
-            context["ti"] = SimpleNamespace(map_index=0, xcom_pull=lambda task_ids, **_: made)
+            context["ti"] = SimpleNamespace(map_index=0, task=pairs, xcom_pull=lambda task_ids, **_: made)
             dag.get_task("film.modify").render_template_fields(context)
             return context["task"]
 
