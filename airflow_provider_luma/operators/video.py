@@ -144,7 +144,7 @@ class VideoSplitOperator(TemplatedOperator):
         """Return the folder for the clips, and the files that they must not replace. Hand on where the film goes."""
         from airflow_provider_luma.transfers import destinations
 
-        kept = {"source": [source]}
+        folder, kept = destinations.folder_to_write("destination", self.destination, self.log), {"source": [source]}
         destinations.refuse_inside("source", source, self.work_dir)
         if self.film_destination is not None:
             name = "film_destination"
@@ -152,7 +152,7 @@ class VideoSplitOperator(TemplatedOperator):
             destinations.refuse_overwriting(name, [film], source=[source])
             context["ti"].xcom_push(key=FILM_KEY, value=str(self.film_destination))
             kept[name] = [film]
-        return destinations.folder_to_write("destination", self.destination, self.log), kept
+        return folder, kept
 
     def _check_sound(self, file: IO[bytes], plan: SplitPlan, shown: str) -> None:
         if self.film_destination is not None:

@@ -118,6 +118,8 @@ class TestStorage:
                 split(**{name: "foo://b/film.mp4"})
         assert not (tmp_path / "clips").exists()
         with pytest.raises(AirflowFailException, match="destination: foo.*: Airflow knows no such storage here"):
+            split(work_dir="foo://b/run", destination="foo://b/run/clips")
+        with pytest.raises(AirflowFailException, match="destination: foo.*: Airflow knows no such storage here"):
             join(source="/nowhere/film.mp4", destination="foo://b/film.mp4")
 
     def test_missing_bucket_is_refused(self, split, tmp_path, bucket):
