@@ -39,6 +39,9 @@ _NO_VIDEO_EXTENSIONS = frozenset(
 #: Extensions of videos that the service does not take, but that can be split into clips that it takes.
 _OTHER_VIDEO_EXTENSIONS = frozenset("3g2 3gp asf f4v flv m2ts m4v mkv mpeg mpg mts mxf ogg ogv ts vob webm wmv".split())
 
+#: What a film that is made ends in: it is an MP4, and players and services go by the ending.
+_FILM_EXTENSIONS = (".mp4", ".m4v")
+
 #: Schemes of storages whose files have a key, and no folders.
 OBJECT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
 
@@ -153,12 +156,56 @@ def check_file_address(parameter: str, address: object, *, is_film: bool = False
     _check_text(parameter, text)
     if is_web_address(text):
         raise LumaValidationError(None, f"{what_it_is}; a public address needs no upload: {text!r}")
-    # A storage of files reads what is behind two slashes only from the process's own folder, whatever that is.
-    if not re.match(r"/.|(?!(?:file|local)://[^/])[a-z][a-z0-9+.-]*://.", text, re.IGNORECASE):
+    check_no_outer_blanks(parameter, text)
+    if not _is_absolute(text):
         raise LumaValidationError(
             None, f"{what_it_is}, or a public address that begins with http:// or https://: {text!r}"
         )
     _check_extension(parameter, PurePosixPath(text).suffix, text, is_film=is_film)
+
+
+def _is_absolute(address: str) -> bool:
+    # A storage of files reads what is behind two slashes only from the process's own folder, whatever that is.
+    return re.match(r"/.|(?!(?:file|local)://[^/])[a-z][a-z0-9+.-]*://.", address, re.IGNORECASE) is not None
+
+
+def check_no_outer_blanks(parameter: str, address: object) -> None:
+    """
+    Check that a path or address has no blanks around it. A leading one makes an absolute path a relative one.
+
+    :raises LumaValidationError: it begins or ends with a blank
+    """
+    text = str(address)
+    if text != text.strip():
+        raise LumaValidationError(None, f"{parameter} begins or ends with a blank: remove it ({text!r})")
+
+
+def check_film_destination(parameter: str, destination: object, *, relative: bool = False) -> None:
+    """
+    Check where a film is to be written: a file that ends in ``.mp4`` or ``.m4v``.
+
+    :param relative: accept a path relative to the working directory of the task
+    :raises LumaValidationError: it names no such file
+    """
+    text = str(destination or "")
+    example = "name a file in a storage that ends in .mp4, such as s3://my_aws@bucket/film.mp4"
+    if not text.strip():
+        raise LumaValidationError(None, f"{parameter} is {destination!r}: {example}")
+    _check_text(parameter, text)
+    check_no_outer_blanks(parameter, text)
+    if is_web_address(text):
+        raise LumaValidationError(None, f"{parameter} is a web address, where no film can be written: {example}")
+    scheme, separator, rest = text.partition("://")
+    path = rest.partition("/")[2] if separator and scheme.lower() not in ("file", "local") else text
+    if path.endswith("/") or not path:
+        raise LumaValidationError(None, f"{parameter} is a folder or a bucket: {example} ({text!r})")
+    if PurePosixPath(path).suffix.lower() not in _FILM_EXTENSIONS:
+        raise LumaValidationError(
+            None, f"{parameter} does not end in .mp4 or .m4v, and the film is an MP4: {example} ({text!r})"
+        )
+    if not relative and not _is_absolute(text):
+        raise LumaValidationError(None, f"{parameter} is relative to the worker's current folder: {example} ({text!r})")
+    check_destination(text, parameter)
 
 
 def names_a_file(destination: str) -> bool:
@@ -167,7 +214,7 @@ def names_a_file(destination: str) -> bool:
     return re.search(r"[^/]\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}\Z", name) is not None
 
 
-def check_destination(destination: object) -> None:
+def check_destination(destination: object, parameter: str = "destination") -> None:
     """
     Check the length of the names in a destination. A file's temporary name is longer than its final one.
 
@@ -186,7 +233,7 @@ def check_destination(destination: object) -> None:
         if size > allowed:
             raise LumaValidationError(
                 None,
-                f"destination: {what} of {size} bytes is too long: shorten it to {allowed} ({name[:60]!r}…)",
+                f"{parameter}: {what} of {size} bytes is too long: shorten it to {allowed} ({name[:60]!r}…)",
             )
 
 

@@ -7,13 +7,14 @@ import io
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 import av
 import av.error
 import av.filter
 
-from airflow_provider_luma.media.inspector import undecodable
+from airflow_provider_luma.media.film import opened, refusing
+from airflow_provider_luma.media.inspector import Unusable, undecodable
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -130,6 +131,28 @@ class Sound:
         if streams:
             for packet in source.demux(*streams):
                 yield from self._tracks[packet.stream.index].take(cast("Packet[AudioStream]", packet))
+
+
+def check_sound(source: IO[bytes], origin: Fraction, seconds: Fraction, *, shown: str = "") -> None:
+    """
+    Prepare a film's sound as a join does, and write its first second to memory.
+
+    :param source: can be read at any position
+    :param origin: seconds of the film's beginning, by the film's clock
+    :param seconds: the length of the film
+    :param shown: its address as messages may show it
+    :raises LumaValidationError: an MP4 cannot take the sound
+    """
+    with refusing("source", shown), opened(source) as (container, _):
+        try:
+            with av.open(io.BytesIO(), "w", format="mp4") as out:
+                for packet in Sound(container, out, origin, seconds).until(Fraction(1)):
+                    out.mux(packet)
+        except (Unusable, av.error.FFmpegError, ValueError) as error:
+            raise Unusable(
+                f"has sound that cannot be put into the film made ({error.__cause__ or error})",
+                "convert the sound first, e.g. with ffmpeg -i INPUT -c:v copy -c:a aac OUTPUT.mp4, or drop it (-an)",
+            ) from error
 
 
 def _is_copied(stream: AudioStream) -> bool:

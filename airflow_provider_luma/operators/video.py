@@ -17,17 +17,27 @@ from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
 from airflow_provider_luma.operators.base import TemplatedOperator, is_literal, items_of
-from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, check_destination, check_file_address, check_positive
+from airflow_provider_luma.validation import (
+    MAX_VIDEO_SECONDS,
+    check_destination,
+    check_file_address,
+    check_film_destination,
+    check_no_outer_blanks,
+    check_positive,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from airflow.sdk import Context
+    from airflow.sdk import Context, ObjectStoragePath
 
     from airflow_provider_luma.media.timeline import SplitPlan
     from airflow_provider_luma.transfers.stored_file import StoredFile
 
 #: The XCom with what a join needs to know of a split.
 PLAN_KEY = "luma_split"
+
+#: The XCom with the file that the film will be written to, as the split has checked it.
+FILM_KEY = "luma_film_destination"
 
 #: Clips from which on the log warns if nothing limits them: ten minutes of film.
 MANY_CLIPS = 60
@@ -50,9 +60,14 @@ class VideoSplitOperator(TemplatedOperator):
     :param detect_scenes: move the cuts to changes of scene, where that leaves no clip too long
     :param max_clips: fail, before anything is written, if there would be more. Without it, the log warns if there are
         more than 60
+    :param film_destination: the file that the film will be written to once the clips are modified. It is checked, and
+        so is whether the film's sound can be joined to it, before anything is written or paid for. The XCom
+        ``luma_film_destination`` holds it for the task that joins the clips (templated)
+    :param work_dir: a folder that will be removed once the film is made, in which neither the source nor the film may
+        be (templated)
     """
 
-    template_fields: Sequence[str] = ("source", "destination")
+    template_fields: Sequence[str] = ("source", "destination", "film_destination", "work_dir")
     ui_color = "#f5ead7"
 
     #: What was written, for lineage.
@@ -66,11 +81,15 @@ class VideoSplitOperator(TemplatedOperator):
         clip_seconds: float = MAX_VIDEO_SECONDS,
         detect_scenes: bool = False,
         max_clips: int | None = None,
+        film_destination: str | None = None,
+        work_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.source = source
         self.destination = destination
+        self.film_destination = film_destination
+        self.work_dir = work_dir
         self.clip_seconds = clip_seconds
         self.detect_scenes = detect_scenes
         self.max_clips = max_clips
@@ -83,24 +102,31 @@ class VideoSplitOperator(TemplatedOperator):
             check_file_address("source", source, is_film=True)
         if is_literal(destination):
             check_destination(destination)
+            check_no_outer_blanks("destination", destination)
+        if film_destination is not None and is_literal(film_destination):
+            check_film_destination("film_destination", film_destination)
 
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
         _check_media_extra()
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
+        from airflow_provider_luma.transfers.destinations import refuse_overwriting
         from airflow_provider_luma.transfers.outputs import file_in, written
         from airflow_provider_luma.transfers.stored_file import StoredFile
 
         try:
             film = StoredFile.find(str(self.source), "source")
+            folder, kept = self._checked_places(film.path, context)
             with film.open() as file:
                 plan = plan_split(file, self.clip_seconds, shown=film.shown)
+                clips = [file_in(folder, f"clip-{number:04}.mp4") for number in range(plan.clips)]
+                refuse_overwriting("destination", clips, **kept)
+                self._check_sound(file, plan, film.shown)
                 self._announce(plan, film.shown, context)
                 if self.detect_scenes:
                     plan = move_cuts_to_scenes(file, plan, self.clip_seconds, shown=film.shown)
                 context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
-                clips = [file_in(self.destination, f"clip-{number:04}.mp4") for number in range(plan.clips)]
                 progress = FilmProgress("Split", plan.seconds, self.log)
                 made = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
             film.check_unchanged()
@@ -116,6 +142,28 @@ class VideoSplitOperator(TemplatedOperator):
         from airflow_provider_luma.lineage import task_lineage
 
         return task_lineage([self.source], self.files)
+
+    def _checked_places(
+        self, source: ObjectStoragePath, context: Context
+    ) -> tuple[ObjectStoragePath, dict[str, list[ObjectStoragePath]]]:
+        """Return the folder for the clips, and the files that they must not replace. Hand on where the film goes."""
+        from airflow_provider_luma.transfers import destinations
+
+        folder, kept = destinations.folder_to_write("destination", self.destination, self.log), {"source": [source]}
+        destinations.refuse_inside("source", source, self.work_dir)
+        if self.film_destination is not None:
+            name = "film_destination"
+            film = destinations.film_to_write(name, self.film_destination, self.log, folder=self.work_dir)
+            destinations.refuse_overwriting(name, [film], source=[source])
+            context["ti"].xcom_push(key=FILM_KEY, value=str(self.film_destination))
+            kept[name] = [film]
+        return folder, kept
+
+    def _check_sound(self, file: IO[bytes], plan: SplitPlan, shown: str) -> None:
+        if self.film_destination is not None:
+            from airflow_provider_luma.media.sound import check_sound
+
+            check_sound(file, plan.origin, plan.exact_seconds, shown=shown)
 
     def _announce(self, plan: SplitPlan, shown: str, context: Context) -> None:
         """Tell what the clips will cost, before they cost anything."""
@@ -149,7 +197,7 @@ class VideoJoinOperator(TemplatedOperator):
 
     :param clips: the clips in order, files in any storage that Airflow knows (templated)
     :param source: the film that they were cut from (templated)
-    :param destination: the file to write; it replaces one that is there (templated)
+    :param destination: the file to write, which ends in ``.mp4`` or ``.m4v``; it replaces one that is there (templated)
     :param plan: where the film was cut: the XCom ``luma_split`` of the task that did it. Without it, the film is taken
         to have been cut into pieces of equal length (templated)
     """
@@ -178,7 +226,7 @@ class VideoJoinOperator(TemplatedOperator):
         if is_literal(source):
             check_file_address("source", source, is_film=True)
         if is_literal(destination):
-            check_destination(destination)
+            check_film_destination("destination", destination, relative=True)
 
     def execute(self, context: Context) -> str:
         """Join the clips."""
@@ -200,15 +248,17 @@ class VideoJoinOperator(TemplatedOperator):
         _check_media_extra()
         from airflow_provider_luma.media.join import join
         from airflow_provider_luma.media.progress import FilmProgress
-        from airflow_provider_luma.transfers.outputs import as_path, written
+        from airflow_provider_luma.transfers.destinations import film_to_write, refuse_overwriting
+        from airflow_provider_luma.transfers.outputs import written
         from airflow_provider_luma.transfers.stored_file import StoredFile
 
         try:
-            target = as_path(self.destination)
+            target = film_to_write("destination", self.destination, self.log, relative=True)
             film = StoredFile.find(str(self.source), "source")
             clips = [StoredFile.find(clip, "clips") for clip in _flat(self.clips)]
             if not clips:
                 raise LumaValidationError(None, "clips is empty: there is nothing to join")
+            refuse_overwriting("destination", [target], source=[film.path], clips=[clip.path for clip in clips])
             with film.open() as file, written(target) as output:
                 plan = self._load_plan(file, film, len(clips))
                 progress = FilmProgress("Joined", plan.seconds, self.log)

@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import TaskGroup, XComArg, task
 
 from airflow_provider_luma.compat import literal
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.operators.base import items_of
+from airflow_provider_luma.operators.base import is_literal, items_of
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
-from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
-from airflow_provider_luma.validation import MAX_VIDEO_SECONDS, PROMPT_FILE_EXTENSIONS
+from airflow_provider_luma.operators.video import FILM_KEY, PLAN_KEY, VideoJoinOperator, VideoSplitOperator
+from airflow_provider_luma.task_groups.parameters import given, sorted_by_task
+from airflow_provider_luma.validation import PROMPT_FILE_EXTENSIONS, check_film_destination, check_no_outer_blanks
 
 
 class LongVideoGroup(TaskGroup):
@@ -34,62 +35,101 @@ def modify_long_video(
     prompt: str | Sequence[str] | XComArg,
     destination: str,
     work_dir: str,
-    clip_seconds: float = MAX_VIDEO_SECONDS,
-    luma_conn_id: str = "luma_default",
-    detect_scenes: bool = False,
+    clip_seconds: float | None = None,
+    luma_conn_id: str | None = None,
+    detect_scenes: bool | None = None,
     max_clips: int | None = None,
     **operator_kwargs: Any,
 ) -> LongVideoGroup:
     """
     Modify a film that is longer than Luma takes: cut it, modify each clip, and join them with the film's own sound.
 
-    Each clip is a task and a job of its own. ``modify_long_video(...).output`` is the film's address.
+    Each clip is a task and a job of its own. ``modify_long_video(...).output`` is the film's address. What is not given
+    comes from ``default_args``, of the group or around it, and then from the operators.
 
     :param source: the film, a file in any storage that Airflow knows (templated)
     :param prompt: how to change the film, in English, or the name of a ``.txt`` or ``.md`` file that says so
         (templated); or a list, or a task's output, of one for each clip
-    :param destination: the file to write, in any storage (templated)
+    :param destination: the ``.mp4`` or ``.m4v`` file to write, checked before anything is paid for (templated)
     :param work_dir: a folder for the clips that all workers share, such as ``s3://my_aws@bucket/tmp``. What a run has
         written there is removed at its end, and kept if it fails (templated)
-    :param clip_seconds: seconds that a clip lasts at most
-    :param luma_conn_id: the connection, of type Luma, that holds the API key (templated)
+    :param clip_seconds: seconds that a clip lasts at most; 10 by default
+    :param luma_conn_id: the connection that holds the API key; ``luma_default`` by default (templated)
     :param detect_scenes: move the cuts to changes of scene, where that leaves no clip too long
     :param max_clips: fail, before anything is paid for, if the film makes more clips
-    :param operator_kwargs: parameters of :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`
+    :param operator_kwargs: parameters of operators, each for the tasks that the documentation of long videos names
+    :raises LumaValidationError: a parameter cannot work
     """
+    _check_addresses(destination, work_dir)
     folder = f"{work_dir.rstrip('/')}/{{{{ dag.dag_id }}}}/{{{{ run_id }}}}/{group_id}"
-    cutting: dict[str, Any] = {"clip_seconds": clip_seconds, "detect_scenes": detect_scenes, "max_clips": max_clips}
+    places = {"source": source, "film_destination": destination, "work_dir": folder}
+    cutting = given(clip_seconds=clip_seconds, detect_scenes=detect_scenes, max_clips=max_clips)
     group = LongVideoGroup(group_id=group_id, tooltip="Split, modify, download, join")
-    with group:
-        split = VideoSplitOperator(task_id="split", source=source, destination=f"{folder}/clips", **cutting)
-        modify = _modify(split, prompt, {"luma_conn_id": luma_conn_id, **operator_kwargs})
-        _join(split, modify, folder, destination, luma_conn_id) >> _clean_up(folder)
+    _add_tasks(group, prompt, {**places, **cutting}, given(luma_conn_id=luma_conn_id), operator_kwargs)
     return group
 
 
-def _join(
-    split: VideoSplitOperator, modify: Any, folder: str, destination: str, luma_conn_id: str
-) -> VideoJoinOperator:
-    """Return the task that joins what another has modified, and is fetched first."""
-    download = LumaDownloadOperator.partial(
+def _add_tasks(
+    group: LongVideoGroup,
+    prompt: Any,
+    splitting: Mapping[str, Any],
+    luma: Mapping[str, Any],
+    operator_kwargs: Mapping[str, Any],
+) -> None:
+    parameters = sorted_by_task(operator_kwargs)
+    # Not by the constructor, which copies callbacks.
+    group.default_args.update({**(operator_kwargs.get("default_args") or {}), **parameters["all"]})
+    folder = splitting["work_dir"]
+    with group:
+        split = VideoSplitOperator(task_id="split", destination=f"{folder}/clips", **splitting, **parameters["split"])
+        modify = _modify(split, prompt, {**luma, **parameters["modify"]})
+        _join(split, _download(modify, folder, luma), parameters["join"]) >> _clean_up(folder)
+
+
+def _check_addresses(destination: Any, work_dir: str) -> None:
+    if is_literal(destination):
+        check_film_destination("destination", destination)
+    if is_literal(work_dir):
+        check_no_outer_blanks("work_dir", work_dir)
+
+
+def _download(modify: Any, folder: str, parameters: Mapping[str, Any]) -> Any:
+    """Return the mapped task that fetches what another has modified."""
+    return LumaDownloadOperator.partial(
         task_id="download",
         destination=f"{folder}/modified/clip-{{{{ ti.map_index }}}}.mp4",
-        luma_conn_id=luma_conn_id,
         overwrite=True,  # a clip that is cleared comes back as another video
+        **parameters,
     ).expand(urls=modify.output.map(_first_result))
+
+
+def _join(split: VideoSplitOperator, download: Any, parameters: dict[str, Any]) -> VideoJoinOperator:
+    """Return the task that joins the clips that another has fetched."""
     return VideoJoinOperator(
         task_id="join",
-        clips=download.output,  # type: ignore[arg-type]
+        clips=download.output,
         source=split.source,
-        destination=destination,
+        destination=_as_rendered_by(split),
         plan=split.output[PLAN_KEY],  # type: ignore[index]
+        **parameters,
     )
+
+
+def _as_rendered_by(split: VideoSplitOperator) -> Any:
+    """Return the film's destination as the split has rendered and checked it; rendered again it may be another."""
+    destination = split.film_destination
+    if is_literal(destination) or not isinstance(destination, str):
+        return destination
+    pulled = f"ti.xcom_pull(task_ids={split.task_id!r}, key={FILM_KEY!r})"
+    # Version 1.1.0 pushed nothing, and may have begun this run.
+    return f"{{% if {pulled} %}}{{{{ {pulled} }}}}{{% else %}}{destination}{{% endif %}}"
 
 
 def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) -> Any:
     """Return the mapped task that modifies the clips."""
     if isinstance(prompt, Sequence) and not prompt:
         raise LumaValidationError(None, "prompt is empty: give one, or a list of one for each clip")
+    parameters = {**parameters, "wait_for_completion": True}  # whatever default_args says
     if isinstance(prompt, str):
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
     if isinstance(prompt, Sequence):

@@ -45,7 +45,7 @@ from airflow_provider_luma.transfers.outputs import (
 )
 from airflow_provider_luma.transfers.progress import Transfer, megabytes
 from airflow_provider_luma.transfers.source import FileSource, chunks, content_length, url_path
-from airflow_provider_luma.validation import names_a_file
+from airflow_provider_luma.validation import check_no_outer_blanks, names_a_file
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -113,6 +113,7 @@ class Download:
     ) -> ObjectStoragePath:
         """Fetch one file; see :meth:`airflow_provider_luma.hooks.luma.LumaHook.download`."""
         self._source.checked(url)
+        check_no_outer_blanks("destination", destination)
         path = destination_file(url, destination, name)
         check_target(path)
         # The storage's cached listing of the folder may be older than what others have written there.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.transfers.download import destination_file, safe_name
 from tests.support.file_server import FILM, FileServer, Reply
 from tests.support.storages import BUCKET, Bucket, Disk
@@ -175,6 +176,17 @@ def test_existing_folder_with_the_name_of_the_file_is_an_error(disk: Disk, serve
         with pytest.raises(LumaValidationError, match=r"run\.v2 is a folder"):
             hook.download(url, str(target), overwrite=overwrite)
     assert disk.files() == {"kept.txt": b"kept"}
+
+
+@pytest.mark.parametrize("blank", [" {}", "{} ", "{}\n"])
+def test_blanks_around_a_destination_lead_nowhere_else(
+    blank: str, disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    url, destination = server.serve("/film.mp4", Reply(FILM)), blank.format(disk.destination)
+    with pytest.raises(LumaValidationError, match="destination begins or ends with a blank"):
+        hook.download(url, destination)
+    download = LumaDownloadOperator(task_id="download", urls=url, destination=destination)
+    assert download.execute({}) == [f"{disk.destination}/film.mp4"], "the operator removes them"
 
 
 def test_bucket_may_have_dots_in_its_name(bucket: Bucket, server: FileServer, hook: LumaHook) -> None:

@@ -38,7 +38,12 @@ with DAG(
     dag_id="film",
     schedule=None,
     params={"source": "/nowhere/film.mp4", "folder": "/nowhere"},
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=1)},
+    default_args={
+        "luma_conn_id": "luma_input_film",
+        "poll_interval": 2,
+        "retries": 2,
+        "retry_delay": timedelta(seconds=1),
+    },
 ):
     modify_long_video(
         group_id="film",
@@ -46,6 +51,4 @@ with DAG(
         prompt="Make it a snowy morning",
         destination="{{ params.folder }}/film.mp4",
         work_dir="{{ params.folder }}/work",
-        luma_conn_id="luma_input_film",
-        poll_interval=2,
     )
