@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -91,6 +92,12 @@ class TestAddress:
         with pytest.raises(LumaValidationError, match="my_luma") as caught:
             read(**fields)
         assert "host" in str(caught.value)
+
+    @pytest.mark.parametrize("host", ["luma.example.com:s3cret", "https://luma.example.com:s3cret", "https://[s3cret"])
+    def test_key_pasted_into_the_host_is_not_in_the_traceback(self, host):
+        with pytest.raises(LumaValidationError) as caught:
+            read(host=host)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
     @pytest.mark.parametrize(
         ("host", "is_public"),
@@ -224,6 +231,7 @@ def test_message_about_a_missing_connection_says_how_to_create_it():
     message = missing_connection("my_luma")
     for hint in ("luma_conn_id='my_luma'", "AIRFLOW_CONN_MY_LUMA", "luma://:", "Password"):
         assert hint in message
+    assert "percent-encode" in message  # of a secrets backend's, Airflow does not say that there is one
 
 
 @pytest.mark.parametrize("value", [0.5, 1, 59, 7 * 86_400 + 1, "1", "nan", float("nan"), float("inf"), -5, [], {}])

@@ -65,8 +65,8 @@ class LumaApiHook(LumaHookBase, HttpHook):
         """
         try:
             connection = self.get_connection(self.luma_conn_id)
-        except AirflowNotFoundException as error:
-            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
+        except AirflowNotFoundException:
+            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
         return LumaConnection.of(connection)
 
     def check_connection(self) -> LumaConnection:

@@ -93,8 +93,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             # Also read to its end if the trigger is cancelled: on Airflow 3.1 the answer would be left to whoever asks
             # Airflow next, and from then on no trigger of this triggerer would get its own.
             connection = await asyncio.shield(get_async_connection(self.luma_conn_id))
-        except AirflowNotFoundException as error:
-            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
+        except AirflowNotFoundException:
+            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
         return LumaConnection.of(connection)
 
     async def config(self) -> SessionConfig:
