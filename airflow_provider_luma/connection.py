@@ -261,11 +261,12 @@ def _proxies(value: object, name: str) -> dict[str, str]:
         raise LumaValidationError(
             None, f"{name}: proxies in its extra must be an address, or addresses by scheme such as {{'https': ...}}"
         )
+    bypassed = {"no_proxy": proxies.pop("no_proxy")} if "no_proxy" in (proxies := dict(proxies)) else {}
     proxies = {scheme: proxy if "://" in proxy else f"http://{proxy}" for scheme, proxy in proxies.items()}
     for proxy in proxies.values():
         if not _is_http_address(proxy):
             raise LumaValidationError(None, f"{name}: proxies in its extra must be http(s) addresses")
-    return proxies
+    return proxies | bypassed
 
 
 def _is_http_address(url: str) -> bool:

@@ -159,6 +159,7 @@ class TestExtra:
             ({"proxy": "http://p:1"}, {"proxies": {"all": "http://p:1"}}),
             ({"proxy": "p:1"}, {"proxies": {"all": "http://p:1"}}),
             ({"proxies": None}, {"proxies": {}}),
+            ({"proxies": {"no_proxy": "a,b:1"}}, {"proxies": {"no_proxy": "a,b:1"}}),
             ({"verify": False}, {"verify": False}),
             ({"verify": "false"}, {"verify": False}),
             ({"verify": "True"}, {"verify": True}),

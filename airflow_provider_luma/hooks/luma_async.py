@@ -18,11 +18,10 @@ from airflow_provider_luma import backoff, protocol
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
+from airflow_provider_luma.hooks.options import Certificates, triggerer_certificates, triggerer_proxy_of
 from airflow_provider_luma.hooks.transport import (
     MAX_BODY_SIZE,
     USER_AGENT,
-    proxy_of,
-    ssl_context,
     to_response,
     without_key,
 )
@@ -42,6 +41,7 @@ class _Opened:
     """A connection, and what has been opened for it."""
 
     connection: LumaConnection
+    certificates: Certificates
     session: aiohttp.ClientSession
     proxy: str | None
 
@@ -98,9 +98,16 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return LumaConnection.of(connection)
 
     async def config(self) -> SessionConfig:
-        """Return what the HTTP provider's own ``run`` sends: the API key, and nothing of the connection's extra."""
+        """Return what the HTTP provider's own ``run`` uses: address, API key, proxy and certificates."""
         connection = await self.get_luma_connection()
-        return SessionConfig(base_url=connection.base_url, headers={"Authorization": f"Bearer {connection.api_key}"})
+        return SessionConfig(
+            base_url=connection.base_url,
+            headers={"Authorization": f"Bearer {connection.api_key}"},
+            extra_options={
+                "proxy": triggerer_proxy_of(connection),
+                "ssl": await asyncio.to_thread(triggerer_certificates, connection),
+            },
+        )
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """
@@ -210,11 +217,16 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return self._reading
 
     async def _reopen(self) -> _Opened:
-        """Read the connection, and open it if it has changed; if that fails, the one that was read before is kept."""
+        """
+        Read the connection, and open it if it, or a file of certificates, has changed.
+
+        If that fails, the one that was read before is kept.
+        """
         self._read_at = time.monotonic()
         connection = await self.get_luma_connection()
-        if self._opened is None or self._opened.connection != connection:
-            opened = await self._open(connection)
+        certificates = await asyncio.to_thread(Certificates.of, connection)
+        if self._opened is None or (self._opened.connection, self._opened.certificates) != (connection, certificates):
+            opened = await self._open(connection, certificates)
             self._retire()
             self._opened = opened
         return self._opened
@@ -225,20 +237,20 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             self._retired.append(self._opened.session)
         self._opened = None
 
-    async def _open(self, connection: LumaConnection) -> _Opened:
-        proxy, certificates = proxy_of(connection), await asyncio.to_thread(ssl_context, connection)
+    async def _open(self, connection: LumaConnection, certificates: Certificates) -> _Opened:
+        proxy, context = triggerer_proxy_of(connection), await asyncio.to_thread(triggerer_certificates, connection)
         # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
         session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {connection.api_key}", "User-Agent": USER_AGENT},
             timeout=aiohttp.ClientTimeout(total=connection.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
             connector=aiohttp.TCPConnector(
-                ssl=certificates,
+                ssl=context,
                 # The rate limiter bounds requests. One that waited here for a socket would use up its own timeout.
                 limit=max(MAX_UNANSWERED, math.ceil(connection.requests_per_second)),
             ),
         )
-        return _Opened(connection, session, proxy)
+        return _Opened(connection, certificates, session, proxy)
 
 
 def _reason_of(error: Exception, connection: LumaConnection) -> str:

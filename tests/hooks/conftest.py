@@ -37,7 +37,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Each is there as ``.crt`` (certificate), ``.key`` (private key) and ``.pem`` (both).
     """
-    folder = tmp_path_factory.mktemp("certificates")
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def make_certificates(folder: Path) -> Path:
+    """Write the certificates of a new authority, and of a server and a client, into a folder; return that."""
 
     def _make(name: str, issuer: tuple[Any, Any] | None) -> tuple[Any, Any]:
         key = ec.generate_private_key(ec.SECP256R1())
