@@ -21,9 +21,8 @@ from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.polling.state import PollState
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
-from tests.hooks.conftest import make_certificates
 from tests.support.operator_fixtures import VALID_PARAMETERS, modify, new_context
-from tests.support.tls import server_context
+from tests.support.tls import make_certificates, server_context
 from tests.support.tunnel_proxy import tunnel_proxy
 
 __all__ = ["modify"]
