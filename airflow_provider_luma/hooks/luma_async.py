@@ -32,6 +32,9 @@ from airflow_provider_luma.protocol import LumaTask
 #: Seconds after which the connection is read again.
 CONNECTION_TTL = 60.0
 
+#: Seconds for which a status check waits for the connection to be read: a job's deadline counts all the same.
+READING_TIMEOUT = 30.0
+
 #: Bytes of an answer above which it is read in a thread: all triggers share the event loop.
 LONG_BODY = 16 * 1024
 
@@ -139,7 +142,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
                 current = await self._read_again()
             except Exception as unreadable:
                 return self.on_unreadable(state, unreadable)
-            if current.connection != opened.connection:
+            if current.connection != opened.connection and not state.is_replacement_refused:
+                state.is_replacement_refused = True
                 return PollAgain(0.0)
             result = error
         except POLL_ERRORS as error:
@@ -206,8 +210,15 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return opened
 
     async def _read(self) -> _Opened:
-        # Shielded, since other triggers may wait for it as well.
-        return await asyncio.shield(self._start_reading())
+        timeout = asyncio.timeout(READING_TIMEOUT)
+        try:
+            async with timeout:
+                # Shielded, since other triggers may wait for it as well.
+                return await asyncio.shield(self._start_reading())
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise TimeoutError(f"not within {READING_TIMEOUT:g} s") from None
 
     def _start_reading(self) -> asyncio.Task[_Opened]:
         if self._reading is None or self._reading.done():
