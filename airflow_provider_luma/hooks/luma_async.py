@@ -218,7 +218,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise TimeoutError(f"not within {READING_TIMEOUT:g} s") from None
+            raise TimeoutError(f"no answer after {READING_TIMEOUT:g} s") from None
 
     def _start_reading(self) -> asyncio.Task[_Opened]:
         if self._reading is None or self._reading.done():

@@ -105,7 +105,7 @@ class Certificates:
     """
     The certificates that a connection uses; two that are equal need not be read again.
 
-    :param verify: a file or a folder of certificates of authorities; True for those that requests brings along; False
+    :param verify: a file or a folder of certificates of authorities; True for those bundled with requests; False
         to check none
     :param cert: a client certificate: one file, or certificate and key
     :param files: the files that were chosen, each with what changes when it is replaced

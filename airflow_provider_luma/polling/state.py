@@ -117,7 +117,7 @@ class PollState:
         self.created_at = created_at
         #: Whether a status check has shown the job.
         self.is_known = False
-        #: Whether the connection was replaced after a refusal, and the new one has not been accepted (yet).
+        #: Whether the connection was read anew after a refusal, and no status check has succeeded since.
         self.is_replacement_refused = False
         self._status_text = "has not been checked yet"
         self._log_level = logging.INFO

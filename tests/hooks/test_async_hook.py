@@ -223,7 +223,7 @@ class TestAirflowConnection:
         monkeypatch.setattr(luma_async, "get_async_connection", lambda _: asyncio.Event().wait())
         async with asyncio.timeout(20), LumaAsyncHook() as hook:
             outcome = await hook.poll(new_state())
-            assert "could not be read: not within 0.01 s" in outcome.error.msg
+            assert "could not be read: no answer after 0.01 s" in outcome.error.msg
             overdue = await hook.poll(PollState("abc", poll_interval=1, end_time=time.time() - 1))
         assert isinstance(overdue, Failed)
         assert isinstance(overdue.reason, LumaTimeoutError)
