@@ -62,7 +62,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
     def __init__(self, luma_conn_id: str = LumaHookBase.default_conn_name) -> None:
         super().__init__(luma_conn_id)
         self._opened: _Opened | None = None
-        self._retired: list[aiohttp.ClientSession] = []
+        #: Sessions that were replaced, and when the last request over each has ended.
+        self._retired: list[tuple[aiohttp.ClientSession, float]] = []
         self._reading: asyncio.Task[_Opened] | None = None
         #: When the last reading of the connection began.
         self._read_at = -math.inf
@@ -81,8 +82,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             self._reading.cancel()
             self._reading = None
         self._retire()
-        while self._retired:
-            await self._retired.pop().close()
+        await self._close_retired(math.inf)
 
     async def get_luma_connection(self) -> LumaConnection:
         """
@@ -240,13 +240,22 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             opened = await self._open(connection, certificates)
             self._retire()
             self._opened = opened
+            await self._close_retired(time.monotonic())
+            return opened
         return self._opened
 
     def _retire(self) -> None:
         """Use the session for no new call; other status checks may still be waiting for their answers on it."""
         if self._opened is not None:
-            self._retired.append(self._opened.session)
+            self._retired.append((self._opened.session, time.monotonic() + self._opened.connection.timeout))
         self._opened = None
+
+    async def _close_retired(self, now: float) -> None:
+        """Close the sessions that no request uses any more: in a triggerer that runs for weeks there may be many."""
+        unused = [session for session, unused_at in self._retired if unused_at <= now]
+        for session in unused:
+            await session.close()
+        self._retired = [retired for retired in self._retired if retired[0] not in unused]
 
     async def _open(self, connection: LumaConnection, certificates: Certificates) -> _Opened:
         proxy, context = triggerer_proxy_of(connection), await asyncio.to_thread(triggerer_certificates, connection)

@@ -274,6 +274,17 @@ class TestAirflowConnection:
             state.end_time = time.time() - 1
             assert isinstance(await hook.poll(state), Failed)
 
+    async def test_sessions_of_replaced_connections_are_closed_once_unused(self, luma, set_connection):
+        async with LumaAsyncHook() as hook:
+            sessions = []
+            for number in range(6):
+                set_connection(luma.base_url, timeout=0.001 if number < 4 else 60, requests_per_second=number + 1)
+                opened = await hook._read_again()
+                sessions.append(opened.session)
+                await asyncio.sleep(0.002)
+            assert [session.closed for session in sessions] == [True] * 4 + [False] * 2
+        assert all(session.closed for session in sessions)
+
     async def test_missing_connection_is_waited_for_until_it_is_created(self, luma, set_connection):
         state = new_state()
         async with LumaAsyncHook() as hook:
