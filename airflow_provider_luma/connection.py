@@ -37,6 +37,12 @@ DEFAULT_SIGNATURE_EXPIRY = 6 * 3600.0
 #: Shorter ones expire before the service looks; longer ones S3 and Google sign, and then refuse.
 SHORTEST_SIGNATURE, LONGEST_SIGNATURE = 60.0, 7 * 86_400.0
 
+#: What to do where a connection is given as a URI, in the environment or by a secrets backend, and its key is lost.
+URI_REMEDY = (
+    "In a URI, percent-encode special characters of the API key (/ as %2F, # as %23, ? as %3F, @ as %40, % as %25), or "
+    'use the JSON form: {"conn_type": "luma", "password": "API-KEY"}'
+)
+
 
 @dataclass(frozen=True)
 class LumaConnection:
@@ -117,10 +123,18 @@ class LumaConnection:
 
 
 def missing_connection(conn_id: str) -> str:
-    """Return what to tell a user whose connection does not exist."""
+    """
+    Return what to tell a user whose connection Airflow does not find.
+
+    Airflow says so, too, of one that it cannot read. What it holds is not quoted: it may be parts of the key.
+    """
+    variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+    if os.environ.get(variable):
+        return f"luma_conn_id={conn_id!r}: Airflow cannot read the connection in {variable}. {URI_REMEDY}"
     return (
         f"luma_conn_id={conn_id!r}: there is no such connection. Create one of type Luma in Airflow (Admin > "
-        f"Connections) with your API key, or set AIRFLOW_CONN_{conn_id.upper()}='luma://:API-KEY@'"
+        f"Connections) with your API key, or set {variable}='luma://:API-KEY@'. If there is one, "
+        f"Airflow cannot read it. {URI_REMEDY}"
     )
 
 
@@ -133,6 +147,9 @@ def _extra(connection: Connection, name: str) -> dict[str, Any]:
     if not isinstance(extra, dict):
         # The text is not quoted: it may hold secrets.
         raise LumaValidationError(None, f"{name}: its extra is not a JSON object; correct or empty it")
+    # Behind a delimiter that is not percent-encoded, Airflow takes the rest of a URI's key for the schema or the extra.
+    if "@" in (connection.schema or "") or any("@" in option for option in extra):
+        raise LumaAuthError(None, f"{name}: the API key in its URI is not percent-encoded. {URI_REMEDY}")
     # A field left empty in the form is there as null, or as an empty string.
     return {option: value for option, value in extra.items() if value not in (None, "")}
 
@@ -147,8 +164,8 @@ def _base_url(connection: Connection, name: str) -> str:
     try:
         parts = urlsplit(url)
         hostname, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise LumaValidationError(None, what_it_is) from error
+    except ValueError:  # its text quotes a part of the host
+        raise LumaValidationError(None, what_it_is) from None
     has_more = "@" in parts.netloc or parts.query or parts.fragment or re.search(r"[\s\\]", url)
     if parts.scheme not in ("http", "https") or not hostname or has_more:
         raise LumaValidationError(None, f"{what_it_is}, without a user, a query, or blanks")
@@ -224,7 +241,7 @@ def _optional_number(value: object, option: str, name: str) -> float | None:
 def _api_key(connection: Connection, name: str) -> str:
     key = (connection.password or "").strip()
     if not key:
-        raise LumaAuthError(None, f"{name} has no API key")
+        raise LumaAuthError(None, f"{name} has no API key. {URI_REMEDY}")
     if not (key.isascii() and key.isprintable()) or " " in key:
         # HTTP clients refuse such a header with a message that quotes it, the key included.
         raise LumaAuthError(None, f"{name}: its API key holds characters that no key has, such as a line break")
@@ -244,11 +261,12 @@ def _proxies(value: object, name: str) -> dict[str, str]:
         raise LumaValidationError(
             None, f"{name}: proxies in its extra must be an address, or addresses by scheme such as {{'https': ...}}"
         )
+    bypassed = {"no_proxy": proxies.pop("no_proxy")} if "no_proxy" in (proxies := dict(proxies)) else {}
     proxies = {scheme: proxy if "://" in proxy else f"http://{proxy}" for scheme, proxy in proxies.items()}
     for proxy in proxies.values():
         if not _is_http_address(proxy):
             raise LumaValidationError(None, f"{name}: proxies in its extra must be http(s) addresses")
-    return proxies
+    return proxies | bypassed
 
 
 def _is_http_address(url: str) -> bool:

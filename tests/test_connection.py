@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -92,6 +93,12 @@ class TestAddress:
             read(**fields)
         assert "host" in str(caught.value)
 
+    @pytest.mark.parametrize("host", ["luma.example.com:s3cret", "https://luma.example.com:s3cret", "https://[s3cret"])
+    def test_key_pasted_into_the_host_is_not_in_the_traceback(self, host):
+        with pytest.raises(LumaValidationError) as caught:
+            read(host=host)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
     @pytest.mark.parametrize(
         ("host", "is_public"),
         [
@@ -152,6 +159,7 @@ class TestExtra:
             ({"proxy": "http://p:1"}, {"proxies": {"all": "http://p:1"}}),
             ({"proxy": "p:1"}, {"proxies": {"all": "http://p:1"}}),
             ({"proxies": None}, {"proxies": {}}),
+            ({"proxies": {"no_proxy": "a,b:1"}}, {"proxies": {"no_proxy": "a,b:1"}}),
             ({"verify": False}, {"verify": False}),
             ({"verify": "false"}, {"verify": False}),
             ({"verify": "True"}, {"verify": True}),
@@ -224,6 +232,7 @@ def test_message_about_a_missing_connection_says_how_to_create_it():
     message = missing_connection("my_luma")
     for hint in ("luma_conn_id='my_luma'", "AIRFLOW_CONN_MY_LUMA", "luma://:", "API key"):
         assert hint in message
+    assert "percent-encode" in message  # of a secrets backend's, Airflow does not say that there is one
 
 
 @pytest.mark.parametrize("value", [0.5, 1, 59, 7 * 86_400 + 1, "1", "nan", float("nan"), float("inf"), -5, [], {}])

@@ -21,7 +21,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import null, select
 
 from airflow_provider_luma.compat import AirflowNotFoundException
-from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.connection import URI_REMEDY, LumaConnection
 from airflow_provider_luma.exceptions import LumaError
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,11 @@ def _warn_of_missing(conn_id: str) -> None:
     team_column: Any = getattr(Connection, "team_name", null())
     with create_session() as session:
         row = session.execute(select(Connection.id, team_column).where(Connection.conn_id == conn_id)).first()
-    if row is None:
+    variable = f"{_ENVIRONMENT_PREFIX}{conn_id.upper()}"
+    if row is None and os.environ.get(variable):
+        problem = f"the API server cannot read it from {variable}. {URI_REMEDY}"
+        warn(conn_id, "Callbacks for connection %r are refused: %s", conn_id, problem)
+    elif row is None:
         warn(
             "missing connections",
             "Callbacks for connections that the API server cannot find are refused, such as %r. If there is one of "

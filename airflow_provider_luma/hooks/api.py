@@ -21,12 +21,12 @@ from airflow_provider_luma.compat import AirflowNotFoundException
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import LumaHookBase
+from airflow_provider_luma.hooks.options import check_options, triggerer_proxy_of
 from airflow_provider_luma.hooks.transport import (
     api_session,
     check_before_send,
     read_body,
     reason_of,
-    ssl_context,
     to_response,
 )
 from airflow_provider_luma.protocol_files import UPLOAD_PATH
@@ -65,15 +65,23 @@ class LumaApiHook(LumaHookBase, HttpHook):
         """
         try:
             connection = self.get_connection(self.luma_conn_id)
-        except AirflowNotFoundException as error:
-            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
+        except AirflowNotFoundException:
+            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
         return LumaConnection.of(connection)
 
     def check_connection(self) -> LumaConnection:
         """Read the connection, as :meth:`get_luma_connection` does, and the files that it names."""
         connection = self.get_luma_connection()
-        ssl_context(connection)
+        check_options(connection)
         return connection
+
+    def check_wait_in_triggerer(self) -> None:
+        """
+        Refuse what works here, and does not in the triggerer, before a job is paid for that is waited for there.
+
+        :raises LumaValidationError: names the remedy
+        """
+        triggerer_proxy_of(self.luma_connection)
 
     def get_conn(
         self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None

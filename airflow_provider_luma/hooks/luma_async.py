@@ -18,11 +18,10 @@ from airflow_provider_luma.compat import AirflowNotFoundException, get_async_con
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
+from airflow_provider_luma.hooks.options import Certificates, triggerer_certificates, triggerer_proxy_of
 from airflow_provider_luma.hooks.transport import (
     MAX_BODY_SIZE,
     USER_AGENT,
-    proxy_of,
-    ssl_context,
     to_response,
     without_key,
 )
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
 #: Seconds after which the connection is read again.
 CONNECTION_TTL = 60.0
 
+#: Seconds for which a status check waits for the connection to be read: a job's deadline counts all the same.
+READING_TIMEOUT = 30.0
+
 #: Bytes of an answer above which it is read in a thread: all triggers share the event loop.
 LONG_BODY = 16 * 1024
 
@@ -45,6 +47,7 @@ class _Opened:
     """A connection, and what has been opened for it."""
 
     connection: LumaConnection
+    certificates: Certificates
     session: aiohttp.ClientSession
     proxy: str | None
 
@@ -62,7 +65,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
     def __init__(self, luma_conn_id: str = LumaHookBase.default_conn_name) -> None:
         super().__init__(luma_conn_id)
         self._opened: _Opened | None = None
-        self._retired: list[aiohttp.ClientSession] = []
+        #: Sessions that were replaced, and when the last request over each has ended.
+        self._retired: list[tuple[aiohttp.ClientSession, float]] = []
         self._reading: asyncio.Task[_Opened] | None = None
         #: When the last reading of the connection began.
         self._read_at = -math.inf
@@ -81,8 +85,7 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             self._reading.cancel()
             self._reading = None
         self._retire()
-        while self._retired:
-            await self._retired.pop().close()
+        await self._close_retired(math.inf)
 
     async def get_luma_connection(self) -> LumaConnection:
         """
@@ -96,16 +99,20 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
             # Also read to its end if the trigger is cancelled: on Airflow 3.1 the answer would be left to whoever asks
             # Airflow next, and from then on no trigger of this triggerer would get its own.
             connection = await asyncio.shield(get_async_connection(self.luma_conn_id))
-        except AirflowNotFoundException as error:
-            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from error
+        except AirflowNotFoundException:
+            raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
         return LumaConnection.of(connection)
 
     async def config(self) -> SessionConfig:
-        """Return what the HTTP provider's own ``session`` sends: the API key, and nothing of the connection's extra."""
+        """Return what the HTTP provider's own ``session`` uses: address, API key, proxy and certificates."""
         from airflow.providers.http.hooks.http import SessionConfig  # from 6.0.1 on, as is what calls this
 
         connection = await self.get_luma_connection()
-        return SessionConfig(base_url=connection.base_url, headers=_authorization(connection))
+        return SessionConfig(
+            base_url=connection.base_url,
+            headers=_authorization(connection),
+            extra_options=await _transport_options(connection),
+        )
 
     async def run(
         self,
@@ -129,7 +136,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         hook = HttpAsyncHook(self.method, "", retry_limit=self.retry_limit, retry_delay=self.retry_delay)
         hook.base_url = connection.base_url
         headers = {**_authorization(connection), **(headers or {})}
-        return await hook.run(session, endpoint, data, json, headers, extra_options)
+        options = {**await _transport_options(connection), **(extra_options or {})}
+        return await hook.run(session, endpoint, data, json, headers, options)
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """
@@ -161,7 +169,8 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
                 current = await self._read_again()
             except Exception as unreadable:
                 return self.on_unreadable(state, unreadable)
-            if current.connection != opened.connection:
+            if current.connection != opened.connection and not state.is_replacement_refused:
+                state.is_replacement_refused = True
                 return PollAgain(0.0)
             result = error
         except POLL_ERRORS as error:
@@ -228,8 +237,15 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return opened
 
     async def _read(self) -> _Opened:
-        # Shielded, since other triggers may wait for it as well.
-        return await asyncio.shield(self._start_reading())
+        timeout = asyncio.timeout(READING_TIMEOUT)
+        try:
+            async with timeout:
+                # Shielded, since other triggers may wait for it as well.
+                return await asyncio.shield(self._start_reading())
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise TimeoutError(f"no answer after {READING_TIMEOUT:g} s") from None
 
     def _start_reading(self) -> asyncio.Task[_Opened]:
         if self._reading is None or self._reading.done():
@@ -239,39 +255,61 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return self._reading
 
     async def _reopen(self) -> _Opened:
-        """Read the connection, and open it if it has changed; if that fails, the one that was read before is kept."""
+        """
+        Read the connection, and open it if it, or a file of certificates, has changed.
+
+        If that fails, the one that was read before is kept.
+        """
         self._read_at = time.monotonic()
         connection = await self.get_luma_connection()
-        if self._opened is None or self._opened.connection != connection:
-            opened = await self._open(connection)
+        certificates = await asyncio.to_thread(Certificates.of, connection)
+        if self._opened is None or (self._opened.connection, self._opened.certificates) != (connection, certificates):
+            opened = await self._open(connection, certificates)
             self._retire()
             self._opened = opened
+            await self._close_retired(time.monotonic())
+            return opened
         return self._opened
 
     def _retire(self) -> None:
         """Use the session for no new call; other status checks may still be waiting for their answers on it."""
         if self._opened is not None:
-            self._retired.append(self._opened.session)
+            self._retired.append((self._opened.session, time.monotonic() + self._opened.connection.timeout))
         self._opened = None
 
-    async def _open(self, connection: LumaConnection) -> _Opened:
-        proxy, certificates = proxy_of(connection), await asyncio.to_thread(ssl_context, connection)
+    async def _close_retired(self, now: float) -> None:
+        """Close the sessions that no request uses any more: in a triggerer that runs for weeks there may be many."""
+        unused = [session for session, unused_at in self._retired if unused_at <= now]
+        for session in unused:
+            await session.close()
+        self._retired = [retired for retired in self._retired if retired[0] not in unused]
+
+    async def _open(self, connection: LumaConnection, certificates: Certificates) -> _Opened:
+        proxy, context = triggerer_proxy_of(connection), await asyncio.to_thread(triggerer_certificates, connection)
         # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
         session = aiohttp.ClientSession(
             headers={**_authorization(connection), "User-Agent": USER_AGENT},
             timeout=aiohttp.ClientTimeout(total=connection.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
             connector=aiohttp.TCPConnector(
-                ssl=certificates,
+                ssl=context,
                 # The rate limiter bounds requests. One that waited here for a socket would use up its own timeout.
                 limit=max(MAX_UNANSWERED, math.ceil(connection.requests_per_second)),
             ),
         )
-        return _Opened(connection, session, proxy)
+        return _Opened(connection, certificates, session, proxy)
 
 
 def _authorization(connection: LumaConnection) -> dict[str, str]:
     return {"Authorization": f"Bearer {connection.api_key}"}
+
+
+async def _transport_options(connection: LumaConnection) -> dict[str, Any]:
+    """Return aiohttp's arguments for the connection's proxy and certificates."""
+    return {
+        "proxy": triggerer_proxy_of(connection),
+        "ssl": await asyncio.to_thread(triggerer_certificates, connection),
+    }
 
 
 def _reason_of(error: Exception, connection: LumaConnection) -> str:

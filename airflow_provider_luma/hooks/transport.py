@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-HTTP transport: a Luma connection's options for requests and aiohttp, and what their errors mean.
+HTTP transport: the sessions of workers, and what the answers and errors of requests and aiohttp mean.
 
 requests serves the workers, aiohttp the triggerer. Both are given exactly what
-:class:`~airflow_provider_luma.connection.LumaConnection` lists, and treat it alike.
+:class:`~airflow_provider_luma.connection.LumaConnection` lists; see :mod:`~airflow_provider_luma.hooks.options`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from __future__ import annotations
 import io
 import math
 import re
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from http.client import BadStatusLine, HTTPResponse, LineTooLong, RemoteDisconnected, UnknownProtocol
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -27,7 +25,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from airflow_provider_luma.connection import LumaConnection
-from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.hooks.options import Session, check_options, configure
 from airflow_provider_luma.protocol import Response
 
 T = TypeVar("T")
@@ -59,22 +57,8 @@ _UNREADABLE = (
     urllib3.exceptions.InvalidChunkLength,
 )
 
-#: Address of a proxy: user and password, host, port, path. A password that is not percent-encoded makes it none.
-_PROXY = re.compile(
-    r"[a-z0-9+.-]+://([^\s/?#\\\[\]]*@)?(\[[0-9a-f:.]+\]|[^\s/?#\\@:\[\]]+)(:\d{1,5})?(/[^\s@]*)?", re.IGNORECASE
-)
 
-
-class _Session(requests.Session):
-    """A session whose own proxies and certificates take precedence over the environment's."""
-
-    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        return super().merge_environment_settings(
-            url, {**self.proxies, **(proxies or {})}, stream, self.verify if verify is None else verify, cert
-        )
-
-
-class _ApiSession(_Session):
+class _ApiSession(Session):
     """
     A session that does not look at a redirect which it is not to follow.
 
@@ -195,7 +179,7 @@ def requests_session(connection: LumaConnection) -> requests.Session:
 
     :raises LumaValidationError: its certificates cannot be read on this machine
     """
-    return _with_options(_Session(), connection)
+    return _with_options(Session(), connection)
 
 
 def api_session(connection: LumaConnection) -> requests.Session:
@@ -212,71 +196,10 @@ def api_session(connection: LumaConnection) -> requests.Session:
 
 
 def _with_options(session: requests.Session, connection: LumaConnection) -> requests.Session:
-    ssl_context(connection)
-    proxy_of(connection)
+    check_options(connection)
+    configure(session, connection)
     session.headers["User-Agent"] = USER_AGENT
-    session.proxies = dict(connection.proxies)
-    session.verify = connection.verify
-    session.trust_env = connection.trust_env
-    session.max_redirects = connection.max_redirects
     return session
-
-
-def ssl_context(connection: LumaConnection) -> ssl.SSLContext | bool:
-    """
-    Return the connection's certificates as aiohttp wants them. Reads files.
-
-    :raises LumaValidationError: they cannot be read on this machine
-    """
-    try:
-        return _load_certificates(connection)
-    except OSError as error:
-        files = [connection.verify, connection.cert] if connection.cert else [connection.verify]
-        raise LumaValidationError(
-            None, f"verify or cert in the connection's extra cannot be read on this machine: {files} ({error})"
-        ) from error
-
-
-def _load_certificates(connection: LumaConnection) -> ssl.SSLContext | bool:
-    if connection.verify is False and connection.cert is None:
-        return False
-    bundle = Path(connection.verify) if isinstance(connection.verify, str) else None
-    if bundle is None and connection.cert is None:
-        return True
-    if bundle is not None and not bundle.exists():
-        raise FileNotFoundError(f"there is no {bundle}")
-    context = ssl.create_default_context(
-        cafile=bundle if bundle and bundle.is_file() else None,
-        capath=bundle if bundle and bundle.is_dir() else None,
-    )
-    if connection.verify is False:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if connection.cert is not None:
-        files = (connection.cert,) if isinstance(connection.cert, str) else connection.cert
-        context.load_cert_chain(*files)
-    return context
-
-
-def proxy_of(connection: LumaConnection) -> str | None:
-    """
-    Return the proxy on the way to the service, chosen as requests does.
-
-    :raises LumaValidationError: it is no address; HTTP clients would quote it in their errors, password included
-    """
-    url = connection.base_url
-    environment = requests.utils.get_environ_proxies(url) if connection.trust_env else {}
-    proxy: str | None = requests.utils.select_proxy(url, {**environment, **connection.proxies})
-    if proxy is None:
-        return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    if not _PROXY.fullmatch(proxy):
-        raise LumaValidationError(
-            None,
-            "the proxy in the environment, or in the connection's extra, is no address: percent-encode the special "
-            "characters of its password",
-        )
-    return proxy
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:

@@ -80,6 +80,9 @@ class Boxes:
         """
         if self.next is None or not self._types:
             return Extent.UNKNOWN
-        if self.next != self._fed or not {b"moov", b"mdat"} <= set(self._types):
+        has_all = {b"moov", b"mdat"} <= set(self._types)
+        if has_all and self.next < self._fed:
+            return Extent.UNKNOWN  # a few bytes are left: too few for a box, or not all of its header
+        if self.next != self._fed or not has_all:
             return Extent.CUT_OFF
         return Extent.UNKNOWN if b"moof" in self._types and self._types[-1] != b"mfra" else Extent.WHOLE

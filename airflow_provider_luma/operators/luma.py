@@ -150,7 +150,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         deferral = DeferralState.read(state, event)
         named = event["callback"]["luma_task_id"] if "callback" in event else None
         with self.delivered_failure(context):
-            step = self._submitter(context).recover(deferral, named, needs_result=self.wait_for_completion)
+            step = self._submitter(context).recover(deferral, named)
             return self._take(step, context)
 
     def execute_complete(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
@@ -247,6 +247,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             max_tries=context["ti"].max_tries,
             clear_number=getattr(context.get("dag_run"), "clear_number", None),
             can_defer=self.deferrable,
+            needs_result=self.wait_for_completion,
             resubmit_on_unknown=self.resubmit_on_unknown,
             resubmit_on_failure=self.resubmit_on_failure,
             timeout=self.timeout,

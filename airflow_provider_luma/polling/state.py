@@ -117,6 +117,8 @@ class PollState:
         self.created_at = created_at
         #: Whether a status check has shown the job.
         self.is_known = False
+        #: Whether the connection was read anew after a refusal, and no status check has succeeded since.
+        self.is_replacement_refused = False
         self._status_text = "has not been checked yet"
         self._log_level = logging.INFO
         self._failures = 0
@@ -133,7 +135,7 @@ class PollState:
         :param now: seconds since the epoch
         :param expects_callback: whether Luma resumes this wait by a callback when the job ends
         """
-        self.is_known = True
+        self.is_known, self.is_replacement_refused = True, False
         self._failures, self._not_found_since = 0, None
         self.created_at = task.created_at.timestamp() if task.created_at else self.created_at or now
         self._status_text, self._log_level = f"is {task.status.name}", logging.INFO

@@ -82,6 +82,8 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
             try:
                 check_luma_task_id(self.luma_task_id)
                 self.hook.check_connection()  # an error in it is better raised now than waited out
+                if self.deferrable:
+                    self.hook.check_wait_in_triggerer()
             except LumaError as error:
                 raise self._ending(error) from error
             LumaResultLink().push(self, context)

@@ -68,6 +68,7 @@ class Submitter:
     :param max_tries: the task's ``max_tries``, which tells a Clear from a retry
     :param clear_number: how often the DAG run was cleared, which tells that too
     :param can_defer: whether the task may wait in the triggerer
+    :param needs_result: whether it waits for the video at all
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted
     :param resubmit_on_failure: submit again when the job of an earlier try has failed at Luma
     :param timeout: seconds to wait for the video, and before that for Luma to accept the job
@@ -84,6 +85,7 @@ class Submitter:
     max_tries: int
     clear_number: int | None
     can_defer: bool
+    needs_result: bool
     resubmit_on_unknown: bool
     resubmit_on_failure: bool
     timeout: float
@@ -155,13 +157,12 @@ class Submitter:
             return told
         return self._reported(LumaSubmissionUnknownError(None, decision.reason), record.reference)
 
-    def recover(self, deferral: DeferralState, luma_task_id: str | None, *, needs_result: bool) -> NextStep:
+    def recover(self, deferral: DeferralState, luma_task_id: str | None) -> NextStep:
         """
         Find out what has become of a submission whose answer was lost.
 
         :param deferral: the state of the deferral in which the task has waited for the callback
         :param luma_task_id: the job that a callback has named, if one has come
-        :param needs_result: whether to ask for the job's result, too
         :raises AirflowFailException: it stays unknown
         """
         reference = deferral.reference
@@ -180,7 +181,7 @@ class Submitter:
             return self._await_callback(reference, deferral, named if is_ours is None else None)
         self._take_over(reference, named)
         job: LumaTask | None = None
-        if needs_result:
+        if self.needs_result:
             with suppress(*TRANSIENT, LumaAuthError):  # the wait for the job polls it again
                 job = self.client.check(named)
         return self._wait_for(named, deferral, reference, time.time(), job)
@@ -306,9 +307,7 @@ class Submitter:
     ) -> NextStep:
         attempt = None
         try:
-            if deferral.first_attempt_at is None:
-                video.check_public()
-            self._check_credits()
+            self._check_before_paying(video, deferral)
             request, deferral = self._publish(request, video, deferral)
             request, intent = self._with_callback(request, intent)
             attempt = SubmissionAttempt(
@@ -347,8 +346,12 @@ class Submitter:
             metrics.credits_left(self.client.luma_conn_id, remaining)
             self.log.info("The Luma account has %g credits left", remaining)
 
-    def _check_credits(self) -> None:
-        """Submit nothing where the account holds less than the connection wants to keep."""
+    def _check_before_paying(self, video: InputVideo, deferral: DeferralState) -> None:
+        """Submit nothing whose end the triggerer could not see, no unusable video, and nothing from the reserve."""
+        if self.can_defer and self.needs_result:
+            self.client.check_wait_in_triggerer()
+        if deferral.first_attempt_at is None:
+            video.check_public()
         reserve = self.client.luma_connection.min_credits
         if reserve is None:
             return

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import TaskGroup, XComArg, task
 
 from airflow_provider_luma.compat import literal
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.operators.base import is_literal, items_of
+from airflow_provider_luma.operators.base import LiteralValue, is_literal, items_of
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import FILM_KEY, PLAN_KEY, VideoJoinOperator, VideoSplitOperator
@@ -61,10 +61,11 @@ def modify_long_video(
     :raises LumaValidationError: a parameter cannot work
     """
     _check_addresses(destination, work_dir)
-    folder = f"{work_dir.rstrip('/')}/{{{{ dag.dag_id }}}}/{{{{ run_id }}}}/{group_id}"
+    group = LongVideoGroup(group_id=group_id, tooltip="Split, modify, download, join")
+    # The group's own id names the groups around it: another of them may hold a film of the same name.
+    folder = f"{work_dir.rstrip('/')}/{{{{ dag.dag_id }}}}/{{{{ run_id }}}}/{group.group_id}"
     places = {"source": source, "film_destination": destination, "work_dir": folder}
     cutting = given(clip_seconds=clip_seconds, detect_scenes=detect_scenes, max_clips=max_clips)
-    group = LongVideoGroup(group_id=group_id, tooltip="Split, modify, download, join")
     _add_tasks(group, prompt, {**places, **cutting}, given(luma_conn_id=luma_conn_id), operator_kwargs)
     return group
 
@@ -130,7 +131,7 @@ def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) 
     if isinstance(prompt, Sequence) and not prompt:
         raise LumaValidationError(None, "prompt is empty: give one, or a list of one for each clip")
     parameters = {**parameters, "wait_for_completion": True}  # whatever default_args says
-    if isinstance(prompt, str):
+    if isinstance(prompt, (str, LiteralValue)):
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
     if isinstance(prompt, Sequence):
         prompt = [_included(one) for one in prompt]
@@ -147,11 +148,18 @@ def _included(prompt: Any) -> Any:
 @task(task_id="prompts")
 def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]:
     """Give each clip its prompt, with the templates in the DAG author's own prompts rendered."""
+    from airflow_provider_luma.validation import check_prompt
+
+    # A text, or a dict, of as many characters, or keys, as there are clips would be paid for.
+    if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
+        raise LumaValidationError(None, f"prompt is {prompts!r}: give a list, or a task's output, of one for each clip")
     clips, prompts = items_of(clips), items_of(prompts)
     if len(clips) != len(prompts):
         raise LumaValidationError(
             None, f"prompt holds {len(prompts)} prompts, and the film makes {len(clips)} clips: give one for each clip"
         )
+    for prompt in prompts:
+        check_prompt(prompt)
     return [{"video_url": clip, "prompt": prompt} for clip, prompt in zip(clips, prompts, strict=True)]
 
 

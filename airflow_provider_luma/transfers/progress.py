@@ -96,7 +96,8 @@ class Transfer:
     def ends_with(self, response: requests.Response) -> bool:
         """Tell whether an answer says that nothing follows the bytes that came without a length."""
         length = response.headers.get("Content-Range", "").strip()
-        if self.total is None and response.status_code == 416 and length == f"bytes */{self.done}":
+        is_same = strong_validator(response) in (None, self.version)
+        if self.total is None and response.status_code == 416 and is_same and length == f"bytes */{self.done}":
             self.total = self.done
             return True
         return False

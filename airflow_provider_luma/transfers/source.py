@@ -79,8 +79,8 @@ class FileSource:
             prepared = requests.Request("GET", url).prepare().url or ""
             parts = urlsplit(prepared)
             host = parts.hostname
-        except ValueError as error:
-            raise LumaValidationError(None, f"urls: {without_secrets(url)!r} is no valid address") from error
+        except ValueError:  # its text may quote the whole address
+            raise LumaValidationError(None, f"urls: {without_secrets(url)!r} is no valid address") from None
         if parts.scheme not in ("http", "https") or not host:
             raise LumaValidationError(
                 None, f"urls: only http(s) addresses can be downloaded, not {without_secrets(url)!r}"
@@ -112,7 +112,7 @@ class FileSource:
             raise _leads_into_private_network(url, error.address) from None
         except (requests.RequestException, ValueError) as error:
             if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidHeader):
-                raise LumaValidationError(None, f"urls: {without_secrets(url)} is no valid address") from error
+                raise LumaValidationError(None, f"urls: {without_secrets(url)} is no valid address") from None
             # Its text would quote the whole URL, and the query of a signed one is a credential.
             reason = f"{without_secrets(url)} did not answer ({type(error).__name__})"
             raise LumaUnavailableError(None, reason) from None
@@ -128,11 +128,11 @@ def _redirect_target(session: requests.Session, response: requests.Response) -> 
     try:
         target = session.get_redirect_target(response)
         return None if target is None else urljoin(response.url, target)
-    except ValueError as error:
+    except ValueError:
         response.close()
         raise LumaValidationError(
             None, f"urls: {without_secrets(response.url)} redirects to no valid address"
-        ) from error
+        ) from None
 
 
 def _accepted(response: requests.Response, *, allows_part: bool) -> requests.Response:

@@ -93,6 +93,16 @@ async def test_log_says_that_a_connection_cannot_be_decrypted(api_server, store,
     assert "Fernet key" in warning
 
 
+@pytest.mark.parametrize("uri", ["luma://:s3cret/k9y@", "luma://:4711/k9y@"])
+async def test_log_says_that_the_key_in_a_uri_is_not_percent_encoded(api_server, warnings, monkeypatch, uri):
+    monkeypatch.setenv("AIRFLOW_CONN_PASTED", uri)
+    assert (await api_server.callback(proof(conn_id="pasted"))).status_code == 403
+    (warning,) = warnings()
+    assert "'pasted'" in warning
+    assert "percent-encode" in warning
+    assert [part for part in ("s3cret", "k9y", "4711") if part in warning] == []
+
+
 async def test_same_warning_is_logged_once_a_minute_for_each_connection(
     api_server, other_connections, warnings, monkeypatch
 ):

@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 
 import pytest
 
 from airflow_provider_luma import protocol
-from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
+from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.hooks import luma_async
 from airflow_provider_luma.hooks.luma import LumaAsyncHook
 from airflow_provider_luma.polling.state import Failed, PollAgain, PollState
@@ -216,6 +217,73 @@ class TestAirflowConnection:
             outcomes = [await hook.poll(new_state()) for _ in range(2)]
         assert all(isinstance(outcome, PollAgain) for outcome in outcomes)
         assert "secrets backend" in str(outcomes[0].error)
+
+    async def test_connection_that_is_never_read_to_its_end_holds_up_no_deadline(self, luma_conn, monkeypatch):
+        monkeypatch.setattr(luma_async, "READING_TIMEOUT", 0.01)
+        monkeypatch.setattr(luma_async, "get_async_connection", lambda _: asyncio.Event().wait())
+        async with asyncio.timeout(20), LumaAsyncHook() as hook:
+            outcome = await hook.poll(new_state())
+            assert "could not be read: no answer after 0.01 s" in outcome.error.msg
+            overdue = await hook.poll(PollState("abc", poll_interval=1, end_time=time.time() - 1))
+        assert isinstance(overdue, Failed)
+        assert isinstance(overdue.reason, LumaTimeoutError)
+
+    async def test_refused_key_is_reported_in_time_although_the_connection_is_not_read(
+        self, luma, set_connection, monkeypatch
+    ):
+        set_connection(luma.base_url, key="another-key")
+        async with asyncio.timeout(20), LumaAsyncHook() as hook:
+            await hook.get_requests_per_second()
+            monkeypatch.setattr(luma_async, "READING_TIMEOUT", 0.01)
+            monkeypatch.setattr(luma_async, "get_async_connection", lambda _: asyncio.Event().wait())
+            assert "could not be read" in (await hook.poll(new_state())).error.msg
+
+    async def test_slow_reading_serves_who_asks_later(self, luma, luma_conn, monkeypatch):
+        monkeypatch.setattr(luma_async, "READING_TIMEOUT", 0.01)
+        read, may_end, reads = luma_async.get_async_connection, asyncio.Event(), itertools.count()
+
+        async def read_slowly(conn_id: str) -> object:
+            next(reads)
+            await may_end.wait()
+            return await read(conn_id)
+
+        monkeypatch.setattr(luma_async, "get_async_connection", read_slowly)
+        async with LumaAsyncHook() as hook:
+            for _ in range(3):
+                assert (await hook.poll(new_state())).error is not None
+            may_end.set()
+            monkeypatch.setattr(luma_async, "READING_TIMEOUT", 20.0)
+            assert await hook.get_requests_per_second() == 1000
+        assert next(reads) == 1
+
+    async def test_key_that_is_another_one_at_each_reading_is_not_tried_without_a_pause(
+        self, luma, set_connection, monkeypatch, task_log
+    ):
+        read, keys = luma_async.get_async_connection, itertools.count()
+
+        async def read_another(conn_id: str) -> object:
+            set_connection(luma.base_url, key=f"another-key-{next(keys)}")
+            return await read(conn_id)
+
+        monkeypatch.setattr(luma_async, "get_async_connection", read_another)
+        state = PollState("abc", poll_interval=30, created_at=time.time(), end_time=time.time() + 60)
+        async with LumaAsyncHook() as hook:
+            assert await hook.poll(state) == PollAgain(0.0)
+            assert (await hook.poll(state)).delay >= 30
+            assert "refused" in str(task_log)
+            state.end_time = time.time() - 1
+            assert isinstance(await hook.poll(state), Failed)
+
+    async def test_sessions_of_replaced_connections_are_closed_once_unused(self, luma, set_connection):
+        async with LumaAsyncHook() as hook:
+            sessions = []
+            for number in range(6):
+                set_connection(luma.base_url, timeout=0.001 if number < 4 else 60, requests_per_second=number + 1)
+                opened = await hook._read_again()
+                sessions.append(opened.session)
+                await asyncio.sleep(0.002)
+            assert [session.closed for session in sessions] == [True] * 4 + [False] * 2
+        assert all(session.closed for session in sessions)
 
     async def test_missing_connection_is_waited_for_until_it_is_created(self, luma, set_connection):
         state = new_state()

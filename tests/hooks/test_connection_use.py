@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import json
+import traceback
+from functools import partial
+from urllib.parse import quote
+
 import pytest
 import requests
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from structlog.tracebacks import ExceptionDictTransformer
 
 from airflow_provider_luma.exceptions import LumaAuthError
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
+from airflow_provider_luma.polling.state import PollState
 from tests.support.calls import status_checks, submissions
 
 PROMPT = "make it a rainy night"
@@ -148,6 +155,81 @@ class TestUnusableConnections:
             assert "sk-distinct" not in str(error)
             assert "ive-0123" not in str(error)
         assert luma.calls == []
+
+
+#: URIs into which a key was pasted as it is, and the parts of it that Airflow could quote.
+PASTED = pytest.mark.parametrize(
+    "uri",
+    [
+        *[f"luma://:s3cret{delimiter}k9y{host}" for delimiter in "/#?[" for host in ("@", "@luma.example.com")],
+        *[f"luma://:4711{delimiter}k9y@" for delimiter in "/#?"],  # Airflow takes the beginning for a port
+        *[f"luma://:{delimiter}s3cret-k9y@" for delimiter in "/#?"],
+        *[f"luma://:s3cret@z{delimiter}k9y@luma.example.com" for delimiter in "/?"],  # and this one's for a host
+        "luma://:99999/k9y@",
+        "luma://:s3cret://k9y@",
+        "luma://:s3cret\u2100k9y@",
+        "luma://s3cret/k9y@",
+        "luma://:s3cret-k9y",
+        '{"conn_type": "luma", "password": "s3cret-k9y"',
+    ],
+)
+
+
+class TestKeysThatAreNotPercentEncoded:
+    """Airflow reads such a URI wrongly, or calls the connection missing; nothing is sent to anybody."""
+
+    @pytest.fixture(autouse=True)
+    def connection(self, monkeypatch, uri):
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", uri)
+
+    @classmethod
+    def assert_explained(cls, text):
+        assert "luma_default" in text
+        assert "percent-encode" in text
+        assert "%2F" in text
+        assert '{"conn_type": "luma"' in text
+        cls.assert_keeps_the_key(text)
+
+    @staticmethod
+    def assert_keeps_the_key(text):
+        assert [part for part in ("s3cret", "k9y", "4711", "99999") if part in text] == []
+
+    @PASTED
+    def test_error_of_a_worker_says_how_to_write_the_key(self, caplog, task_log):
+        for call in (LumaHook().get_credits, partial(LumaHook().modify_video, PROMPT, VIDEO)):
+            with pytest.raises((AirflowNotFoundException, LumaAuthError)) as caught:
+                call()
+            self.assert_explained(str(caught.value))
+            self.assert_keeps_the_key("".join(traceback.format_exception_only(caught.value)))
+            self.assert_keeps_the_key("".join(traceback.format_exception(caught.value)))
+            as_airflow_logs_it = ExceptionDictTransformer(show_locals=False)
+            error = caught.value
+            self.assert_keeps_the_key(str(as_airflow_logs_it((type(error), error, error.__traceback__))))
+        # Airflow's own lines are not ours to keep clean: that of 3.1 names each parameter of a URI.
+        events = [entry["event"] for entry in task_log]
+        own = [event for event in events if not str(event).startswith("Failed parsing the json for key ")]
+        own += [record.getMessage() for record in caplog.records if record.name.startswith("airflow_provider_luma")]
+        self.assert_keeps_the_key(str(own))
+
+    @PASTED
+    async def test_status_check_of_the_triggerer_says_how_to_write_the_key(self):
+        async with LumaAsyncHook() as hook:
+            outcome = await hook.poll(PollState("abc", poll_interval=1))
+        self.assert_explained(str(outcome.error))
+
+    @PASTED
+    def test_connection_test_says_how_to_write_the_key(self):
+        ok, message = LumaHook().test_connection()
+        assert not ok
+        self.assert_explained(message)
+
+
+@pytest.mark.parametrize("key", ["ab/cd#ef?gh", "a%2Fb", "a%zzb", "a+b=", "a:b@c", "[x]", "a://b"])
+@pytest.mark.parametrize("form", ["uri", "json"])
+def test_key_with_special_characters_works_percent_encoded_and_in_the_json_form(monkeypatch, key, form):
+    json_form = json.dumps({"conn_type": "luma", "password": key})
+    monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json_form if form == "json" else f"luma://:{quote(key, safe='')}@")
+    assert LumaHook().get_luma_connection().api_key == key
 
 
 class TestTestConnection:

@@ -67,9 +67,20 @@ def test_fragments_show_their_end_only_by_their_index() -> None:
         box(b"ftyp", b"isom") + struct.pack(">I4s", 0, b"mdat") + bytes(100),
         box(b"ftyp", b"avif") + box(b"meta", bytes(20)) + box(b"mdat", bytes(20)),
         MP4 + bytes(100),
+        MP4 + bytes(3),
         box(b"free") * 20_000,
     ],
-    ids=["empty", "three bytes", "AVI", "WebM", "up to the end", "picture", "more behind it", "very many boxes"],
+    ids=[
+        "empty",
+        "three bytes",
+        "AVI",
+        "WebM",
+        "up to the end",
+        "picture",
+        "more behind it",
+        "padding",
+        "very many boxes",
+    ],
 )
 def test_what_the_boxes_do_not_show_is_unknown(content: bytes) -> None:
     assert extent(content) is Extent.UNKNOWN

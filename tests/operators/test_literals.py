@@ -38,8 +38,9 @@ def test_literal_of_another_task_is_not_rendered_after_expand_kwargs(operator, o
         parameters: Any = task(task_id="write")(lambda: [{name: value}])()
         operator.partial(task_id="mapped", **others).expand_kwargs(parameters.map(as_literals))
     context: Any = {"dag": dag, "params": {}, "dag_run": SimpleNamespace(conf={}), "word": "SECRET"}
-    context["ti"] = SimpleNamespace(map_index=0, xcom_pull=lambda **_: [{name: value}])
-    dag.get_task("mapped").render_template_fields(context)
+    mapped = dag.get_task("mapped")
+    context["ti"] = SimpleNamespace(map_index=0, task=mapped, xcom_pull=lambda **_: [{name: value}])
+    mapped.render_template_fields(context)
     assert getattr(context["task"], name) == value
 
 

@@ -107,6 +107,12 @@ class TestExecute:
         with pytest.raises(AirflowNotFoundException, match="luma_conn_id='nowhere'"):
             LumaModifyOperator(task_id="modify", luma_conn_id="nowhere", **VALID_PARAMETERS).execute(context)
 
+    def test_connection_whose_key_is_not_percent_encoded_is_explained_without_quoting_it(self, context, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_PASTED", "luma://:s3cret/k9y@")
+        with pytest.raises(AirflowNotFoundException, match="AIRFLOW_CONN_PASTED.* percent-encode") as caught:
+            LumaModifyOperator(task_id="modify", luma_conn_id="pasted", **VALID_PARAMETERS).execute(context)
+        assert [part for part in ("s3cret", "k9y") if part in str(caught.value)] == []
+
 
 class TestExecuteComplete:
     def test_result_of_the_event_is_returned(self, modify, context):

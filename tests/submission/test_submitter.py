@@ -27,6 +27,7 @@ def submitter(luma_conn: str) -> Submitter:
         max_tries=0,
         clear_number=0,
         can_defer=True,
+        needs_result=True,
         resubmit_on_unknown=False,
         resubmit_on_failure=True,
         timeout=120,
@@ -41,7 +42,7 @@ def test_wait_for_a_callback_whose_time_ends_while_luma_is_asked_fails_at_once(l
     luma.configure(faults=["status:hang,seconds=0.5,times=1"])
     deferral = DeferralState(reference="a-reference", end_time=time.time() + 0.2)
     with pytest.raises(AirflowFailException, match="no callback has come"):
-        submitter.recover(deferral, "a-job-that-luma-does-not-know", needs_result=True)
+        submitter.recover(deferral, "a-job-that-luma-does-not-know")
 
 
 def test_api_key_that_is_replaced_between_the_checks_and_the_submission_is_used(

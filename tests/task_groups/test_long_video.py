@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, literal, task
+from airflow.sdk import DAG, TaskGroup, literal, task
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.task_groups.video import _pairs, modify_long_video
@@ -123,6 +123,23 @@ def test_prompts_that_are_not_one_for_each_clip_are_refused_before_anything_is_p
         pair(["a.mp4", "b.mp4"], ["x"])
 
 
+@pytest.mark.parametrize(
+    "prompts",
+    ["ab", {"a": "make it snow", "b": "x"}, None, 5, ["make it snow", ""], ["make it snow", None], ["x", ["y"]]],
+)
+def test_prompts_that_luma_would_not_take_are_refused_before_anything_is_paid(prompts):
+    with pytest.raises(LumaValidationError, match="prompt"):
+        _pairs.function(["a.mp4", "b.mp4"], prompts)
+
+
+def test_films_of_the_same_name_in_two_groups_have_folders_of_their_own():
+    with DAG("x", schedule=None) as dag:
+        for name in ("one", "two"):
+            with TaskGroup(name):
+                modify_long_video(prompt="make it a rainy night", **FILM)
+    assert dag.get_task("one.film.split").destination != dag.get_task("two.film.split").destination
+
+
 class TestPromptOfAnotherTask:
     """It may come from anywhere, and a template can read passwords and files: it is data."""
 
@@ -150,13 +167,27 @@ class TestPromptOfAnotherTask:
 
     @pytest.mark.parametrize(
         "prompt",
-        ["say {{ word }}", "{% include 'notes.txt' %}", "notes.txt", "{{ conn.luma_default.password }}", "{{ broken"],
+        ["say {{ word }}", "{% include 'notes.txt' %}", "{{ conn.luma_default.password }}", "{{ broken"],
     )
     def test_is_not_rendered(self, modify, prompt):
         assert modify(prompt).prompt == prompt
 
+    def test_is_not_taken_for_the_name_of_a_file(self, modify):
+        with pytest.raises(LumaValidationError, match="the name of a file"):
+            modify("notes.txt")
+
     def test_neither_is_the_address_of_a_clip(self, modify):
         assert modify("make it snow").video_url == "s3://b/{{ word }}.mp4"
+
+    def test_literal_for_all_clips_is_not_rendered(self, modify):
+        with DAG("films", schedule=None) as dag:
+            modify_long_video(prompt=literal("say {{ word }}"), **FILM)
+        assert "film.prompts" not in dag.task_ids
+        context = {"dag": dag, "params": {}, "dag_run": SimpleNamespace(conf={}), "word": "SECRET"}
+        modified = dag.get_task("film.modify")
+        context["ti"] = SimpleNamespace(map_index=0, task=modified, xcom_pull=lambda task_ids, **_: ["s3://b/a.mp4"])
+        modified.render_template_fields(context)
+        assert context["task"].prompt == "say {{ word }}"
 
     @pytest.mark.parametrize(
         ("given", "expected"),

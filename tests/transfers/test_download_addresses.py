@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -151,6 +152,20 @@ def test_query_of_a_url_is_neither_logged_nor_part_of_an_error(
         download.run(url, disk.destination, overwrite=False)
     assert "s3cr3t" not in str(raised.value)
     assert "s3cr3t" not in "".join(messages)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://files.example.com:99999/film.mp4?s3cr3t", "http://user:s3cr3t@[::1/film.mp4", "http://[::1?s3cr3t"],
+)
+@pytest.mark.parametrize("as_redirect", [False, True])
+def test_no_part_of_an_invalid_address_is_in_the_traceback(
+    address: str, as_redirect: bool, disk: Disk, server: FileServer, hook: LumaHook
+) -> None:
+    url = server.redirect("/film.mp4", address) if as_redirect else address
+    with pytest.raises(LumaError) as raised:
+        hook.download(url, disk.destination)
+    assert "s3cr3t" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_password_in_a_url_is_neither_logged_nor_part_of_an_error(disk: Disk, server: FileServer) -> None:

@@ -118,6 +118,20 @@ class TestWithoutALength:
         assert sha256(disk.files()["film.mp4"]) == sha256(FILM)
         assert [request.range for request in server.requests] == [None, f"bytes={len(FILM)}-"]
 
+    def test_end_of_another_version_does_not_count(self, disk: Disk, server: FileServer, hook: LumaHook) -> None:
+        cut = Reply(FILM, announced=-1, stop_after=CUT)
+        end = answer(f'416 Range Not Satisfiable\r\nContent-Range: bytes */{CUT}\r\nETag: "another"', b"")
+        hook.download(server.serve("/film.mp4", cut, end, Reply(OTHER_FILM)), disk.destination)
+        assert sha256(disk.files()["film.mp4"]) == sha256(OTHER_FILM)
+
+    @pytest.mark.parametrize("padding", [1, 4, 7])
+    def test_video_in_chunks_with_padding_behind_its_boxes_is_whole(
+        self, padding: int, disk: Disk, server: FileServer, hook: LumaHook
+    ) -> None:
+        hook.download(server.serve("/film.mp4", chunked(VIDEO + bytes(padding))), disk.destination)
+        assert disk.files()["film.mp4"] == VIDEO + bytes(padding)
+        assert len(server.requests) == 1
+
     def test_end_that_nothing_shows_is_an_error_that_says_so(
         self, disk: Disk, server: FileServer, hook: LumaHook
     ) -> None:

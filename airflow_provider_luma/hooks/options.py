@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Which proxy and which certificates a connection uses: what requests decides, for aiohttp, too.
+
+A job is submitted by requests in a worker, and waited for by aiohttp in the triggerer. If only the former trusts the
+server or finds the proxy, a job that is paid for is waited for in vain.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import DEFAULT_CA_BUNDLE_PATH
+from urllib3.util.ssl_ import create_urllib3_context
+
+from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.exceptions import LumaValidationError
+
+#: Address of a proxy: user and password, host, port, path. A password that is not percent-encoded makes it none.
+_PROXY = re.compile(
+    r"[a-z0-9+.-]+://([^\s/?#\\\[\]]*@)?(\[[0-9a-f:.]+\]|[^\s/?#\\@:\[\]]+)(:\d{1,5})?(/[^\s@]*)?", re.IGNORECASE
+)
+
+_File = tuple[str, tuple[int, int, int] | None]
+
+
+class Session(requests.Session):
+    """A session whose own proxies and certificates take precedence over the environment's."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        """Return what a request uses."""
+        own = {**self.proxies, **(proxies or {})}
+        if (proxy := requests.utils.select_proxy(url, own)) is not None:
+            # Of all the keys this one wins; "all" would lose against the environment's "https".
+            parts = urlsplit(url)
+            own.setdefault(f"{parts.scheme}://{parts.hostname}", proxy)
+        return super().merge_environment_settings(url, own, stream, self.verify if verify is None else verify, cert)
+
+
+def configure(session: requests.Session, connection: LumaConnection) -> None:
+    """Give a session a connection's options, apart from credentials and client certificates."""
+    session.proxies = dict(connection.proxies)
+    session.verify = connection.verify
+    session.trust_env = connection.trust_env
+    session.max_redirects = connection.max_redirects
+
+
+def check_options(connection: LumaConnection) -> None:
+    """
+    Refuse what cannot work on this machine. Reads files.
+
+    :raises LumaValidationError: the certificates cannot be read, or the proxy's address is malformed
+    """
+    proxy_of(connection)
+    certificates = Certificates.of(connection)
+    if certificates.files:
+        ssl_context(certificates)
+
+
+def proxy_of(connection: LumaConnection) -> str | None:
+    """
+    Return the proxy on the way to the service, chosen as requests does.
+
+    :raises LumaValidationError: it is no address; HTTP clients would quote it in their errors, password included
+    """
+    proxy: str | None = requests.utils.select_proxy(connection.base_url, _settings(connection)["proxies"])
+    if proxy is None:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not _PROXY.fullmatch(proxy):
+        raise LumaValidationError(
+            None,
+            "the proxy in the environment, or in the connection's extra, is no address: percent-encode the special "
+            "characters of its password",
+        )
+    return proxy
+
+
+def triggerer_proxy_of(connection: LumaConnection) -> str | None:
+    """
+    Return the proxy on the way from the triggerer to the service.
+
+    :raises LumaValidationError: it is no address, or aiohttp cannot use it
+    """
+    proxy = proxy_of(connection)
+    scheme = proxy.partition("://")[0].lower() if proxy else "http"
+    if scheme not in ("http", "https"):
+        raise LumaValidationError(
+            None,
+            f"the proxy in the environment is a {scheme} proxy, which the triggerer cannot use: give an http proxy as "
+            "proxies in the connection's extra, or wait in the worker, with deferrable=False",
+        )
+    return proxy
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """
+    The certificates that a connection uses; two that are equal need not be read again.
+
+    :param verify: a file or a folder of certificates of authorities; True for those bundled with requests; False
+        to check none
+    :param cert: a client certificate: one file, or certificate and key
+    :param files: the files that were chosen, each with what changes when it is replaced
+    :param source: where the authorities were chosen, for errors
+    """
+
+    verify: bool | str
+    cert: str | tuple[str, str] | None
+    files: tuple[_File, ...]
+    source: str
+
+    @classmethod
+    def of(cls, connection: LumaConnection) -> Certificates:
+        """Choose the certificates as requests does; reads no more than the dates of files."""
+        verify, source = connection.verify, "verify or cert in the connection's extra"
+        if _uses_tls(connection) and verify != (chosen := _settings(connection)["verify"]):
+            verify = chosen
+            source = "REQUESTS_CA_BUNDLE" if os.environ.get("REQUESTS_CA_BUNDLE") else "CURL_CA_BUNDLE"
+            source += " in the environment" if connection.cert is None else " in the environment, or cert in the extra"
+        client = (connection.cert,) if isinstance(connection.cert, str) else connection.cert or ()
+        files = [*([verify] if isinstance(verify, str) else []), *client]
+        return cls(verify, connection.cert, tuple((file, _version(file)) for file in files), source)
+
+
+def triggerer_certificates(connection: LumaConnection) -> ssl.SSLContext | bool:
+    """
+    Return the certificates on the way from the triggerer to the service, as aiohttp takes them. Reads files.
+
+    :raises LumaValidationError: they cannot be read on this machine
+    """
+    certificates = Certificates.of(connection)
+    return ssl_context(certificates) if certificates.files or _uses_tls(connection) else True
+
+
+def ssl_context(certificates: Certificates) -> ssl.SSLContext:
+    """
+    Return what checks servers as requests does.
+
+    :raises LumaValidationError: the files cannot be read on this machine
+    """
+    try:
+        return _load(certificates)
+    except OSError as error:
+        names = ", ".join(name for name, _ in certificates.files)
+        raise LumaValidationError(
+            None, f"{certificates.source} cannot be read on this machine: {names} ({error})"
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def _load(certificates: Certificates) -> ssl.SSLContext:
+    for name, version in certificates.files:
+        if version is None:
+            raise FileNotFoundError(f"there is no {name}")
+    # With the very flags that requests uses: of Python's own context, they depend on the version.
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if certificates.verify else ssl.CERT_NONE)
+    context.set_alpn_protocols(["http/1.1"])
+    if isinstance(certificates.verify, str):
+        is_folder = os.path.isdir(certificates.verify)  # noqa: PTH112  (a path as requests takes it)
+        context.load_verify_locations(**{"capath" if is_folder else "cafile": certificates.verify})
+    elif certificates.verify:
+        context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+        context.load_default_certs()  # aiohttp's own choice, with SSL_CERT_FILE; requests does without
+    if certificates.cert is not None:
+        certificate, key = (certificates.cert, None) if isinstance(certificates.cert, str) else certificates.cert
+        # Without a password OpenSSL would ask the terminal for that of an encrypted key.
+        context.load_cert_chain(certificate, key, password="")
+    return context
+
+
+def _settings(connection: LumaConnection) -> dict[str, Any]:
+    session = Session()
+    configure(session, connection)
+    settings: dict[str, Any] = session.merge_environment_settings(connection.base_url, None, None, None, None)
+    return settings
+
+
+def _uses_tls(connection: LumaConnection) -> bool:
+    return connection.base_url.startswith("https:") or (proxy_of(connection) or "").lower().startswith("https:")
+
+
+def _version(file: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(file)  # noqa: PTH116  (a path as requests takes it)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
