@@ -34,7 +34,17 @@ PLAN_KEY = "luma_split"
 WORTH_A_LINE = 0.1
 
 
-class VideoSplitOperator(TemplatedOperator):
+class _FilmOperator(TemplatedOperator):
+    """Films are decoded in another process."""
+
+    def on_kill(self) -> None:
+        """End the process that decodes."""
+        from airflow_provider_luma.media.sandbox import end_all
+
+        end_all()
+
+
+class VideoSplitOperator(_FilmOperator):
     """
     Cut a film into clips of equal length, none longer than Luma takes, exact to the frame and without sound.
 
@@ -83,7 +93,7 @@ class VideoSplitOperator(TemplatedOperator):
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
         from airflow_provider_luma.media.progress import FilmProgress
-        from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
+        from airflow_provider_luma.media.sandbox import move_cuts_to_scenes, plan_split, split
         from airflow_provider_luma.transfers.outputs import as_path, written
         from airflow_provider_luma.transfers.stored_file import StoredFile
 
@@ -97,11 +107,11 @@ class VideoSplitOperator(TemplatedOperator):
                 context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
                 clips = [as_path(self.destination) / f"clip-{number:04}.mp4" for number in range(plan.clips)]
                 progress = FilmProgress("Split", plan.seconds, self.log)
-                made = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
+                warnings = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
             film.check_unchanged()
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
-        for warning in made.warnings:
+        for warning in warnings:
             self.log.warning("%s: %s", film.shown, warning)
         self.files = [str(clip) for clip in clips]
         return list(self.files)
@@ -125,7 +135,7 @@ class VideoSplitOperator(TemplatedOperator):
             )
 
 
-class VideoJoinOperator(TemplatedOperator):
+class VideoJoinOperator(_FilmOperator):
     """
     Join modified clips to a film, with the source's own sound.
 
@@ -186,8 +196,8 @@ class VideoJoinOperator(TemplatedOperator):
         return sorted(task.task_id for task in tasks if issubclass(task.operator_class, LumaModifyOperator))
 
     def _join(self, context: Context) -> str:
-        from airflow_provider_luma.media.join import join
         from airflow_provider_luma.media.progress import FilmProgress
+        from airflow_provider_luma.media.sandbox import join
         from airflow_provider_luma.transfers.outputs import as_path, written
         from airflow_provider_luma.transfers.stored_file import StoredFile
 
@@ -235,7 +245,7 @@ class VideoJoinOperator(TemplatedOperator):
                 self.log.info("%s was %.2f s %s than its piece of the film", clip, abs(seconds), kind)
 
     def _load_plan(self, file: IO[bytes], film: StoredFile, clips: int) -> SplitPlan:
-        from airflow_provider_luma.media.split import plan_split
+        from airflow_provider_luma.media.sandbox import plan_split
         from airflow_provider_luma.media.timeline import SplitPlan
 
         if self.plan is None:
