@@ -49,6 +49,8 @@ _BLOCK = 1 << 18
 #: Seconds from the beginning that lie behind the end of any video.
 _BEHIND_END = 86_400
 
+TOO_MUCH_MEMORY_REMEDY = "convert it to 4:2:0 first, e.g. with ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4"
+
 _COMPLETE = "export or copy it again, all of it"
 
 
@@ -249,10 +251,7 @@ def cut_off() -> Unusable:
 def undecodable(reason: object) -> Unusable:
     """Return the error for a file that FFmpeg makes nothing of."""
     if isinstance(reason, MemoryError):
-        return Unusable(
-            "takes more memory to decode than pictures of its size should",
-            "scale it down or convert it first, e.g. with ffmpeg -i INPUT -vf scale=1920:-2 OUTPUT.mp4",
-        )
+        return Unusable("takes more memory than films of its size may", TOO_MUCH_MEMORY_REMEDY)
     return Unusable(
         f"cannot be decoded as an MP4, MOV or AVI video ({_reason(reason)})",
         "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4",

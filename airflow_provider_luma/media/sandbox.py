@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.media.inspector import TOO_MUCH_MEMORY_REMEDY
 from airflow_provider_luma.media.probe import environment
 from airflow_provider_luma.media.timeline import SplitPlan
 from airflow_provider_luma.untrusted import plain_text
@@ -217,7 +218,7 @@ class _Sandbox:
             raise LumaValidationError(None, str(values[0]))
         if kind == "memory":
             raise LumaValidationError(
-                None, f"{self._names()} takes more memory to decode than pictures of its size should: {_REMEDY}"
+                None, f"{self._names()} takes more memory than films of its size may: {TOO_MUCH_MEMORY_REMEDY}"
             )
         if kind != "failed":
             raise LumaValidationError(None, f"{self._names()} has upset the process that decodes it: {_REMEDY}")

@@ -107,7 +107,7 @@ def test_crash_is_a_refusal_that_names_the_film(number, tmp_path):
         split_into(
             tmp_path, io.BytesIO(film(frames=FRAMES)), when_begun(lambda: child().send_signal(number)), shown="film.mp4"
         )
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.part")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -116,29 +116,30 @@ def test_process_that_is_killed_from_outside_leaves_a_retry(number, tmp_path):
         split_into(
             tmp_path, io.BytesIO(film(frames=FRAMES)), when_begun(lambda: child().send_signal(number)), shown="film.mp4"
         )
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.part")) == []
+
+
+class CrashingClip(io.BytesIO):
+    """A clip that ends the process which reads it."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        child().send_signal(signal.SIGABRT)
+        return super().read(size)
 
 
 def test_crash_at_the_join_names_the_clip(tmp_path):
-    crashed = when_begun(lambda: child().send_signal(signal.SIGABRT))
-    source = film(frames=FRAMES)
-    plan = plan_split(io.BytesIO(source)).evenly(1)
-    with pytest.raises(LumaValidationError, match=r"^clips\[0\] \(s3://b/0.mp4\) or source \(film.mp4\) crashes"):
-        join(
-            openers([source]),
-            io.BytesIO(source),
-            plan,
-            tmp_path / "out.mp4",
-            crashed,
-            names=["s3://b/0.mp4"],
-            shown="film.mp4",
-        )
+    source = io.BytesIO(film(frames=FRAMES))
+    plan = plan_split(source).evenly(1)
+    with pytest.raises(
+        LumaValidationError, match=r"^clips\[0\] \(s3://b/0.mp4\) or source \(film.mp4\) crashes FFmpeg"
+    ):
+        join([CrashingClip], source, plan, tmp_path / "out.mp4", names=["s3://b/0.mp4"], shown="film.mp4")
 
 
 def test_task_that_is_killed_ends_its_process(tmp_path):
     with pytest.raises(ChildProcessError, match="by the end of the task"):
         split_into(tmp_path, io.BytesIO(film(frames=FRAMES)), when_begun(end_all))
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.part")) == []
 
 
 class BrokenStorage(io.BytesIO):
