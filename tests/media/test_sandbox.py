@@ -172,12 +172,13 @@ def test_error_of_an_upload_is_raised_unchanged(tmp_path):
         split(source, plan_split(source, 1), not_stored)
 
 
-def test_full_disk_is_an_error_that_a_retry_can_mend(tmp_path):
+def test_error_of_the_disk_is_one_that_a_retry_can_mend(tmp_path):
     source = io.BytesIO(film(frames=FRAMES))
     with pytest.raises(FileNotFoundError, match=r"source \(film.mp4\) could not be processed: FileNotFoundError"):
         split_into(tmp_path / "missing", source, shown="film.mp4")
 
 
+@LINUX
 def test_process_gets_no_secret_and_limits(tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", "luma://:secret@")
     seen: dict[str, Any] = {}
