@@ -151,6 +151,11 @@ def test_pyav_is_imported_by_media_alone():
     assert users == {"media.inspector", *PYAV}
 
 
+def test_operators_decode_in_another_process():
+    outside = {name: own(name) & set(PYAV) for name in modules() if not name.startswith("media.")}
+    assert {name for name, used in outside.items() if used} == set()
+
+
 def test_what_needs_pyav_at_module_level_is_not_imported_at_module_level():
     needy = {name for name in modules() if "av" in foreign_at_module_level(name)}
     assert needy <= set(PYAV)

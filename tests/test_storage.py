@@ -128,13 +128,18 @@ def test_one_file_is_removed_and_no_other_that_its_name_would_match(kind):
 
 WITHOUT_PYAV = """
 import sys
-sys.modules["av"] = None
+from pathlib import Path
+folder = Path({folder!r})
+(folder / "av.py").write_text("raise ImportError('No module named av')")
+(folder / "film.mp4").write_bytes(b"a film")
+sys.path.insert(0, str(folder))
 from airflow_provider_luma.operators.video import VideoJoinOperator, VideoSplitOperator
 class TI:
     map_index = -1
     def xcom_push(self, **_): pass
-split = VideoSplitOperator(task_id="split", source="/film.mp4", destination="/clips")
-join = VideoJoinOperator(task_id="join", clips=["/clip.mp4"], source="/film.mp4", destination="/joined.mp4")
+split = VideoSplitOperator(task_id="split", source=str(folder / "film.mp4"), destination=str(folder / "clips"))
+joined = str(folder / "joined.mp4")
+join = VideoJoinOperator(task_id="join", clips=[split.source], source=split.source, destination=joined)
 result = []
 for run in (split.execute, join._join):
     try:
@@ -145,8 +150,8 @@ for run in (split.execute, join._join):
 
 
 @pytest.mark.xdist_group("fresh Python")
-def test_film_without_the_extra_media_fails_without_using_retries_and_names_it():
-    failures = fresh_python.run(WITHOUT_PYAV)
+def test_film_without_the_extra_media_fails_without_using_retries_and_names_it(tmp_path):
+    failures = fresh_python.run(WITHOUT_PYAV.replace("{folder!r}", repr(str(tmp_path))))
     assert [kind for kind, _ in failures] == ["AirflowFailException"] * 2
     for _, message in failures:
         assert message.endswith("install the extra media of airflow-provider-luma on the workers"), json.dumps(failures)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import av
 from av.video.frame import PictureType
 
-from airflow_provider_luma.media.film import THREADS
+from airflow_provider_luma.media.memory import THREADS
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

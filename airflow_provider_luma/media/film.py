@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from airflow_provider_luma.media.inspector import (
     undecodable,
     video_stream,
 )
+from airflow_provider_luma.media.memory import MAX_PIXELS, allow_pictures, decoder_threads
 from airflow_provider_luma.media.probe import no_video_kind
 from airflow_provider_luma.media.timeline import FrameTimes
 
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 #: FFmpeg's demuxers for films: MP4, MOV, M4V and 3GP; AVI; MKV and WebM; TS and M2TS; MPEG and VOB; MXF; FLV; WMV; OGV.
 FORMATS = f"{CLIP_FORMATS},matroska,webm,mpegts,mpeg,mxf,flv,asf,ogg"
-
-#: Each thread of FFmpeg holds pictures in memory.
-THREADS = min(4, os.cpu_count() or 1)
 
 #: The longest run of broken frames, in seconds, that the frame before it replaces.
 MAX_BRIDGED_SECONDS = 1
@@ -89,11 +86,12 @@ def refusing(parameter: str, shown: str) -> Iterator[None]:
 
 
 @contextmanager
-def opened(file: IO[bytes]) -> Iterator[tuple[InputContainer, VideoStream]]:
+def opened(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     Open a film, and return it and its video.
 
     :param file: can be read at any position
+    :param max_pixels: pixels that its pictures may have
     :raises Unusable: it cannot be taken
     """
     file.seek(0)
@@ -105,9 +103,29 @@ def opened(file: IO[bytes]) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise encrypted()
         video = video_stream(container)
         check_size(video)
-        video.codec_context.thread_count = THREADS
+        check_pixels(video.width, video.height, max_pixels)
+        allow_pictures(video.width * video.height)
+        context = video.codec_context
+        context.options = {"max_pixels": str(max_pixels)}  # the size may change midway
+        bits_per_pixel = context.format.padded_bits_per_pixel if context.format else 32
+        context.thread_count = decoder_threads(video.width * video.height, bits_per_pixel)
         video.thread_type = "AUTO"
         yield container, video
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """
+    Check the size of pictures.
+
+    :param max_pixels: pixels that they may have: those of 8K for a film, fewer for a clip of one
+    :raises Unusable: they have more
+    """
+    if width * height > max_pixels:
+        limit = "an 8K film" if max_pixels == MAX_PIXELS else "its film, or one in 4K,"
+        raise Unusable(
+            f"has pictures of {width} by {height} pixels, more than {limit} has",
+            "scale it down first, e.g. with ffmpeg -i INPUT -vf scale=1920:-2 OUTPUT.mp4",
+        )
 
 
 def frame_times(container: InputContainer, video: VideoStream) -> FrameTimes:

@@ -14,8 +14,9 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.media.containers import is_cut_off, is_encrypted
 
@@ -51,6 +52,8 @@ _BLOCK = 1 << 18
 #: Seconds from the beginning that lie behind the end of any video.
 _BEHIND_END = 86_400
 
+TOO_MUCH_MEMORY_REMEDY = "convert it to 4:2:0 first, e.g. with ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4"
+
 _COMPLETE = "export or copy it again, all of it"
 
 
@@ -59,19 +62,20 @@ class Unusable(Exception):
 
 
 class RemoteFile(io.RawIOBase):
-    """The file, read through the parent process."""
+    """
+    The file, read through the parent process.
 
-    def __init__(self, size: int, requests: BinaryIO, answers: BinaryIO) -> None:
+    :param ask: asks the parent for so many bytes, at most, from an offset on
+    """
+
+    def __init__(self, size: int, ask: Callable[[int, int], bytes]) -> None:
         self._size = size
-        self._requests = requests
-        self._answers = answers
+        self._ask = ask
         self._position = 0
 
     def read(self, length: int = -1) -> bytes:
         """Read at most so many bytes."""
-        self._requests.write(b"%d %d\n" % (self._position, length))
-        self._requests.flush()
-        content = self._answers.read(min(int(self._answers.readline()), length))
+        content = self._ask(self._position, length)
         self._position += len(content)
         return content
 
@@ -143,7 +147,9 @@ def open_video(file: Any, formats: str = CLIP_FORMATS) -> InputContainer:
     try:
         options = {**_OPTIONS, "format_whitelist": formats}
         container: InputContainer = av.open(file, options=options, buffer_size=_BLOCK, **_any_metadata())
-    except (av.error.FFmpegError, MemoryError) as error:
+    except MemoryError as error:
+        raise undecodable(error) from error
+    except av.error.FFmpegError as error:
         raise Unusable(f"is cut off, or no video: FFmpeg finds no index ({_reason(error)})", _COMPLETE) from error
     return container
 
@@ -257,6 +263,8 @@ def encrypted() -> Unusable:
 
 def undecodable(reason: object) -> Unusable:
     """Return the error for a file that FFmpeg makes nothing of."""
+    if isinstance(reason, MemoryError):
+        return Unusable("takes more memory than films of its size may", TOO_MUCH_MEMORY_REMEDY)
     return Unusable(
         f"cannot be decoded ({_reason(reason)})",
         "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4",
@@ -267,11 +275,18 @@ def _reason(error: object) -> object:
     return getattr(error, "strerror", None) or error
 
 
+def _ask(offset: int, length: int) -> bytes:
+    sys.stdout.buffer.write(b"%d %d\n" % (offset, length))
+    sys.stdout.buffer.flush()
+    return sys.stdin.buffer.read(min(int(sys.stdin.buffer.readline()), length))
+
+
 def _limit_resources() -> None:
-    # Not every system can limit both.
+    # Not every system can limit all of these.
     with suppress(ImportError, OSError, ValueError):
         import resource
 
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
 
@@ -287,7 +302,7 @@ def main(size: str, max_seconds: str, tolerance: str) -> None:
     sys.stdout.buffer.flush()
     verdict = {}
     try:
-        file = RemoteFile(int(size), sys.stdout.buffer, sys.stdin.buffer)
+        file = RemoteFile(int(size), _ask)
         examine(file, float(max_seconds), float(tolerance))
     except Unusable as unusable:
         verdict = dict(zip(("found", "remedy"), unusable.args, strict=True))

@@ -23,6 +23,7 @@ from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
 from airflow_provider_luma.media.film import Repairs, decoded, frame_times, opened, refusing
 from airflow_provider_luma.media.inspector import Unusable
+from airflow_provider_luma.media.memory import MAX_PIXELS
 from airflow_provider_luma.media.pictures import Pictures, deinterlaced
 from airflow_provider_luma.media.progress import OnProgress
 from airflow_provider_luma.media.sound import Sound, losses
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
+
+#: Pixels that a clip may have, unless its film has more: those of 4K.
+MAX_CLIP_PIXELS = 4096 * 2160
 
 #: Opens a clip for reading, at any position; called twice.
 ClipOpener = Callable[[], AbstractContextManager[IO[bytes]]]
@@ -79,6 +83,12 @@ class _Clip:
     lacking: Fraction
 
 
+def _max_pixels(film: VideoStream) -> int:
+    """Return how many pixels the clips of a film may have."""
+    aspect = max(Fraction(1), Fraction(film.sample_aspect_ratio or 1))
+    return max(MAX_CLIP_PIXELS, min(MAX_PIXELS, round(film.width * film.height * aspect)))
+
+
 def join(
     clips: Sequence[ClipOpener],
     source: IO[bytes],
@@ -106,20 +116,18 @@ def join(
             None, f"clips names {len(clips)} clips; the film was split into {plan.clips}: give all of them, in order"
         )
     shown_clips = names or [""] * len(clips)
-    scanned = [
-        _scan(clip, (f"clips[{index}]", name), plan, index)
-        for index, (clip, name) in enumerate(zip(clips, shown_clips, strict=True))
-    ]
-    with (
-        refusing("source", shown),
-        opened(source) as (film, video),
-        av.open(str(output), "w", format="mp4", options=MP4_OPTIONS) as out,
-    ):
-        return _write(scanned, (film, video), plan, out, on_progress)
+    with refusing("source", shown), opened(source) as (film, video):
+        max_pixels = _max_pixels(video)
+        scanned = [
+            _scan(clip, (f"clips[{index}]", name), plan, index, max_pixels)
+            for index, (clip, name) in enumerate(zip(clips, shown_clips, strict=True))
+        ]
+        with av.open(str(output), "w", format="mp4", options=MP4_OPTIONS) as out:
+            return _write(scanned, (film, video), plan, out, on_progress)
 
 
-def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int) -> _Clip:
-    with refusing(*name), clip() as file, opened(file) as film:
+def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int, max_pixels: int) -> _Clip:
+    with refusing(*name), clip() as file, opened(file, max_pixels) as film:
         times = frame_times(*film)
         rate, is_constant = times.rate()
         start, end = plan.start(index), plan.start(index + 1)
@@ -144,7 +152,7 @@ def _write(
     rate = (rates.pop() if len(rates) == 1 else None) or plan.rate
     frames = max(1, round(plan.exact_seconds * rate))
     warnings: list[str] = []
-    film = _film(clips, rate, frames, warnings)
+    film = _film(clips, rate, frames, _max_pixels(source[1]), warnings)
     first = next(film)
     encoder = VideoEncoder(out, rate, first)
     sound = Sound(source[0], out, plan.origin, frames / rate)
@@ -160,13 +168,15 @@ def _write(
     return JoinInfo(float(frames / rate), rate, frames, first.width, first.height, sound.kind, lacking, tuple(warnings))
 
 
-def _film(clips: list[_Clip], rate: Fraction, frames: int, warnings: list[str]) -> Iterator[av.VideoFrame]:
+def _film(
+    clips: list[_Clip], rate: Fraction, frames: int, max_pixels: int, warnings: list[str]
+) -> Iterator[av.VideoFrame]:
     """Yield so many pictures, all of the size of the first. Warnings are added."""
-    pictures = Pictures()
+    pictures = Pictures(max_pixels=max_pixels)
     # A picture on the border belongs to the piece that it is more in; so a clip that is rounded off lacks little.
     firsts = [floor(clip.start * rate + Fraction(1, 2)) for clip in clips] + [frames]
     for clip, first, end in zip(clips, firsts, firsts[1:], strict=False):
-        with refusing(*clip.name), clip.open() as file, opened(file) as (container, video):
+        with refusing(*clip.name), clip.open() as file, opened(file, max_pixels) as (container, video):
             repairs = Repairs()
             whole = deinterlaced(decoded(container, video, repairs), repairs)
             own = ((at - clip.origin, frame) for at, frame in whole)

@@ -13,7 +13,9 @@ import av
 import av.error
 import av.filter
 
+from airflow_provider_luma.media.film import check_pixels
 from airflow_provider_luma.media.inspector import MAX_SIDE, Unusable
+from airflow_provider_luma.media.memory import MAX_PIXELS, THREADS, allow_pictures
 
 if TYPE_CHECKING:
     from av.buffer import Buffer
@@ -86,10 +88,12 @@ class Pictures:
 
     :param size: width and height to which all pictures are stretched. Without it, they get the size of the first frame,
         made even; later ones of another aspect get black bars.
+    :param max_pixels: pixels that a picture may have once its own are square
     """
 
-    def __init__(self, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> None:
         self.size = size
+        self._max_pixels = max_pixels
         self._is_stretched = size is not None
         self._video: VideoStream | None = None
         self._announced_size = (0, 0)
@@ -137,6 +141,8 @@ class Pictures:
             raise Unusable(
                 f"asks for pictures of {width} by {height} pixels", "scale it first, with ffmpeg -vf scale=1280:720"
             )
+        check_pixels(width, height, self._max_pixels)
+        allow_pictures(width * height)
         self.size = self.size or _even(width, height)
         inner = self.size if self._is_stretched else _fitting(width, height, *self.size)
         colours = _MATRIX if frame.colorspace == _RGB else ""
@@ -165,6 +171,7 @@ def _shape(frame: av.VideoFrame) -> tuple[object, ...]:
 def _linked(frame: av.VideoFrame, filters: list[tuple[str, str]]) -> av.filter.Graph:
     """Return a graph of filters for frames like this one."""
     graph = av.filter.Graph()
+    graph.threads = THREADS
     source = (
         f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base={frame.time_base}"
         f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"

@@ -172,7 +172,7 @@ def _inspect(file: IO[bytes], size: int) -> dict[str, str] | None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         bufsize=0,
-        env=_environment(),
+        env=environment(),
     ) as inspector:
         try:
             return _serve(file, size, inspector) if _next_line(inspector, START_SECONDS) == READY else None
@@ -180,8 +180,8 @@ def _inspect(file: IO[bytes], size: int) -> dict[str, str] | None:
             inspector.kill()
 
 
-def _environment() -> dict[str, str]:
-    """Return what the inspector needs to find PyAV. It gets no secret: what it reads may have been made to harm it."""
+def environment() -> dict[str, str]:
+    """Return what a process needs to find PyAV. It gets no secret: what it reads may have been made to harm it."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(("LD_", "DYLD_", "PYTHON"))}
     return {**kept, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), _PACKAGE_FOLDER])}
 

@@ -24,6 +24,7 @@ from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
 from airflow_provider_luma.media.film import Repairs, decoded, film_times, opened, refusing
 from airflow_provider_luma.media.gaps import check_gaps
+from airflow_provider_luma.media.memory import THREADS
 from airflow_provider_luma.media.pictures import Pictures, deinterlaced
 from airflow_provider_luma.media.progress import OnProgress
 from airflow_provider_luma.media.sound import decodable
@@ -144,6 +145,7 @@ def _scene_changes(
     """Yield the seconds of each frame that begins a scene."""
     pictures = Pictures((_SCENE_WIDTH, _SCENE_WIDTH))
     graph = av.filter.Graph()
+    graph.threads = THREADS
     square = f"video_size={_SCENE_WIDTH}x{_SCENE_WIDTH}:pix_fmt=yuv420p:time_base={video.time_base}:range=1"
     nodes = [graph.add("buffer", square), graph.add("scdet", "sc_pass=1"), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()

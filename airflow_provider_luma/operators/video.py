@@ -46,7 +46,17 @@ MANY_CLIPS = 60
 WORTH_A_LINE = 0.1
 
 
-class VideoSplitOperator(TemplatedOperator):
+class _FilmOperator(TemplatedOperator):
+    """Films are decoded in another process."""
+
+    def on_kill(self) -> None:
+        """End the process that decodes."""
+        from airflow_provider_luma.media.sandbox import end_all
+
+        end_all()
+
+
+class VideoSplitOperator(_FilmOperator):
     """
     Cut a film into clips of equal length, none longer than Luma takes, exact to the frame and without sound.
 
@@ -108,9 +118,8 @@ class VideoSplitOperator(TemplatedOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
-        _check_media_extra()
         from airflow_provider_luma.media.progress import FilmProgress
-        from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
+        from airflow_provider_luma.media.sandbox import move_cuts_to_scenes, plan_split, split
         from airflow_provider_luma.transfers.destinations import refuse_overwriting
         from airflow_provider_luma.transfers.outputs import file_in, written
         from airflow_provider_luma.transfers.stored_file import StoredFile
@@ -119,20 +128,20 @@ class VideoSplitOperator(TemplatedOperator):
             film = StoredFile.find(str(self.source), "source")
             folder, kept = self._checked_places(film.path, context)
             with film.open() as file:
-                plan = plan_split(file, self.clip_seconds, shown=film.shown)
+                checks_sound = self.film_destination is not None
+                plan = plan_split(file, self.clip_seconds, checks_sound=checks_sound, shown=film.shown)
                 clips = [file_in(folder, f"clip-{number:04}.mp4") for number in range(plan.clips)]
                 refuse_overwriting("destination", clips, **kept)
-                self._check_sound(file, plan, film.shown)
                 self._announce(plan, film.shown, context)
                 if self.detect_scenes:
                     plan = move_cuts_to_scenes(file, plan, self.clip_seconds, shown=film.shown)
                 context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
                 progress = FilmProgress("Split", plan.seconds, self.log)
-                made = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
+                warnings = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
             film.check_unchanged()
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
-        for warning in made.warnings:
+        for warning in warnings:
             self.log.warning("%s: %s", film.shown, warning)
         self.files = [str(clip) for clip in clips]
         return list(self.files)
@@ -159,12 +168,6 @@ class VideoSplitOperator(TemplatedOperator):
             kept[name] = [film]
         return folder, kept
 
-    def _check_sound(self, file: IO[bytes], plan: SplitPlan, shown: str) -> None:
-        if self.film_destination is not None:
-            from airflow_provider_luma.media.sound import check_sound
-
-            check_sound(file, plan.origin, plan.exact_seconds, shown=shown)
-
     def _announce(self, plan: SplitPlan, shown: str, context: Context) -> None:
         """Tell what the clips will cost, before they cost anything."""
         count = plan.clips
@@ -184,7 +187,7 @@ class VideoSplitOperator(TemplatedOperator):
             )
 
 
-class VideoJoinOperator(TemplatedOperator):
+class VideoJoinOperator(_FilmOperator):
     """
     Join modified clips to a film, with the source's own sound.
 
@@ -245,9 +248,8 @@ class VideoJoinOperator(TemplatedOperator):
         return sorted(task.task_id for task in tasks if issubclass(task.operator_class, LumaModifyOperator))
 
     def _join(self, context: Context) -> str:
-        _check_media_extra()
-        from airflow_provider_luma.media.join import join
         from airflow_provider_luma.media.progress import FilmProgress
+        from airflow_provider_luma.media.sandbox import join
         from airflow_provider_luma.transfers.destinations import film_to_write, refuse_overwriting
         from airflow_provider_luma.transfers.outputs import written
         from airflow_provider_luma.transfers.stored_file import StoredFile
@@ -297,7 +299,7 @@ class VideoJoinOperator(TemplatedOperator):
                 self.log.info("%s was %.2f s %s than its piece of the film", clip, abs(seconds), kind)
 
     def _load_plan(self, file: IO[bytes], film: StoredFile, clips: int) -> SplitPlan:
-        from airflow_provider_luma.media.split import plan_split
+        from airflow_provider_luma.media.sandbox import plan_split
         from airflow_provider_luma.media.timeline import SplitPlan
 
         if self.plan is None:
@@ -313,21 +315,6 @@ class VideoJoinOperator(TemplatedOperator):
         if plan.clips != clips:
             raise LumaValidationError(None, f"clips holds {clips} of the {plan.clips} clips in plan: give all")
         return plan
-
-
-def _check_media_extra() -> None:
-    """
-    Import what reads and writes videos.
-
-    :raises AirflowFailException: PyAV is missing, too old, or does not work on this worker
-    """
-    try:
-        from airflow_provider_luma.media import join, split  # noqa: F401
-    except ImportError as error:
-        raise AirflowFailException(
-            f"Films cannot be split or joined here ({error}): install the extra media of airflow-provider-luma on the "
-            "workers"
-        ) from error
 
 
 def _flat(clips: Iterable[Any]) -> list[str]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -12,6 +14,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
+from airflow_provider_luma.media import sandbox
+from airflow_provider_luma.media.progress import FilmProgress
 from airflow_provider_luma.media.split import plan_split
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 from tests.support.clips import clip as make_clip
@@ -208,3 +212,56 @@ def test_join_wants_every_clip_of_the_plan(film, tmp_path, missing):
     )
     with pytest.raises(AirflowFailException, match="clips"):
         join.execute(new_context())
+
+
+def at_first_frame(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something while a film is decoded, when the first frame is reported."""
+    acts = [act]
+    monkeypatch.setattr(FilmProgress, "__call__", lambda *_: acts and acts.pop()())
+
+
+def signal_decoder(number: signal.Signals) -> None:
+    (process,) = sandbox._running
+    process.send_signal(number)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "says"),
+    [
+        (signal.SIGSEGV, AirflowFailException, r"^source \(.*film.mp4\) crashes FFmpeg \(SIGSEGV\)"),
+        (signal.SIGKILL, ChildProcessError, r"source \(.*film.mp4\): .* was killed \(SIGKILL\)"),
+    ],
+)
+def test_crash_in_decoding_uses_no_retry_and_lack_of_memory_does(film, tmp_path, monkeypatch, number, error, says):
+    at_first_frame(monkeypatch, lambda: signal_decoder(number))
+    with pytest.raises(error, match=says):
+        split(str(film), str(tmp_path / "clips"))
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+@pytest.mark.parametrize("step", ["split", "join"])
+def test_task_that_is_killed_stops_at_once_and_leaves_nothing(film, tmp_path, monkeypatch, step):
+    target = tmp_path / "out.mp4"
+    operator = VideoSplitOperator(task_id="split", source=str(film), destination=str(tmp_path / "clips"))
+    if step == "join":
+        clips, pushed = split(str(film), str(tmp_path / "clips"))
+        operator = VideoJoinOperator(
+            task_id="join", clips=clips, source=str(film), destination=str(target), plan=pushed[PLAN_KEY]
+        )
+    at_first_frame(monkeypatch, operator.on_kill)
+    with pytest.raises(ChildProcessError, match="by the end of the task"):
+        operator.execute(new_context())
+    assert sandbox._running == set()
+    assert not target.exists()
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_clip_that_takes_more_than_its_film_may_fails_the_join_without_a_retry(film, tmp_path):
+    clips, pushed = split(str(film), str(tmp_path / "clips"))
+    Path(clips[2].removeprefix("file://")).write_bytes(make_clip(seconds=9, rate=2, size=(4096, 2176)))
+    join = VideoJoinOperator(
+        task_id="join", clips=clips, source=str(film), destination=str(tmp_path / "out.mp4"), plan=pushed[PLAN_KEY]
+    )
+    with pytest.raises(AirflowFailException, match=r"clip-0002.mp4\) has pictures of 4096 by 2176 pixels"):
+        join.execute(new_context())
+    assert not (tmp_path / "out.mp4").exists()
