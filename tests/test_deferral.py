@@ -26,6 +26,7 @@ states = st.builds(
     upload=st.none() | st.fixed_dictionaries({"file": st.text(max_size=40), "url": st.text(max_size=40)}),
     luma_conn_id=ids,
     parameters=st.none() | st.dictionaries(st.sampled_from(["prompt", "video_url"]), st.text(max_size=40)),
+    created_at=times,
 )
 
 AWAITS_CALLBACK = DeferralState(reference="a-reference", end_time=2000.0, execution_deadline=3000.0)
