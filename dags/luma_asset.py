@@ -6,7 +6,7 @@
 whenever there is a new video. The asset's event tells it what was made: the address of the file, the job at Luma, its
 prompt and its source. Nothing needs to be handed on, and the two DAGs do not know each other.
 
-Needs a connection `luma_default` of type Luma, with the API key as its Password.
+Needs a connection `luma_default` of type Luma, with your API key.
 """
 
 from __future__ import annotations

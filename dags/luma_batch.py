@@ -14,7 +14,7 @@ included**, because a task that waits in the triggerer still has a job running a
 
     airflow pools set --include-deferred luma 20 "Jobs running at Luma"
 
-Needs a connection `luma_default` of type Luma, with the API key as its Password.
+Needs a connection `luma_default` of type Luma, with your API key.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ returns the same continues the same job.
 
 `season` writes a prompt for the month of the run. `weather` is mapped, and makes a version for each weather.
 
-Needs a connection `luma_default` of type Luma, with the API key as its Password.
+Needs a connection `luma_default` of type Luma, with your API key.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ results are joined to a film again, in time and with the film's own sound.
 **Each clip is a job to pay for**: the log of `split` says how many there are before the first is submitted, and
 `max_clips` is a limit. A clip that fails is retried, or cleared, alone.
 
-Needs a connection `luma_default` of type Luma, with the API key as its Password, the extra `media` of the provider
+Needs a connection `luma_default` of type Luma, with your API key, the extra `media` of the provider
 package, and a pool `luma` that counts deferred tasks:
 
     airflow pools set --include-deferred luma 20 "Jobs running at Luma"

@@ -8,7 +8,7 @@ A clip and an English prompt go in; the modified video is downloaded to a destin
 *deferred* and holds no worker slot. `download` streams the result to any storage that Airflow knows, such as
 `file:///data/videos` or `s3://my_aws@bucket/videos`.
 
-Needs a connection `luma_default` of type Luma, with the API key as its Password.
+Needs a connection `luma_default` of type Luma, with your API key.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ held. The video is fetched before, since Luma keeps it for 14 days only.
 
 On Airflow 3.4, `luma_review_versions` makes another version after each rejection.
 
-Needs a connection `luma_default` of type Luma, with the API key as its Password.
+Needs a connection `luma_default` of type Luma, with your API key.
 """
 
 from __future__ import annotations

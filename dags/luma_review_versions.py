@@ -5,7 +5,7 @@
 As `luma_review`, but a rejection asks for a new prompt, which makes the next version: three at most, as each one is a
 job to pay. The last one is published if it is approved; if not, the run fails at its gate, and nothing is published.
 
-Needs Airflow 3.4, with its loops, and a connection `luma_default` of type Luma, with the API key as its Password.
+Needs Airflow 3.4, with its loops, and a connection `luma_default` of type Luma, with your API key.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Submitting and waiting are two tasks: `submit` ends as soon as Luma has accepted
 waits for that job by its id. Use this where other work depends on the *submission* rather than on the video, where
 the wait belongs in another DAG, or where the job was submitted elsewhere: the sensor needs only the id.
 
-Needs a connection `luma_default` of type Luma, with the API key as its Password.
+Needs a connection `luma_default` of type Luma, with your API key.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ The page behind *Luma result* of any version leads to the gallery, which shows a
 Luma reads public addresses only. `LumaModifyOperator` uploads a file by itself; where many tasks share one, an upload
 of its own saves the others. Luma keeps it for a day, and deletes it.
 
-Needs a connection `luma_default` of type Luma, with the API key as its Password, and a pool `luma` that counts
+Needs a connection `luma_default` of type Luma, with your API key, and a pool `luma` that counts
 deferred tasks:
 
     airflow pools set --include-deferred luma 20 "Jobs running at Luma"
