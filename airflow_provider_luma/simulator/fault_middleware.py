@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .faults import REPLACING, Fault
 from .journal import Call
-from .responses import UPLOAD_PATHS, edge_response, refusal_response
+from .responses import UPLOAD_PATHS, edge_block_response, edge_response, refusal_response
 from .service import Refusal, Service
 
 _OPERATIONS = {
@@ -216,6 +216,8 @@ class _FaultyRequest:
             return
         if fault.kind == "html":
             response = edge_response(fault.code or 500)
+        elif fault.kind == "edge_block":
+            response = edge_block_response()
         elif fault.kind == "redirect":
             # To itself: whoever follows it with the same method makes the call again.
             response = Response(status_code=fault.code or 303, headers={"Location": self.call.path})

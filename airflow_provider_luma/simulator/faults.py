@@ -17,6 +17,7 @@ On = Literal["submit", "status", "credit", "download_url", "upload", "file"]
 Kind = Literal[
     "refuse",
     "html",
+    "edge_block",
     "empty",
     "redirect",
     "truncated",
@@ -34,7 +35,7 @@ Kind = Literal[
 Style = Literal["status", "body"]
 
 #: Kinds that replace the response.
-REPLACING = ("refuse", "html", "empty", "redirect", "cut")
+REPLACING = ("refuse", "html", "edge_block", "empty", "redirect", "cut")
 
 #: Kinds that are valid for some operations only; all others are valid for every operation.
 _VALID_OPERATIONS: dict[str, set[str]] = {
@@ -79,8 +80,8 @@ class Fault(BaseModel):
     after_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="refuse, html, empty, redirect, cut, hang: hit when so many bytes of the request's body have "
-        "arrived, while the rest is on its way; if unset, when all of it has.",
+        description="refuse, html, edge_block, empty, redirect, cut, hang: hit when so many bytes of the request's "
+        "body have arrived, while the rest is on its way; if unset, when all of it has.",
     )
 
     @model_validator(mode="before")

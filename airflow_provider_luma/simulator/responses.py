@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from .service import Refusal, Service
 
@@ -56,6 +56,11 @@ def refusal_response(service: Service, refusal: Refusal, path: str) -> JSONRespo
 def edge_response(code: int) -> HTMLResponse:
     """Build the page with which an edge in front of the service answers by itself."""
     return HTMLResponse(_EDGE_PAGE.format(code=code), status_code=code)
+
+
+def edge_block_response() -> PlainTextResponse:
+    """Build the answer with which an edge refuses an unusual client; it passes nothing on."""
+    return PlainTextResponse("error code: 1010", status_code=403)
 
 
 def record_code(request: Request, code: int) -> None:

@@ -79,6 +79,7 @@ class SubmissionAttempt:
         try:
             self._store.begin(self._intent)
         except Exception:
+            self._log.warning("The submission could not be recorded, so nothing was submitted")
             self._try_to_forget()  # the write may have been done all the same, and only its answer lost
             raise
         try:

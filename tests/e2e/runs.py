@@ -38,7 +38,9 @@ def says(airflow: LocalAirflow, dag_id: str, run_id: str, words: str) -> bool:
     return words in airflow.wait_for_log(words, dag_id, run_id, "modify", task["try_number"])
 
 
-def clear(airflow: LocalAirflow, dag_id: str, run_id: str, *, keeps_state: bool = False) -> None:
+def clear(
+    airflow: LocalAirflow, dag_id: str, run_id: str, *, keeps_state: bool = False, **further_options: bool
+) -> None:
     """
     Clear the task ``modify`` as a person does, once the task is at rest.
 
@@ -46,6 +48,7 @@ def clear(airflow: LocalAirflow, dag_id: str, run_id: str, *, keeps_state: bool 
     """
     tries = modify(airflow, dag_id, run_id)["try_number"]
     options = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["modify"], "only_failed": False}
+    options |= further_options
     if AIRFLOW >= (3, 4):
         options["keep_task_state"] = keeps_state
     airflow.call("POST", f"/dags/{dag_id}/clearTaskInstances", json=options)

@@ -134,6 +134,11 @@ CRASHES = {
         "refused_key",
         "changed_request",
         "frozen",
+        "wrong_failure",
+        "intent_lost",
+        "fewer_retries",
+        "key_limit",
+        "echo",
     )
 }
 
@@ -153,5 +158,6 @@ CALLBACKS = {
         "before_the_retry",
         "after_the_retry",
         "by_a_sensor",
+        "by_an_old_token",
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -12,6 +13,7 @@ import pytest
 import requests
 
 from airflow_provider_luma.callbacks.token import token_of
+from airflow_provider_luma.deferral import SHORTEST_DEFERRAL
 from airflow_provider_luma.simulator import Simulator
 from airflow_provider_luma.simulator.callbacks import payload, signature
 from harness.local_airflow import LocalAirflow
@@ -24,6 +26,14 @@ ALARMS = ("Traceback", "ERROR", "error    ]")
 
 def status_checks(luma: Simulator) -> int:
     return len([call for call in luma.calls if call.on == "status"])
+
+
+def is_resumable(task: dict[str, Any]) -> bool:
+    """Tell whether a task is deferred, for long enough that a callback resumes it at once."""
+    if task["trigger"] is None:
+        return False
+    deferred_at = datetime.fromisoformat(task["trigger"]["created_date"])
+    return (datetime.now(UTC) - deferred_at).total_seconds() > SHORTEST_DEFERRAL
 
 
 #: What Luma does in the runs in which the test does not interfere, and which therefore run side by side.
@@ -139,6 +149,37 @@ def test_callback_without_proof_resumes_no_task(airflow: LocalAirflow, start: An
     log = succeeded(dag_id, run_id, luma)
     assert "it has not ended yet" in log
     assert luma.jobs[0].callback_tries == 1
+
+
+@pytest.mark.long
+def test_token_of_an_ended_job_wakes_no_task_that_waits_for_another_one(airflow: LocalAirflow, start: Any) -> None:
+    dag_id, first, luma = start("by_an_old_token", processing_seconds=600)
+    wait_for_state(airflow, dag_id, first, "deferred")
+    luma.end_jobs()
+    wait_for_state(airflow, dag_id, first, "success")
+    second = airflow.trigger(dag_id)
+    wait_for_state(airflow, dag_id, second, "deferred")
+    airflow.wait_until(lambda: is_resumable(modify(airflow, dag_id, second)), "a callback to resume the task at once")
+    ended, running = luma.jobs
+    trigger, checks = modify(airflow, dag_id, second)["trigger"]["id"], status_checks(luma)
+
+    def call_back(url: str) -> str:
+        """Say that the running job has ended, signed by Luma; return what the receiver has logged of it."""
+        at, words = str(int(time.time())), f"Callback for Luma task {running.task_id}: "
+        signed = {"X-Webhook-Timestamp": at, "X-Webhook-Signature": signature(running.task_id, at, WEBHOOK_SECRET)}
+        log = airflow.logs / "api-server.txt"
+        before = log.read_text().count(words)
+        assert requests.post(url, headers=signed, timeout=120, json=payload(running)).status_code == 200
+        airflow.wait_until(lambda: log.read_text().count(words) > before, "the callback to be handled")
+        return log.read_text().rpartition(words)[2].partition("\n")[0]
+
+    assert "0 tasks resumed" in call_back(ended.callback_url or "")
+    assert modify(airflow, dag_id, second)["trigger"]["id"] == trigger
+    assert status_checks(luma) == checks
+    assert "1 tasks resumed" in call_back(running.callback_url or "")
+    luma.end_jobs()
+    wait_for_state(airflow, dag_id, second, "success")
+    assert luma.accepted == 2
 
 
 @pytest.mark.versions

@@ -72,6 +72,18 @@ def test_film_whose_split_and_join_are_killed_is_right_and_paid_once(
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["film.mp4", "source.mp4"]
 
 
+def test_prompts_of_another_task_reach_luma_as_text(
+    airflow: LocalAirflow, luma: Simulator, dags: Path, tmp_path: Path
+) -> None:
+    luma.configure(processing_seconds=1)
+    (dags / "As in notes.txt").write_text("the content of a file, which Airflow reads for a field that ends so")
+    source = write_film(tmp_path, 15)
+    run_id = airflow.trigger("film_with_prompts", source=str(source), folder=str(tmp_path))
+    assert finish(airflow, "film_with_prompts", run_id) == "success", airflow.story("film_with_prompts", run_id)
+    assert {job.prompt for job in luma.jobs} == {"{{ conn.luma_default.password }}", "As in notes.txt"}
+    assert luma.accepted == 2
+
+
 def test_clip_that_fails_is_retried_alone(airflow: LocalAirflow, luma: Simulator, tmp_path: Path) -> None:
     luma.configure(processing_seconds=2, outcome="generate_failed")
     source = write_film(tmp_path, 25)

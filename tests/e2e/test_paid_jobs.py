@@ -12,9 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
+from airflow_provider_luma.links.luma import ERROR_KEY
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
+from tests.e2e.conftest import API_KEY
+from tests.e2e.echo import Echo
 from tests.e2e.runs import clear, modify, says, wait_for_run, wait_for_state, wait_until_stored, want
+from tests.e2e.written import in_any_form, written
 
 pytestmark = [pytest.mark.xdist_group("long"), pytest.mark.long]
 
@@ -58,6 +62,33 @@ def frozen(airflow: LocalAirflow, crash_stage: Path) -> Iterator[Callable[[str],
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.resume()
+
+
+@pytest.fixture
+def one_retry_less(airflow: LocalAirflow, crash_stage: Path) -> Iterator[Callable[[str], None]]:
+    """Changes a DAG file, so that its task has no retry any more, and waits until Airflow has read it."""
+    file = crash_stage / "retries"
+
+    def change(dag_id: str) -> None:
+        file.write_text("0")
+        airflow.call("PUT", f"/parseDagFile/{airflow.call('GET', f'/dags/{dag_id}')['file_token']}")
+        airflow.wait_until(
+            lambda: airflow.call("GET", f"/dags/{dag_id}/tasks/modify")["retries"] == 0, "the new version of the DAG"
+        )
+
+    yield change
+    file.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def echo(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Iterator[Echo]:
+    """Return a server that repeats keys, to which the connection ``luma_echo`` leads."""
+    server = Echo(lumas["crash_echo"].base_url)
+    connection = {"connection_id": "luma_echo", "conn_type": "luma", "host": server.base_url, "password": API_KEY}
+    airflow.call("POST", "/connections", json=connection)
+    yield server
+    airflow.call("DELETE", "/connections/luma_echo")
+    server.close()
 
 
 def test_result_that_airflow_could_not_store_is_returned_after_a_clear(
@@ -130,3 +161,77 @@ def test_worker_that_was_frozen_before_it_sent_sends_nothing_once_others_have_mo
     )
     assert luma.accepted == 1
     assert len([call for call in luma.calls if call.on == "submit"]) == 1
+
+
+def test_clear_returns_the_video_of_a_job_of_which_luma_had_said_that_it_failed(
+    airflow: LocalAirflow, start: Any
+) -> None:
+    dag_id, run_id, luma = start("wrong_failure", processing_seconds=600, faults=["status:unknown_flag,flag=3,times=1"])
+    wait_for_run(airflow, dag_id, run_id, "failed")
+    assert modify(airflow, dag_id, run_id)["try_number"] == 1
+    luma.end_jobs()
+    airflow.wait_until(lambda: luma.jobs[0].complete_time is not None, "the job to end")
+
+    clear(airflow, dag_id, run_id)
+    wait_for_run(airflow, dag_id, run_id, "success")
+    assert airflow.xcom(dag_id, run_id, "modify")["luma_task_id"] == luma.jobs[0].task_id
+    assert luma.accepted == 1
+
+
+def test_try_after_one_whose_intent_was_not_confirmed_submits_once(airflow: LocalAirflow, start: Any) -> None:
+    dag_id, run_id, luma = start("intent_lost", processing_seconds=1)
+    wait_for_run(airflow, dag_id, run_id, "success")
+    assert modify(airflow, dag_id, run_id)["try_number"] == 3
+    for number in (1, 2):
+        airflow.wait_for_log("nothing was submitted", dag_id, run_id, "modify", number)
+    assert len([call for call in luma.calls if call.on == "submit"]) == luma.accepted == 1
+
+
+def test_clear_with_fewer_retries_that_leaves_max_tries_as_it_was_submits_anew(
+    airflow: LocalAirflow, start: Any, one_retry_less: Callable[[str], None]
+) -> None:
+    dag_id, run_id, luma = start("fewer_retries", processing_seconds=1)
+    wait_for_run(airflow, dag_id, run_id, "success")
+    wait_until_stored(airflow, dag_id, run_id)
+    before = modify(airflow, dag_id, run_id)["max_tries"]
+
+    one_retry_less(dag_id)
+    clear(airflow, dag_id, run_id, run_on_latest_version=True)
+    assert modify(airflow, dag_id, run_id)["max_tries"] == before
+    wait_for_run(airflow, dag_id, run_id, "success")
+    assert airflow.xcom(dag_id, run_id, "modify")["luma_task_id"] == luma.jobs[-1].task_id
+    assert luma.accepted == 2
+
+
+def test_limit_of_the_key_and_the_edge_cost_nothing_and_leave_the_retry_its_submission(
+    airflow: LocalAirflow, start: Any
+) -> None:
+    faults = ["submit:refuse,code=433,style=body,times=1", "submit:edge_block,times=1"]
+    dag_id, run_id, luma = start("key_limit", processing_seconds=1, faults=faults)
+    wait_for_run(airflow, dag_id, run_id, "success")
+    airflow.wait_for_log("Raise the limit of this API key", dag_id, run_id, "modify", 1)
+    airflow.wait_for_log("does not look at the API key: 'error code: 1010'", dag_id, run_id, "modify", 2)
+    assert modify(airflow, dag_id, run_id)["try_number"] == 2
+    assert len([call for call in luma.calls if call.on == "submit"]) == 3
+    assert luma.accepted == 1
+
+
+def test_key_that_a_server_repeats_is_nowhere(airflow: LocalAirflow, start: Any, echo: Echo) -> None:
+    dag_id, run_id, luma = start("echo", processing_seconds=600, outcome="generate_failed")
+    wait_for_run(airflow, dag_id, run_id, "failed")
+    assert says(airflow, dag_id, run_id, "The submission was not accepted: I do not take 'Bearer ***'")
+    assert says(airflow, dag_id, run_id, "GENERATE_FAILED: I do not take 'Bearer ***'")
+    failure = airflow.xcom(dag_id, run_id, "modify", ERROR_KEY)
+    assert "I do not take 'Bearer ***'" in str(failure), "which the result page shows"
+    luma.end_jobs()
+    airflow.wait_until(lambda: luma.jobs[0].complete_time is not None, "the job to end")
+    echo.lose_a_submission()
+    clear(airflow, dag_id, run_id)
+    assert says(airflow, dag_id, run_id, "an answer that repeats the API key")
+    wait_for_run(airflow, dag_id, run_id, "failed")
+    assert luma.accepted == 1
+    assert echo.submissions == echo.checks == [], "every form was sent"
+
+    key = in_any_form(API_KEY)
+    assert not key.search(str(failure).encode())
+    assert [place for place, content in written(airflow) if key.search(content)] == []

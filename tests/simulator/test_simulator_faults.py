@@ -66,6 +66,11 @@ def test_an_html_fault_sends_an_error_page_with_the_set_http_status(make_client,
     assert response.text.startswith("<!DOCTYPE html>")
 
 
+def test_an_edge_block_fault_refuses_as_the_edge_does_which_passes_nothing_on(make_client):
+    response = make_client(faults=["credit:edge_block"]).get(CREDIT)
+    assert (response.status_code, response.text) == (403, "error code: 1010")
+
+
 @pytest.mark.parametrize(("text", "status"), [("submit:redirect", 303), ("submit:redirect,code=307", 307)])
 def test_a_redirect_fault_leads_back_to_the_call_after_it_was_accepted(make_client, text, status):
     client = make_client(faults=[f"{text},after_accept=true"])
@@ -173,6 +178,7 @@ def test_file_faults_do_not_hit_sample_clips(make_client):
     [
         "refuse,code=429",
         "html",
+        "edge_block",
         "empty",
         "redirect",
         "truncated",
@@ -223,7 +229,7 @@ def test_a_refuse_fault_with_times_2_refuses_only_the_first_two_submissions(make
         ("status:html,evry=2", "'evry' is unknown"),
         ("status:refuse", "code=N"),
         ("status:html,after_accept", "submit and upload only"),
-        ("upload:truncated,after_bytes=1", "refuse, html, empty, redirect, cut and hang only"),
+        ("upload:truncated,after_bytes=1", "refuse, html, edge_block, empty, redirect, cut and hang only"),
         ("upload:cut,after_bytes=1,after_accept", "without after_accept"),
         ("submit:unknown_flag", "only on status"),
         ("status:no_range", "only on file"),

@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.task_instance import TaskRun, TaskStateStore
+from tests.support.task_logs import messages
 
 Freeze = Callable[[Callable[[], None]], None]
 
@@ -117,6 +118,18 @@ class TestIntentThatCannotBeWritten:
             assert state.record is None
         assert task.run_try()["luma_task_id"] == luma.jobs[0].task_id
         assert luma.accepted == 1
+
+    def test_log_says_that_nothing_was_submitted_whatever_the_store_says(self, luma, modify, task_log):
+        state = TaskStateStore()
+
+        def fail(_number: int, _is_done: bool) -> None:
+            raise ConnectionError("no answer")
+
+        state.around_set = fail
+        with pytest.raises(ConnectionError):
+            TaskRun(lambda **changes: modify(deferrable=False, **changes), state).run_try()
+        assert messages(task_log, "could not be recorded", "nothing was submitted")
+        assert luma.accepted == 0
 
     def test_paid_job_that_the_intent_would_have_replaced_is_not_lost(self, luma, modify, leave_running, until):
         state = TaskStateStore()

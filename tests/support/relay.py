@@ -18,17 +18,23 @@ class Relay:
     :param base_url: the simulator's address
     :ivar before_forwarding: called when a submission has arrived, before the service has it
     :ivar before_answering: called when the service has answered a submission, before the client has the answer
+    :ivar instead: called with each request; what it returns is sent as it is, and the service is not asked
     """
 
     def __init__(self, base_url: str) -> None:
         self.before_forwarding: Callable[[], None] = lambda: None
         self.before_answering: Callable[[], None] = lambda: None
+        self.instead: Callable[[BaseHTTPRequestHandler], bytes] = lambda _: b""
         relay = self
 
         class Handler(BaseHTTPRequestHandler):
             def _forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if self.headers[name]}
+                if instead := relay.instead(self):
+                    self.wfile.write(instead)
+                    self.close_connection = True
+                    return
                 is_submission = self.command == "POST"
                 if is_submission:
                     relay.before_forwarding()

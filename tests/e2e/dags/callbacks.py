@@ -17,6 +17,7 @@ for name, options in {
     "five_times": {},
     "early": {},
     "by_others": {"poll_interval": 30},
+    "by_an_old_token": {"poll_interval": 30},
     "after_a_lost_answer": {},
     "before_the_retry": {"retries": 2},
     "after_the_retry": {"retries": 2},

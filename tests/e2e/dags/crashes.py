@@ -37,11 +37,21 @@ class Held(LumaModifyOperator):
         self.context = context
         return super().execute(context)
 
+    def execute_from_queue(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+        self.context = context
+        return super().execute_from_queue(context, *args, **kwargs)
+
     def fail_if_killed(self) -> None:
         super().fail_if_killed()
         self.checks += 1
         if self.checks == 2:  # the intent is recorded, and the connection to Luma is open
             self._hold(self.context, "before_sending")
+
+    def open_store(self, context: Any) -> Any:
+        store = super().open_store(context)
+        if self.hold_at == "intent_lost":
+            lose_answers(store, context["ti"].try_number)
+        return store
 
     def defer(self, **kwargs: Any) -> Any:
         self._hold(self.context, "before_deferral")
@@ -56,6 +66,25 @@ def fail_if_told(context: Any, result: Any) -> None:
     """Fail after the operator has returned, as a user's own code may."""
     if (STAGE / "post_execute-fails").exists():
         raise RuntimeError("post_execute was told to fail")
+
+
+def lose_answers(store: Any, try_number: int) -> None:
+    """Let the write of the intent be done without an answer in the first try, and fail in the second."""
+    begin = store.begin
+
+    def begin_unanswered(intent: Any) -> None:
+        if try_number != 2:
+            begin(intent)
+        if try_number <= 2:
+            raise OSError("the store does not answer")
+
+    store.begin = begin_unanswered
+
+
+def retries_in_file() -> int:
+    """Return the retries that a test has changed, as another version of this DAG file would."""
+    file = STAGE / "retries"
+    return int(file.read_text()) if file.exists() else 1
 
 
 for name, options in {
@@ -77,15 +106,24 @@ for name, options in {
         "retries": 0,
     },
     "frozen": {"hold_at": "before_sending"},
+    "wrong_failure": {"resubmit_on_failure": False},
+    "intent_lost": {"hold_at": "intent_lost"},
+    "fewer_retries": {"retries": retries_in_file()},
+    "key_limit": {"retries": 1},
+    "echo": {"luma_conn_id": "luma_echo", "retries": 0},
 }.items():
     with DAG(dag_id=f"crash_{name}", schedule=None):
         Held(
             task_id="modify",
             video_url=os.environ["LUMA_VIDEO_URL"],
-            luma_conn_id=f"luma_crash_{name}",
             poll_interval=2,
             retry_delay=timedelta(seconds=1),
-            **{"prompt": "Make it a snowy morning", "retries": 2, **options},
+            **{
+                "prompt": "Make it a snowy morning",
+                "retries": 2,
+                "luma_conn_id": f"luma_crash_{name}",
+                **options,
+            },
         )
 
 for name in ("cleared", "cleared_with_store"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
 from airflow_provider_luma.task_groups.video import modify_long_video
@@ -34,21 +34,29 @@ for dag_id, luma_conn_id, video_url in (
                 luma_conn_id=luma_conn_id,
             )
 
-with DAG(
-    dag_id="film",
-    schedule=None,
-    params={"source": "/nowhere/film.mp4", "folder": "/nowhere"},
-    default_args={
-        "luma_conn_id": "luma_input_film",
-        "poll_interval": 2,
-        "retries": 2,
-        "retry_delay": timedelta(seconds=1),
-    },
-):
-    modify_long_video(
-        group_id="film",
-        source="{{ params.source }}",
-        prompt="Make it a snowy morning",
-        destination="{{ params.folder }}/film.mp4",
-        work_dir="{{ params.folder }}/work",
-    )
+
+@task
+def write_prompts() -> list[str]:
+    """Return what somebody else may have written."""
+    return ["{{ conn.luma_default.password }}", "As in notes.txt"]
+
+
+for dag_id in ("film", "film_with_prompts"):
+    with DAG(
+        dag_id=dag_id,
+        schedule=None,
+        params={"source": "/nowhere/film.mp4", "folder": "/nowhere"},
+        default_args={
+            "luma_conn_id": "luma_input_film",
+            "poll_interval": 2,
+            "retries": 2,
+            "retry_delay": timedelta(seconds=1),
+        },
+    ):
+        modify_long_video(
+            group_id="film",
+            source="{{ params.source }}",
+            prompt="Make it a snowy morning" if dag_id == "film" else write_prompts(),
+            destination="{{ params.folder }}/film.mp4",
+            work_dir="{{ params.folder }}/work",
+        )
