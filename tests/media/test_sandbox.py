@@ -212,6 +212,7 @@ def progress(done, frames):
         (process,) = sandbox._running
         print(process.pid, flush=True)
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 source = Path(sys.argv[1]).open("rb")
 sandbox.split(source, sandbox.plan_split(source), written, progress)
 """
