@@ -39,21 +39,27 @@ def tell_outlets(
     :param facts: what else is known of them
     """
     from airflow.sdk import Asset, AssetAlias
+    from airflow.sdk.definitions.asset import AssetRef
 
+    # Whatever fails here, the video is there and paid for; it matters more than what is said about it.
     try:
         jobs = list(jobs)
     except Exception:
-        # The video is there; it matters more than what is told of it.
         operator.log.warning("The asset events will not tell of which Luma job the video is", exc_info=True)
         jobs = []
     for outlet in operator.outlets:
-        event = context["outlet_events"][outlet]
-        if isinstance(outlet, AssetAlias):
-            for file in files:
-                own = [job for job in jobs if file in job.get("files", files)]
-                event.add(Asset(asset_uri(plain_text(file))), extra={**_facts([file], own), **facts})
-        else:
-            event.extra = {**_facts(files, jobs), **facts, **event.extra}
+        if not isinstance(outlet, (Asset, AssetAlias, AssetRef)):
+            continue  # a file or table for OpenLineage, which has no events
+        try:
+            event = context["outlet_events"][outlet]
+            if isinstance(outlet, AssetAlias):
+                for file in files:
+                    own = [job for job in jobs if file in job.get("files", files)]
+                    event.add(Asset(asset_uri(plain_text(file))), extra={**_facts([file], own), **facts})
+            else:
+                event.extra = {**_facts(files, jobs), **facts, **event.extra}
+        except Exception:
+            operator.log.warning("The event of outlet %r will not describe the video", outlet, exc_info=True)
 
 
 def tell_of_job(

@@ -3,18 +3,48 @@
 Metrics about jobs and submissions, sent with Airflow's own to wherever those go.
 
 What only the triggerer measures (`luma.poll…`, `luma.waiting`, `luma.submission.waiting`) is sent where it is measured.
-docs/operations.md lists all of them.
+docs/operations.md lists all of them. A metric that cannot be sent is dropped: most are about jobs that are paid for,
+and an error here would end the task, or the wait, of one.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_luma.compat import Stats
+from airflow_provider_luma.compat import Stats as AirflowStats
 
 if TYPE_CHECKING:
     from airflow_provider_luma.protocol import LumaTask
+
+log = logging.getLogger(__name__)
+
+
+class Stats:
+    """Airflow's metrics, without their errors: a backend is free to raise any, also when it is first used."""
+
+    @staticmethod
+    def incr(name: str) -> None:
+        """Count an event."""
+        _send("incr", name)
+
+    @staticmethod
+    def timing(name: str, milliseconds: float) -> None:
+        """Record how long something took."""
+        _send("timing", name, milliseconds)
+
+    @staticmethod
+    def gauge(name: str, value: float, *, tags: dict[str, str]) -> None:
+        """Record a value as it is now."""
+        _send("gauge", name, value, tags=tags)
+
+
+def _send(kind: str, name: str, *value: float, **tags: Any) -> None:
+    try:
+        getattr(AirflowStats, kind)(name, *value, **tags)
+    except Exception as error:
+        log.warning("The metric %s could not be sent: %r", name, error)
 
 
 def job_ended(task: LumaTask) -> None:

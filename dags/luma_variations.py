@@ -56,7 +56,6 @@ def collect(asked: list[str], ti: Any) -> list[dict[str, str]]:
     steps = ["version.modify", "version.download"]
     states = ti.get_task_states(dag_id=ti.dag_id, task_ids=steps, run_ids=[ti.run_id])[ti.run_id]
     versions, missing = [], []
-    # By map index: what has failed has no XCom, so a list of XComs would not match the prompts.
     # By map index: what has failed has no XCom, so a list of all XComs would not match the prompts.
     for index, prompt in enumerate(asked):
         failed = next((step for step in steps if states.get(f"{step}_{index}") != "success"), None)

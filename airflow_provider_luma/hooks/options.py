@@ -160,9 +160,7 @@ def _load(certificates: Certificates) -> ssl.SSLContext:
     for name, version in certificates.files:
         if version is None:
             raise FileNotFoundError(f"there is no {name}")
-    # With the very flags that requests uses: of Python's own context, they depend on the version.
-    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if certificates.verify else ssl.CERT_NONE)
-    context.set_alpn_protocols(["http/1.1"])
+    context = _new_context(checks_servers=bool(certificates.verify))
     if isinstance(certificates.verify, str):
         is_folder = os.path.isdir(certificates.verify)  # noqa: PTH112  (a path as requests takes it)
         context.load_verify_locations(**{"capath" if is_folder else "cafile": certificates.verify})
@@ -173,6 +171,18 @@ def _load(certificates: Certificates) -> ssl.SSLContext:
         certificate, key = (certificates.cert, None) if isinstance(certificates.cert, str) else certificates.cert
         # Without a password OpenSSL would ask the terminal for that of an encrypted key.
         context.load_cert_chain(certificate, key, password="")
+    return context
+
+
+def _new_context(*, checks_servers: bool) -> ssl.SSLContext:
+    # With the very flags that requests uses: of Python's own context, they depend on the version.
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if checks_servers else ssl.CERT_NONE)
+    if not isinstance(context, ssl.SSLContext):
+        # Another library of the process, as google-auth for a client certificate, has put pyOpenSSL into urllib3.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = checks_servers  # urllib3 before 2.0 compares names by itself, and aiohttp does not
+    context.verify_mode = ssl.CERT_REQUIRED if checks_servers else ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 

@@ -313,8 +313,19 @@ class VideoJoinOperator(_FilmOperator):
         if self.plan.get("source", film.version) != film.version:
             raise LumaValidationError(None, f"source: {film.shown} was changed since it was split: split it again")
         if plan.clips != clips:
-            raise LumaValidationError(None, f"clips holds {clips} of the {plan.clips} clips in plan: give all")
+            raise LumaValidationError(None, _wrong_number(clips, plan.clips))
         return plan
+
+
+def _wrong_number(clips: int, planned: int) -> str:
+    if clips < planned:
+        return f"clips holds {clips} of the {planned} clips in plan: give all"
+    # Of a mapped task that is cleared and then expanded over less, Airflow keeps the old XComs behind the new ones.
+    return (
+        f"clips holds {clips} clips, and plan {planned}. If an earlier split of this run made more, delete the XComs "
+        f"return_value of the task that downloads the clips from map index {planned} on, and clear this task: nothing "
+        "is billed. Otherwise give the clips of this plan alone"
+    )
 
 
 def _flat(clips: Iterable[Any]) -> list[str]:

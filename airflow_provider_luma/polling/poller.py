@@ -15,9 +15,9 @@ import time
 from typing import TYPE_CHECKING
 
 from airflow_provider_luma import metrics
-from airflow_provider_luma.compat import Stats
 from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
 from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, LumaUnavailableError
+from airflow_provider_luma.metrics import Stats
 from airflow_provider_luma.polling.durations import JobDurations
 from airflow_provider_luma.polling.rate_limiter import RateLimiter
 from airflow_provider_luma.polling.state import Failed, Finished, PollAgain, PollOutcome, PollState

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_luma.compat import Stats
+from airflow_provider_luma.metrics import Stats
 
 
 class _Closable(Protocol):

@@ -17,6 +17,9 @@ from airflow_provider_luma.operators.video import FILM_KEY, PLAN_KEY, VideoJoinO
 from airflow_provider_luma.task_groups.parameters import given, sorted_by_task
 from airflow_provider_luma.validation import PROMPT_FILE_EXTENSIONS, check_film_destination, check_no_outer_blanks
 
+#: Within the group each task needs all before it, whatever default_args says: clips are removed once the film is there.
+_RULE = "all_success"
+
 
 class LongVideoGroup(TaskGroup):
     """The tasks that modify a film."""
@@ -100,6 +103,7 @@ def _download(modify: Any, folder: str, parameters: Mapping[str, Any]) -> Any:
         task_id="download",
         destination=f"{folder}/modified/clip-{{{{ ti.map_index }}}}.mp4",
         overwrite=True,  # a clip that is cleared comes back as another video
+        trigger_rule=_RULE,
         **parameters,
     ).expand(urls=modify.output.map(_first_result))
 
@@ -112,6 +116,7 @@ def _join(split: VideoSplitOperator, download: Any, parameters: dict[str, Any]) 
         source=split.source,
         destination=_as_rendered_by(split),
         plan=split.output[PLAN_KEY],  # type: ignore[index]
+        trigger_rule=_RULE,
         **parameters,
     )
 
@@ -130,7 +135,7 @@ def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) 
     """Return the mapped task that modifies the clips."""
     if isinstance(prompt, Sequence) and not prompt:
         raise LumaValidationError(None, "prompt is empty: give one, or a list of one for each clip")
-    parameters = {**parameters, "wait_for_completion": True}  # whatever default_args says
+    parameters = {**parameters, "trigger_rule": _RULE, "wait_for_completion": True}  # whatever default_args says
     if isinstance(prompt, (str, LiteralValue)):
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
     if isinstance(prompt, Sequence):
@@ -145,7 +150,7 @@ def _included(prompt: Any) -> Any:
     return f"{{% filter trim %}}{{% include {prompt!r} %}}{{% endfilter %}}" if is_file else prompt
 
 
-@task(task_id="prompts")
+@task(task_id="prompts", trigger_rule=_RULE)
 def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]:
     """Give each clip its prompt, with the templates in the DAG author's own prompts rendered."""
     from airflow_provider_luma.validation import check_prompt
@@ -163,7 +168,7 @@ def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]
     return [{"video_url": clip, "prompt": prompt} for clip, prompt in zip(clips, prompts, strict=True)]
 
 
-@task(task_id="clean_up")
+@task(task_id="clean_up", trigger_rule=_RULE)
 def _clean_up(folder: str) -> None:
     """Remove what the run has written on the way."""
     from airflow_provider_luma.transfers.outputs import remove_folder

@@ -119,6 +119,19 @@ def test_failure_after_payment_names_the_job_and_the_step_that_fetches_it(
     assert complaints(stranger) == []
 
 
+def test_task_that_a_person_called_failed_is_not_cleared_for_nothing(stranger: Chrome, api: AirflowRestApi) -> None:
+    """It has returned its video: who clears it wants another one."""
+    for number in (-1, 0):
+        pushed = {"luma_request": request(api), "luma_task_id": "job-1", "return_value": result(api.clip_url)}
+        api.show("failed", map_index=number, **pushed)
+    stranger.get(api.page())
+    wait_for_text(stranger, "problem-remedy", "Clearing this task submits another, separately billed, job")
+    assert "nothing new is billed" not in text(stranger, "problem")
+    stranger.get(api.page("gallery"))
+    wait_for_videos(stranger, 2)
+    assert "Paid for" not in text(stranger, "grid")
+
+
 def test_failure_without_anything_to_fetch_promises_nothing(stranger: Chrome, api: AirflowRestApi) -> None:
     api.show("failed", luma_request=request(api), luma_error=REFUSED)
     stranger.get(api.page())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
+import ssl
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,23 @@ class TestAuthorities:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
         set_connection(wires.start(wires.running_job()).base_url)
         await assert_both_trust()
+
+    @pytest.mark.parametrize(
+        "made_by_urllib3",
+        [object, ssl.create_default_context, ssl._create_unverified_context],
+        ids=["pyOpenSSL's", "urllib3 2", "urllib3 1.26"],
+    )
+    async def test_server_is_checked_whatever_urllib3_makes(
+        self, https, set_connection, monkeypatch, authority, made_by_urllib3
+    ):
+        """Libraries that share the triggerer's process may have changed urllib3."""
+        options._load.cache_clear()
+        monkeypatch.setattr(options, "create_urllib3_context", lambda **_: made_by_urllib3())
+        set_connection(https.base_url, verify=authority)
+        await assert_both_trust()
+        context = options.triggerer_certificates(LumaHook().get_luma_connection())
+        assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+        options._load.cache_clear()
 
     def test_nothing_is_submitted_over_a_bundle_that_cannot_be_read(self, https, set_connection, monkeypatch):
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.lineage.entities import File
 from airflow.sdk import DAG, Asset, AssetAlias, BaseOperator
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
@@ -245,6 +246,25 @@ class TestJob:
         (event,) = events[ALIAS].asset_alias_events
         assert event.dest_asset_key.uri == luma.jobs[0].result_urls[0]
         assert event.extra["luma_task_ids"] == [luma.jobs[0].task_id]
+
+    def test_outlet_for_openlineage_does_not_fail_a_paid_job(self, luma, modify, task_log):
+        """A table or file of Airflow's lineage is no asset: it has no events."""
+        extra = self.facts(modify(deferrable=False, outlets=[File("s3://bucket/out.mp4"), VIDEO]).execute)
+        assert extra["luma_task_ids"] == [luma.jobs[0].task_id], "the other outlets have theirs"
+        assert messages(task_log, "will not describe") == []
+
+    @pytest.mark.parametrize("outlet", [VIDEO, ALIAS, Asset.ref(name="video")])
+    def test_event_that_cannot_be_written_does_not_fail_a_paid_job(self, luma, modify, task_log, outlet):
+        context = {"ti": XComs(), "outlet_events": {}}
+        result = modify(deferrable=False, outlets=[outlet]).execute(context)
+        assert result["result_urls"] == luma.jobs[0].result_urls
+        assert len(messages(task_log, "will not describe the video")) == 1
+
+    def test_address_that_is_too_long_for_an_asset_does_not_fail_a_paid_job(self, luma, modify, task_log):
+        task = {"luma_task_id": "j", "result_urls": [f"https://e.com/{'a' * 1500}.mp4"], "completed_at": COMPLETED_AT}
+        context = {"ti": XComs(), "outlet_events": OutletEventAccessors()}
+        assert modify(outlets=[ALIAS]).execute_complete(context, {"task": task}) == task
+        assert len(messages(task_log, "will not describe the video")) == 1
 
 
 class TestJoin:

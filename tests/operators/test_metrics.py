@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_luma import metrics
 from airflow_provider_luma.deferral import DeferralState
 from airflow_provider_luma.exceptions import LumaError, LumaGenerationError
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
+from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.support.operator_fixtures import new_context
 
 
@@ -112,3 +115,39 @@ def test_credits_that_forbid_a_submission_are_reported(luma, luma_conn, set_conn
         modify(deferrable=False).execute(new_context())
     assert recorder.count("luma.credits") == 1
     assert recorder.count("luma.submission.accepted") == luma.accepted == 0
+
+
+class TestBrokenBackend:
+    """Airflow's metrics go wherever an administrator sends them; what fails there costs no job."""
+
+    @pytest.fixture(autouse=True)
+    def broken(self, monkeypatch):
+        class Broken:
+            def __getattr__(self, name: str) -> Any:
+                raise OSError("statsd_custom_client_path cannot be imported")
+
+        monkeypatch.setattr(metrics, "AirflowStats", Broken())
+
+    def test_accepted_job_is_waited_for_and_returned(self, luma, modify):
+        result = modify(deferrable=False).execute(new_context())
+        assert (result["luma_task_id"], luma.accepted) == (luma.jobs[0].task_id, 1)
+
+    def test_failed_job_is_told_as_such(self, luma, modify):
+        luma.configure(outcome="create_failed")
+        with pytest.raises(LumaGenerationError):
+            modify(deferrable=False).execute(new_context())
+
+    def test_refused_submission_is_queued(self, luma, modify):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        with pytest.raises(TaskDeferred):
+            modify().execute(new_context())
+
+    def test_trigger_waits_for_the_end(self, luma, ended):
+        job = ended()
+        trigger = LumaTaskTrigger(job.task_id, poll_interval=0.02)
+
+        async def events() -> list[Any]:
+            return [event.payload async for event in trigger.run()]
+
+        [event] = asyncio.run(events())
+        assert event["task"]["luma_task_id"] == job.task_id

@@ -214,6 +214,20 @@ def test_join_wants_every_clip_of_the_plan(film, tmp_path, missing):
         join.execute(new_context())
 
 
+def test_join_says_what_to_do_with_clips_of_an_earlier_split(film, tmp_path):
+    """The clips are paid for; Airflow keeps the XComs of map indexes that a longer split had made."""
+    clips, pushed = split(str(film), str(tmp_path / "clips"))
+    join = VideoJoinOperator(
+        task_id="join",
+        clips=[[clip] for clip in [*clips, *clips]],
+        source=str(film),
+        destination=str(tmp_path / "out.mp4"),
+        plan=pushed[PLAN_KEY],
+    )
+    with pytest.raises(AirflowFailException, match=f"delete the XComs .* from map index {len(clips)} on, and clear"):
+        join.execute(new_context())
+
+
 def at_first_frame(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something while a film is decoded, when the first frame is reported."""
     acts = [act]

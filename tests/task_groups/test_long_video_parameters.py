@@ -174,6 +174,13 @@ class TestDefaultArgs:
     def test_do_not_break_the_chain(self, film):
         assert film({"wait_for_completion": False})["modify"].wait_for_completion is True
 
+    @pytest.mark.parametrize("rule", ["all_done", "none_failed", "one_failed"])
+    def test_remove_no_clip_of_a_film_that_has_failed(self, film, rule):
+        """Clips cut anew count as others, and would be paid for again."""
+        rules = {name: one.trigger_rule for name, one in film({"trigger_rule": rule}).items()}
+        assert rules.pop("split") == rule, "it says when the group may begin"
+        assert rules == dict.fromkeys(rules, "all_success")
+
 
 def test_without_anything_given_the_operators_defaults_apply():
     tasks = tasks_of()

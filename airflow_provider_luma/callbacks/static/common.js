@@ -247,8 +247,11 @@ export const isExpired = ({ result }) => Date.now() > Date.parse(result.complete
 // A job that ended like this has no video to fetch.
 const UNFETCHABLE = ["LumaGenerationError", "LumaResultMissingError", "LumaNotFoundError"];
 
-/** Whether a task that failed has left a job at Luma whose video can be fetched without paying again. */
-export const isFetchable = ({ id, error }) => Boolean(id) && !UNFETCHABLE.includes(error.type);
+/**
+ * Whether a task that failed has left a job at Luma whose video can be fetched without paying again. One with a result
+ * had succeeded until a person called it failed: clearing it makes another video.
+ */
+export const isFetchable = ({ id, urls, error }) => Boolean(id) && !urls.length && !UNFETCHABLE.includes(error.type);
 
 /** Why a task has ended without a video. */
 export function errorWords({ state }, { error }) {

@@ -93,7 +93,7 @@ async function readEntry({ instance, job }) {
   if (IDLE.has(state)) return job ?? NO_JOB;
   if (state === "success") return readJob(mapIndex, ["luma_request", "return_value"], { isComplete: true });
   const failed = ENDED_BADLY.has(state) || state === "up_for_retry";
-  return readJob(mapIndex, ["luma_request", "luma_task_id", ...(failed ? ["luma_error"] : [])]);
+  return readJob(mapIndex, ["luma_request", "luma_task_id", ...(failed ? ["luma_error", "return_value"] : [])]);
 }
 
 // -- cards ---------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ function noteOf({ instance, job, trouble, modified }) {
   const { state } = instance;
   if (trouble) return trouble;
   if (!job && (isOver(instance) || groupOf(instance) === "busy")) return ""; // not read yet
-  if (job?.urls.length && state === "success") return modified.error ? cannotPlay(job) : "";
+  if (job?.urls.length && isOver(instance)) return modified.error ? cannotPlay(job) : "";
   if (!ENDED_BADLY.has(state) && state !== "up_for_retry") return absence(instance, job ?? NO_JOB);
   const paid = job && isFetchable(job) ? "Paid for: its page says how to fetch the video. " : "";
   return job ? paid + errorWords(instance, job) : "";

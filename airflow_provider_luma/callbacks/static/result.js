@@ -86,7 +86,7 @@ function tick() {
 /** Show why a task has failed; of a job that may be paid for, its id and what can be done. */
 function showFailure(instance, job) {
   const { id, error } = job;
-  const fetch = isFetchable(job) ? job.recovery || FETCH : "";
+  const fetch = isFetchable(job) ? job.recovery || FETCH : job.recovery && job.urls.length ? REPEAT : "";
   const remedies = new Set([text(error.remedy), fetch].filter(Boolean));
   showProblem({
     title: instance.state === "up_for_retry" ? "The last try failed; Airflow will try again" : "This task has no result",
@@ -108,6 +108,8 @@ const COSTS = {
 };
 
 const FETCH = "A LumaTaskSensor with this luma_task_id fetches its result: nothing new is billed";
+
+const REPEAT = "Its video is above. Clearing this task submits another, separately billed, job";
 
 const REMEDIES = {
   LumaGenerationError: "Luma could not make this video. Change the prompt or the clip, then clear the task.",
