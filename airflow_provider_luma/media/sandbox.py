@@ -14,12 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.inspector import TOO_MUCH_MEMORY_REMEDY
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from airflow_provider_luma.media.join import ClipOpener
     from airflow_provider_luma.media.progress import OnProgress
     from airflow_provider_luma.media.split import ClipFile
+
+T = TypeVar("T")
 
 _MODULE = "airflow_provider_luma.media.film_maker"
 
@@ -46,6 +48,21 @@ _END_SECONDS = 10.0
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _REMEDY = "it is damaged, or made to do that. Convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4, or make it again"
+
+#: The messages of the process, and the types of what they hold.
+_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "open": (int,),
+    "read": (int, int, int),
+    "close": (int,),
+    "begin": (int,),
+    "end": (int,),
+    "progress": (int, int),
+    "done": (object,),
+    "refused": (str,),
+    "missing": (str,),
+    "memory": (),
+    "failed": (str, (int, type(None)), str, str),
+}
 
 _running: set[subprocess.Popen[bytes]] = set()
 
@@ -71,8 +88,7 @@ def plan_split(
     :raises ChildProcessError: the process was killed
     """
     sandbox = _Sandbox([_film(source, shown)])
-    plan = sandbox.run("plan_split", clip_seconds=clip_seconds, checks_sound=checks_sound, shown=shown)
-    return SplitPlan.load(plan)
+    return sandbox.run("plan_split", SplitPlan.load, clip_seconds=clip_seconds, checks_sound=checks_sound, shown=shown)
 
 
 def move_cuts_to_scenes(
@@ -90,8 +106,9 @@ def move_cuts_to_scenes(
     :raises ChildProcessError: the process was killed
     """
     sandbox = _Sandbox([_film(source, shown)], on_progress=on_progress)
-    moved = sandbox.run("move_cuts_to_scenes", plan=plan.as_dict(), clip_seconds=clip_seconds, shown=shown)
-    return SplitPlan.load(moved)
+    return sandbox.run(
+        "move_cuts_to_scenes", SplitPlan.load, plan=plan.as_dict(), clip_seconds=clip_seconds, shown=shown
+    )
 
 
 def split(
@@ -104,8 +121,7 @@ def split(
     :raises ChildProcessError: the process was killed
     """
     sandbox = _Sandbox([_film(source, shown)], clip_file, on_progress)
-    warnings = sandbox.run("split", plan=plan.as_dict(), shown=shown)
-    return tuple(map(plain_text, warnings))
+    return sandbox.run("split", _texts, plan=plan.as_dict(), shown=shown)
 
 
 def join(
@@ -126,16 +142,24 @@ def join(
     """
     shown_clips = names or [""] * len(clips)
     files = [(_name(f"clips[{index}]", name), clips[index]) for index, name in enumerate(shown_clips)]
-    made = _Sandbox([_film(source, shown), *files], on_progress=on_progress).run(
+    return _Sandbox([_film(source, shown), *files], on_progress=on_progress).run(
         "join",
+        _joined,
         plan=plan.as_dict(),
         output=str(output),
         clips=len(clips),
         names=list(names),
         shown=shown,
     )
-    lacking, warnings = tuple(map(float, made["lacking"])), tuple(map(plain_text, made["warnings"]))
-    return JoinedFilm(float(made["seconds"]), plain_text(made["sound"]), lacking, warnings)
+
+
+def _joined(made: Any) -> JoinedFilm:
+    lacking = tuple(map(float, made["lacking"]))
+    return JoinedFilm(float(made["seconds"]), plain_text(made["sound"]), lacking, _texts(made["warnings"]))
+
+
+def _texts(lines: Any) -> tuple[str, ...]:
+    return tuple(map(plain_text, lines))
 
 
 def end_all() -> None:
@@ -160,8 +184,12 @@ class _Sandbox:
         self._files, self._clip_file, self._on_progress = files, clip_file, on_progress
         self._open: dict[int, IO[bytes]] = {}
 
-    def run(self, job: str, **arguments: Any) -> Any:
-        """Return what comes of a job."""
+    def run(self, job: str, load: Callable[[Any], T], **arguments: Any) -> T:
+        """
+        Return what comes of a job.
+
+        :param load: reads it
+        """
         ours, theirs = socket.socketpair()
         with theirs, Connection(ours.detach()) as self._channel:
             self._process = subprocess.Popen(  # noqa: S603
@@ -175,11 +203,17 @@ class _Sandbox:
                 _running.add(self._process)
                 theirs.close()
                 self._send(json.dumps((job, arguments)).encode())
-                return self._serve("done")
+                return self._loaded(self._serve("done"), load)
             finally:
                 _running.discard(self._process)
                 self._process.kill()
                 self._process.wait()
+
+    def _loaded(self, result: Any, load: Callable[[Any], T]) -> T:
+        try:
+            return load(result)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            self._fail(None)
 
     def _serve(self, end: str) -> Any:
         """Do what the process asks for, up to a message of a kind, and return what that says."""
@@ -187,18 +221,18 @@ class _Sandbox:
             kind, *values = self._receive()
             if kind == end:
                 return values[0]
-            if kind == "read":
+            if kind == "read" and values[0] in self._open and values[1] >= 0:
                 index, offset, length = values
                 file = self._open[index]
                 file.seek(offset)
                 self._send(file.read(max(0, min(length, _MAX_READ))))
-            elif kind == "open":
+            elif kind == "open" and 0 <= values[0] < len(self._files):
                 self._serve_file(values[0])
-            elif kind == "begin":
+            elif kind == "begin" and self._clip_file:
                 self._serve_clip(values[0])
-            elif kind == "progress":
+            elif kind == "progress" and values[1] > 0:
                 if self._on_progress:
-                    self._on_progress(*map(int, values))
+                    self._on_progress(*values)
             else:
                 self._fail(kind, *values)
 
@@ -217,7 +251,7 @@ class _Sandbox:
             self._serve("end")
         self._send(b"")
 
-    def _fail(self, kind: str, *values: Any) -> NoReturn:
+    def _fail(self, kind: str | None, *values: Any) -> NoReturn:
         if kind == "refused":
             raise LumaValidationError(None, str(values[0]))
         if kind == "missing":  # or it is too old, or does not work on this worker
@@ -252,8 +286,11 @@ class _Sandbox:
             message = self._channel.recv_bytes(_MAX_MESSAGE)
         except (EOFError, OSError) as error:
             raise self._death() from error
-        said = json.loads(message)
-        return said if isinstance(said, list) and said else [None]
+        try:
+            said = json.loads(message)
+        except (ValueError, RecursionError):
+            said = None
+        return said if _is_message(said) else [None]
 
     def _death(self) -> Exception:
         """Return what to raise for a process that has ended without a result."""
@@ -270,6 +307,14 @@ class _Sandbox:
                 "by the system if memory ran out: then give the worker more, or run fewer tasks at a time"
             )
         return LumaValidationError(None, f"{self._names()} crashes FFmpeg ({number.name}): {_REMEDY}")
+
+
+def _is_message(said: Any) -> bool:
+    """Tell whether this is a message that the process may send: a film may have made it write nonsense."""
+    if not isinstance(said, list) or not said or not isinstance(said[0], str):
+        return False
+    types, values = _MESSAGES.get(said[0]), said[1:]
+    return types is not None and len(types) == len(values) and all(map(isinstance, values, types))
 
 
 class _Traceback(Exception):

@@ -30,6 +30,10 @@ _COPIED = frozenset(("aac", "ac3", "alac", "eac3", "mp3"))
 #: Seconds of sound before the film that are copied, and hidden by an edit list: a decoder needs them to start up.
 _PRIMING = Fraction(1, 20)
 
+#: Seconds by which encoded sound may be off its time before silence fills the gap. FFmpeg's default is a tenth of a
+#: second, so that after a few lost packets, lips would no longer match.
+_MAX_SHIFT = 0.04
+
 _AAC_RATES = (16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _AAC_BIT_RATE = 96_000
 
@@ -231,7 +235,9 @@ class _Encoded:
         """Return a packet's frames. Only the first has a time stamp; the others continue from it."""
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:  # decoders differ in what they call a damaged packet
             return []
         for frame in frames:
             frame.pts = self._next_pts if frame.pts is None else frame.pts
@@ -255,7 +261,7 @@ class _Encoded:
         filters = [
             *([("channelmap", self._map)] if frame.layout.nb_channels == self._channels and self._map else []),
             ("asetpts", f"PTS-({float(self._origin):.9f})/TB"),
-            ("aresample", f"{self._rate}:async=1:first_pts={self._samples}"),
+            ("aresample", f"{self._rate}:async=1:min_hard_comp={_MAX_SHIFT}:first_pts={self._samples}"),
             ("atrim", f"end={float(self._seconds):.9f}"),
             ("aformat", f"sample_fmts=fltp:channel_layouts={self._encoder.layout.name}"),
             ("abuffersink", ""),

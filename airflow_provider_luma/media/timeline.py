@@ -143,10 +143,10 @@ class SplitPlan:
         try:
             length = values.get("length")
             plan = cls(
-                Fraction(values["origin"]),
-                Fraction(values["rate"]),
+                _fraction(values["origin"]),
+                _fraction(values["rate"]),
                 tuple(map(int, values["cuts"])),
-                None if length is None else Fraction(length),
+                None if length is None else _fraction(length),
             )
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"no plan of a split film: {error!r}") from error
@@ -155,6 +155,12 @@ class SplitPlan:
         if abs(plan.exact_seconds - plan.frames / plan.rate) > 1:
             raise ValueError("no plan of a split film: its clips are not as long as the film")
         return plan
+
+
+def _fraction(value: Any) -> Fraction:
+    if isinstance(value, str) and "e" in value.lower():
+        raise ValueError("a number with an exponent")  # "1e999999999" would take all memory
+    return Fraction(value)
 
 
 def plan_uncut(times: FrameTimes, heard: tuple[Fraction, Fraction] | None) -> SplitPlan:

@@ -197,6 +197,53 @@ def test_process_gets_no_secret_and_limits(tmp_path, monkeypatch):
     assert seen["oom"] == "1000"
 
 
+HOSTILE = """
+import os, pathlib
+from multiprocessing.connection import Connection
+channel = Connection(os.dup(0))
+channel.recv_bytes()
+for message in pathlib.Path(__file__).with_name("messages").read_bytes().split(b"\\n"):
+    channel.send_bytes(message)
+channel.recv_bytes()
+"""
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        b"\xff\xfe{",
+        b"[" * 100_000,
+        b"null",
+        b"[]",
+        b"[[]]",
+        b'["open"]',
+        b'["open", -1]',
+        b'["open", 7]',
+        b'["open", "/etc/passwd"]',
+        b'["read", 0, 0, 10]',
+        b'["open", 0]\n["read", 0, -5, 10]',
+        b'["open", 0]\n["read", 0, 0, null]',
+        b'["begin", 0]',
+        b'["progress", 1, 0]',
+        b'["progress", NaN, 3]',
+        b'["refused", null]',
+        b'["failed", "OSError"]',
+        b'["done"]',
+        b'["done", null]',
+        b'["done", {"origin": "0", "rate": "0/0", "cuts": [0, 1]}]',
+        b'["done", {"origin": "0", "rate": "1e999999999", "cuts": [0, 1]}]',
+        b'["done", {"origin": "0", "rate": "25", "cuts": [0, -1]}]',
+    ],
+)
+def test_process_that_says_nonsense_is_a_refusal(messages, tmp_path, monkeypatch):
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    (tmp_path / "messages").write_bytes(messages)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sandbox, "_MODULE", "hostile")
+    with pytest.raises(LumaValidationError, match=r"^source \(film.mp4\) has upset the process that decodes it: "):
+        plan_split(io.BytesIO(b"a film"), shown="film.mp4")
+
+
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager

@@ -126,6 +126,36 @@ def test_of_more_than_eight_channels_two_are_kept():
         assert container.streams.audio[0].codec_context.layout.name == "stereo"
 
 
+def with_damaged_packet(source: bytes, kind: str, content: bytes) -> bytes:
+    """Return a film with other content in one packet of its sound, between two clicks."""
+    target = io.BytesIO()
+    options = {"mpegts_m2ts_mode": "1"} if kind == "mpegts" else {}
+    with av.open(io.BytesIO(source)) as given, av.open(target, "w", format=kind, options=options) as out:
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in given.streams}
+        packets = [packet for packet in given.demux() if packet.size]
+        sound = [packet for packet in packets if packet.stream.type == "audio"]
+        for packet in packets:
+            written: Any = packet
+            if packet is sound[len(sound) // 3]:
+                written = av.Packet(content)
+                written.pts, written.dts, written.time_base = packet.pts, packet.dts, packet.time_base
+            written.stream = streams[packet.stream.index]
+            out.mux(written)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xff\x31\x40", b"\xff" * 400], ids=["head of Blu-ray PCM", "nonsense"])
+@pytest.mark.parametrize(
+    ("codec", "kind", "written_as"),
+    [("pcm_bluray", "m2ts", "mpegts"), ("mp2", "ts", "mpegts"), ("flac", "mkv", "matroska")],
+)
+def test_damaged_packet_of_sound_becomes_silence_whatever_its_decoder_says(codec, kind, written_as, content):
+    source = with_damaged_packet(with_sound(Track(codec, SPAN), kind=kind), written_as, content)
+    made, info = rejoined(source)
+    assert info.sound == "encoded"
+    assert clicks(made) == pytest.approx(EVERY_CLICK, abs=0.045)
+
+
 def test_what_else_of_a_film_is_not_kept_is_in_the_warnings():
     content, info = rejoined(with_subtitles_and_chapters(with_sound(Track("aac", SPAN))))
     assert info.warnings == ("subtitle track 2 (eng, mov_text) is not kept", "2 chapter marks are not kept")
