@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from heapq import heappop, heappush
+from itertools import groupby
 from typing import IO, TYPE_CHECKING
 
 import av
@@ -147,7 +149,8 @@ def film_times(
 
     :raises Unusable: there are no frames, or the file is cut off, or its time stamps jump back
     """
-    durations, heard, order = {}, Heard(), Order()
+    # An array: ten hours have two million frames, and a dict or a set of them takes ten times as much memory.
+    shown, last, heard, order = array("q"), (0, 0), Heard(), Order()
     try:
         for packet in container.demux(video, *sounds):
             is_picture = packet.stream is video
@@ -160,15 +163,16 @@ def film_times(
             clock = _exact(packet.time_base)
             order.check(packet.stream.index, packet.dts, clock)
             if is_picture:
-                durations[at] = packet.duration or 0
+                last = (at, packet.duration or 0) if not shown or at >= last[0] else last
+                shown.append(at)
             else:
                 heard.add(packet.stream.index, at * clock, (at + (packet.duration or 0)) * clock)
     except (av.error.FFmpegError, MemoryError) as error:
         raise undecodable(error) from error
-    if not durations or not video.time_base:
+    if not shown or not video.time_base:
         raise undecodable("it holds no frame")
-    ticks = sorted(durations)
-    return FrameTimes(ticks, _exact(video.time_base), durations[ticks[-1]]), heard
+    ticks = array("q", (at for at, _ in groupby(sorted(shown))))
+    return FrameTimes(ticks, _exact(video.time_base), last[1]), heard
 
 
 def _exact(value: Fraction) -> Fraction:

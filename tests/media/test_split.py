@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from contextlib import AbstractContextManager
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -331,3 +332,30 @@ class Unreadable(io.BytesIO):
 def test_failure_of_the_storage_passes_unchanged():
     with pytest.raises(ConnectionError, match="storage is gone"):
         plan_split(Unreadable(film(frames=400)))
+
+
+def long_film(frames: int) -> bytes:
+    """Return a film of so many frames, all of them the same packet."""
+    target = io.BytesIO()
+    with av.open(io.BytesIO(film(frames=1))) as source, av.open(target, "w", format="mp4") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        first = next(source.demux(video=0))
+        content = bytes(first)
+        for index in range(frames):
+            packet = av.Packet(content)
+            packet.pts = packet.dts = index
+            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 30), True, stream
+            out.mux(packet)
+    return target.getvalue()
+
+
+def test_plan_of_a_long_film_takes_little_memory_for_each_frame():
+    frames = 20_000
+    source = io.BytesIO(long_film(frames))
+    plan_split(source)
+    tracemalloc.start()
+    try:
+        assert plan_split(source).frames == frames
+        assert tracemalloc.get_traced_memory()[1] < 80 * frames
+    finally:
+        tracemalloc.stop()
