@@ -207,6 +207,11 @@ class _Encoded:
     kind = "encoded"
 
     def __init__(self, stream: AudioStream, out: OutputContainer, origin: Fraction, seconds: Fraction) -> None:
+        # A decoder that cannot begin would otherwise fail at each packet, and those are taken for damaged ones.
+        try:
+            stream.codec_context.open(strict=False)
+        except av.error.FFmpegError as error:
+            raise undecodable(error) from error
         self._origin, self._seconds = origin, seconds
         self._channels, self._map = _channels(stream)
         self._rate = next((rate for rate in _AAC_RATES if rate >= stream.rate), 48_000)
