@@ -267,24 +267,24 @@ def test_film_does_not_take_the_place_of_a_clip(split, tmp_path):
 class TestFolderThatIsRemovedAtTheEnd:
     def test_holds_no_film(self, split, tmp_path):
         (tmp_path / "linked").symlink_to(tmp_path)
-        for film in (f"{tmp_path}/work/film.mp4", f"file://{tmp_path}/linked/work/x/film.mp4"):
-            with pytest.raises(AirflowFailException, match=r"film_destination: .*film\.mp4 is in the folder .*/work"):
-                split(film_destination=film, work_dir=f"{tmp_path}/work")
+        for film in (f"{tmp_path}/gone/film.mp4", f"file://{tmp_path}/linked/gone/x/film.mp4"):
+            with pytest.raises(AirflowFailException, match=r"film_destination: .*film\.mp4 is in the folder .*/gone"):
+                split(film_destination=film, work_dir=f"{tmp_path}/gone")
 
     def test_holds_no_source(self, split, source):
         with pytest.raises(AirflowFailException, match=r"source: .*film\.mp4 is in the folder .*/films"):
             split(work_dir=str(source.parent))
 
     def test_holds_no_film_in_a_bucket(self, split, bucket):
-        film = f"s3://my_s3@{BUCKET}/work/run/film.mp4"
+        film = f"s3://my_s3@{BUCKET}/gone/run/film.mp4"
         with pytest.raises(
-            AirflowFailException, match=r"film_destination: .*film\.mp4 is in the folder s3://films/work"
+            AirflowFailException, match=r"film_destination: .*film\.mp4 is in the folder s3://films/gone"
         ):
-            split(film_destination=film, work_dir=f"s3://my_s3@{BUCKET}/work")
+            split(film_destination=film, work_dir=f"s3://my_s3@{BUCKET}/gone")
 
     def test_neighbour_of_it_is_fine(self, split, tmp_path):
-        _, pushed = split(film_destination=f"{tmp_path}/work-1/film.mp4", work_dir=f"{tmp_path}/work")
-        assert pushed[FILM_KEY] == f"{tmp_path}/work-1/film.mp4"
+        _, pushed = split(film_destination=f"{tmp_path}/gone-1/film.mp4", work_dir=f"{tmp_path}/gone")
+        assert pushed[FILM_KEY] == f"{tmp_path}/gone-1/film.mp4"
 
 
 class TestSound:
