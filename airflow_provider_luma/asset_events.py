@@ -14,9 +14,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_luma.core.redaction import without_signatures
+from airflow_provider_luma.core.wire import plain_text, read_strings, read_text
 from airflow_provider_luma.lineage import asset_uri
 from airflow_provider_luma.links.luma import REQUEST_KEY
-from airflow_provider_luma.untrusted import plain_text, read_strings, read_text, without_signatures
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context

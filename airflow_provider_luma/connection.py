@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airflow_provider_luma.core.addresses import is_private_host
+from airflow_provider_luma.core.validation import check_positive
 from airflow_provider_luma.exceptions import LumaAuthError, LumaValidationError
-from airflow_provider_luma.protocol import DEFAULT_HOST
-from airflow_provider_luma.protocol_files import DEFAULT_UPLOAD_HOST
-from airflow_provider_luma.validation import check_positive, is_private_host
+from airflow_provider_luma.services.kie import DEFAULT_HOST, DEFAULT_UPLOAD_HOST
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -120,6 +120,17 @@ class LumaConnection:
     def is_public(self) -> bool:
         """Whether the service is on the public Internet, and so cannot reach private addresses."""
         return not is_private_host(urlsplit(self.base_url).hostname or "")
+
+    @property
+    def callback_problem(self) -> str | None:
+        """What is wrong with ``callback_base_url``, if Luma could never call there."""
+        host = urlsplit(self.callback_base_url or "").hostname
+        if host and self.is_public and is_private_host(host):
+            return (
+                f"callback_base_url in the connection's extra points to {host}, which Luma on the public Internet "
+                "cannot reach: give the public address of the Airflow API server, or leave it empty, and Luma is polled"
+            )
+        return None
 
 
 def missing_connection(conn_id: str) -> str:

@@ -11,17 +11,13 @@ Errors travel from the triggerer to the worker as plain dicts: see :meth:`LumaEr
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from airflow_provider_luma.untrusted import plain_text, read_integer, without_signatures
+from airflow_provider_luma.core.redaction import without_credentials
+from airflow_provider_luma.core.wire import plain_text, read_integer
 
 #: Characters of a message that are kept: it goes into logs, events, XComs and pages.
 MAX_MSG_LENGTH = 2000
-
-# Compiled at their first use, as most DAG files never need them.
-_USER_IN_ADDRESS = r"(?<=//)[^/\s?#]*@"
-_SIGNED_CALLBACK = r"(?i)(?<=token)(=|%3D)[0-9a-f]{64}"
 
 
 class LumaError(Exception):
@@ -150,8 +146,7 @@ PERMANENT = (LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureD
 
 
 def _plain_msg(msg: str) -> str:
-    msg = re.sub(_USER_IN_ADDRESS, "", without_signatures(plain_text(msg)))
-    msg = re.sub(_SIGNED_CALLBACK, r"\1***", msg)
+    msg = without_credentials(plain_text(msg))
     return msg if len(msg) <= MAX_MSG_LENGTH else f"{msg[: MAX_MSG_LENGTH - 1]}…"
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_luma.addresses import is_web_address, split_address, without_secrets
+from airflow_provider_luma.core.addresses import is_web_address, split_address
+from airflow_provider_luma.core.redaction import without_secrets
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage

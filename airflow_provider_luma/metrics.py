@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_luma.compat import Stats as AirflowStats
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.protocol import LumaTask
+    from airflow_provider_luma.core.job import LumaTask
 
 log = logging.getLogger(__name__)
 

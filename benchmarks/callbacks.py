@@ -88,9 +88,9 @@ def _median(seconds: list[tuple[float, float]]) -> tuple[float, float, float]:
 
 def _callbacks(port: int, receiver: psutil.Process, *, names_try: bool) -> tuple[float, float]:
     """Defer tasks, send their callbacks one by one; return the seconds of the receiver and the database for all."""
-    from airflow_provider_luma.callbacks.token import callback_url
     from airflow_provider_luma.connection import LumaConnection
-    from airflow_provider_luma.submission.decision import SubmissionRecord, new_reference
+    from airflow_provider_luma.core.callback_token import callback_url
+    from airflow_provider_luma.core.decision import SubmissionRecord, new_reference
     from harness.api_server import KEY
     from harness.metadata_db import MetadataDb, TaskStateStoreModel, operator_awaiting_job
 

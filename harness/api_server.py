@@ -19,11 +19,11 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from airflow_provider_luma.callbacks import routes
-from airflow_provider_luma.callbacks.token import callback_url
 from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.core.callback_token import callback_url
+from airflow_provider_luma.core.decision import new_reference
 from airflow_provider_luma.plugins.luma import LumaPlugin
-from airflow_provider_luma.submission.decision import new_reference
+from airflow_provider_luma.receiver import app as receiver_app
 from harness.metadata_db import JOB
 
 #: The API key of the connection luma_default in the API server.
@@ -65,8 +65,8 @@ class ApiServer:
     @staticmethod
     async def tasks_resumed() -> None:
         """Wait until no callback is being processed any more."""
-        while routes._running:
-            await asyncio.gather(*routes._running)
+        while receiver_app._running:
+            await asyncio.gather(*receiver_app._running)
 
     async def raw_request(self, scope: dict[str, Any], chunks: list[bytes], *, is_whole: bool = True) -> int:
         """

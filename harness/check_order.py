@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from airflow_provider_luma.polling.durations import JobDurations
-from airflow_provider_luma.polling.rate_limiter import RateLimiter
+from airflow_provider_luma.core.durations import JobDurations
+from airflow_provider_luma.core.rate_limit import RateLimiter
 
 REQUESTS_PER_SECOND = 10
 POLL_INTERVAL = 5.0

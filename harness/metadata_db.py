@@ -24,10 +24,10 @@ from airflow.serialization.serialized_objects import BaseSerialization
 from airflow.utils.session import create_session
 from sqlalchemy import delete, insert, select, update
 
-from airflow_provider_luma.deferral import RESUMABLE_TRIGGERS, DeferralState
+from airflow_provider_luma.core.decision import SubmissionRecord
+from airflow_provider_luma.core.deferral import RESUMABLE_TRIGGERS, DeferralState
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
-from airflow_provider_luma.submission.decision import SubmissionRecord
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
 from harness.deferrals import deferral_of

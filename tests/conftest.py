@@ -93,7 +93,7 @@ def submit(luma: Simulator, luma_conn: str) -> Callable[..., str]:
 @pytest.fixture
 def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry failed calls after some hundredths of a second, for tests that are about what comes after."""
-    monkeypatch.setattr("airflow_provider_luma.backoff.FIRST_DELAY", 0.02)
+    monkeypatch.setattr("airflow_provider_luma.core.backoff.FIRST_DELAY", 0.02)
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ def test_operators_and_sensors_load_no_http_library(module):
 
 def test_triggers_load_no_http_library_in_the_event_loop():
     modules = loaded_by("airflow_provider_luma.triggers.luma")
-    assert modules & {"requests", "aiohttp", "airflow_provider_luma.polling.poller"} == set()
+    assert modules & {"requests", "aiohttp", "airflow_provider_luma.waiting.poller"} == set()
 
 
 def test_package_itself_loads_nothing_else():

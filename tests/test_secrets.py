@@ -17,10 +17,9 @@ import structlog
 from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import BaseOperator
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma.core import backoff, poll_state
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
-from airflow_provider_luma.polling import state as polling_state
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from tests.support.task_instance import TaskInstance, TaskStateStore
 
@@ -129,7 +128,7 @@ async def run_pipeline(luma: Any, folder: Any, *, timeout: float = 0.05) -> list
 
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch, short_backoff: None) -> None:
-    monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.03)
+    monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.03)
     monkeypatch.setattr(backoff, "FIRST_DELAY", 0.005)
     monkeypatch.setattr(backoff, "OUTAGE_TIMEOUT", 0.03)
     monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.03)

@@ -10,7 +10,7 @@ from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factor
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION, SetDuringExecution
 
 from airflow_provider_luma.compat import AirflowFailException
-from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.core.deferral import DeferralState
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LiteralValue

@@ -16,23 +16,18 @@ import requests
 import tenacity
 from airflow.providers.http.hooks.http import HttpHook
 
-from airflow_provider_luma import backoff, protocol
 from airflow_provider_luma.compat import AirflowNotFoundException
 from airflow_provider_luma.connection import LumaConnection, missing_connection
+from airflow_provider_luma.core import backoff
+from airflow_provider_luma.core.job import Request, Response
 from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import LumaHookBase
-from airflow_provider_luma.hooks.options import check_options, triggerer_proxy_of
-from airflow_provider_luma.hooks.transport import (
-    api_session,
-    check_before_send,
-    read_body,
-    reason_of,
-    to_response,
-)
-from airflow_provider_luma.protocol_files import UPLOAD_PATH
+from airflow_provider_luma.services.kie import UPLOAD_PATH
+from airflow_provider_luma.transport.options import check_options, triggerer_proxy_of
+from airflow_provider_luma.transport.workers import api_session, check_before_send, read_body, reason_of, to_response
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.transfers.multipart import MultipartFile
+    from airflow_provider_luma.files.multipart import MultipartFile
 
 #: Seconds for the answer to an upload at least: the service may store the whole file before it answers.
 UPLOAD_ANSWER_TIMEOUT = 120.0
@@ -113,8 +108,8 @@ class LumaApiHook(LumaHookBase, HttpHook):
 
     def _read(
         self,
-        request: protocol.Request,
-        read: Callable[[protocol.Response], T],
+        request: Request,
+        read: Callable[[Response], T],
         connection: LumaConnection | None = None,
     ) -> T:
         self._checked_connection = None  # it may be old by the time of a submission that follows
@@ -131,10 +126,10 @@ class LumaApiHook(LumaHookBase, HttpHook):
 
     def _send(
         self,
-        request: protocol.Request,
+        request: Request,
         connection: LumaConnection,
         before_send: Callable[[], None] = lambda: None,
-    ) -> protocol.Response:
+    ) -> Response:
         # A session per call, as in HttpHook: a kept connection that the server has closed meanwhile would make
         # the outcome of a submission unknown without need.
         with self._open(connection) as session:
@@ -150,7 +145,7 @@ class LumaApiHook(LumaHookBase, HttpHook):
             )
             return to_response(connection, response.status_code, read_body(response), response.headers)
 
-    def _send_form(self, form: MultipartFile) -> protocol.Response:
+    def _send_form(self, form: MultipartFile) -> Response:
         """
         Send a file to the upload host.
 

@@ -7,12 +7,12 @@ import time
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
-from airflow_provider_luma.callbacks import token
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.core import callback_token
+from airflow_provider_luma.core.job import LumaTask
+from airflow_provider_luma.core.poll_state import Failed, PollOutcome, PollState
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaUnavailableError
-from airflow_provider_luma.polling.state import Failed, PollOutcome, PollState
-from airflow_provider_luma.protocol import LumaTask
 
 #: What may come in place of a job's status: an error of the service, or of reading the connection.
 POLL_ERRORS = (LumaError, AirflowException, AirflowRuntimeError)
@@ -52,7 +52,7 @@ class LumaHookBase:
         now = time.time()
         if isinstance(result, LumaTask):
             # One that comes over another connection, even with the same API key, resumes no task of this one.
-            expects_callback = connection is not None and token.is_ours(
+            expects_callback = connection is not None and callback_token.is_ours(
                 result.callback_url, connection, conn_id=self.luma_conn_id
             )
             outcome = state.on_status(result, now, expects_callback=expects_callback)

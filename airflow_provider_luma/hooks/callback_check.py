@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from airflow_provider_luma.callbacks import token
-from airflow_provider_luma.callbacks.probe import BODY, QUERY, SIGNATURE, Probe
 from airflow_provider_luma.connection import LumaConnection
-from airflow_provider_luma.hooks.transport import read_body, reason_of, requests_session, within
-from airflow_provider_luma.validation import is_private_host
+from airflow_provider_luma.core import callback_token
+from airflow_provider_luma.core.addresses import is_private_host
+from airflow_provider_luma.core.callback_probe import BODY, QUERY, SIGNATURE, Probe
+from airflow_provider_luma.transport.workers import read_body, reason_of, requests_session, within
 
 #: Seconds for everything.
 DEADLINE = 10.0
@@ -99,7 +99,7 @@ def check_callbacks(connection: LumaConnection, conn_id: str) -> Finding:
 
     :param conn_id: the name under which the connection is tested
     """
-    problem = token.base_url_problem(connection)
+    problem = connection.callback_problem
     if problem is not None:
         return _broken(problem)
     try:
@@ -133,7 +133,7 @@ def _saved_name(connection: LumaConnection) -> str | None:
 
     A made-up name is an environment variable of this process, and another one of the API server may answer.
     """
-    from airflow_provider_luma.callbacks.connections import connections_with_key
+    from airflow_provider_luma.receiver.connections import connections_with_key
 
     names, environment = [], set(os.environ)
     try:
@@ -251,4 +251,4 @@ def _broken(problem: str) -> Finding:
 
 
 def _address(connection: LumaConnection) -> str:
-    return f"{connection.callback_base_url}{token.PATH}"
+    return f"{connection.callback_base_url}{callback_token.PATH}"

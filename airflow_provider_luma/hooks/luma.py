@@ -2,7 +2,7 @@
 """
 Hook that calls Luma from a worker; its sibling for the triggerer is :class:`LumaAsyncHook`.
 
-Both send the requests of :mod:`airflow_provider_luma.protocol` and know nothing else about the service.
+Both send the requests of :mod:`airflow_provider_luma.services.kie` and know nothing else about the service.
 
 Two kinds of call are told apart. *Reading* is safe to repeat, and a transient error is waited out. *Submitting* costs
 money: it is repeated only where the service surely accepted nothing.
@@ -19,10 +19,18 @@ from typing import TYPE_CHECKING
 import tenacity
 from airflow.sdk.log import mask_secret
 
-from airflow_provider_luma import backoff, metrics, protocol, protocol_files
-from airflow_provider_luma.callbacks import token
+from airflow_provider_luma import metrics
 from airflow_provider_luma.compat import AirflowNotFoundException
 from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.core import backoff, callback_token
+from airflow_provider_luma.core.job import LumaTask, LumaUpload, ModifyRequest
+from airflow_provider_luma.core.poll_state import Failed, Finished, PollAgain, PollOutcome, PollState
+from airflow_provider_luma.core.validation import (
+    check_file_address,
+    check_luma_task_id,
+    check_positive,
+    check_video_url,
+)
 from airflow_provider_luma.exceptions import (
     LumaError,
     LumaNotFoundError,
@@ -30,24 +38,17 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.files.download import Download
+from airflow_provider_luma.files.public_video import check_public_video
+from airflow_provider_luma.files.source import FileSource
+from airflow_provider_luma.files.stored_file import StoredFile
+from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.hooks import form
 from airflow_provider_luma.hooks.api import LumaApiHook
 from airflow_provider_luma.hooks.base import POLL_ERRORS
 from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
-from airflow_provider_luma.hooks.transport import (
-    reason_of,
-    requests_session,
-    within,
-)
-from airflow_provider_luma.polling.state import Failed, Finished, PollAgain, PollOutcome, PollState
-from airflow_provider_luma.protocol import LumaTask, ModifyRequest
-from airflow_provider_luma.protocol_files import LumaUpload
-from airflow_provider_luma.transfers.download import Download
-from airflow_provider_luma.transfers.public_video import check_public_video
-from airflow_provider_luma.transfers.source import FileSource
-from airflow_provider_luma.transfers.stored_file import StoredFile
-from airflow_provider_luma.transfers.upload import Upload
-from airflow_provider_luma.validation import check_file_address, check_luma_task_id, check_positive, check_video_url
+from airflow_provider_luma.services import kie
+from airflow_provider_luma.transport.workers import reason_of, requests_session, within
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -108,7 +109,7 @@ class LumaHook(LumaApiHook):
         """
         self._checked_connection = connection = self.check_connection()
         request.check(service_is_public=connection.is_public)
-        if expects_callback and (problem := token.base_url_problem(connection)):
+        if expects_callback and (problem := connection.callback_problem):
             raise LumaValidationError(None, f"connection {self.luma_conn_id!r}: {problem}")
 
     def submit(self, request: ModifyRequest, *, before_send: Callable[[], None] = lambda: None) -> str:
@@ -129,7 +130,9 @@ class LumaHook(LumaApiHook):
 
         try:
             # A redirect could deliver the submission twice, or hide that it was delivered at all.
-            response = self._send(request.encode(), replace(connection, allow_redirects=False), on_connected)
+            response = self._send(
+                kie.submission_request(request), replace(connection, allow_redirects=False), on_connected
+            )
         except Exception as error:
             # No kind of error tells: most can come before a request as well as after it.
             reason = reason_of(error, connection)
@@ -140,7 +143,7 @@ class LumaHook(LumaApiHook):
             if isinstance(error, LumaError) or not isinstance(error, (OSError, ValueError)):
                 raise
             raise LumaUnavailableError(None, f"{self.base_url} could not be reached: {reason}") from None
-        return protocol.read_submission(response)
+        return kie.read_submission(response)
 
     def retry_submission(self, attempt: Callable[[], str], timeout: float) -> str:
         """
@@ -162,9 +165,9 @@ class LumaHook(LumaApiHook):
         :param task_instance_id: the try that submits; with it a callback costs less
         """
         connection = self.luma_connection
-        url = token.callback_url(connection, self.luma_conn_id, reference, task_instance_id)
+        url = callback_token.callback_url(connection, self.luma_conn_id, reference, task_instance_id)
         if url is not None:
-            mask_secret(token.token_of(url))
+            mask_secret(callback_token.token_of(url))
         return url
 
     def is_job_of(self, task: LumaTask, reference: str) -> bool:
@@ -175,7 +178,7 @@ class LumaHook(LumaApiHook):
 
         :param reference: the submission's name, which nobody can guess
         """
-        return token.reference_of(task.callback_url) == reference
+        return callback_token.reference_of(task.callback_url) == reference
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -203,8 +206,8 @@ class LumaHook(LumaApiHook):
         :param result_url: one of a job's result_urls
         :raises LumaError: the service refused, e.g. because the file is not one of its own
         """
-        request = protocol_files.download_url_request(result_url)
-        return self._retry_read(partial(self._read, request, protocol_files.read_download_url))
+        request = kie.download_url_request(result_url)
+        return self._retry_read(partial(self._read, request, kie.read_download_url))
 
     def credits_left(self) -> float | None:
         """Return the account's remaining credits if that can be had at once, else None; it never raises."""
@@ -230,7 +233,7 @@ class LumaHook(LumaApiHook):
             return False, str(error)
         message = f"Connected to {self.base_url}: {remaining:g} credits left"
         try:
-            self._read(protocol.endpoint_request(), protocol.read_endpoint, connection)
+            self._read(kie.endpoint_request(), kie.read_endpoint, connection)
         except LumaNotFoundError as error:
             return False, f"{message}. {error.msg}"
         except LumaError as error:
@@ -396,11 +399,11 @@ class LumaHook(LumaApiHook):
             self.log.warning("video_url could not be checked from here: its server takes too long")
 
     def _get_status(self, luma_task_id: str, connection: LumaConnection | None = None) -> LumaTask:
-        read = partial(protocol.read_task, luma_task_id=luma_task_id)
-        return self._read(protocol.task_request(luma_task_id), read, connection)
+        read = partial(kie.read_task, luma_task_id=luma_task_id)
+        return self._read(kie.task_request(luma_task_id), read, connection)
 
     def _get_credits(self, connection: LumaConnection | None = None) -> float:
-        return self._read(protocol.credits_request(), protocol.read_credits, connection)
+        return self._read(kie.credits_request(), kie.read_credits, connection)
 
     def _log_refusal(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

@@ -13,21 +13,18 @@ import aiohttp
 import tenacity
 from airflow.providers.http.hooks.http import HttpAsyncHook
 
-from airflow_provider_luma import backoff, protocol
 from airflow_provider_luma.compat import AirflowNotFoundException, get_async_connection
 from airflow_provider_luma.connection import LumaConnection, missing_connection
+from airflow_provider_luma.core import backoff
+from airflow_provider_luma.core.job import LumaTask, Request, Response
+from airflow_provider_luma.core.poll_state import PollAgain, PollOutcome, PollState
+from airflow_provider_luma.core.rate_limit import MAX_UNANSWERED
+from airflow_provider_luma.core.redaction import without_key
 from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaUnavailableError
 from airflow_provider_luma.hooks.base import POLL_ERRORS, LumaHookBase
-from airflow_provider_luma.hooks.options import Certificates, triggerer_certificates, triggerer_proxy_of
-from airflow_provider_luma.hooks.transport import (
-    MAX_BODY_SIZE,
-    USER_AGENT,
-    to_response,
-    without_key,
-)
-from airflow_provider_luma.polling.rate_limiter import MAX_UNANSWERED
-from airflow_provider_luma.polling.state import PollAgain, PollOutcome, PollState
-from airflow_provider_luma.protocol import LumaTask
+from airflow_provider_luma.services import kie
+from airflow_provider_luma.transport.options import Certificates, triggerer_certificates, triggerer_proxy_of
+from airflow_provider_luma.transport.workers import MAX_BODY_SIZE, USER_AGENT, to_response
 
 if TYPE_CHECKING:
     from airflow.providers.http.hooks.http import SessionConfig
@@ -192,12 +189,12 @@ class LumaAsyncHook(LumaHookBase, HttpAsyncHook):
         return (await self._get_opened()).connection.requests_per_second
 
     async def _get_status(self, luma_task_id: str, opened: _Opened | None = None) -> LumaTask:
-        response = await self._send(protocol.task_request(luma_task_id), opened or await self._get_opened())
+        response = await self._send(kie.task_request(luma_task_id), opened or await self._get_opened())
         if len(response.body) > LONG_BODY:
-            return await asyncio.to_thread(protocol.read_task, response, luma_task_id)
-        return protocol.read_task(response, luma_task_id)
+            return await asyncio.to_thread(kie.read_task, response, luma_task_id)
+        return kie.read_task(response, luma_task_id)
 
-    async def _send(self, request: protocol.Request, opened: _Opened) -> protocol.Response:
+    async def _send(self, request: Request, opened: _Opened) -> Response:
         connection = opened.connection
         try:
             async with opened.session.request(
@@ -320,4 +317,4 @@ def _reason_of(error: Exception, connection: LumaConnection) -> str:
     # These quote the malformed response, which may echo our request headers and so the API key.
     if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
         return "the answer is not HTTP, or is cut off"
-    return without_key(str(error) or type(error).__name__, connection)
+    return without_key(str(error) or type(error).__name__, connection.api_key)

@@ -19,9 +19,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from airflow_provider_luma.core.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.inspector import READY
-from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger

@@ -21,12 +21,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from airflow_provider_luma.core.validation import MAX_VIDEO_SECONDS
+from airflow_provider_luma.core.wire import plain_text
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.inspector import TOO_MUCH_MEMORY_REMEDY
 from airflow_provider_luma.media.probe import environment
 from airflow_provider_luma.media.timeline import SplitPlan
-from airflow_provider_luma.untrusted import plain_text
-from airflow_provider_luma.validation import MAX_VIDEO_SECONDS
 
 if TYPE_CHECKING:
     from airflow_provider_luma.media.join import ClipOpener

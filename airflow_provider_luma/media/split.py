@@ -20,6 +20,7 @@ import av
 import av.error
 import av.filter
 
+from airflow_provider_luma.core.validation import MAX_VIDEO_SECONDS
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
 from airflow_provider_luma.media.film import Repairs, decoded, film_times, opened, refusing
@@ -36,7 +37,6 @@ from airflow_provider_luma.media.timeline import (
     plan_uncut,
     shown_at,
 )
-from airflow_provider_luma.validation import MAX_VIDEO_SECONDS
 
 if TYPE_CHECKING:
     from av.container import InputContainer

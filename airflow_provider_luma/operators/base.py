@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.compat import AirflowException, literal
-from airflow_provider_luma.deferral import JobFinished
+from airflow_provider_luma.core.deferral import JobFinished
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
-    from airflow_provider_luma.deferral import DeferralState, Event
+    from airflow_provider_luma.core.deferral import DeferralState, Event
     from airflow_provider_luma.hooks.luma import LumaHook
 
 
@@ -136,10 +136,10 @@ class LumaBaseOperator(TemplatedOperator):
         :param poll_interval: seconds between two status checks
         :raises LumaError: what ended the wait
         """
-        from airflow_provider_luma.backoff import READ_RETRY_TIMEOUT
-        from airflow_provider_luma.callbacks.token import is_ours, reference_of
-        from airflow_provider_luma.polling.state import INTERVALS_WITH_CALLBACK
-        from airflow_provider_luma.submission.decision import new_reference
+        from airflow_provider_luma.core.backoff import READ_RETRY_TIMEOUT
+        from airflow_provider_luma.core.callback_token import is_ours, reference_of
+        from airflow_provider_luma.core.decision import new_reference
+        from airflow_provider_luma.core.poll_state import INTERVALS_WITH_CALLBACK
 
         if "task" in event:
             return event

@@ -13,24 +13,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_luma.compat import AirflowFailException, TaskDeferralTimeout
-from airflow_provider_luma.deferral import DeferralState, JobFinished
+from airflow_provider_luma.core.deferral import DeferralState, JobFinished
+from airflow_provider_luma.core.validation import check_callback_url, check_positive, check_video_address
 from airflow_provider_luma.exceptions import PERMANENT
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import is_literal
 from airflow_provider_luma.operators.outcome import LumaJobOperator
 from airflow_provider_luma.operators.prompts import PromptOperator
-from airflow_provider_luma.validation import check_callback_url, check_positive, check_video_address
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
-    from airflow_provider_luma.deferral import DeferralExpired, Event
+    from airflow_provider_luma.core.deferral import DeferralExpired, Event
+    from airflow_provider_luma.core.job import ModifyRequest
+    from airflow_provider_luma.files.input_video import InputVideo
     from airflow_provider_luma.operators.transfers import LumaDownloadOperator, LumaUploadOperator
-    from airflow_provider_luma.protocol import ModifyRequest
     from airflow_provider_luma.submission.next_steps import NextStep, WaitForJob
-    from airflow_provider_luma.submission.submitter import Submitter
-    from airflow_provider_luma.transfers.input_video import InputVideo
+    from airflow_provider_luma.submission.workflow import Submitter
 
 
 __all__ = ["LumaDownloadOperator", "LumaModifyOperator", "LumaUploadOperator"]
@@ -166,7 +166,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout as error:
-            from airflow_provider_luma.submission.submitter import execution_timeout_error
+            from airflow_provider_luma.submission.workflow import execution_timeout_error
 
             ti = context["ti"]
             luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
@@ -214,7 +214,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
 
     def _checked_request(self) -> ModifyRequest:
         """Check what templates have rendered, before anything is sent or recorded."""
-        from airflow_provider_luma.protocol import ModifyRequest
+        from airflow_provider_luma.core.job import ModifyRequest
 
         # A task before this one may return a path of Airflow's object storage.
         address = str(self.video_url) if hasattr(self.video_url, "as_uri") else self.video_url
@@ -226,7 +226,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         return request
 
     def _input_video(self, request: ModifyRequest, on_upload: Callable[[str], None]) -> InputVideo:
-        from airflow_provider_luma.transfers.input_video import InputVideo
+        from airflow_provider_luma.files.input_video import InputVideo
 
         return InputVideo(
             client=self.hook,
@@ -238,7 +238,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         )
 
     def _submitter(self, context: Context) -> Submitter:
-        from airflow_provider_luma.submission.submitter import Submitter
+        from airflow_provider_luma.submission.workflow import Submitter
 
         return Submitter(
             client=self.hook,
@@ -277,7 +277,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         return self._wait_for_job(step, context)
 
     def _wait_for_job(self, job: WaitForJob, context: Context) -> dict[str, Any]:
-        from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
+        from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus
 
         context["ti"].xcom_push(key="luma_task_id", value=job.luma_task_id)
         if not self.wait_for_completion:

@@ -24,8 +24,8 @@ from airflow_provider_luma.operators.base import LumaBaseOperator
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_luma.deferral import JobFinished
-    from airflow_provider_luma.submission.decision import Outcome
+    from airflow_provider_luma.core.decision import Outcome
+    from airflow_provider_luma.core.deferral import JobFinished
     from airflow_provider_luma.submission.store import SubmissionStore
 
 
@@ -60,7 +60,7 @@ class LumaJobOperator(LumaBaseOperator):
 
         Called after the task has succeeded. Before that its ``post_execute`` or the XCom backend may still fail it.
         """
-        from airflow_provider_luma.submission.decision import Outcome
+        from airflow_provider_luma.core.decision import Outcome
 
         if self._mark(self.result.get("luma_task_id"), Outcome.RESULT, context):
             self.log.info("Airflow has stored the result: a Clear of this task makes a new video")
@@ -68,7 +68,7 @@ class LumaJobOperator(LumaBaseOperator):
     @contextmanager
     def delivered_failure(self, context: Context) -> Iterator[None]:
         """Let a person know how the job has failed, and record that; spend no retries if a new job is not wanted."""
-        from airflow_provider_luma.submission.decision import Outcome
+        from airflow_provider_luma.core.decision import Outcome
 
         with pushed_failure(context):
             try:

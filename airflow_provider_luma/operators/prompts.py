@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.compat import AirflowFailException
+from airflow_provider_luma.core.validation import PROMPT_FILE_EXTENSIONS, check_prompt
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.base import is_literal
-from airflow_provider_luma.validation import PROMPT_FILE_EXTENSIONS, check_prompt
 
 if TYPE_CHECKING:
     import jinja2
@@ -38,7 +38,7 @@ class PromptOperator(BaseOperator):
         """
         Refuse in the DAG file a prompt that cannot work; one in a file is checked once it is read.
 
-        :raises LumaValidationError: see :func:`~airflow_provider_luma.validation.check_prompt`
+        :raises LumaValidationError: see :func:`~airflow_provider_luma.core.validation.check_prompt`
         """
         if is_literal(self.prompt) and not self.names_file(self.prompt):
             check_prompt(self.prompt)

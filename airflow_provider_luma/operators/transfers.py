@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
+from airflow_provider_luma.core.validation import check_destination, check_file_address, names_a_file
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of
-from airflow_provider_luma.validation import check_destination, check_file_address, names_a_file
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -156,7 +156,7 @@ class LumaDownloadOperator(LumaBaseOperator):
 
     def _plan(self, destination: str) -> dict[str, str | None]:
         """Return each address's file name in the destination, the same one at every try; None if that is the file."""
-        from airflow_provider_luma.transfers.download import safe_name
+        from airflow_provider_luma.files.download import safe_name
 
         urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(items_of(self.urls or ())))
         if not urls:

@@ -14,10 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
-from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
-from airflow_provider_luma.operators.base import TemplatedOperator, is_literal, items_of
-from airflow_provider_luma.validation import (
+from airflow_provider_luma.core.validation import (
     MAX_VIDEO_SECONDS,
     check_destination,
     check_file_address,
@@ -25,13 +22,16 @@ from airflow_provider_luma.validation import (
     check_no_outer_blanks,
     check_positive,
 )
+from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
+from airflow_provider_luma.operators.base import TemplatedOperator, is_literal, items_of
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context, ObjectStoragePath
 
+    from airflow_provider_luma.files.stored_file import StoredFile
     from airflow_provider_luma.media.timeline import SplitPlan
-    from airflow_provider_luma.transfers.stored_file import StoredFile
 
 #: The XCom with what a join needs to know of a split.
 PLAN_KEY = "luma_split"
@@ -118,11 +118,11 @@ class VideoSplitOperator(_FilmOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
+        from airflow_provider_luma.files.destinations import refuse_overwriting
+        from airflow_provider_luma.files.outputs import file_in, written
+        from airflow_provider_luma.files.stored_file import StoredFile
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.sandbox import move_cuts_to_scenes, plan_split, split
-        from airflow_provider_luma.transfers.destinations import refuse_overwriting
-        from airflow_provider_luma.transfers.outputs import file_in, written
-        from airflow_provider_luma.transfers.stored_file import StoredFile
 
         try:
             film = StoredFile.find(str(self.source), "source")
@@ -156,7 +156,7 @@ class VideoSplitOperator(_FilmOperator):
         self, source: ObjectStoragePath, context: Context
     ) -> tuple[ObjectStoragePath, dict[str, list[ObjectStoragePath]]]:
         """Return the folder for the clips, and the files that they must not replace. Hand on where the film goes."""
-        from airflow_provider_luma.transfers import destinations
+        from airflow_provider_luma.files import destinations
 
         folder, kept = destinations.folder_to_write("destination", self.destination, self.log), {"source": [source]}
         destinations.refuse_inside("source", source, self.work_dir)
@@ -233,7 +233,7 @@ class VideoJoinOperator(_FilmOperator):
 
     def execute(self, context: Context) -> str:
         """Join the clips."""
-        from airflow_provider_luma.addresses import shown_address
+        from airflow_provider_luma.core.redaction import shown_address
 
         LumaResultLink().push(self, context)
         push_film(context, source=shown_address(self.source), modify_task_ids=self._modify_task_ids())
@@ -248,11 +248,11 @@ class VideoJoinOperator(_FilmOperator):
         return sorted(task.task_id for task in tasks if issubclass(task.operator_class, LumaModifyOperator))
 
     def _join(self, context: Context) -> str:
+        from airflow_provider_luma.files.destinations import film_to_write, refuse_overwriting
+        from airflow_provider_luma.files.outputs import written
+        from airflow_provider_luma.files.stored_file import StoredFile
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.sandbox import join
-        from airflow_provider_luma.transfers.destinations import film_to_write, refuse_overwriting
-        from airflow_provider_luma.transfers.outputs import written
-        from airflow_provider_luma.transfers.stored_file import StoredFile
 
         try:
             target = film_to_write("destination", self.destination, self.log, relative=True)

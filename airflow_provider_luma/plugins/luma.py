@@ -22,7 +22,7 @@ _Messages = Callable[..., Awaitable[Any]]
 
 async def application(scope: MutableMapping[str, Any], receive: _Messages, send: _Messages) -> None:
     """Hand a request to the application, which is made by the first one."""
-    from airflow_provider_luma.callbacks.routes import app
+    from airflow_provider_luma.receiver.app import app
 
     await app(scope, receive, send)
 

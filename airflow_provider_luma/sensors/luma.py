@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_luma.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
-from airflow_provider_luma.deferral import DeferralState, JobFinished
+from airflow_provider_luma.core.deferral import DeferralState, JobFinished
+from airflow_provider_luma.core.validation import check_luma_task_id, check_positive
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError, LumaTimeoutError
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator
-from airflow_provider_luma.validation import check_luma_task_id, check_positive
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
-    from airflow_provider_luma.deferral import Event
+    from airflow_provider_luma.core.deferral import Event
 
 
 class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):

@@ -20,11 +20,11 @@ SAVE_RETRY_DELAY = 1.0
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
+    from airflow_provider_luma.core.decision import SubmissionRecord
+    from airflow_provider_luma.core.job import ModifyRequest
+    from airflow_provider_luma.files.input_video import InputVideo
     from airflow_provider_luma.hooks.luma import LumaHook
-    from airflow_provider_luma.protocol import ModifyRequest
-    from airflow_provider_luma.submission.decision import SubmissionRecord
     from airflow_provider_luma.submission.store import SubmissionStore
-    from airflow_provider_luma.transfers.input_video import InputVideo
 
 
 class SubmissionAttempt:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.deferral import DeferralState
-    from airflow_provider_luma.protocol import LumaTask
+    from airflow_provider_luma.core.deferral import DeferralState
+    from airflow_provider_luma.core.job import LumaTask
 
 
 class WaitForJob(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from airflow_provider_luma.polling.rate_limiter import RateLimiter
+from airflow_provider_luma.core.rate_limit import RateLimiter
 
 #: The metric of how many tasks wait to submit.
 WAITING_GAUGE = "luma.submission.waiting"

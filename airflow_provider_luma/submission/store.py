@@ -2,7 +2,7 @@
 """
 Submission stores: where the record of a submission lives, so that it survives retries, crashes and deferrals.
 
-With ``submission_store`` in the connection's extra it is a folder on any storage (:mod:`.object_store`). Otherwise it
+With ``submission_store`` in the connection's extra it is a folder on any storage (:mod:`.store_folder`). Otherwise it
 is Airflow's task state store (Airflow 3.3 and newer), which keeps one record for each task instance; from Airflow 3.4 a
 Clear discards it by default. Below 3.3 there is none, and every try finds nothing.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.version import version
 
-from airflow_provider_luma.submission.decision import RECORDS_KEPT, Outcome, SubmissionRecord
+from airflow_provider_luma.core.decision import RECORDS_KEPT, Outcome, SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger

@@ -21,7 +21,7 @@ def open_store(context: Context, folder: str | None) -> SubmissionStore:
     state = context.get("task_state_store")
     own = TaskStateSubmissionStore(state) if state is not None else NoStore()
     if folder is not None:
-        from airflow_provider_luma.submission.object_store import ObjectSubmissionStore
+        from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
 
         ti = context["ti"]
         map_index = -1 if ti.map_index is None else ti.map_index

@@ -9,13 +9,13 @@ from typing import Any
 from airflow.sdk import TaskGroup, XComArg, task
 
 from airflow_provider_luma.compat import literal
+from airflow_provider_luma.core.validation import PROMPT_FILE_EXTENSIONS, check_film_destination, check_no_outer_blanks
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.base import LiteralValue, is_literal, items_of
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import FILM_KEY, PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 from airflow_provider_luma.task_groups.parameters import given, sorted_by_task
-from airflow_provider_luma.validation import PROMPT_FILE_EXTENSIONS, check_film_destination, check_no_outer_blanks
 
 #: Within the group each task needs all before it, whatever default_args says: clips are removed once the film is there.
 _RULE = "all_success"
@@ -153,7 +153,7 @@ def _included(prompt: Any) -> Any:
 @task(task_id="prompts", trigger_rule=_RULE)
 def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]:
     """Give each clip its prompt, with the templates in the DAG author's own prompts rendered."""
-    from airflow_provider_luma.validation import check_prompt
+    from airflow_provider_luma.core.validation import check_prompt
 
     # A text, or a dict, of as many characters, or keys, as there are clips would be paid for.
     if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
@@ -171,7 +171,7 @@ def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]
 @task(task_id="clean_up", trigger_rule=_RULE)
 def _clean_up(folder: str) -> None:
     """Remove what the run has written on the way."""
-    from airflow_provider_luma.transfers.outputs import remove_folder
+    from airflow_provider_luma.files.outputs import remove_folder
 
     remove_folder(folder)
 

@@ -18,14 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_luma.deferral import (
-    SHORTEST_DEFERRAL,
-    DeferralExpired,
-    JobFinished,
-    WaitFailed,
-)
+from airflow_provider_luma.core.deferral import SHORTEST_DEFERRAL, DeferralExpired, JobFinished, WaitFailed
+from airflow_provider_luma.core.poll_state import PROGRESS_INTERVAL, Finished, PollState
 from airflow_provider_luma.exceptions import LumaError
-from airflow_provider_luma.polling.state import PROGRESS_INTERVAL, Finished, PollState
 
 if TYPE_CHECKING:
     from airflow_provider_luma.submission.queue import SubmissionQueue
@@ -93,8 +88,8 @@ class LumaTaskTrigger(_LumaTrigger):
         )
         await _import_hooks()
         from airflow_provider_luma.hooks.luma import LumaAsyncHook
-        from airflow_provider_luma.polling.poller import WAITING_GAUGE, Poller
-        from airflow_provider_luma.polling.shared import shared
+        from airflow_provider_luma.waiting.per_loop import shared
+        from airflow_provider_luma.waiting.poller import WAITING_GAUGE, Poller
 
         try:
             async with shared(
@@ -125,7 +120,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
     Nothing was accepted so far, and nothing billed.
 
     :param luma_conn_id: the connection that holds the API key
-    :param state: the deferral's :class:`~airflow_provider_luma.deferral.DeferralState`, with ``first_attempt_at``
+    :param state: the deferral's :class:`~airflow_provider_luma.core.deferral.DeferralState`, with ``first_attempt_at``
     :param until: when to fire in any case, in seconds since the epoch
     :param permitted_at: when an earlier trigger permitted the submission that was refused, in seconds since the epoch;
         None if none did
@@ -151,8 +146,8 @@ class LumaSubmissionTrigger(_LumaTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait in the queue; yield one event."""
-        from airflow_provider_luma.polling.shared import shared
         from airflow_provider_luma.submission.queue import WAITING_GAUGE, SubmissionQueue
+        from airflow_provider_luma.waiting.per_loop import shared
 
         async with shared(SubmissionQueue, WAITING_GAUGE, self.luma_conn_id) as queue:
             queue.on_refused(self.not_before, permitted_at=self.permitted_at)
@@ -182,7 +177,7 @@ class LumaCallbackTrigger(_LumaTrigger):
 
     The receiver of callbacks resumes the task. This trigger only fires to let the task check whether it has missed one.
 
-    :param state: the deferral's :class:`~airflow_provider_luma.deferral.DeferralState`, with ``reference``
+    :param state: the deferral's :class:`~airflow_provider_luma.core.deferral.DeferralState`, with ``reference``
     :param until: when to fire, in seconds since the epoch
     """
 

@@ -639,7 +639,7 @@ def test_user_who_may_not_see_the_dag_sees_nothing_of_it(
 
 
 def test_result_page_itself_holds_no_data(guarded: LocalAirflow, finished: str) -> None:
-    static = REPOSITORY / "airflow_provider_luma" / "callbacks" / "static"
+    static = REPOSITORY / "airflow_provider_luma" / "receiver" / "pages"
     page = requests.get(address(guarded.url, finished), timeout=30)
     assert page.text == (static / "result.html").read_text()
     assert "set-cookie" not in page.headers

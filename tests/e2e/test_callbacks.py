@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 import requests
 
-from airflow_provider_luma.callbacks.token import token_of
-from airflow_provider_luma.deferral import SHORTEST_DEFERRAL
+from airflow_provider_luma.core.callback_token import token_of
+from airflow_provider_luma.core.deferral import SHORTEST_DEFERRAL
 from airflow_provider_luma.simulator import Simulator
 from airflow_provider_luma.simulator.callbacks import payload, signature
 from harness.local_airflow import LocalAirflow

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from airflow_provider_luma.callbacks.token import callback_url, token_of
 from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.core.callback_token import callback_url, token_of
+from airflow_provider_luma.core.decision import new_reference
 from airflow_provider_luma.simulator.callbacks import signature
-from airflow_provider_luma.submission.decision import new_reference
 from harness.local_airflow import LocalAirflow, free_ports
 from tests.e2e.conftest import API_KEY, REPOSITORY, WEBHOOK_SECRET
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from airflow_provider_luma.callbacks.token import token_of
+from airflow_provider_luma.core.callback_token import token_of
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
 from tests.e2e.conftest import API_KEY, WEBHOOK_SECRET

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from sqlalchemy import Connection, bindparam, create_engine, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from airflow_provider_luma import protocol
-from airflow_provider_luma.deferral import DeferralState, JobFinished, WaitFailed
+from airflow_provider_luma.core.decision import SubmissionRecord
+from airflow_provider_luma.core.deferral import DeferralState, JobFinished, WaitFailed
+from airflow_provider_luma.core.job import LumaTask, Response
 from airflow_provider_luma.exceptions import LumaError
-from airflow_provider_luma.protocol import LumaTask, Response
-from airflow_provider_luma.submission.decision import SubmissionRecord
+from airflow_provider_luma.services import kie
 from tests.support.hostile_answers import responses
 
 pytestmark = pytest.mark.xdist_group("stored values")
@@ -35,14 +35,14 @@ def outcomes(response: Response) -> list[Any]:
     """Return the trigger's event, the XComs, the deferral's state and the record that an answer leads to."""
     made: list[Any] = []
     try:
-        task = protocol.read_task(response, "abc")
+        task = kie.read_task(response, "abc")
     except LumaError as error:
         made += [WaitFailed(error=error.as_dict()), {**error.as_dict(), "remedy": error.remedy}, str(error)]
     else:
         assert isinstance(task, LumaTask)
         made += [JobFinished(task=task.as_dict(), request=task.request()), WaitFailed(error=task.failure().as_dict())]
     try:
-        luma_task_id = protocol.read_submission(response)
+        luma_task_id = kie.read_submission(response)
     except LumaError as error:
         made += [{**error.as_dict(), "remedy": error.remedy}, str(error)]
     else:

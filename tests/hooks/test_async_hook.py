@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from airflow_provider_luma import protocol
+from airflow_provider_luma.core.poll_state import Failed, PollAgain, PollState
 from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.hooks import luma_async
 from airflow_provider_luma.hooks.luma import LumaAsyncHook
-from airflow_provider_luma.polling.state import Failed, PollAgain, PollState
+from airflow_provider_luma.services import kie
 from tests.support.calls import status_checks
 
 
@@ -302,19 +302,19 @@ class TestLongAnswers:
     @pytest.mark.parametrize(("numbers", "is_long"), [(10, False), (50_000, True)])
     async def test_long_answer_is_read_in_a_thread(self, wires, set_connection, monkeypatch, numbers, is_long):
         set_connection(wires.start(wires.envelope(200, {"successFlag": 0, "more": [1] * numbers})).base_url)
-        read_task, threads = protocol.read_task, []
+        read_task, threads = kie.read_task, []
 
         def read(*arguments):
             threads.append(threading.current_thread())
             return read_task(*arguments)
 
-        monkeypatch.setattr(protocol, "read_task", read)
+        monkeypatch.setattr(kie, "read_task", read)
         async with LumaAsyncHook() as hook:
             assert (await hook.get_task("abc")).luma_task_id == "abc"
         assert [thread is not threading.current_thread() for thread in threads] == [is_long]
 
     async def test_answer_beyond_a_quarter_of_a_megabyte_is_not_read(self, wires, set_connection, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.backoff.READ_RETRY_TIMEOUT", 0.01)
+        monkeypatch.setattr("airflow_provider_luma.core.backoff.READ_RETRY_TIMEOUT", 0.01)
         set_connection(wires.start(wires.envelope(200, {"successFlag": 0, "more": "x" * 256 * 1024})).base_url)
         async with LumaAsyncHook() as hook:
             with pytest.raises(LumaUnavailableError, match="not readable"):

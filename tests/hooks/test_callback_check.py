@@ -19,11 +19,11 @@ from airflow.utils.db import initdb
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
-from airflow_provider_luma.callbacks import routes
-from airflow_provider_luma.callbacks.lookups import ConnectionLookups
-from airflow_provider_luma.callbacks.probe import BODY_BYTES, HEADER
+from airflow_provider_luma.core.callback_probe import BODY_BYTES, HEADER
 from airflow_provider_luma.hooks import callback_check
 from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.receiver import app as receiver_app
+from airflow_provider_luma.receiver.lookups import ConnectionLookups
 from harness.api_server import api_server_process, api_server_thread
 from tests.support.reverse_proxy import Forwarded, reverse_proxy
 from tests.support.tls import server_context
@@ -290,7 +290,7 @@ class TestReceiverThatRefuses:
     def test_api_server_whose_database_is_down_is_told(self, check, monkeypatch, tmp_path):
         nowhere = create_engine(f"sqlite:///{tmp_path}/nowhere/airflow.db")
         monkeypatch.setattr(settings, "Session", sessionmaker(nowhere))
-        monkeypatch.setattr(routes, "_connections", ConnectionLookups())
+        monkeypatch.setattr(receiver_app, "_connections", ConnectionLookups())
         with api_server_thread() as port:
             is_ok, message = check(started(port))
         assert not is_ok
@@ -336,7 +336,7 @@ class TestMadeUpNames:
         assert "does not know this connection. Save it and test it again" in message
 
     def test_test_goes_on_while_the_database_cannot_be_read(self, api_server, check, in_api_server, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.callbacks.connections.listed_names", lambda: 1 / 0)
+        monkeypatch.setattr("airflow_provider_luma.receiver.connections.listed_names", lambda: 1 / 0)
         assert "does not know this connection" in check(api_server, in_api_server)[1]
 
 

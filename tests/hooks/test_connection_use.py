@@ -13,9 +13,9 @@ import requests
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from structlog.tracebacks import ExceptionDictTransformer
 
+from airflow_provider_luma.core.poll_state import PollState
 from airflow_provider_luma.exceptions import LumaAuthError
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
-from airflow_provider_luma.polling.state import PollState
 from tests.support.calls import status_checks, submissions
 
 PROMPT = "make it a rainy night"

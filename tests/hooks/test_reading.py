@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma.core import backoff, poll_state
+from airflow_provider_luma.core.job import LumaTaskStatus
 from airflow_provider_luma.exceptions import (
     LumaGenerationError,
     LumaNotFoundError,
@@ -18,8 +19,6 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.hooks import luma as hooks
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
-from airflow_provider_luma.polling import state as polling_state
-from airflow_provider_luma.protocol import LumaTaskStatus
 from tests.support.calls import status_checks
 
 PROMPT = "make it a rainy night"
@@ -84,7 +83,7 @@ class TestCheck:
             LumaHook().check(luma_task_id)
 
     def test_unknown_id_is_raised_after_the_grace_period(self, luma, luma_conn, short_backoff, monkeypatch):
-        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.2)
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.2)
         with pytest.raises(LumaNotFoundError, match="nobody-knows"):
             LumaHook().check("nobody-knows")
         assert len(status_checks(luma)) > 1

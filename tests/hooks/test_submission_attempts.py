@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma.core import backoff
+from airflow_provider_luma.core.job import ModifyRequest
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
@@ -21,9 +22,8 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.hooks import transport
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.protocol import ModifyRequest
+from airflow_provider_luma.transport import workers
 from tests.support.calls import submissions
 from tests.support.tls import server_context
 
@@ -273,7 +273,7 @@ class TestUnknownOutcomes:
         assert len(wire.received) == 1
 
     def test_answer_that_is_too_long_makes_the_outcome_unknown_and_is_not_sent_again(self, wires, set_connection):
-        wire = wires.start(wires.envelope(200, {"remark": "x" * transport.MAX_BODY_SIZE, "taskId": "abc"}))
+        wire = wires.start(wires.envelope(200, {"remark": "x" * workers.MAX_BODY_SIZE, "taskId": "abc"}))
         set_connection(wire.base_url)
         with pytest.raises(LumaSubmissionUnknownError):
             LumaHook().modify_video(PROMPT, VIDEO)

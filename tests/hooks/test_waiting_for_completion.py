@@ -11,6 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from airflow_provider_luma.core import poll_state
+from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus
+from airflow_provider_luma.core.poll_state import Failed, Finished, PollState
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaGenerationError,
@@ -21,9 +24,6 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.hooks import luma as hooks
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
-from airflow_provider_luma.polling import state as polling_state
-from airflow_provider_luma.polling.state import Failed, Finished, PollState
-from airflow_provider_luma.protocol import LumaTask, LumaTaskStatus
 from tests.support.calls import status_checks
 from tests.support.task_logs import messages
 
@@ -96,7 +96,7 @@ class TestOutcomes:
         assert len(status_checks(luma)) >= 2
 
     async def test_unknown_id_is_an_error_after_the_grace_period(self, luma, wait, monkeypatch, short_backoff):
-        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.3)
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.3)
         with pytest.raises(LumaNotFoundError, match="nobody-knows") as caught:
             await wait("nobody-knows")
         assert "luma_conn_id" in str(caught.value)

@@ -22,11 +22,11 @@ import psutil
 import pytest
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_luma.core.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media import probe
 from airflow_provider_luma.media.probe import check_video_file, check_video_head
 from airflow_provider_luma.simulator import media, service
-from airflow_provider_luma.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
 from tests.support.clips import (
     FRAGMENTED,
     MOOV_IN_FRONT,

@@ -12,7 +12,7 @@ import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_luma import metrics
-from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.core.deferral import DeferralState
 from airflow_provider_luma.exceptions import LumaError, LumaGenerationError
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger

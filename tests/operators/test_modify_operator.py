@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, TaskDeferred
 
+from airflow_provider_luma.core.job import LumaTaskStatus
 from airflow_provider_luma.exceptions import LumaError, LumaGenerationError, LumaTimeoutError
 from airflow_provider_luma.operators.luma import LumaModifyOperator
-from airflow_provider_luma.protocol import LumaTaskStatus
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from harness.deferrals import deferral_of
 from tests.support.calls import status_checks

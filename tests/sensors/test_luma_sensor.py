@@ -24,9 +24,8 @@ try:
 except ImportError:  # Airflow 3.1
     from airflow.exceptions import AirflowRescheduleException
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma.core import backoff, poll_state
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.polling import state as polling_state
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.support.calls import status_checks
@@ -115,7 +114,7 @@ class TestEveryMode:
     async def test_an_unknown_id_fails_the_task_after_the_grace_period(
         self, luma, luma_conn, context, mode, monkeypatch, short_backoff
     ):
-        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.2)
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.2)
         with pytest.raises(AirflowFailException, match="nobody-knows"):
             await run(sensor("nobody-knows", **mode), context)
         assert len(status_checks(luma)) > 1
@@ -123,7 +122,7 @@ class TestEveryMode:
     async def test_an_unknown_id_skips_the_task_with_soft_fail(
         self, luma, luma_conn, context, mode, monkeypatch, short_backoff
     ):
-        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.2)
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.2)
         with pytest.raises(AirflowSkipException):
             await run(sensor("nobody-knows", soft_fail=True, **mode), context)
 

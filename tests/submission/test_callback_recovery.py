@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
+from airflow_provider_luma.core.decision import new_reference
 from airflow_provider_luma.exceptions import LumaGenerationError, LumaSubmissionUnknownError, LumaUnavailableError
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.submission.decision import new_reference
 from airflow_provider_luma.submission.store import STORE_KEY
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
 from harness.deferrals import awaited_job, callback_event, deferral_of, expiry_event, resume

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
+from airflow_provider_luma.core.job import ModifyRequest
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.protocol import ModifyRequest
 from tests.support.calls import submissions
 from tests.support.task_instance import TaskInstance
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma.core import backoff
 from airflow_provider_luma.exceptions import LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
 from airflow_provider_luma.submission import store as store_module

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_provider_luma.submission.decision import SubmissionRecord
+from airflow_provider_luma.core.decision import SubmissionRecord
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY, SubmissionStore
 from airflow_provider_luma.submission.stores import open_store
 from tests.support.task_instance import TaskInstance, TaskStateStore

@@ -252,7 +252,7 @@ class TestSignedInputs:
             return made[-1]
 
         monkeypatch.setattr(S3FileSystem, "sign", counted)
-        monkeypatch.setattr("airflow_provider_luma.transfers.input_video.FRESH_SIGNATURE", 0.0)
+        monkeypatch.setattr("airflow_provider_luma.files.input_video.FRESH_SIGNATURE", 0.0)
         luma.configure(faults=["submit:refuse,code=429,times=2"])
         signed.run_try(deferrable=False)
         assert luma.jobs[0].video_url == made[-1]
@@ -393,7 +393,7 @@ class TestCredits:
     def test_video_is_looked_at_although_the_credits_could_not_be_had_at_first(
         self, luma, modify, set_connection, short_backoff, monkeypatch
     ):
-        monkeypatch.setattr("airflow_provider_luma.backoff.READ_RETRY_TIMEOUT", 0.0)
+        monkeypatch.setattr("airflow_provider_luma.core.backoff.READ_RETRY_TIMEOUT", 0.0)
         set_connection(luma.base_url, min_credits=1)
         luma.configure(faults=["credit:refuse,code=500,times=1"])
         TaskRun(modify, TaskStateStore()).run_try()

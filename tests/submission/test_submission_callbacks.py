@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma.callbacks import token
+from airflow_provider_luma.core import callback_token
+from airflow_provider_luma.core.decision import new_reference
 from airflow_provider_luma.exceptions import LumaGenerationError, LumaValidationError
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.luma import LumaModifyOperator
-from airflow_provider_luma.submission.decision import new_reference
 from harness.deferrals import callback_event, deferral_of, expiry_event, resume
 from tests.support.operator_fixtures import RESULT_KEYS, VALID_PARAMETERS, new_context
 from tests.support.task_instance import TaskInstance
@@ -30,14 +30,14 @@ class TestCallbackAddress:
         (job,), record = luma.jobs, context["task_state_store"].record
         connection = LumaHook().get_luma_connection()
         assert job.request["callBackUrl"].startswith("http://127.0.0.1:9/luma/callback?")
-        assert token.is_ours(job.request["callBackUrl"], connection, record["reference"])
-        assert not token.is_ours(job.request["callBackUrl"], connection, new_reference())
+        assert callback_token.is_ours(job.request["callBackUrl"], connection, record["reference"])
+        assert not callback_token.is_ours(job.request["callBackUrl"], connection, new_reference())
         assert record["expects_callback"] is True
         assert luma.accepted == 1
 
     def test_address_names_the_try_and_neither_dag_nor_run_nor_task(self, luma, modify, context):
         deferral_of(modify().execute, context)
-        proof = token.CallbackProof.read(urlsplit(luma.jobs[0].request["callBackUrl"]).query)
+        proof = callback_token.CallbackProof.read(urlsplit(luma.jobs[0].request["callBackUrl"]).query)
         assert proof is not None and proof.task_instance_id == context["ti"].id.hex
         told = dict(proof._asdict(), token="")
         assert not [name for name in ("films", "manual__1", "modify") if name in json.dumps(told)]
@@ -46,7 +46,7 @@ class TestCallbackAddress:
         masked: list[str] = []
         monkeypatch.setattr("airflow_provider_luma.hooks.luma.mask_secret", masked.append)
         deferral_of(modify().execute, context)
-        secret = token.token_of(luma.jobs[0].request["callBackUrl"])
+        secret = callback_token.token_of(luma.jobs[0].request["callBackUrl"])
         assert secret in masked
         assert secret not in json.dumps(context["task_state_store"].record)
         assert secret not in json.dumps(context["ti"].pushed)
@@ -61,7 +61,7 @@ class TestCallbackAddress:
         luma.configure(faults=["submit:refuse,code=429,times=1"])
         queued = deferral_of(modify().execute, context)
         deferral_of(resume, modify(), queued, context, expiry_event(queued))
-        assert token.is_ours(
+        assert callback_token.is_ours(
             luma.jobs[0].request["callBackUrl"],
             LumaHook().get_luma_connection(),
             context["task_state_store"].record["reference"],
@@ -70,7 +70,7 @@ class TestCallbackAddress:
 
     def test_submission_without_a_task_state_store_carries_an_address_too(self, luma, modify):
         deferral_of(modify().execute, {"ti": TaskInstance()})
-        assert token.is_ours(luma.jobs[0].request["callBackUrl"], LumaHook().get_luma_connection())
+        assert callback_token.is_ours(luma.jobs[0].request["callBackUrl"], LumaHook().get_luma_connection())
         assert luma.accepted == 1
 
     def test_callback_url_of_the_user_takes_precedence(self, luma, modify, context):

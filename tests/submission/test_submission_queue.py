@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma.core import backoff
 from airflow_provider_luma.exceptions import LumaRateLimitError, LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger
 from harness.deferrals import awaited_job, deferral_of, expiry_event, resume

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma.core import backoff
 from airflow_provider_luma.exceptions import (
     LumaError,
     LumaInsufficientCreditsError,

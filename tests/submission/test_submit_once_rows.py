@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 
-from airflow_provider_luma import backoff
+from airflow_provider_luma.core import backoff, poll_state
 from airflow_provider_luma.exceptions import (
     LumaError,
     LumaGenerationError,
@@ -19,7 +19,6 @@ from airflow_provider_luma.exceptions import (
     LumaResultMissingError,
     LumaTimeoutError,
 )
-from airflow_provider_luma.polling import state as polling_state
 from tests.support.operator_fixtures import VALID_PARAMETERS
 from tests.support.submission_fixtures import MODES
 from tests.support.task_instance import Killed, TaskRun, TaskStateStore, assert_result_is_of
@@ -104,7 +103,7 @@ class TestRetry:
     def test_job_that_luma_does_not_find_within_two_months_is_not_paid_for_again(
         self, luma, task, leave_ended, monkeypatch, run
     ):
-        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0)
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0)
         job = leave_ended(task)
         luma.configure(faults=["status:refuse,code=404"])
         with pytest.raises(LumaNotFoundError, match="keeps records for two months.*delete this task's submission"):
@@ -117,7 +116,7 @@ class TestRetry:
     def test_retry_replaces_a_job_that_luma_no_longer_knows_after_two_months(
         self, luma, task, leave_ended, monkeypatch, task_log
     ):
-        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0)
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0)
         job = leave_ended(task)
         task.store.change(submitted_at=time.time() - 63 * 86_400)
         luma.reset()
@@ -345,7 +344,7 @@ class TestWhileLumaCannotBeAsked:
         self, luma, sync_task, leave_running, monkeypatch, short_backoff, code
     ):
         monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.1)
-        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0)
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0)
         leave_running(sync_task)
         luma.configure(faults=[f"status:html,code={code}"])
         with suppress(LumaError, AirflowFailException):

@@ -9,12 +9,12 @@ import time
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.core.deferral import DeferralState
+from airflow_provider_luma.core.job import ModifyRequest
+from airflow_provider_luma.files.input_video import InputVideo
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.protocol import ModifyRequest
 from airflow_provider_luma.submission.store import NoStore
-from airflow_provider_luma.submission.submitter import Submitter
-from airflow_provider_luma.transfers.input_video import InputVideo
+from airflow_provider_luma.submission.workflow import Submitter
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import requests
 
 from airflow_provider_luma.exceptions import LumaNotFoundError
+from airflow_provider_luma.files.download import Download
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.simulator import Simulator
-from airflow_provider_luma.transfers.download import Download
 
 
 class Interrupted(BaseException):

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from airflow_provider_luma.protocol import Response
+from airflow_provider_luma.core.job import Response
 
 hostile_texts = st.lists(
     st.sampled_from(["\x00", "\ud83d", "\udcff", "\ude00", "a", "//u:p@h/"]), min_size=1, max_size=8

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from airflow_provider_luma.protocol import Response
+from airflow_provider_luma.core.job import Response
 
 
 def enveloped(data: Any = None, *, code: Any = 200, msg: Any = "said", status: int = 200, **kwargs: Any) -> Response:

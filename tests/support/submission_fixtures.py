@@ -89,7 +89,7 @@ def callbacks_on(
     """Submit with a callback address of ours, which Luma never calls by itself; jobs do not end by themselves."""
     set_connection(luma.base_url, callback_base_url="http://127.0.0.1:9")
     luma.configure(callback_copies=0, processing_seconds=ENDLESS)
-    monkeypatch.setattr("airflow_provider_luma.backoff.READ_RETRY_TIMEOUT", 0.05)
+    monkeypatch.setattr("airflow_provider_luma.core.backoff.READ_RETRY_TIMEOUT", 0.05)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from airflow_provider_luma import deferral
-from airflow_provider_luma.deferral import DeferralState
+from airflow_provider_luma.core import deferral
+from airflow_provider_luma.core.deferral import DeferralState
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
 from harness.simulated_clock import run
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from airflow_provider_luma.polling import state as polling_state
+from airflow_provider_luma.core import poll_state
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
 
@@ -50,7 +50,7 @@ async def test_event_of_a_failure_with_a_code_beyond_64_bits_can_be_stored(submi
 async def test_event_of_a_refusal_with_a_hostile_message_can_be_stored(
     wires, set_connection, short_backoff, monkeypatch, code
 ):
-    monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.1)
+    monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.1)
     set_connection(wires.start(wires.envelope(code, msg="half \ud83d, NUL \x00")).base_url)
     assert "half \ufffd, NUL \ufffd" in (await event_of("abc", seconds=0.2))["error"]["msg"]
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.callbacks import token
 from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.core import callback_token, poll_state
+from airflow_provider_luma.core.decision import new_reference
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
-from airflow_provider_luma.polling import state as polling_state
-from airflow_provider_luma.submission.decision import new_reference
 from airflow_provider_luma.triggers import luma as triggers
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.support.calls import status_checks
@@ -116,7 +115,7 @@ class TestEvent:
     async def test_a_failure_is_an_event_with_type_code_and_job(
         self, submit, only_event, short_backoff, monkeypatch, changes, kind, code
     ):
-        monkeypatch.setattr(polling_state, "NOT_FOUND_GRACE", 0.2)
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.2)
         luma_task_id = submit(**changes)
         error = (await only_event(trigger(luma_task_id)))["error"]
         assert (error["type"], error["code"], error["luma_task_id"]) == (kind, code, luma_task_id)
@@ -228,7 +227,7 @@ class TestExpectedCallback:
         """Lets a trigger check a job once; returns after how many seconds it will check it again."""
         outcomes, poll = [], LumaAsyncHook.poll
 
-        async def recorded(hook: LumaAsyncHook, state: polling_state.PollState) -> Any:
+        async def recorded(hook: LumaAsyncHook, state: poll_state.PollState) -> Any:
             outcomes.append(await poll(hook, state))
             return outcomes[-1]
 
@@ -245,7 +244,7 @@ class TestExpectedCallback:
     @staticmethod
     def callback_url(api_key: str, conn_id: str = "luma_default") -> str | None:
         connection = LumaConnection("http://127.0.0.1:9", api_key, callback_base_url="http://127.0.0.1:9")
-        return token.callback_url(connection, conn_id, new_reference())
+        return callback_token.callback_url(connection, conn_id, new_reference())
 
     async def test_a_job_with_our_callback_address_is_checked_every_ten_intervals(self, submit_with, delay, api_key):
         luma_task_id = submit_with(self.callback_url(api_key))

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma import deferral
-from airflow_provider_luma.deferral import DeferralState
-from airflow_provider_luma.polling import shared as shared_module
+from airflow_provider_luma.core import deferral
+from airflow_provider_luma.core.deferral import DeferralState
 from airflow_provider_luma.submission.queue import SUBMISSIONS_PER_SECOND, USABLE_PART
 from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
+from airflow_provider_luma.waiting import per_loop as shared_module
 from harness.simulated_clock import run
 
 #: Seconds between two permissions at the full rate.

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Resumable, atomic download of one file into any storage that Airflow knows.
+
+The bytes are written, as they arrive, to a temporary name beside the final one (``.name.….part``), which is renamed
+once the file is whole: see :mod:`~airflow_provider_luma.files.outputs`. A broken connection is
+resumed with a range request, or started over where the server does not offer that.
+
+Of the file's name only harmless characters are kept.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING
+from urllib.parse import unquote
+
+import requests
+import tenacity
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_luma.core.backoff import READ_RETRY_TIMEOUT, retry_options
+from airflow_provider_luma.core.redaction import without_secrets
+from airflow_provider_luma.core.validation import check_no_outer_blanks, names_a_file
+from airflow_provider_luma.exceptions import (
+    TRANSIENT,
+    LumaError,
+    LumaNotFoundError,
+    LumaUnavailableError,
+    LumaValidationError,
+)
+from airflow_provider_luma.files.outputs import (
+    as_path,
+    check_target,
+    content_type_option,
+    file_in,
+    make_folder,
+    part_of,
+    rename,
+)
+from airflow_provider_luma.files.progress import Transfer, megabytes
+from airflow_provider_luma.files.source import FileSource, chunks, content_length, url_path
+from airflow_provider_luma.files.storage import remove_file
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
+
+#: What a storage is handed at a time; object stores want at least 5 MB, and hold several of them in memory.
+BLOCK_SIZE = 8 * 1024 * 1024
+
+#: Bytes at the beginning of two files of the same length that tell whether they are the same.
+COMPARED_SIZE = 64 * 1024
+
+#: Characters of a file's name without its extension: of one made of an address, and of one that was given.
+_LONGEST_NAME, _LONGEST_GIVEN_NAME = 100, 150
+
+
+def safe_name(url: str) -> str:
+    """Return a file name made of the URL's last part, without anything that has a meaning to a file system."""
+    return _harmless(unquote(url_path(url)), _LONGEST_NAME)
+
+
+def _harmless(path: str, longest: int) -> str:
+    last = PurePosixPath(path.replace("\\", "/")).name.lstrip(".")
+    name, dot, extension = last.rpartition(".")
+    if not dot or not re.fullmatch(r"[A-Za-z0-9]{1,10}", extension):
+        name, dot, extension = last, "", ""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:longest].strip("._-")
+    return f"{stem or 'video'}{dot}{extension}" if stem or dot else "video.mp4"
+
+
+def destination_file(url: str, destination: str | ObjectStoragePath, name: str | None = None) -> ObjectStoragePath:
+    """
+    Return the file that a download of ``url`` to ``destination`` writes.
+
+    A destination whose last part ends in an extension is the file itself; any other is a folder, in which the
+    file gets the name it has in the URL, or the one given, as far as that is harmless. With a name given, it is
+    always a folder.
+    """
+    if name is None and names_a_file(str(destination)):
+        return as_path(destination)
+    return file_in(destination, safe_name(url) if name is None else _harmless(name, _LONGEST_GIVEN_NAME))
+
+
+@dataclass
+class Download:
+    """
+    How files are fetched.
+
+    :param session: makes a session without credentials
+    :param timeout: seconds without a byte after which a connection counts as broken
+    :param service_is_public: Luma is on the public Internet, so private addresses are refused
+    :param renew: asks Luma for a temporary address of a file that its own address no longer gives
+    :param log: where progress is told
+    """
+
+    session: Callable[[], requests.Session]
+    timeout: float
+    service_is_public: bool
+    renew: Callable[[str], str]
+    log: Logger
+
+    def __post_init__(self) -> None:
+        self._source = FileSource(self.session, self.timeout, self.service_is_public)
+
+    def run(
+        self, url: str, destination: str | ObjectStoragePath, *, name: str | None = None, overwrite: bool = False
+    ) -> ObjectStoragePath:
+        """Fetch one file; see :meth:`airflow_provider_luma.hooks.luma.LumaHook.download`."""
+        self._source.checked(url)
+        check_no_outer_blanks("destination", destination)
+        path = destination_file(url, destination, name)
+        check_target(path)
+        # The storage's cached listing of the folder may be older than what others have written there.
+        path.fs.invalidate_cache()
+        if path.fs.isdir(path.path):
+            raise LumaValidationError(None, f"destination {path} is a folder: end it with / to write into it")
+        if path.fs.exists(path.path) and not overwrite:
+            is_folder = name is not None or not names_a_file(str(destination))
+            self._check_existing(path, url, is_named_by_url=is_folder and _is_named_by(url, path.name))
+            return path
+        make_folder(path)
+        part = part_of(path)
+        try:
+            size = self._fetch(url, path, part)
+            self._finish(path, part, overwrite=overwrite)
+        except BaseException:
+            # Also when the task is timed out. An error of the storage must not hide the one that came first.
+            with suppress(Exception):
+                remove_file(path.fs, part)
+            raise
+        self.log.info("Wrote %s (%s)", path, megabytes(size))
+        return path
+
+    def _check_existing(self, path: ObjectStoragePath, url: str, *, is_named_by_url: bool) -> None:
+        """
+        Make sure that a file that is there is the one behind the URL.
+
+        Under its final name a file is always whole. Where the server no longer has the file, or does not say its
+        length, only the URL's own name can show which file it is: any other may have been given at an earlier run.
+        """
+        shown = without_secrets(url)
+        try:
+            is_same = tenacity.Retrying(**retry_options(READ_RETRY_TIMEOUT))(
+                self._is_same, path, url, needs_length=not is_named_by_url
+            )
+        except LumaNotFoundError as gone:
+            if not is_named_by_url:
+                raise FileExistsError(
+                    f"{path} is there already, and may be the video of an earlier run: there is nothing at {shown} "
+                    f"(any more) to compare it with ({gone.msg}). If it is the right one, mark this task as success; "
+                    "otherwise make the video again, with a destination of its own for each run"
+                ) from gone
+            self.log.warning("There is nothing at %s any more; %s, written before, is kept", shown, path)
+            return
+        if not is_same:
+            raise FileExistsError(
+                f"{path} is there already, and is not shown to be the file at {shown}: "
+                "choose another destination, or set overwrite=True to replace it"
+            )
+        self.log.info("%s is there already, and whole; not fetched again", path)
+
+    def _is_same(self, path: ObjectStoragePath, url: str, *, needs_length: bool) -> bool:
+        with self._source.open(url) as response:
+            length = content_length(response)
+            if needs_length if length is None else path.fs.size(path.path) != length:
+                return False
+            start = b""
+            for chunk in chunks(response):
+                start += chunk
+                if len(start) >= COMPARED_SIZE:
+                    break
+            return length == 0 or start[:COMPARED_SIZE] == _beginning(path, path.path)
+
+    def _finish(self, path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
+        """Give the whole file its name; if another task has written the same file meanwhile, keep that one."""
+        try:
+            rename(path, part, overwrite=overwrite)
+        except FileExistsError:
+            if not _begin_the_same(path, part):
+                raise FileExistsError(
+                    f"{path} has appeared while the file was downloaded, and is left as it is: "
+                    "choose another destination, or set overwrite=True to replace it"
+                ) from None
+            remove_file(path.fs, part)
+            self.log.info("%s was written by another task meanwhile; it is the same file", path)
+
+    def _fetch(self, url: str, path: ObjectStoragePath, part: str) -> int:
+        """Fetch the whole file into ``part``; return its size in bytes."""
+        transfer = Transfer(url, url, self.log)
+        while True:
+            sink: IO[bytes] = path.fs.open(part, "wb", block_size=BLOCK_SIZE, **content_type_option(path))
+            try:
+                is_complete = self._fill(sink, transfer)
+            except BaseException:
+                with suppress(Exception):
+                    sink.close()
+                raise
+            sink.close()
+            if is_complete:
+                break
+            transfer.start_over()
+        if path.fs.size(part) != transfer.done:
+            raise LumaUnavailableError(
+                None,
+                f"{part} holds {path.fs.size(part)} bytes after {transfer.done} were written: the storage lost some",
+            )
+        return transfer.done
+
+    def _fill(self, sink: IO[bytes], transfer: Transfer) -> bool:
+        """Write the file, over as many connections as it takes; return False if it must be started over."""
+        while transfer.can_continue:
+            try:
+                if not self._receive(sink, transfer):
+                    return False
+            except LumaNotFoundError as gone:
+                self._renew(transfer, gone)
+            except TRANSIENT as error:
+                transfer.on_interruption(error.msg)
+            else:
+                if transfer.is_complete:
+                    return True
+                transfer.on_end()
+        return False
+
+    def _receive(self, sink: IO[bytes], transfer: Transfer) -> bool:
+        """Write what one connection brings; return False if it brings another file."""
+        started = time.monotonic()
+        with self._source.open(transfer.url, transfer.done, transfer.version) as response:
+            if transfer.ends_with(response):
+                return True
+            if not transfer.continues_with(response):
+                return False
+            for chunk in chunks(response):
+                waited = time.monotonic() - started
+                sink.write(chunk)
+                transfer.add(chunk, waited)
+                started = time.monotonic()
+        return True
+
+    def _renew(self, transfer: Transfer, gone: LumaNotFoundError) -> None:
+        """Continue at a temporary address, if Luma still has the file that is not found at its own."""
+        try:
+            if transfer.renewed_at == transfer.done:
+                raise LumaNotFoundError(None, "nor is it at the temporary address that Luma gave")
+            transfer.url = self._source.checked(self.renew(transfer.original_url))
+        except TRANSIENT as error:
+            transfer.on_interruption(error.msg)
+            return
+        except LumaError as refused:
+            raise LumaNotFoundError(
+                gone.code,
+                f"there is no file at {without_secrets(transfer.original_url)}. Luma keeps results for 14 days: "
+                f"it has expired, or never was one (asked for a download address, Luma said: {refused.msg})",
+            ) from refused
+        transfer.renewed_at = transfer.done
+        self.log.info("The file is not at its address; Luma gave a temporary one")
+
+
+def _begin_the_same(path: ObjectStoragePath, part: str) -> bool:
+    """Tell whether two files have the same length and the same beginning."""
+    return path.fs.size(path.path) == path.fs.size(part) and _beginning(path, path.path) == _beginning(path, part)
+
+
+def _beginning(path: ObjectStoragePath, file: str) -> bytes:
+    """Return the first bytes of a file; not by ``cat_file``, with which some storages read all of it."""
+    with path.fs.open(file, "rb", block_size=COMPARED_SIZE) as opened:
+        start: bytes = opened.read(COMPARED_SIZE)
+    return start
+
+
+def _is_named_by(url: str, name: str) -> bool:
+    """Tell whether a file's name is the one its URL gives it, also where a number before it tells it from others."""
+    own = safe_name(url)
+    return not own.startswith("video.") and re.fullmatch(rf"([0-9]+-)?{re.escape(own)}", name) is not None

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The input video of one submission: what distinguishes it, and the public address under which Luma can read it.
+
+A public address is submitted as it is. A file in a storage is uploaded, or gets a signed address of its storage if the
+connection says so. For the record it is the *file* that was submitted: a retry recognises its request although each
+upload, and each signature, gives another address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from airflow.sdk.log import mask_secret
+
+from airflow_provider_luma.compat import AirflowException
+from airflow_provider_luma.core.addresses import is_web_address
+from airflow_provider_luma.core.job import LumaUpload
+from airflow_provider_luma.core.redaction import shown_address
+from airflow_provider_luma.core.validation import check_video_url
+from airflow_provider_luma.exceptions import LumaError
+from airflow_provider_luma.files.stored_file import StoredFile
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
+
+    from airflow_provider_luma.hooks.luma import LumaHook
+
+#: For how long an uploaded file must still be kept to be submitted: the service may fetch it when the job begins.
+MIN_REMAINING = timedelta(minutes=30)
+
+#: Seconds for which a signature counts as just made.
+FRESH_SIGNATURE = 10.0
+
+#: Characters of a value in a signed address from which on it is masked in logs; shorter ones are dates and names.
+_MIN_SECRET_LENGTH = 16
+
+
+class PublishedVideo(NamedTuple):
+    """
+    An input that Luma can read.
+
+    :param url: its public address
+    :param upload: what to keep of an upload, as JSON values, for a later attempt to submit
+    """
+
+    url: str
+    upload: dict[str, Any] | None = None
+
+
+@dataclass
+class InputVideo:
+    """
+    The input video of one submission.
+
+    :param client: the service
+    :param address: a public one, or a file in a storage
+    :param is_checked: whether to look into the video before anything is billed
+    :param log: the task's log
+    :param fail_if_killed: called before each piece that is uploaded; what it raises ends the upload
+    :param on_upload: told the public address of an uploaded file
+    """
+
+    client: LumaHook
+    address: str
+    is_checked: bool
+    log: Logger
+    fail_if_killed: Callable[[], None]
+    on_upload: Callable[[str], None]
+    _signed_at: float | None = field(default=None, init=False)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether Luma can read the address as it is."""
+        return is_web_address(self.address)
+
+    @property
+    def shown(self) -> str:
+        """The address, fit for a log."""
+        return self.address if self.is_public else shown_address(self.address)
+
+    def fingerprint(self, request: str, recorded: Collection[str]) -> str:
+        """
+        Return what distinguishes a request: beside its parameters, the version of the file that it names.
+
+        A job that was submitted is continued whether or not its input can still be read: the version is then the
+        recorded one.
+
+        :param request: fingerprint of the request's parameters
+        :param recorded: fingerprints in the record of an earlier submission
+        :raises LumaValidationError: there is no such file
+        :raises AirflowException: the storage cannot be asked for now
+        """
+        if self.is_public:
+            return request
+        try:
+            version = self._file.version
+        except (LumaError, AirflowException) as error:
+            matching = next((one for one in recorded if one.partition(":")[0] == request), None)
+            if matching is None:
+                raise
+            self.log.warning("%s. It is taken for the one that was submitted before", error)
+            return matching
+        return f"{request}:{hashlib.sha256(version.encode()).hexdigest()[:16]}"
+
+    def renewed(self, url: str) -> str:
+        """
+        Return the video's address for one more attempt to submit: the signature of the last one may have expired.
+
+        :param url: what :meth:`publish` has returned
+        :raises AirflowException: the storage could not sign
+        """
+        if self._signed_at is None or time.monotonic() - self._signed_at < FRESH_SIGNATURE:
+            return url
+        signed = self._sign(self._file)
+        return signed.url if signed is not None else url
+
+    def check_public(self) -> None:
+        """
+        Look into a public video.
+
+        :raises LumaValidationError: the service will not take it
+        """
+        if self.is_public and self.is_checked:
+            self.client.check_public_video(self.address)
+
+    def publish(self, kept: dict[str, Any] | None) -> PublishedVideo:
+        """
+        Let Luma read the video.
+
+        :param kept: what was kept of an earlier upload
+        :raises LumaValidationError: the service will not take it
+        :raises AirflowException: the storage cannot be read for now
+        :raises LumaError: the service refused the upload
+        """
+        if self.is_public:
+            return PublishedVideo(self.address)
+        file = self._file
+        upload = LumaUpload.load(kept) if kept and kept.get("file") == file.name else None
+        if upload is not None and upload.expires_at - datetime.now(UTC) > MIN_REMAINING:
+            self.log.info("%s is uploaded already; Luma keeps it until %s", file.shown, upload.expires_at)
+            published = PublishedVideo(upload.url, kept)
+        else:
+            if self.is_checked:
+                file.check(self.log)
+            published = self._sign(file) or self._upload(file)
+        check_video_url(published.url, service_is_public=self.client.luma_connection.is_public)
+        if published.upload is not None:
+            self.on_upload(published.url)
+        return published
+
+    def show_upload(self, kept: dict[str, Any] | None) -> None:
+        """
+        Report where an earlier try has uploaded the video; the upload may have expired.
+
+        :param kept: what was kept of an upload, perhaps of another file
+        """
+        upload = LumaUpload.load(kept)
+        with suppress(LumaError, AirflowException):  # a file that cannot be read cannot be recognised
+            if kept and upload is not None and kept.get("file") == self._file.name:
+                self.on_upload(upload.url)
+
+    @cached_property
+    def _file(self) -> StoredFile:
+        return StoredFile.find(self.address, "video_url")
+
+    def _sign(self, file: StoredFile) -> PublishedVideo | None:
+        seconds = self.client.luma_connection.sign_inputs
+        if seconds is None:
+            return None
+        url = file.sign(seconds)
+        if url is None:
+            self.log.info("The storage of %s gives no signed addresses: the file is uploaded instead", file.shown)
+            return None
+        query = urlsplit(url).query
+        file.check_unchanged()
+        encoded = (pair.partition("=")[2] for pair in query.split("&"))
+        for secret in (query, *encoded, *(value for _, value in parse_qsl(query))):
+            if len(secret) >= _MIN_SECRET_LENGTH:
+                mask_secret(secret)
+        self._signed_at = time.monotonic()
+        self.log.info("Signed an address of %s for %.0f s", file.shown, seconds)
+        return PublishedVideo(url)
+
+    def _upload(self, file: StoredFile) -> PublishedVideo:
+        upload = self.client.upload_file(file, self.fail_if_killed)
+        return PublishedVideo(upload.url, {"file": file.name, **upload.as_dict()})

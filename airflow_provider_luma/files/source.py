@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where a download comes from: one file on a web server that is not trusted.
+
+Only http(s) is followed, redirects included, and for a service on the public Internet no step of the way may lead into
+a private network. No message quotes the query of an address, or a password in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+
+from airflow_provider_luma.core.addresses import is_private_host
+from airflow_provider_luma.core.redaction import without_secrets
+from airflow_provider_luma.exceptions import LumaNotFoundError, LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.files.guard import PrivateAddressError, UntrustedServerAdapter
+from airflow_provider_luma.services.kie import VIDEO_EXTENSIONS
+
+CHUNK_SIZE = 1024 * 1024
+
+_MAX_REDIRECTS = 5
+
+#: Seconds that a file must not have been changed for, for its date to tell it from any other version.
+MIN_AGE = 60
+
+#: Answers that mean there is nothing (any more) behind an address; object stores answer 403 for a missing file.
+_GONE = frozenset({401, 403, 404, 410})
+
+
+@dataclass
+class FileSource:
+    """
+    How a file is asked for.
+
+    :param session: makes a session without credentials
+    :param timeout: seconds without a byte after which a connection counts as broken
+    :param is_public: private addresses are refused
+    :param head_size: bytes that are asked for, of a file whose beginning is enough
+    """
+
+    session: Callable[[], requests.Session]
+    timeout: float
+    is_public: bool
+    head_size: int | None = None
+
+    @contextmanager
+    def open(self, url: str, offset: int = 0, version: str | None = None) -> Iterator[requests.Response]:
+        """
+        Ask for the file from an offset on; its answer is 200, or, at an offset, also 206 or 416.
+
+        :param version: the strong validator of the version whose rest is wanted; of another one all is sent
+        :raises LumaNotFoundError: there is no such file
+        :raises LumaUnavailableError: any other answer, or none
+        :raises LumaValidationError: the address, or one that it redirects to, is not followed
+        """
+        with self.session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, UntrustedServerAdapter(public_only=self.is_public))
+            # requests would read the body of a redirect, of any length, into memory.
+            session.resolve_redirects = lambda *_, **__: iter(())  # type: ignore[method-assign]
+            with self._get(session, url, offset, version) as response:
+                yield response
+
+    def checked(self, url: str) -> str:
+        """
+        Return the address as it will be sent; what requests makes of it is what counts.
+
+        :raises LumaValidationError: it is no http(s) address, or a private one
+        """
+        try:
+            prepared = requests.Request("GET", url).prepare().url or ""
+            parts = urlsplit(prepared)
+            host = parts.hostname
+        except ValueError:  # its text may quote the whole address
+            raise LumaValidationError(None, f"urls: {without_secrets(url)!r} is no valid address") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise LumaValidationError(
+                None, f"urls: only http(s) addresses can be downloaded, not {without_secrets(url)!r}"
+            )
+        if self.is_public and is_private_host(host):
+            raise _leads_into_private_network(prepared, host)
+        return prepared
+
+    def _get(self, session: requests.Session, url: str, offset: int, version: str | None) -> requests.Response:
+        for _ in range(_MAX_REDIRECTS + 1):
+            url = self.checked(url)
+            response = self._send(session, url, offset, version)
+            target = _redirect_target(session, response)
+            if target is None:
+                return _accepted(response, allows_part=bool(offset or self.head_size))
+            response.close()
+            url = target
+        raise LumaUnavailableError(None, f"{without_secrets(url)}: more than {_MAX_REDIRECTS} redirects")
+
+    def _send(self, session: requests.Session, url: str, offset: int, version: str | None) -> requests.Response:
+        headers = {"Accept-Encoding": "identity"}
+        if offset or self.head_size:
+            headers["Range"] = f"bytes={offset}-{self.head_size - 1 if self.head_size else ''}"
+        if offset and version:
+            headers["If-Range"] = version
+        try:
+            return session.get(url, headers=headers, timeout=self.timeout, stream=True, allow_redirects=False)
+        except PrivateAddressError as error:
+            raise _leads_into_private_network(url, error.address) from None
+        except (requests.RequestException, ValueError) as error:
+            if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidHeader):
+                raise LumaValidationError(None, f"urls: {without_secrets(url)} is no valid address") from None
+            # Its text would quote the whole URL, and the query of a signed one is a credential.
+            reason = f"{without_secrets(url)} did not answer ({type(error).__name__})"
+            raise LumaUnavailableError(None, reason) from None
+
+
+def _leads_into_private_network(url: str, host: str) -> LumaValidationError:
+    return LumaValidationError(
+        None, f"urls: {without_secrets(url)} leads into a private network ({host}), where no result of Luma can be"
+    )
+
+
+def _redirect_target(session: requests.Session, response: requests.Response) -> str | None:
+    try:
+        target = session.get_redirect_target(response)
+        return None if target is None else urljoin(response.url, target)
+    except ValueError:
+        response.close()
+        raise LumaValidationError(
+            None, f"urls: {without_secrets(response.url)} redirects to no valid address"
+        ) from None
+
+
+def _accepted(response: requests.Response, *, allows_part: bool) -> requests.Response:
+    """Return an answer that is a file, or tells that it has become shorter; raise what any other stands for."""
+    status = response.status_code
+    if allows_part and status == 416:
+        return response
+    if status == 200 or (allows_part and status == 206):
+        if _is_a_message(response):
+            response.close()
+            raise LumaUnavailableError(None, "the server answered with a message instead of the video")
+        return response
+    response.close()
+    kind = LumaNotFoundError if status in _GONE else LumaUnavailableError
+    raise kind(status, f"the server answered HTTP {status}")
+
+
+def _is_a_message(response: requests.Response) -> bool:
+    """Tell whether, in place of a video, there came an error page, a refusal as JSON, or nothing."""
+    if not url_path(response.url).lower().endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)):
+        return False
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind in ("text/html", "application/json") or content_length(response) == 0
+
+
+def chunks(response: requests.Response) -> Iterator[bytes]:
+    """Yield bytes as soon as they are there, so that a break loses none that have arrived."""
+    if _is_encoded(response):
+        raise LumaUnavailableError(None, "the server compressed the file although asked not to")
+    try:
+        while chunk := response.raw.read1(CHUNK_SIZE):
+            yield chunk
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise LumaUnavailableError(None, f"the connection broke: {type(error).__name__}") from None
+
+
+def strong_validator(response: requests.Response) -> str | None:
+    """
+    Return what only this version of a file bears, if the server says it: a strong ETag, or a strong date.
+
+    A file of which there is more than one version in a second may bear the same date. The date is strong once it lies
+    so far back that this second is surely over, whatever the clocks (RFC 9110, 8.8.2.2 and 13.1.5).
+    """
+    etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    if etag is not None:
+        return etag if re.fullmatch(r'"[^"\s]*"', etag) else None
+    try:
+        age = parsedate_to_datetime(response.headers["Date"]) - parsedate_to_datetime(modified or "")
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return modified if age.total_seconds() >= MIN_AGE else None
+
+
+def content_length(response: requests.Response) -> int | None:
+    """Return how many bytes the body has, if the server says it."""
+    if response.headers.get("Transfer-Encoding") or _is_encoded(response):
+        return None
+    length = response.headers.get("Content-Length", "")
+    # A header is Latin-1, which has superscript digits, too; and Python reads no number of 5000 digits.
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+
+
+def ends_by_itself(response: requests.Response) -> bool:
+    """Tell whether a body that is cut off can be told from a whole one, since its last chunk is missing."""
+    return response.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
+
+
+def _is_encoded(response: requests.Response) -> bool:
+    return response.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
+
+
+def url_path(url: str) -> str:
+    """Return an address's path; nothing if it is no valid one."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Files in any storage that Airflow knows, as they were found: films and clips to upload, to sign, to split and to join.
+
+What tells one version of a file from another is its size and what its storage says of its content, a hash or an ETag;
+where it says nothing, the time of the last change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from airflow_provider_luma.compat import AirflowException
+from airflow_provider_luma.core.addresses import is_web_address
+from airflow_provider_luma.core.redaction import shown_address
+from airflow_provider_luma.exceptions import LumaError, LumaValidationError
+from airflow_provider_luma.files.outputs import as_path
+from airflow_provider_luma.media.probe import check_video_file
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+    from airflow.sdk.types import Logger
+
+#: What is asked of a storage at a time; some keep several of them in memory.
+BLOCK_SIZE = 1024 * 1024
+
+#: Where storages tell the version of a file: its content's hash, or else when it was written. The hashes come before
+#: the ETag, which in some storages changes with a file's metadata.
+_VERSION_KEYS = (
+    *("md5Hash", "content_md5", "crc32c", "ETag", "etag"),
+    *("mtime", "LastModified", "updated", "last_modified"),
+)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """
+    A file in a storage, as it was found.
+
+    :param address: as the user has given it
+    :param parameter: the operator's parameter that names it
+    :param path: where it is
+    :param size: bytes
+    :param version: tells it from what was, or will be, under the same address
+    """
+
+    address: str
+    parameter: str
+    path: ObjectStoragePath
+    size: int
+    version: str
+
+    @classmethod
+    def find(cls, address: str, parameter: str) -> StoredFile:
+        """
+        Look a file up in its storage.
+
+        :raises LumaValidationError: there is no such file, or no such storage
+        :raises AirflowException: the storage cannot be asked for now
+        """
+        shown = f"{parameter}: {shown_address(address)}"
+        try:
+            path = as_path(address, parameter)
+            path.fs.invalidate_cache()
+            info = path.fs.info(path.path)
+            size = int(info["size"]) if info.get("type") == "file" else 0
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise LumaValidationError(None, f"{shown}: there is no such file{_percent_hint(address)}") from error
+        except LumaError:
+            raise
+        except Exception as error:
+            raise AirflowException(f"{shown} could not be looked up: {error}") from error
+        if info.get("type") != "file":
+            raise LumaValidationError(None, f"{shown} is a folder, or no regular file: name one video")
+        version = next((str(info[key]).strip('"') for key in _VERSION_KEYS if info.get(key)), "")
+        return cls(address, parameter, path, size, f"{size} {version}")
+
+    @property
+    def shown(self) -> str:
+        """The address, fit for a log."""
+        return shown_address(self.address)
+
+    @property
+    def name(self) -> str:
+        """A file name that this version of this file alone has, and that tells nothing of it."""
+        extension = PurePosixPath(self.path.name).suffix.lower()
+        extension = extension if re.fullmatch(r"\.[a-z0-9]{1,8}", extension) else ""
+        return f"{hashlib.sha256(f'{self.address} {self.version}'.encode()).hexdigest()[:32]}{extension}"
+
+    def open(self) -> IO[bytes]:
+        """
+        Open the file for reading.
+
+        :raises AirflowException: it cannot be opened
+        """
+        try:
+            file: IO[bytes] = self.path.fs.open(self.path.path, "rb", block_size=BLOCK_SIZE, cache_type="readahead")
+        except Exception as error:
+            raise AirflowException(f"{self.parameter}: {self.shown} could not be opened: {error}") from error
+        return file
+
+    def check(self, log: Logger) -> None:
+        """
+        Look into the file, as far as it takes to tell whether the service will take it.
+
+        :raises LumaValidationError: it will not
+        :raises AirflowException: the file cannot be read
+        """
+        with self.open() as file:
+            try:
+                check_video_file(file, parameter=self.parameter, shown=self.shown, size=self.size, log=log)
+            except LumaError:
+                raise
+            except Exception as error:
+                raise AirflowException(f"{self.parameter}: {self.shown} could not be read: {error}") from error
+
+    def check_unchanged(self) -> None:
+        """
+        Make sure that the storage still holds this version.
+
+        :raises AirflowException: it does not
+        """
+        if self.find(self.address, self.parameter).version != self.version:
+            raise AirflowException(
+                f"{self.parameter}: {self.shown} was changed while it was read; nothing was submitted. "
+                "The next try takes it as it is then"
+            )
+
+    def sign(self, seconds: float) -> str | None:
+        """
+        Return an address under which anybody can read the file for so many seconds; None if the storage has none.
+
+        :raises AirflowException: the storage could not sign
+        """
+        try:
+            with _without_debug_logs():
+                url = self.path.fs.sign(self.path.path, expiration=int(seconds))
+        except NotImplementedError:
+            return None
+        except Exception as error:
+            raise AirflowException(f"{self.parameter}: {self.shown} could not be signed: {error}") from error
+        if not isinstance(url, str) or not is_web_address(url):
+            return None
+        return quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # some put the name of the file in as it is
+
+
+def _percent_hint(address: str) -> str:
+    """Return what to say of the name of a missing file that may have been percent-encoded."""
+    plain = unquote(address)
+    if plain == address:
+        return ""
+    return (
+        f". Names are taken as they are: if %20 and the like stand for other characters, as in Path.as_uri(), "
+        f"give {shown_address(plain)!r}"
+    )
+
+
+@contextmanager
+def _without_debug_logs() -> Iterator[None]:
+    """Keep the libraries of storages, such as botocore, from logging each signature that they make."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.DEBUG))
+    try:
+        yield
+    finally:
+        logging.disable(before)

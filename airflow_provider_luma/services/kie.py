@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kie.ai's Luma Modify API, its File Upload API, and its download addresses.
+
+Everything this package knows about the service is in this module: how a call is written (a :class:`Request`), and how
+an answer (a :class:`Response`) becomes a value or a typed error. It does no I/O. Facts about the service come from
+https://docs.kie.ai/luma-api/quickstart and the pages beside it.
+
+An answer is an *envelope*, JSON ``{"code": int, "msg": str, "data": ...}``. A refusal comes as an HTTP status or as
+HTTP 200 with the code inside, and an edge in front of the service may answer with HTML, with nothing, or with half a
+document. A submission is read more carefully than the rest (:func:`read_submission`): what matters there is whether the
+service may have accepted, and billed, the job.
+
+Files are uploaded to a host of their own, with the same API key (https://docs.kie.ai/file-upload-api/quickstart). The
+answer to an upload comes in two shapes, and the pages disagree on whether a file is kept for 24 hours or three days, so
+we count on 24 hours where the answer itself does not tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload, ModifyRequest, Request, Response
+from airflow_provider_luma.core.wire import (
+    read_integer,
+    read_json,
+    read_object,
+    read_retry_after,
+    read_strings,
+    read_text,
+    read_time,
+)
+from airflow_provider_luma.exceptions import (
+    LumaAuthError,
+    LumaError,
+    LumaFeatureDisabledError,
+    LumaGenerationError,
+    LumaInsufficientCreditsError,
+    LumaKeyLimitError,
+    LumaNotFoundError,
+    LumaRateLimitError,
+    LumaSubmissionUnknownError,
+    LumaUnavailableError,
+    LumaValidationError,
+)
+
+DEFAULT_HOST = "https://api.kie.ai"
+
+#: Containers the service reads (https://docs.kie.ai/luma-api/generate-luma-modify-video).
+VIDEO_EXTENSIONS = ("mp4", "mov", "avi")
+
+#: Where files are uploaded if the service itself, ``api.kie.ai``, is used.
+DEFAULT_UPLOAD_HOST = "https://kieai.redpandaai.co"
+
+#: The endpoint that takes a multipart form of any size.
+UPLOAD_PATH = "/api/file-stream-upload"
+
+#: The folder in the account that our files go to. The pages disagree on whether it may be left out.
+UPLOAD_FOLDER = "airflow-provider-luma"
+
+#: For how long an uploaded file is surely kept, where the answer does not say.
+UPLOADS_KEPT = timedelta(hours=24)
+
+#: Address of an uploaded file, without a user, and its characters at most: it goes into XComs and triggers.
+_UPLOADED = re.compile(r"https?://[^\s/?#@\\]+[/?#][^\s\\\x00-\x1f\x7f]*")
+_MAX_ADDRESS = 8192
+
+
+# -- requests ---------------------------------------------------------------------------------------------------
+
+
+def submission_request(request: ModifyRequest) -> Request:
+    """Write a submission. Optional keys are left out when unset: the service refuses null."""
+    optional = {"callBackUrl": request.callback_url, "watermark": request.watermark}
+    body = {"prompt": request.prompt, "videoUrl": request.video_url}
+    return Request("POST", "/api/v1/modify/generate", json=body | {k: v for k, v in optional.items() if v})
+
+
+def task_request(luma_task_id: str) -> Request:
+    """Write a status check."""
+    return Request("GET", "/api/v1/modify/record-info", query={"taskId": luma_task_id})
+
+
+def endpoint_request() -> Request:
+    """Write the question whether the Luma endpoint is there: a status check of a job that cannot exist."""
+    return task_request("0" * 32)
+
+
+def credits_request() -> Request:
+    """Write the question for the account's remaining credits."""
+    return Request("GET", "/api/v1/chat/credit")
+
+
+# -- reading answers --------------------------------------------------------------------------------------------
+
+#: The service's codes (https://docs.kie.ai/luma-api/quickstart) and what they are for us.
+REFUSALS: dict[int, type[LumaError]] = {
+    401: LumaAuthError,
+    402: LumaInsufficientCreditsError,
+    404: LumaNotFoundError,
+    422: LumaValidationError,
+    429: LumaRateLimitError,
+    433: LumaKeyLimitError,
+    455: LumaUnavailableError,
+    500: LumaUnavailableError,
+    501: LumaGenerationError,
+    505: LumaFeatureDisabledError,
+}
+
+
+#: The same at the endpoint that takes files.
+_UPLOAD_REFUSALS: dict[int, type[LumaError]] = {
+    **REFUSALS,
+    400: LumaValidationError,
+    405: LumaFeatureDisabledError,
+    413: LumaValidationError,
+}
+
+#: What it means that the endpoint is not found (`docs/connection.md`).
+ENDPOINT_MISSING = (
+    f"The address in the connection has no Luma endpoint. If its Host is not {DEFAULT_HOST}, correct that; otherwise "
+    "kie.ai has probably withdrawn it: copies of its documentation since April 2026 do not list it"
+)
+
+#: Codes that say that an answer came too late, or that the job is there.
+_TOO_LATE = {408, 409, 499}
+
+
+class _Envelope(NamedTuple):
+    code: int
+    msg: str
+    data: Any
+
+
+def _envelope(response: Response) -> _Envelope | None:
+    """Take the answer apart; None if it is not an envelope, and so not from the service itself."""
+    document = read_json(response.body)
+    if not isinstance(document, dict):
+        return None
+    code = read_integer(document.get("code"))
+    if code is None:
+        return None
+    msg = document.get("msg")
+    return _Envelope(code, msg if isinstance(msg, str) else "", document.get("data"))
+
+
+def _is_success(response: Response, envelope: _Envelope) -> bool:
+    return 200 <= response.http_status < 300 and envelope.code == 200
+
+
+def _is_own_refusal(response: Response, envelope: _Envelope) -> bool:
+    """Tell whether the service refuses by itself: an edge that has lost its answer has a status of its own."""
+    return envelope.code != 200 and response.http_status in (envelope.code, *range(200, 300), *range(400, 500))
+
+
+def _is_refused_by_edge(response: Response) -> bool:
+    """Tell whether Cloudflare, in front of the service, has refused a call by itself and passed nothing on."""
+    return response.http_status in (403, 429) and re.match(rb"\s*error code: 10\d\d\s*$", response.body) is not None
+
+
+def _refusal(
+    response: Response, envelope: _Envelope | None, refusals: Mapping[int, type[LumaError]] = REFUSALS
+) -> LumaError:
+    """Return the error that a refused or unreadable answer stands for."""
+    retry_after = read_retry_after(response.retry_after)
+    if envelope is not None and envelope.code != 200:
+        kind = refusals.get(envelope.code, LumaUnavailableError)
+        return kind(envelope.code, envelope.msg or "the service gave no reason", retry_after=retry_after)
+    status = response.http_status
+    if 300 <= status < 400:
+        return LumaUnavailableError(
+            None,
+            f"the address in the connection redirects (HTTP {status}) to {response.location!r}: put the service's own "
+            "address into its Host, or set allow_redirects in its extra",
+        )
+    if status == 403 and _is_refused_by_edge(response):
+        return LumaUnavailableError(
+            status,
+            f"the edge in front of the service refuses this machine or its proxy, and does not look at the API key: "
+            f"{excerpt(response)}",
+            retry_after=retry_after,
+        )
+    kind = refusals.get(status, LumaUnavailableError)
+    return kind(
+        status,
+        f"HTTP {status}, and not readable as an answer of Luma: {excerpt(response)}",
+        retry_after=retry_after,
+    )
+
+
+def read_data(response: Response, refusals: Mapping[int, type[LumaError]] = REFUSALS) -> Any:
+    """
+    Return the data of a successful answer.
+
+    :param refusals: what the service's codes, and the HTTP statuses of an edge, mean at this endpoint
+    :raises LumaError: the service refused, or the answer is not readable
+    """
+    envelope = _envelope(response)
+    if envelope is not None and _is_success(response, envelope):
+        return envelope.data
+    raise _refusal(response, envelope, refusals)
+
+
+def _is_page_missing(response: Response, envelope: _Envelope | None) -> bool:
+    """Tell whether an answer says that there is no such endpoint, and nothing about what was asked."""
+    if envelope is None:
+        return response.http_status in (404, 410)
+    # What models that moved have answered.
+    return "page does not exist" in envelope.msg.lower()
+
+
+def _refuses_submission(response: Response, envelope: _Envelope) -> bool:
+    names_job = isinstance(envelope.data, dict) and bool(envelope.data.get("taskId") or envelope.data.get("task_id"))
+    is_refusal = envelope.code in {*range(400, 500), 505} - _TOO_LATE and not names_job
+    return is_refusal and _is_own_refusal(response, envelope) and response.http_status not in _TOO_LATE
+
+
+def read_submission(response: Response) -> str:
+    """
+    Return the id of an accepted job.
+
+    Only the service's own 4xx, 455 and 505 are refusals. What it calls 500 is "an unexpected error while processing the
+    request" (https://docs.kie.ai/luma-api/quickstart), an edge or a redirect may have passed the request on, and 408,
+    409 and 499 say that an answer came too late, or that the job is there.
+
+    :raises LumaError: the service refused, and surely did not start anything
+    :raises LumaSubmissionUnknownError: the answer does not tell; the job may run, and be billed
+    """
+    envelope = _envelope(response)
+    luma_task_id = envelope.data.get("taskId") if envelope is not None and isinstance(envelope.data, dict) else None
+    has_id = isinstance(luma_task_id, str) and bool(luma_task_id.strip())
+    if envelope is not None and has_id and _is_success(response, envelope):
+        return str(luma_task_id)
+    if envelope is not None and _refuses_submission(response, envelope):
+        refusal = _refusal(response, envelope)
+        if envelope.code == 404 or _is_page_missing(response, envelope):
+            refusal = LumaNotFoundError(envelope.code, refusal.msg)
+            refusal.remedy = ENDPOINT_MISSING
+        raise refusal
+    if _is_refused_by_edge(response):
+        raise _refusal(response, None)
+    status = response.http_status
+    told = _refusal(response, None).msg if 300 <= status < 400 else f"tells of no accepted job: {excerpt(response)}"
+    if _is_page_missing(response, envelope):
+        told = f"{told}. {ENDPOINT_MISSING}"
+    raise LumaSubmissionUnknownError(
+        None, f"the submission was sent, but the answer (HTTP {status}) {told}. It may have been accepted"
+    )
+
+
+def read_task(response: Response, luma_task_id: str) -> LumaTask:
+    """
+    Return the job that a status check has seen.
+
+    :raises LumaAuthError: the service refuses the key
+    :raises LumaNotFoundError: the service does not know the job, or not yet
+    :raises LumaRateLimitError, LumaUnavailableError: everything else, as it says nothing of the job
+    """
+    envelope = _envelope(response)
+    if envelope is None or not _is_success(response, envelope):
+        raise _task_error(response, envelope, luma_task_id)
+    data = envelope.data if isinstance(envelope.data, dict) else {}
+    told_id = str(data.get("taskId") or "").strip().lower()  # an edge's cache may answer for another job
+    flag = read_integer(data.get("successFlag")) if told_id in ("", luma_task_id.strip().lower()) else None
+    # An answer that ends a wait must name the job.
+    if flag is None or (flag != LumaTaskStatus.GENERATING and not told_id):
+        raise LumaUnavailableError(
+            None, f"the answer says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
+        )
+    results, asked = read_object(data.get("response")), read_object(data.get("paramJson"))
+    return LumaTask(
+        luma_task_id=luma_task_id,
+        status=LumaTaskStatus(flag),
+        result_urls=read_strings(results.get("resultUrls")),
+        origin_urls=read_strings(results.get("originUrls")),
+        created_at=read_time(data.get("createTime")),
+        completed_at=read_time(data.get("completeTime")),
+        error_code=read_integer(data.get("errorCode")),
+        error_message=str(data["errorMessage"]) if data.get("errorMessage") else None,
+        prompt=read_text(asked.get("prompt")),
+        video_url=read_text(asked.get("videoUrl")),
+        callback_url=read_text(asked.get("callBackUrl")),
+    )
+
+
+def _task_error(response: Response, envelope: _Envelope | None, luma_task_id: str) -> LumaError:
+    """Return the error of a status check; only what the service itself says of the key or the job may end a wait."""
+    error = _refusal(response, envelope)
+    kind: type[LumaError] = LumaUnavailableError
+    if isinstance(error, LumaRateLimitError):
+        kind = LumaRateLimitError
+    elif envelope is not None and _is_own_refusal(response, envelope):
+        # Of a job that was only just made the service says 422, "recordInfo is null".
+        own: dict[int, type[LumaError]] = {401: LumaAuthError, 404: LumaNotFoundError, 422: LumaNotFoundError}
+        kind = own.get(envelope.code, LumaUnavailableError)
+    return kind(error.code, error.msg, luma_task_id=luma_task_id, retry_after=error.retry_after)
+
+
+def read_endpoint(response: Response) -> None:
+    """
+    Take the answer to :func:`endpoint_request`.
+
+    :raises LumaNotFoundError: there is no Luma endpoint at this address
+    :raises LumaError: the answer does not say whether there is one
+    """
+    envelope = _envelope(response)
+    if _is_page_missing(response, envelope):
+        raise LumaNotFoundError(response.http_status, ENDPOINT_MISSING)
+    if envelope is not None and _is_success(response, envelope):
+        return
+    error = _task_error(response, envelope, "")
+    if not isinstance(error, LumaNotFoundError):  # otherwise it has looked for the job
+        raise error
+
+
+def read_credits(response: Response) -> float:
+    """
+    Return the account's remaining credits.
+
+    :raises LumaError: the service refused, or the answer is no number
+    """
+    remaining = read_data(response)
+    if isinstance(remaining, bool) or not isinstance(remaining, (int, float)) or not abs(remaining) < 1e15:
+        raise LumaUnavailableError(None, f"the answer names no number of credits: {excerpt(response)}")
+    return float(remaining)
+
+
+def excerpt(response: Response) -> str:
+    """Return the beginning of an answer's body, for a message."""
+    text = " ".join(response.body[:300].decode("utf-8", "replace").split())
+    return repr(text[:150]) if text else "an empty body"
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
+    """
+    Return the uploaded file.
+
+    :param size: the bytes that were sent
+    :param now: the time of the answer
+    :raises LumaValidationError: the service does not take this file
+    :raises LumaUnavailableError: the answer names no address, or another size
+    :raises LumaError: any other refusal
+    """
+    data = read_object(read_data(response, _UPLOAD_REFUSALS))
+    url = read_text(data.get("downloadUrl")) or read_text(data.get("fileUrl"))
+    if not url or len(url) > _MAX_ADDRESS or not _UPLOADED.fullmatch(url):
+        raise LumaUnavailableError(None, f"the answer names no address of the uploaded file: {excerpt(response)}")
+    stored = read_integer(data.get("fileSize"))
+    if stored not in (None, size):
+        raise LumaUnavailableError(None, f"of {size} bytes that were uploaded, the service has stored {stored}")
+    return LumaUpload(url, size, _read_expiry(data.get("expiresAt")) or now + UPLOADS_KEPT)
+
+
+def _read_expiry(value: object) -> datetime | None:
+    """Read a time in ISO 8601, in UTC if it names no zone, or in milliseconds since the epoch."""
+    try:
+        expiry = datetime.fromisoformat(value) if isinstance(value, str) else None
+        return (expiry.astimezone(UTC) if expiry.tzinfo else expiry.replace(tzinfo=UTC)) if expiry else read_time(value)
+    except (ValueError, OverflowError):
+        return read_time(value)
+
+
+def download_url_request(result_url: str) -> Request:
+    """Write the request for a temporary download address of a result."""
+    return Request("POST", "/api/v1/common/download-url", json={"url": result_url})
+
+
+def read_download_url(response: Response) -> str:
+    """
+    Return a temporary download address, valid for 20 minutes.
+
+    :raises LumaError: the service refused, or the answer is no address
+    """
+    url = read_data(response)
+    if not isinstance(url, str) or not url:
+        raise LumaUnavailableError(None, f"the answer names no download address: {excerpt(response)}")
+    return url

@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Submit-once workflow of one try: decide by the record, ask Luma about it, submit, and recover a lost answer.
+
+:class:`Submitter` returns what the task has to do next and leaves the doing to the operator. An intent is recorded
+before each request, and the id after its answer, so that the next try can take over from anywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow_provider_luma import metrics
+from airflow_provider_luma.compat import AirflowFailException
+from airflow_provider_luma.core import backoff
+from airflow_provider_luma.core.decision import (
+    RECORDS_KEPT,
+    Decision,
+    JobStatus,
+    Step,
+    SubmissionRecord,
+    decide,
+    is_for_replaced,
+    must_ask,
+    new_reference,
+)
+from airflow_provider_luma.core.deferral import DeferralState
+from airflow_provider_luma.core.poll_state import INTERVALS_WITH_CALLBACK
+from airflow_provider_luma.exceptions import (
+    PERMANENT,
+    TRANSIENT,
+    LumaAuthError,
+    LumaError,
+    LumaGenerationError,
+    LumaInsufficientCreditsError,
+    LumaNotFoundError,
+    LumaResultMissingError,
+    LumaSubmissionUnknownError,
+    LumaTimeoutError,
+    LumaUnavailableError,
+)
+from airflow_provider_luma.submission.attempt import SubmissionAttempt
+from airflow_provider_luma.submission.next_steps import AwaitCallback, Enqueue, NextStep, WaitForJob
+from airflow_provider_luma.submission.store import SubmissionStore, try_store
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+    from uuid import UUID
+
+    from airflow.sdk.types import Logger
+
+    from airflow_provider_luma.core.job import LumaTask, ModifyRequest
+    from airflow_provider_luma.files.input_video import InputVideo
+    from airflow_provider_luma.hooks.luma import LumaHook
+
+
+@dataclass
+class Submitter:
+    """
+    One try's part in submitting a job once.
+
+    :param client: the service
+    :param store: where the record of the task's submission lives
+    :param try_number: the number of this try
+    :param max_tries: the task's ``max_tries``, which tells a Clear from a retry
+    :param clear_number: how often the DAG run was cleared, which tells that too
+    :param can_defer: whether the task may wait in the triggerer
+    :param needs_result: whether it waits for the video at all
+    :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted
+    :param resubmit_on_failure: submit again when the job of an earlier try has failed at Luma
+    :param timeout: seconds to wait for the video, and before that for Luma to accept the job
+    :param poll_interval: seconds between two status checks
+    :param log: the task's log
+    :param on_job_known: is told the job's id as soon as there is one
+    :param fail_if_killed: called just before anything is sent; raises if the task was killed
+    :param task_instance_id: Airflow's id of this try, by which the receiver of callbacks finds the record
+    """
+
+    client: LumaHook
+    store: SubmissionStore
+    try_number: int
+    max_tries: int
+    clear_number: int | None
+    can_defer: bool
+    needs_result: bool
+    resubmit_on_unknown: bool
+    resubmit_on_failure: bool
+    timeout: float
+    poll_interval: float
+    log: Logger
+    on_job_known: Callable[[str], None]
+    fail_if_killed: Callable[[], None]
+    task_instance_id: UUID | None = None
+
+    def submit(self, request: ModifyRequest, video: InputVideo, deferral: DeferralState) -> NextStep:
+        """
+        Submit a job, or continue what an earlier try has submitted.
+
+        :param request: what is wanted
+        :param video: the input that it names
+        :param deferral: the state of the deferral that this process has resumed; an empty one at the start of a try
+        :raises AirflowFailException: a retry cannot help
+        :raises LumaError: a retry may help
+        """
+        record = self._load_record()
+        fingerprint = self._fingerprint(request, video, record)
+        record = self._put_back(record, fingerprint)
+        status, told = self._ask(record) if must_ask(record, fingerprint) else (None, None)
+        decision = self._decide(record, fingerprint, status)
+        if decision.step is Step.SUBMIT:
+            if record is None and deferral.upload is None:  # after a failed job, the clip is uploaded again
+                deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
+            return self._submit(request, video, deferral, self._intent(request, video, record))
+        assert record is not None, "only a recorded submission can be continued"
+        if not video.is_public:  # Airflow has discarded what the earlier try has shown of it
+            video.show_upload(try_store(self.log, self.store.load_upload))
+        if decision.step is Step.AWAIT_CALLBACK:
+            return self._await_callback(record.reference, deferral)
+        if decision.step in (Step.WAIT, Step.TAKE_RESULT):
+            return self._continue(record, None if isinstance(told, LumaError) else told, deferral)
+        raise self._refusal(decision, record, told)
+
+    def _decide(self, record: SubmissionRecord | None, fingerprint: str, status: JobStatus | None) -> Decision:
+        """Return what to do; the log says why."""
+        decision = decide(
+            record,
+            fingerprint=fingerprint,
+            max_tries=self.max_tries,
+            clear_number=self.clear_number,
+            status=status,
+            can_await_callback=self.can_defer,
+            resubmit_on_unknown=self.resubmit_on_unknown,
+            resubmit_on_failure=self.resubmit_on_failure,
+        )
+        if self.store.is_durable:
+            self.log.info(decision.reason)
+        else:
+            self.log.info(
+                "Every try submits a job of its own: Airflow keeps no task state below 3.3, and the connection's extra "
+                "names no submission_store"
+            )
+        return decision
+
+    def _refusal(
+        self, decision: Decision, record: SubmissionRecord, told: LumaTask | LumaError | None
+    ) -> LumaError | AirflowFailException:
+        """Return what to raise where the decision is neither to submit nor to wait."""
+        if decision.step is Step.ASK_LATER:
+            return LumaUnavailableError(None, f"{decision.reason} ({told})", luma_task_id=record.luma_task_id)
+        if decision.step is Step.NOT_FOUND:
+            advice = "If the account is the right one, delete this task's submission record: the next try submits anew"
+            return LumaNotFoundError(None, f"{decision.reason}. {advice}", luma_task_id=record.luma_task_id)
+        if decision.step is Step.RAISE_FAILURE and isinstance(told, LumaError):
+            return told
+        return self._reported(LumaSubmissionUnknownError(None, decision.reason), record.reference)
+
+    def recover(self, deferral: DeferralState, luma_task_id: str | None) -> NextStep:
+        """
+        Find out what has become of a submission whose answer was lost.
+
+        :param deferral: the state of the deferral in which the task has waited for the callback
+        :param luma_task_id: the job that a callback has named, if one has come
+        :raises AirflowFailException: it stays unknown
+        """
+        reference = deferral.reference
+        assert reference is not None, "only a recorded submission is waited for"
+        named = luma_task_id or self.store.callback_task_id(reference) or deferral.callback_task_id
+        try:
+            is_ours = self._is_our_job(named, reference) if named is not None else False
+        except (*TRANSIENT, LumaAuthError) as error:
+            self.log.warning("A callback named Luma task %s, but its status check failed: %s", named, error)
+            if _is_over(deferral):
+                raise  # the next try finds the id beside the intent, and asks again
+            return self._await_callback(reference, deferral, named)
+        if named is None or not is_ours:
+            if _is_over(deferral):
+                self._give_up(reference)
+            return self._await_callback(reference, deferral, named if is_ours is None else None)
+        self._take_over(reference, named)
+        job: LumaTask | None = None
+        if self.needs_result:
+            with suppress(*TRANSIENT, LumaAuthError):  # the wait for the job polls it again
+                job = self.client.check(named)
+        return self._wait_for(named, deferral, reference, time.time(), job)
+
+    def _fingerprint(self, request: ModifyRequest, video: InputVideo, record: SubmissionRecord | None) -> str:
+        recorded = [one.fingerprint for one in (record, record and record.replaced) if one is not None]
+        try:
+            return video.fingerprint(request.fingerprint(self.client.luma_conn_id), recorded)
+        except PERMANENT as error:
+            _fail(error)
+
+    # -- what an earlier try has left -------------------------------------------------------------------------------
+
+    @property
+    def _this_run(self) -> dict[str, Any]:
+        """The counters by which a later try tells a retry from a Clear."""
+        return {"max_tries": self.max_tries, "clear_number": self.clear_number}
+
+    def _put_back(self, record: SubmissionRecord | None, fingerprint: str) -> SubmissionRecord | None:
+        """
+        Return the record to decide by: the one an intent replaced, if its job is requested again.
+
+        This drops the intent, so it waits until the intent's unknown outcome has been reported to a person.
+        """
+        while record is not None and is_for_replaced(record, fingerprint):
+            if not (record.reported or self.resubmit_on_unknown):
+                break
+            self.log.warning(
+                "Try %s was about to submit, or had submitted, another request when it ended; it is unknown whether "
+                "Luma has accepted that: see the log page of the Luma account. What is wanted now was submitted before",
+                record.try_number,
+            )
+            self.store.forget(record)
+            forgotten, record = record, self.store.load()
+            if record is not None and record.reference == forgotten.reference:
+                break
+        return record
+
+    def _load_record(self) -> SubmissionRecord | None:
+        """Return the record; with the job's id, if a callback has told that in the meantime."""
+        record = self.store.load()
+        if record is None or record.luma_task_id is not None:
+            return record
+        named = self.store.callback_task_id(record.reference)
+        if named is None or not self._is_our_job(named, record.reference):
+            return record
+        return self._take_over(record.reference, named)
+
+    def _take_over(self, reference: str, luma_task_id: str) -> SubmissionRecord | None:
+        """Record the job that a submission has turned out to have made; return the record that is stored now."""
+        # A person who has cleared the task since has not seen this job: it counts as one that a retry has found.
+        job = {"luma_task_id": luma_task_id, "reported": False, "replaced": None}
+        return self.store.update(reference, **job, **self._this_run)
+
+    def _is_our_job(self, luma_task_id: str, reference: str) -> bool | None:
+        """Ask Luma whether a job that a callback has named comes from a submission of this task; None if not known."""
+        try:
+            task = self.client.get_task(luma_task_id)
+        except LumaNotFoundError:
+            self.log.warning("A callback named Luma task %s, which Luma does not know (yet)", luma_task_id)
+            return None
+        if self.client.is_job_of(task, reference):
+            self.log.info("Recovered task id %s of the lost submission from a callback", luma_task_id)
+            return True
+        self.log.warning("A callback named Luma task %s, which this task did not submit: ignored", luma_task_id)
+        return False
+
+    def _ask(self, record: SubmissionRecord | None) -> tuple[JobStatus, LumaTask | LumaError | None]:
+        """Ask Luma about the recorded job; return the job if it has ended well, or the error that it has ended with."""
+        assert record is not None and record.luma_task_id is not None, "only a job with an id can be asked about"
+        self.on_job_known(record.luma_task_id)
+        try:
+            task = self.client.check(record.luma_task_id, retry_timeout=backoff.READ_RETRY_TIMEOUT, sends_metrics=False)
+        except (*TRANSIENT, LumaAuthError) as error:  # a key may be refused while it is being replaced
+            return JobStatus.UNAVAILABLE, error
+        except LumaGenerationError as error:
+            return JobStatus.FAILED, error
+        except LumaResultMissingError as error:
+            return JobStatus.RESULT_MISSING, error
+        except LumaNotFoundError as error:
+            is_old = record.submitted_at is not None and time.time() - record.submitted_at > RECORDS_KEPT
+            return (JobStatus.FORGOTTEN if is_old else JobStatus.NOT_FOUND), error
+        return (JobStatus.SUCCEEDED if task.is_finished else JobStatus.RUNNING), task
+
+    def _continue(self, record: SubmissionRecord, job: LumaTask | None, deferral: DeferralState) -> WaitForJob:
+        assert record.luma_task_id is not None, "only a job with an id can be waited for"
+        # From here on a new try is a retry of this one, and no longer the one that a person cleared, or that has
+        # delivered something before.
+        self.store.update(record.reference, delivered=None, **self._this_run)
+        created_at = record.submitted_at or time.time()
+        return self._wait_for(record.luma_task_id, deferral, record.reference, created_at, job)
+
+    # -- waiting ----------------------------------------------------------------------------------------------------
+
+    def _wait_for(
+        self,
+        luma_task_id: str,
+        deferral: DeferralState,
+        reference: str,
+        created_at: float,
+        job: LumaTask | None = None,
+    ) -> WaitForJob:
+        self.on_job_known(luma_task_id)
+        state = DeferralState(
+            luma_task_id,
+            reference,
+            end_time=time.time() + self.timeout,
+            execution_deadline=deferral.execution_deadline,
+            created_at=created_at,
+        )
+        return WaitForJob(luma_task_id, state, job if job is not None and job.is_finished else None)
+
+    def _await_callback(self, reference: str, deferral: DeferralState, named: str | None = None) -> AwaitCallback:
+        now = time.time()
+        end_time = deferral.end_time or now + self.timeout
+        state = DeferralState(None, reference, named, end_time, deferral.execution_deadline)
+        return AwaitCallback(state, min(end_time, now + INTERVALS_WITH_CALLBACK * self.poll_interval))
+
+    # -- submitting -------------------------------------------------------------------------------------------------
+
+    def _submit(
+        self, request: ModifyRequest, video: InputVideo, deferral: DeferralState, intent: SubmissionRecord
+    ) -> NextStep:
+        attempt = None
+        try:
+            self._check_before_paying(video, deferral)
+            request, deferral = self._publish(request, video, deferral)
+            request, intent = self._with_callback(request, intent)
+            attempt = SubmissionAttempt(
+                self.client,
+                self.store,
+                self.log,
+                request=request,
+                video=video,
+                intent=intent,
+                fail_if_killed=self.fail_if_killed,
+            )
+            luma_task_id = attempt() if self.can_defer else self.client.retry_submission(attempt, self.timeout)
+        except PERMANENT as error:
+            if deferral.upload is not None:
+                try_store(self.log, self.store.save_upload, {})  # whoever clears the task wants a new one
+            _fail(error)
+        except TRANSIENT as error:
+            if not self.can_defer or (attempt is not None and not attempt.is_forgotten):
+                raise
+            self.log.warning("The submission was not accepted: %s. Nothing was billed", error)
+            return self._enqueue(error, deferral)
+        except LumaSubmissionUnknownError as error:
+            if intent.expects_callback and self.can_defer:
+                self.log.warning("%s. If it was accepted, its callback tells: waiting for that", error.msg)
+                return self._await_callback(intent.reference, deferral)
+            if self.resubmit_on_unknown:
+                raise
+            raise self._reported(error, intent.reference) from error
+        job = self._wait_for(luma_task_id, deferral, intent.reference, time.time())
+        self._report_accepted()
+        return job
+
+    def _report_accepted(self) -> None:
+        metrics.submission_accepted()
+        if (remaining := self.client.credits_left()) is not None:
+            metrics.credits_left(self.client.luma_conn_id, remaining)
+            self.log.info("The Luma account has %g credits left", remaining)
+
+    def _check_before_paying(self, video: InputVideo, deferral: DeferralState) -> None:
+        """Submit nothing whose end the triggerer could not see, no unusable video, and nothing from the reserve."""
+        if self.can_defer and self.needs_result:
+            self.client.check_wait_in_triggerer()
+        if deferral.first_attempt_at is None:
+            video.check_public()
+        reserve = self.client.luma_connection.min_credits
+        if reserve is None:
+            return
+        remaining = self.client.get_credits()
+        metrics.credits_left(self.client.luma_conn_id, remaining)
+        if remaining < reserve:
+            raise LumaInsufficientCreditsError(
+                None,
+                f"the account has {remaining:g} credits left, and the connection's min_credits is {reserve:g}: nothing "
+                "was submitted",
+            )
+
+    def _publish(
+        self, request: ModifyRequest, video: InputVideo, deferral: DeferralState
+    ) -> tuple[ModifyRequest, DeferralState]:
+        """Return the request with the video's public address, and the state in which an upload is kept."""
+        published = video.publish(deferral.upload)
+        if published.upload is not None and published.upload != deferral.upload:
+            try_store(self.log, self.store.save_upload, published.upload)
+        self.log.info("Submitting %s to Luma with the prompt %r", video.shown, request.prompt)
+        return replace(request, video_url=published.url), deferral._replace(upload=published.upload)
+
+    def _intent(self, request: ModifyRequest, video: InputVideo, record: SubmissionRecord | None) -> SubmissionRecord:
+        return SubmissionRecord(
+            new_reference(),
+            # A file that could not be looked up before may be there now, and another one than the recorded one.
+            self._fingerprint(request, video, None),
+            None,
+            try_number=self.try_number,
+            replaced=record and record.job,
+            **self._this_run,
+        )
+
+    def _with_callback(
+        self, request: ModifyRequest, intent: SubmissionRecord
+    ) -> tuple[ModifyRequest, SubmissionRecord]:
+        """Return the request with its callback address, and the intent to record now."""
+        expects_callback = False
+        if not request.callback_url:
+            callback_url = self.client.get_callback_url(intent.reference, self.task_instance_id)
+            request, expects_callback = replace(request, callback_url=callback_url), callback_url is not None
+        return request, replace(intent, expects_callback=expects_callback, submitted_at=time.time())
+
+    def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
+        """Wait to submit again; rate limits for ``timeout`` seconds at most, an outage for two minutes."""
+        metrics.submission_refused()
+        now = time.time()
+        first_attempt_at = deferral.first_attempt_at or now
+        until, outage_since = first_attempt_at + self.timeout, None
+        if isinstance(error, LumaUnavailableError):
+            outage_since = deferral.outage_since or now
+            until = min(until, outage_since + backoff.OUTAGE_TIMEOUT)
+        if now >= until:
+            raise error
+        self.log.info("%s; queued in the triggerer", "Luma is unavailable" if outage_since else "Rate limited by Luma")
+        state = deferral._replace(first_attempt_at=first_attempt_at, outage_since=outage_since)
+        return Enqueue(state, until, now + (error.retry_after or 0.0))
+
+    def _give_up(self, reference: str) -> NoReturn:
+        """Fail, as no callback has told what became of a submission."""
+        error = LumaSubmissionUnknownError(
+            None,
+            f"no answer to the submission is known, and no callback has come within {self.timeout:g} s. "
+            "It may have been accepted all the same",
+        )
+        if not self.resubmit_on_unknown:
+            raise self._reported(error, reference)
+        record = self.store.load()
+        if record is not None and record.reference == reference:
+            self.store.forget(record)  # so that the next try submits again
+        raise error
+
+    def _reported(self, error: LumaSubmissionUnknownError, reference: str) -> AirflowFailException:
+        """Return what fails the task without using its retries; record that a person is asked: then a Clear submits."""
+        self.log.error("%s", error)
+        try_store(self.log, self.store.update, reference, reported=True, **self._this_run)
+        failure = AirflowFailException(str(error))
+        failure.__cause__ = error
+        return failure
+
+
+def execution_timeout_error(
+    store: SubmissionStore | None, execution_timeout: timedelta | None, luma_task_id: str | None
+) -> LumaTimeoutError:
+    """
+    Return the error of a task whose ``execution_timeout`` has ended the wait; it tells what became of the money.
+
+    :param store: where the record of the task's submission lives; None if the job's id is known
+    """
+    if luma_task_id:
+        consequence = (
+            "It was not cancelled, as Luma cannot cancel: it is still running there under this id, and paid for"
+        )
+    elif store and store.is_durable and ((record := store.load()) is None or record.luma_task_id is not None):
+        consequence = "Luma had accepted no job of this try; nothing was billed"
+    else:
+        consequence = "No answer to a submission is known; a job may have been accepted, and be running"
+    return LumaTimeoutError(
+        None,
+        f"not finished within execution_timeout ({execution_timeout}). {consequence}",
+        luma_task_id=luma_task_id,
+    )
+
+
+def _is_over(deferral: DeferralState) -> bool:
+    return deferral.end_time is None or time.time() >= deferral.end_time
+
+
+def _fail(error: LumaError) -> NoReturn:
+    """Fail without using the task's retries."""
+    raise AirflowFailException(str(error)) from error

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Shared poller: the status checks of all triggers that wait in one event loop over one connection.
+
+They share one client with its kept connections, one rate limiter, and one sample of job durations, which decides whose
+check comes first. Each trigger sends its requests itself, so that what is logged belongs to its own task, and an error
+or a cancellation concerns no other trigger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import TYPE_CHECKING
+
+from airflow_provider_luma import metrics
+from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
+from airflow_provider_luma.core.durations import JobDurations
+from airflow_provider_luma.core.job import LumaTask
+from airflow_provider_luma.core.poll_state import Failed, Finished, PollAgain, PollOutcome, PollState
+from airflow_provider_luma.core.rate_limit import RateLimiter
+from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, LumaUnavailableError
+from airflow_provider_luma.metrics import Stats
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.hooks.luma import LumaAsyncHook
+
+#: The metric of how many triggers wait for a job.
+WAITING_GAUGE = "luma.waiting"
+
+#: Seconds after a job's deadline for which its last status check may be held back by the rate limiter.
+LAST_CHECK_TIMEOUT = 30.0
+
+#: Seconds that a status check can be put off in favour of others if the job's last one got no answer.
+UNANSWERED_SLACK = 60.0
+
+
+class Poller:
+    """
+    The status checks of one event loop over one connection.
+
+    :param client: sends them; closed with the poller
+    """
+
+    def __init__(self, client: LumaAsyncHook) -> None:
+        self._client = client
+        self._limiter = RateLimiter(DEFAULT_REQUESTS_PER_SECOND)
+        self._durations = JobDurations()
+
+    async def wait_for(self, state: PollState) -> Finished | Failed:
+        """Check the status of a job, within the rate limit that all jobs share, until the wait has ended."""
+        clock = asyncio.get_running_loop().time
+        due, last, is_completed = clock(), None, False
+        while True:
+            unreadable = await self._open(state)
+            outcome = unreadable or await self._check_in_turn(state, due, last)
+            if not is_completed:
+                is_completed = self._on_completed(outcome.task)
+            if not isinstance(outcome, PollAgain):
+                return outcome
+            due, last = clock() + outcome.delay, outcome
+            if unreadable is not None:
+                await asyncio.sleep(outcome.delay)
+
+    async def _open(self, state: PollState) -> PollOutcome | None:
+        """
+        Read the connection unless it is open, so that a request is sent as soon as the rate limiter permits it.
+
+        :returns: None, or the outcome for a job whose connection cannot be read
+        """
+        try:
+            self._limiter.set_limit(await self._client.get_requests_per_second())
+        except Exception as error:
+            return self._client.on_unreadable(state, error)
+        return None
+
+    async def _check_in_turn(self, state: PollState, due: float, last: PollAgain | None) -> PollOutcome:
+        """
+        Check the status of a job when that is due and the rate limit permits it.
+
+        :param last: the outcome of the last status check; None before the first
+        """
+        priority = due + self._slack(state, last)
+        # Checks of jobs whose deadline has passed come first.
+        now = asyncio.get_running_loop().time()
+        deadline = math.inf if state.end_time is None else now + state.end_time - time.time()
+        until = max(due, deadline) + LAST_CHECK_TIMEOUT
+        async with self._limiter.request(due, min(priority, deadline), until) as is_permitted:
+            return await self._check(state, due) if is_permitted else state.on_unsent(time.time())
+
+    async def _check(self, state: PollState, due: float) -> PollOutcome:
+        sent_at = asyncio.get_running_loop().time()
+        Stats.timing("luma.poll.lateness", max(0.0, sent_at - due) * 1000)
+        Stats.incr("luma.poll")
+        outcome = await self._client.poll(state)
+        if not isinstance(outcome, Finished):
+            self._on_error(outcome.error, sent_at)
+        return outcome
+
+    async def close(self) -> None:
+        """Send no more status checks, and close the connections."""
+        self._limiter.close()
+        await self._client.close()
+
+    def _slack(self, state: PollState, last: PollAgain | None) -> float:
+        """
+        Return for how many seconds the next status check of a job can be put off in favour of others.
+
+        :param last: the outcome of the last one; None before the first
+        """
+        if last is not None and isinstance(last.error, LumaUnavailableError) and last.error.code is None:
+            return UNANSWERED_SLACK
+        if state.created_at is None or not (last is None or last.is_running):
+            return 0.0
+        now = time.time()
+        age, delay = max(0.0, now - state.created_at), last.delay if last is not None else 0.0
+        # Before the first check nothing more is known of a job than that it was created.
+        slack = self._durations.slack(age, delay) if last is not None else self._durations.slack(0.0, age)
+        return slack if state.end_time is None else max(0.0, min(slack, state.end_time - now - delay))
+
+    def _on_error(self, error: LumaError | None, sent_at: float) -> None:
+        """Reduce the rate for all, if the service has refused this check as one too many."""
+        if isinstance(error, LumaRateLimitError):
+            Stats.incr("luma.poll.refused")
+            self._limiter.on_rate_limited(error.retry_after, sent_at=sent_at)
+
+    def _on_completed(self, task: LumaTask | None) -> bool:
+        """Learn how long a job took, once it has ended; return whether it has."""
+        if task is None or not task.is_finished:
+            return False
+        metrics.job_ended(task)
+        if task.created_at is not None and task.completed_at is not None:
+            self._durations.add((task.completed_at - task.created_at).total_seconds())
+        return True
