@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.bases.decorator import TaskDecorator
 
-    from airflow_provider_luma.submission.next_steps import NextStep
+    from airflow_provider_luma.submission.workflow import NextStep
 
 #: XCom with the connection that the function has chosen, for a process that is resumed without the deferral's state.
 CONN_ID_KEY = "luma_conn_id"

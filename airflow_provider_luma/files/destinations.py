@@ -21,7 +21,7 @@ from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.core.validation import OBJECT_STORES, check_film_destination, check_no_outer_blanks
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.files.outputs import as_path
+from airflow_provider_luma.files.storage import as_path
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger

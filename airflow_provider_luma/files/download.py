@@ -3,7 +3,7 @@
 Resumable, atomic download of one file into any storage that Airflow knows.
 
 The bytes are written, as they arrive, to a temporary name beside the final one (``.name.….part``), which is renamed
-once the file is whole: see :mod:`~airflow_provider_luma.files.outputs`. A broken connection is
+once the file is whole: see :mod:`~airflow_provider_luma.files.storage`. A broken connection is
 resumed with a range request, or started over where the server does not offer that.
 
 Of the file's name only harmless characters are kept.
@@ -34,18 +34,18 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.files.outputs import (
+from airflow_provider_luma.files.progress import Transfer, megabytes
+from airflow_provider_luma.files.source import FileSource, chunks, content_length, url_path
+from airflow_provider_luma.files.storage import (
     as_path,
     check_target,
     content_type_option,
     file_in,
     make_folder,
     part_of,
+    remove_file,
     rename,
 )
-from airflow_provider_luma.files.progress import Transfer, megabytes
-from airflow_provider_luma.files.source import FileSource, chunks, content_length, url_path
-from airflow_provider_luma.files.storage import remove_file
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger

@@ -10,6 +10,7 @@ upload, and each signature, gives another address.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -24,15 +25,19 @@ from airflow.sdk.log import mask_secret
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.job import LumaUpload
-from airflow_provider_luma.core.redaction import shown_address
+from airflow_provider_luma.core.redaction import shown_address, without_secrets
 from airflow_provider_luma.core.validation import check_video_url
-from airflow_provider_luma.exceptions import LumaError
+from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
+from airflow_provider_luma.files.source import FileSource, chunks, content_length
 from airflow_provider_luma.files.stored_file import StoredFile
+from airflow_provider_luma.media.probe import HEAD_LENGTH, check_video_head
 
 if TYPE_CHECKING:
+    import requests
     from airflow.sdk.types import Logger
 
     from airflow_provider_luma.hooks.luma import LumaHook
+
 
 #: For how long an uploaded file must still be kept to be submitted: the service may fetch it when the job begins.
 MIN_REMAINING = timedelta(minutes=30)
@@ -193,3 +198,49 @@ class InputVideo:
     def _upload(self, file: StoredFile) -> PublishedVideo:
         upload = self.client.upload_file(file, self.fail_if_killed)
         return PublishedVideo(upload.url, {"file": file.name, **upload.as_dict()})
+
+
+def check_public_video(url: str, source: FileSource, log: Logger) -> None:
+    """
+    Look at the beginning of a public video, and at what its server says of it.
+
+    The service's way to the file is another than ours: what cannot be seen from here is left to the service.
+
+    :param source: asks for the first bytes
+    :raises LumaValidationError: there is nothing, or surely no video that the service takes
+    """
+    shown = without_secrets(url)
+    try:
+        with source.open(url) as response:
+            if response.status_code == 416:
+                log.warning("video_url could not be checked from here: its server gives no part of it")
+                return
+            kind, size = response.headers.get("Content-Type"), _total_size(response)
+            head = _head(response)
+    except LumaNotFoundError as error:
+        if error.code not in (404, 410):
+            log.warning("video_url could not be checked from here: %s", error.msg)
+            return
+        raise LumaValidationError(None, f"video_url: there is nothing at {shown} ({error.msg})") from error
+    except LumaError as error:
+        log.warning("video_url could not be checked from here: %s", error.msg.removeprefix("urls: "))
+        return
+    check_video_head(head, content_type=kind, size=size, parameter="video_url", shown=shown)
+
+
+def _head(response: requests.Response) -> bytes:
+    """Return about a thousand bytes, and all of a shorter body: its first piece may be a single byte."""
+    head = b""
+    for piece in chunks(response):
+        head += piece
+        if len(head) >= HEAD_LENGTH:
+            break
+    return head
+
+
+def _total_size(response: requests.Response) -> int | None:
+    """Return how many bytes the whole file has, if the server says it."""
+    if response.status_code != 206:
+        return content_length(response)
+    total = re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", response.headers.get("Content-Range", "").strip())
+    return int(total[1]) if total else None

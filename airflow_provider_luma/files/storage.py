@@ -1,16 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths in the storages that Airflow knows, what to install for one that it does not know here, and how they differ."""
+"""
+Files in the storages that Airflow knows: their paths, what to install for a storage, and writing them whole or not.
+
+A file is written under a temporary name beside its own (``.name.….part``) and renamed once it is complete. Where a
+storage cannot rename, it copies; an object store shows an object only once it is complete.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import glob
+import inspect
+import logging
+import mimetypes
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
 
 from airflow.sdk import ObjectStoragePath
+from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from airflow_provider_luma.core.addresses import split_address
+from airflow_provider_luma.core.redaction import shown_address, without_secrets
+from airflow_provider_luma.core.validation import OBJECT_STORES, check_destination
 from airflow_provider_luma.exceptions import LumaValidationError
 
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
+log = logging.getLogger(__name__)
+
 
 #: The extra of this package that brings each scheme.
 _EXTRAS = {
@@ -69,3 +91,210 @@ def _is_usable(scheme: str) -> bool:
 
     library = {"s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs"}[_EXTRAS[scheme]]
     return has_fs(scheme) and find_spec(library) is not None
+
+
+def as_path(address: str | ObjectStoragePath, parameter: str = "destination") -> ObjectStoragePath:
+    """
+    Return where an address leads; a path on this machine is made absolute.
+
+    :param parameter: the operator's parameter that holds it
+    :raises LumaValidationError: its storage cannot be used here, or the library below cannot express the name
+    """
+    if isinstance(address, ObjectStoragePath):
+        return address
+    scheme, authority, name = split_address(address)
+    if scheme.lower() in ("file", "local"):
+        root, name = f"{scheme}://{authority}/", name.lstrip("/")
+    elif scheme:
+        root = f"{scheme}://{authority}/"
+    else:
+        # Made absolute here: some versions of the library below take a relative path to begin at the root.
+        root, name = "/", str(Path(address).absolute()).lstrip("/")
+    # It may be a misspelt web address, whose query is a credential.
+    shown = f"{parameter}: {without_secrets(address)}"
+    if name.startswith("/") or not name:
+        return storage_path(f"{root}{name}", shown)
+    # Given apart from its root, a name is taken as it is. In one piece with it, a "#" or "?" at its end, blanks such as
+    # line breaks and what follows "::" are cut off.
+    path = storage_path(root, shown, name)
+    parts = PurePosixPath(name).parts
+    if PurePosixPath(path.path).parts[-len(parts) :] != parts:
+        raise LumaValidationError(
+            None, f"{parameter}: this storage cannot be asked for a file of the name {name!r}: rename it"
+        )
+    return path
+
+
+def file_in(folder: str | ObjectStoragePath, name: str) -> ObjectStoragePath:
+    """Return a file in a folder; joined by hand, as the library below reads a folder's name anew to join it."""
+    return as_path(f"{str(as_path(folder)).rstrip('/')}/{name}")
+
+
+def check_target(path: ObjectStoragePath) -> None:
+    """
+    Check where a file is to go.
+
+    :raises LumaValidationError: a name is too long, or that of a folder seems to be percent-encoded: there is no such
+        folder, but one of the decoded name
+    """
+    check_destination(str(path))
+    if not isinstance(path.fs, LocalFileSystem):
+        return
+    for folder in reversed(Path(path.path).parents):
+        plain = Path(unquote(str(folder)))
+        if plain != folder and plain.is_dir() and not folder.exists():
+            raise LumaValidationError(
+                None,
+                f"destination: there is no folder {str(folder)!r}, but there is {str(plain)!r}. Names are taken "
+                "as they are, not decoded: give the latter, without Path.as_uri(), or create the former",
+            )
+
+
+def make_folder(path: ObjectStoragePath) -> None:
+    """Make the folder that a file goes to, where its storage has folders."""
+    # Object stores have none: creating one would create, or ask about, the bucket.
+    if path.protocol not in OBJECT_STORES:
+        path.fs.makedirs(path.path.rpartition("/")[0], exist_ok=True)
+
+
+def part_of(path: ObjectStoragePath) -> str:
+    """Return a temporary name beside a file's own."""
+    return f"{path.path.rpartition('/')[0]}/.{path.name}.{uuid.uuid4().hex[:8]}.part"
+
+
+def content_type_option(path: ObjectStoragePath) -> dict[str, Any]:
+    """Return the argument that tells an object store what kind of file it is given; none for other storages."""
+    # Only the ending counts: a name may look like an address to the library.
+    kind, _ = mimetypes.guess_type(f"name{PurePosixPath(path.name).suffix}")
+    if kind is None:
+        return {}
+    if path.protocol in ("s3", "s3a", "s3n"):
+        return {"ContentType": kind}
+    if path.protocol in ("gs", "gcs"):
+        return {"content_type": kind}
+    # Azure's: older versions do not know it.
+    knows_settings = "content_settings" in inspect.signature(type(path.fs)._open).parameters
+    return {"content_settings": {"content_type": kind}} if knows_settings else {}
+
+
+def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
+    """
+    Give a complete file its own name.
+
+    :param part: its temporary name
+    :raises FileExistsError: there is a file of that name, which is not to be replaced
+    """
+    if isinstance(path.fs, LocalFileSystem):
+        if overwrite:
+            Path(part).replace(path.path)
+        else:
+            _rename_to_new(Path(part), Path(path.path))
+        return
+    path.fs.invalidate_cache()
+    exists = path.fs.exists(path.path)
+    if exists and not overwrite:
+        raise FileExistsError(path.path)
+    if path.protocol in OBJECT_STORES or not _has_rename(path.fs):
+        path.fs.cp_file(part, path.path)
+        remove_file(path.fs, part)
+        return
+    try:
+        path.fs.mv(part, path.path)
+    except OSError:
+        # Some servers do not replace a file by renaming another.
+        if not exists or not path.fs.exists(part):
+            raise
+        remove_file(path.fs, path.path)
+        path.fs.mv(part, path.path)
+
+
+def _has_rename(fs: AbstractFileSystem) -> bool:
+    """Tell whether a storage renames; the library's own ``mv`` copies, and takes brackets in a name for a pattern."""
+    return getattr(fs.mv, "__func__", fs.mv) is not AbstractFileSystem.mv
+
+
+def _rename_to_new(part: Path, final: Path) -> None:
+    """Rename on a disk, unless there is a file of that name: in one step, where the disk has links."""
+    try:
+        final.hardlink_to(part)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(final):
+            raise FileExistsError(str(final)) from None
+        part.rename(final)
+    else:
+        part.unlink()
+
+
+@contextmanager
+def written(target: ObjectStoragePath) -> Iterator[Path]:
+    """
+    Yield a file on the local disk; what it holds at the end replaces the target. After an error nothing is written.
+
+    :param target: where the file goes
+    :raises LumaValidationError: as in :func:`check_target`
+    """
+    check_target(target)
+    with tempfile.TemporaryDirectory(prefix="luma-") as folder:
+        file = Path(folder) / target.name
+        yield file
+        make_folder(target)
+        if target.protocol in OBJECT_STORES:
+            target.fs.put_file(str(file), target.path, **content_type_option(target))
+            return
+        part = part_of(target)
+        try:
+            if isinstance(target.fs, LocalFileSystem):
+                shutil.move(file, part)
+            else:
+                target.fs.put_file(str(file), part)
+            rename(target, part, overwrite=True)
+        except BaseException:
+            with suppress(Exception):
+                remove_file(target.fs, part)
+            raise
+
+
+def remove_folder(address: str) -> None:
+    """
+    Remove a folder and all that is in it; one that is not there is removed already.
+
+    What cannot be removed is logged.
+    """
+    path = as_path(address, "work_dir")
+    fs, folder = path.fs, path.path.rstrip("/")
+    fs.invalidate_cache()
+    with suppress(FileNotFoundError):
+        if isinstance(fs, LocalFileSystem) or glob.escape(folder) == folder:
+            fs.rm(folder, recursive=True)
+        else:
+            # Most storages take the brackets in a name for a pattern, and remove nothing, or something else.
+            _remove_one_by_one(path, folder)
+    fs.invalidate_cache()
+    left = _found_in(fs, folder, with_folders=False)
+    if left:
+        log.warning(
+            "%d files are left in %s, such as %s: remove them, and let the storage's connection delete files there",
+            *(len(left), shown_address(address), shown_address(next(iter(left)))),
+        )
+
+
+def _remove_one_by_one(path: ObjectStoragePath, folder: str) -> None:
+    in_object_store = path.protocol in OBJECT_STORES
+    for name, info in reversed(_found_in(path.fs, folder, with_folders=True).items()):
+        with suppress(FileNotFoundError):  # of a folder that an object store only imagines
+            if info["type"] == "directory" and not in_object_store:
+                path.fs.rmdir(name)
+            else:
+                remove_file(path.fs, name)
+
+
+def _found_in(fs: AbstractFileSystem, folder: str, *, with_folders: bool) -> dict[str, Any]:
+    """Return what is in a folder, in order, the folder itself included if it is asked for."""
+    try:
+        found = fs.find(folder, withdirs=with_folders, detail=True)
+    except FileNotFoundError:
+        return {}
+    inside = f"{folder.strip('/')}/"
+    return {name: found[name] for name in sorted(found) if f"{name.strip('/')}/".startswith(inside)}

@@ -22,7 +22,7 @@ from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
-from airflow_provider_luma.files.outputs import as_path
+from airflow_provider_luma.files.storage import as_path
 from airflow_provider_luma.media.probe import check_video_file
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from airflow_provider_luma.transport.options import check_options, triggerer_pro
 from airflow_provider_luma.transport.workers import api_session, check_before_send, read_body, reason_of, to_response
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.files.multipart import MultipartFile
+    from airflow_provider_luma.files.upload import MultipartFile
 
 #: Seconds for the answer to an upload at least: the service may store the whole file before it answers.
 UPLOAD_ANSWER_TIMEOUT = 120.0

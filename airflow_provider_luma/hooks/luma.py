@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tenacity
 from airflow.sdk.log import mask_secret
 
+import airflow_provider_luma
 from airflow_provider_luma import metrics
 from airflow_provider_luma.compat import AirflowNotFoundException
 from airflow_provider_luma.connection import LumaConnection
@@ -39,11 +40,10 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.files.download import Download
-from airflow_provider_luma.files.public_video import check_public_video
+from airflow_provider_luma.files.input_video import check_public_video
 from airflow_provider_luma.files.source import FileSource
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
-from airflow_provider_luma.hooks import form
 from airflow_provider_luma.hooks.api import LumaApiHook
 from airflow_provider_luma.hooks.base import POLL_ERRORS
 from airflow_provider_luma.hooks.luma_async import LumaAsyncHook
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import ObjectStoragePath
 
+
 __all__ = ["LumaAsyncHook", "LumaHook"]
 
 #: Bytes of a public video that are looked at.
@@ -64,6 +65,29 @@ HEAD_SIZE = 4096
 HEAD_TIMEOUT, HEAD_DEADLINE = 5.0, 15.0
 
 
+def _connection_form_widgets() -> dict[str, Any]:
+    """Return the form's fields for the extra, on Airflow 3.1; later ones read the same data from the provider info."""
+    # Airflow's API server brings wtforms, or a stand-in. Numbers are texts: 3.1 has fields for whole numbers only.
+    from wtforms import PasswordField, StringField  # type: ignore[import-untyped, unused-ignore]
+
+    return {
+        name: (PasswordField if field["schema"].get("format") == "password" else StringField)(
+            field["label"], description=field["description"]
+        )
+        for name, field in _connection_type()["conn-fields"].items()
+    }
+
+
+def _ui_field_behaviour() -> dict[str, Any]:
+    """Return what the form calls Airflow's own fields of a connection, and which of them it hides."""
+    return {name.replace("-", "_"): value for name, value in _connection_type()["ui-field-behaviour"].items()}
+
+
+def _connection_type() -> dict[str, Any]:
+    (luma,) = airflow_provider_luma.get_provider_info()["connection-types"]
+    return dict(luma)
+
+
 class LumaHook(LumaApiHook):
     """
     Call Luma from a worker.
@@ -71,8 +95,8 @@ class LumaHook(LumaApiHook):
     :param luma_conn_id: the connection, of type Luma, that holds the API key
     """
 
-    get_connection_form_widgets = staticmethod(form.get_connection_form_widgets)
-    get_ui_field_behaviour = staticmethod(form.get_ui_field_behaviour)
+    get_connection_form_widgets = staticmethod(_connection_form_widgets)
+    get_ui_field_behaviour = staticmethod(_ui_field_behaviour)
 
     # -- submitting -------------------------------------------------------------------------------------------------
 

@@ -8,29 +8,44 @@ when a task runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow.sdk import BaseOperator
+
 from airflow_provider_luma.compat import AirflowFailException, TaskDeferralTimeout
 from airflow_provider_luma.core.deferral import DeferralState, JobFinished
-from airflow_provider_luma.core.validation import check_callback_url, check_positive, check_video_address
-from airflow_provider_luma.exceptions import PERMANENT
+from airflow_provider_luma.core.validation import (
+    PROMPT_FILE_EXTENSIONS,
+    check_callback_url,
+    check_positive,
+    check_prompt,
+    check_video_address,
+)
+from airflow_provider_luma.exceptions import (
+    PERMANENT,
+    LumaGenerationError,
+    LumaResultMissingError,
+    LumaTimeoutError,
+    LumaValidationError,
+)
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
-from airflow_provider_luma.operators.base import is_literal
-from airflow_provider_luma.operators.outcome import LumaJobOperator
-from airflow_provider_luma.operators.prompts import PromptOperator
+from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
-    from airflow_provider_luma.core.deferral import DeferralExpired, Event
+    from airflow_provider_luma.core.decision import Outcome
+    from airflow_provider_luma.core.deferral import DeferralExpired, Event, JobFinished
     from airflow_provider_luma.core.job import ModifyRequest
     from airflow_provider_luma.files.input_video import InputVideo
     from airflow_provider_luma.operators.transfers import LumaDownloadOperator, LumaUploadOperator
-    from airflow_provider_luma.submission.next_steps import NextStep, WaitForJob
-    from airflow_provider_luma.submission.workflow import Submitter
+    from airflow_provider_luma.submission.store import SubmissionStore
+    from airflow_provider_luma.submission.workflow import NextStep, Submitter, WaitForJob
 
 
 __all__ = ["LumaDownloadOperator", "LumaModifyOperator", "LumaUploadOperator"]
@@ -43,6 +58,164 @@ def __getattr__(name: str) -> Any:
 
         return getattr(transfers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class LumaJobOperator(LumaBaseOperator):
+    """An operator that has submitted a job, and delivers its outcome."""
+
+    resubmit_on_failure: bool
+
+    def open_store(self, context: Context) -> SubmissionStore:
+        """Return where the record of this task's submission lives."""
+        from airflow_provider_luma.submission import open_store
+
+        try:
+            return open_store(context, self.hook.luma_connection.submission_store)
+        except LumaValidationError as error:
+            raise AirflowFailException(str(error)) from error
+
+    def finished(self, job: JobFinished, context: Context, *, source: object = None) -> dict[str, Any]:
+        """
+        Return the result of a job that has ended well.
+
+        :param source: the video that was modified, if Luma knows only a copy of it
+        """
+        result, asked = job["task"], job.get("request") or {}
+        self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
+        self.report_job(result, context, prompt=asked.get("prompt"), source=source or asked.get("video_url"))
+        return result
+
+    def on_result_stored(self, context: Context) -> None:
+        """
+        Record that Airflow has the result: whoever clears the task from now on wants a new video.
+
+        Called after the task has succeeded. Before that its ``post_execute`` or the XCom backend may still fail it.
+        """
+        from airflow_provider_luma.core.decision import Outcome
+
+        if self._mark(self.result.get("luma_task_id"), Outcome.RESULT, context):
+            self.log.info("Airflow has stored the result: a Clear of this task makes a new video")
+
+    @contextmanager
+    def delivered_failure(self, context: Context) -> Iterator[None]:
+        """Let a person know how the job has failed, and record that; spend no retries if a new job is not wanted."""
+        from airflow_provider_luma.core.decision import Outcome
+
+        with pushed_failure(context):
+            try:
+                yield
+            except LumaResultMissingError as failure:
+                self._mark(failure.luma_task_id, None, context)
+                raise
+            except LumaGenerationError as failure:
+                self._mark(failure.luma_task_id, Outcome.FAILURE, context)
+                if self.resubmit_on_failure:
+                    raise
+                raise AirflowFailException(str(failure)) from failure
+            except LumaTimeoutError as failure:
+                failure.remedy = self.recovery_hint(context)
+                raise
+
+    def recovery_hint(self, context: Context) -> str:
+        """Return what a person can do about a task that has failed while its job is running, without paying again."""
+        from airflow_provider_luma.submission.store import NoStore, try_store
+
+        return (try_store(self.log, self.open_store, context) or NoStore()).recovery_hint
+
+    def _mark(self, luma_task_id: str | None, outcome: Outcome | None, context: Context) -> bool:
+        from airflow_provider_luma.submission.store import mark_delivered, try_store
+
+        store = try_store(self.log, self.open_store, context)
+        if store is None or luma_task_id is None:
+            return False
+        return mark_delivered(store, self.log, luma_task_id, outcome)
+
+
+class PromptOperator(BaseOperator):
+    """
+    An operator whose prompt may be in a file.
+
+    Airflow takes every templated field that ends in one of ``template_ext`` for a file's name, and so would a watermark
+    or an argument of a decorated function be. Here the prompt alone is.
+    """
+
+    template_ext: Sequence[str] = PROMPT_FILE_EXTENSIONS
+
+    prompt: str
+
+    def names_file(self, value: object) -> bool:
+        """Tell whether a field is what Airflow takes for a file's name."""
+        return isinstance(value, str) and value.endswith(tuple(self.template_ext))
+
+    def check_literal_prompt(self) -> None:
+        """
+        Refuse in the DAG file a prompt that cannot work; one in a file is checked once it is read.
+
+        :raises LumaValidationError: see :func:`~airflow_provider_luma.core.validation.check_prompt`
+        """
+        if is_literal(self.prompt) and not self.names_file(self.prompt):
+            check_prompt(self.prompt)
+
+    def resolve_template_files(self) -> None:
+        """Read the prompt's file when the DAG is parsed."""
+        if self.names_file(self.prompt):
+            self.prompt = _read(self.prompt, self.get_template_env())
+            self.check_literal_prompt()
+        self.prepare_template()
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render a template; read the prompt's file, where that was not done when the DAG was parsed."""
+        if not isinstance(content, str) or id(content) in (seen_oids or ()):
+            return super().render_template(content, context, jinja_env, seen_oids)
+        names_file = self.names_file(content)
+        if names_file and content is self.prompt:
+            try:
+                content = _read(content, jinja_env or self.get_template_env())
+            except LumaValidationError as error:
+                raise AirflowFailException(str(error)) from error
+        elif names_file:
+            content = _as_text(content)
+        # Of a member of an enumeration of texts, Jinja would render the name.
+        rendered = super().render_template(str.__str__(content), context, jinja_env, seen_oids)
+        # The newline of _as_text, which the Jinja environment of a DAG may keep.
+        return rendered.removesuffix("\n") if names_file and isinstance(rendered, str) else rendered
+
+
+def _as_text(text: str) -> str:
+    """Return a template that Airflow does not take for a file's name, whatever it ends in."""
+    return f"{text}\n"
+
+
+def _read(name: str, env: jinja2.Environment) -> str:
+    """
+    Return what a prompt's file holds, as a template.
+
+    :raises LumaValidationError: there is no such file, or it cannot be read, or is empty
+    """
+    import jinja2
+
+    try:
+        if env.loader is None:
+            raise jinja2.TemplateNotFound(name)
+        text = env.loader.get_source(env, name)[0].removeprefix("\ufeff").strip()
+    except jinja2.TemplateNotFound as error:
+        folders = ", ".join(map(str, getattr(env.loader, "searchpath", ()))) or "no folder, as there is no DAG"
+        raise LumaValidationError(
+            None,
+            f"prompt is {name!r}, and so names a file, which was not found. Searched in {folders} (the folder of the "
+            "DAG file and the DAG's template_searchpath). If it is the text itself, end it with a blank or a full stop",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise LumaValidationError(None, f"prompt is {name!r}, a file that cannot be read: {error}") from error
+    if not text:
+        raise LumaValidationError(None, f"prompt is {name!r}, a file that is empty")
+    return _as_text(text)
 
 
 class LumaModifyOperator(PromptOperator, LumaJobOperator):
@@ -263,7 +436,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
 
     def _take(self, step: NextStep, context: Context, permitted_at: float | None = None) -> dict[str, Any]:
         """Wait for a permission to submit, for a callback, or for the job."""
-        from airflow_provider_luma.submission.next_steps import AwaitCallback, Enqueue
+        from airflow_provider_luma.submission.workflow import AwaitCallback, Enqueue
         from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger
 
         if isinstance(step, Enqueue):

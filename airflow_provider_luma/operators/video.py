@@ -119,7 +119,7 @@ class VideoSplitOperator(_FilmOperator):
     def execute(self, context: Context) -> list[str]:
         """Cut the film."""
         from airflow_provider_luma.files.destinations import refuse_overwriting
-        from airflow_provider_luma.files.outputs import file_in, written
+        from airflow_provider_luma.files.storage import file_in, written
         from airflow_provider_luma.files.stored_file import StoredFile
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.sandbox import move_cuts_to_scenes, plan_split, split
@@ -249,7 +249,7 @@ class VideoJoinOperator(_FilmOperator):
 
     def _join(self, context: Context) -> str:
         from airflow_provider_luma.files.destinations import film_to_write, refuse_overwriting
-        from airflow_provider_luma.files.outputs import written
+        from airflow_provider_luma.files.storage import written
         from airflow_provider_luma.files.stored_file import StoredFile
         from airflow_provider_luma.media.progress import FilmProgress
         from airflow_provider_luma.media.sandbox import join

@@ -12,7 +12,7 @@ from airflow.listeners import hookimpl
 @hookimpl(tryfirst=True)  # one that fails ends the others
 def on_task_instance_success(task_instance: Any) -> None:
     """Let one of our tasks record that its result was delivered."""
-    outcome = sys.modules.get("airflow_provider_luma.operators.outcome")  # not loaded, it is none of ours
+    outcome = sys.modules.get("airflow_provider_luma.operators.luma")  # not loaded, it is none of ours
     task = getattr(task_instance, "task", None)
     if outcome is not None and isinstance(task, outcome.LumaJobOperator):
         task.on_result_stored(task_instance.get_template_context())

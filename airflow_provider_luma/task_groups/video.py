@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from airflow.sdk import TaskGroup, XComArg, task
@@ -15,7 +16,6 @@ from airflow_provider_luma.operators.base import LiteralValue, is_literal, items
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import FILM_KEY, PLAN_KEY, VideoJoinOperator, VideoSplitOperator
-from airflow_provider_luma.task_groups.parameters import given, sorted_by_task
 
 #: Within the group each task needs all before it, whatever default_args says: clips are removed once the film is there.
 _RULE = "all_success"
@@ -171,7 +171,7 @@ def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]
 @task(task_id="clean_up", trigger_rule=_RULE)
 def _clean_up(folder: str) -> None:
     """Remove what the run has written on the way."""
-    from airflow_provider_luma.files.outputs import remove_folder
+    from airflow_provider_luma.files.storage import remove_folder
 
     remove_folder(folder)
 
@@ -188,3 +188,42 @@ def _as_literals(parameters: dict[str, str]) -> dict[str, Any]:
 def _first_result(result: dict[str, Any]) -> str:
     url: str = result["result_urls"][0]
     return url
+
+
+#: Parameters of every Airflow operator that are not for ``modify``, by the tasks that get them: docs/long-videos.md.
+GOES_TO: Mapping[str, frozenset[str]] = {
+    "all": frozenset(
+        "depends_on_past email email_on_failure email_on_retry end_date executor executor_config "
+        "ignore_first_depends_on_past inlets max_retry_delay on_failure_callback on_retry_callback on_skipped_callback "
+        "owner priority_weight queue resources retries retry_delay retry_exponential_backoff retry_policy run_as_user "
+        "start_date wait_for_downstream wait_for_past_depends_before_skipping weight_rule".split()
+    ),
+    "split": frozenset({"on_execute_callback", "trigger_rule"}),
+    "join": frozenset({"on_success_callback", "outlets"}),
+}
+
+#: Parameters of :class:`LumaModifyOperator` that the group gives it.
+NOT_TAKEN = frozenset("dag do_xcom_push task_group task_id video_url wait_for_completion".split())
+
+
+def given(**parameters: Any) -> dict[str, Any]:
+    """Return the parameters that were given: a value that is passed on hides the one of ``default_args``."""
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def sorted_by_task(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """
+    Return the parameters that go to all tasks, and those of single ones.
+
+    :raises TypeError: there is no such parameter
+    """
+    goes_to = {name: task for task, names in GOES_TO.items() for name in names}
+    classes = LumaModifyOperator.__mro__ if parameters else ()
+    known = {name for kind in classes for name in signature(kind.__init__).parameters} - NOT_TAKEN  # type: ignore[misc]
+    found: dict[str, dict[str, Any]] = {task: {} for task in (*GOES_TO, "modify")}
+    for name, value in parameters.items():
+        if name not in known:
+            raise TypeError(f"modify_long_video() has no parameter {name!r}: docs/long-videos.md lists what it takes")
+        if name != "default_args":
+            found[goes_to.get(name, "modify")][name] = value
+    return found

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.files import download
-from airflow_provider_luma.files.outputs import content_type_option, written
+from airflow_provider_luma.files.storage import content_type_option, written
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import VideoJoinOperator, VideoSplitOperator

@@ -12,8 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.files import storage
-from airflow_provider_luma.files.outputs import as_path, remove_folder
-from airflow_provider_luma.files.storage import remove_file, storage_path
+from airflow_provider_luma.files.storage import as_path, remove_file, remove_folder, storage_path
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator, LumaUploadOperator
 from airflow_provider_luma.operators.video import VideoJoinOperator, VideoSplitOperator
 from tests.support import fresh_python

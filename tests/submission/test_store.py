@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from airflow_provider_luma.core.decision import SubmissionRecord
+from airflow_provider_luma.submission import open_store
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY, SubmissionStore
-from airflow_provider_luma.submission.stores import open_store
 from tests.support.task_instance import TaskInstance, TaskStateStore
 
 JOB = "0123456789abcdef0123456789abcdef"

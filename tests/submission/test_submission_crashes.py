@@ -16,7 +16,7 @@ import tenacity
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 
 from airflow_provider_luma.exceptions import LumaRateLimitError, LumaTimeoutError
-from airflow_provider_luma.submission.attempt import SubmissionAttempt
+from airflow_provider_luma.submission.workflow import SubmissionAttempt
 from tests.support.calls import submissions
 from tests.support.task_instance import Killed, TaskRun, TaskStateStore, assert_result_is_of
 from tests.support.task_logs import messages
