@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.core.validation import check_positive
 from airflow_provider_luma.exceptions import LumaAuthError, LumaValidationError
-from airflow_provider_luma.services.kie import DEFAULT_HOST, DEFAULT_UPLOAD_HOST
+from airflow_provider_luma.services import kie
+from airflow_provider_luma.services.base import Service
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -65,6 +66,7 @@ class LumaConnection:
     :param upload_url: where files are uploaded, without a slash at its end
     :param sign_inputs: seconds for which a signed address of an input video is valid; None to upload the video
     :param min_credits: the credits below which nothing is submitted; None to submit as long as the service accepts
+    :param conn_id: its name in Airflow
     """
 
     base_url: str
@@ -80,9 +82,10 @@ class LumaConnection:
     requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
     webhook_secret: str | None = field(default=None, repr=False)
     submission_store: str | None = None
-    upload_url: str = DEFAULT_UPLOAD_HOST
+    upload_url: str = kie.upload_host
     sign_inputs: float | None = None
     min_credits: float | None = None
+    conn_id: str = ""
 
     @classmethod
     def of(cls, connection: Connection) -> LumaConnection:
@@ -114,7 +117,13 @@ class LumaConnection:
             upload_url=_upload_url(extra.get("upload_host"), base_url, name),
             sign_inputs=_sign_inputs(extra.get("sign_inputs"), name),
             min_credits=_optional_number(extra.get("min_credits"), "min_credits", name),
+            conn_id=connection.conn_id,
         )
+
+    @property
+    def service(self) -> Service:
+        """The service that it leads to."""
+        return kie
 
     @property
     def is_public(self) -> bool:
@@ -166,12 +175,12 @@ def _extra(connection: Connection, name: str) -> dict[str, Any]:
 
 
 def _base_url(connection: Connection, name: str) -> str:
-    host = (connection.host or "").strip() or DEFAULT_HOST
+    host = (connection.host or "").strip() or kie.host
     if host.count(":") > 1 and "://" not in host and not host.startswith("["):
         host = f"[{host}]"  # an IPv6 address
     url = host if "://" in host else f"{connection.schema or 'https'}://{host}"
     # The host is not quoted: somebody may have put the key there.
-    what_it_is = f"{name}: its host must be a name, or an http(s) address such as {DEFAULT_HOST}"
+    what_it_is = f"{name}: its host must be a name, or an http(s) address such as {kie.host}"
     try:
         parts = urlsplit(url)
         hostname, port = parts.hostname, parts.port
@@ -219,13 +228,13 @@ def _submission_store(value: object, name: str) -> str | None:
 
 def _upload_url(value: object, base_url: str, name: str) -> str:
     if value is None:
-        return DEFAULT_UPLOAD_HOST if base_url == DEFAULT_HOST else base_url
+        return kie.upload_host if base_url == kie.host else base_url
     url = value.strip().rstrip("/") if isinstance(value, str) else ""
     url = url if "://" in url else f"https://{url}"
     if not _is_http_address(url) or re.search(r"[?#@\s\\]", url):
         raise LumaValidationError(
             None,
-            f"{name}: upload_host in its extra must be an http(s) address such as {DEFAULT_UPLOAD_HOST}",
+            f"{name}: upload_host in its extra must be an http(s) address such as {kie.upload_host}",
         )
     return url
 

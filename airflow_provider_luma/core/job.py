@@ -17,12 +17,6 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from airflow_provider_luma.core.redaction import without_signatures
-from airflow_provider_luma.core.validation import (
-    check_callback_url,
-    check_prompt,
-    check_video_address,
-    check_watermark,
-)
 from airflow_provider_luma.exceptions import LumaGenerationError
 
 
@@ -126,27 +120,38 @@ class LumaTask:
 
 
 class Request(NamedTuple):
-    """A call to make: path below the service's address, query, and JSON body."""
+    """
+    A call to make.
+
+    :param path: below the service's address
+    :param form: fields of a form; a file is added to it, and it goes to the address that takes files
+    """
 
     method: str
     path: str
     query: Mapping[str, str] | None = None
     json: Mapping[str, str] | None = None
+    form: Mapping[str, str] | None = None
 
 
 class Response(NamedTuple):
-    """An answer as it came over the wire."""
+    """
+    An answer as it came over the wire.
+
+    :param retry_after: seconds from then on for which the service wants no other call, if it said so
+    :param location: where it redirects to, if it does
+    """
 
     http_status: int
     body: bytes
-    retry_after: str | None = None
+    retry_after: float | None = None
     location: str | None = None
 
 
 @dataclass(frozen=True)
 class ModifyRequest:
     """
-    One job to submit. It is checked once, by :meth:`check`, before anything is recorded or sent.
+    One job to submit. The service checks it before anything is recorded or sent.
 
     :param prompt: how to change the video, in English
     :param video_url: address of an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public one, or a file in a
@@ -159,19 +164,6 @@ class ModifyRequest:
     video_url: str
     watermark: str | None = None
     callback_url: str | None = field(default=None, repr=False)  # it may hold a token
-
-    def check(self, *, service_is_public: bool) -> None:
-        """
-        Refuse what the service is sure to refuse.
-
-        :param service_is_public: the service is on the Internet, and so cannot reach private addresses
-        :raises LumaValidationError: names the parameter and the remedy
-        """
-        check_prompt(self.prompt)
-        check_video_address(self.video_url, service_is_public=service_is_public)
-        check_watermark(self.watermark)
-        if self.callback_url:
-            check_callback_url(self.callback_url, service_is_public=service_is_public)
 
     def fingerprint(self, luma_conn_id: str) -> str:
         """Return a hash of what distinguishes one job from another: everything but the callback address."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -34,8 +35,10 @@ _NO_VIDEO_EXTENSIONS = frozenset(
     "tif tiff txt wav webp xml zip".split()
 )
 
-#: Extensions of videos that the service does not take, but that can be split into clips that it takes.
-_OTHER_VIDEO_EXTENSIONS = frozenset("3g2 3gp asf f4v flv m2ts m4v mkv mpeg mpg mts mxf ogg ogv ts vob webm wmv".split())
+#: Extensions of videos. A service takes some of them; films of any other kind can be split into clips that it takes.
+VIDEO_EXTENSIONS = frozenset(
+    "3g2 3gp asf avi f4v flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogg ogv ts vob webm wmv".split()
+)
 
 #: What a film that is made ends in: it is an MP4, and players and services go by the ending.
 _FILM_EXTENSIONS = (".mp4", ".m4v")
@@ -51,10 +54,7 @@ def check_prompt(prompt: object) -> None:
     """
     Check the prompt of a submission.
 
-    A Greek letter that stands alone is a symbol, such as π or Ω.
-
-    :raises LumaValidationError: it is blank, or the name of a file, or not in the Latin script, of which the service
-        takes English only
+    :raises LumaValidationError: it is blank, the name of a file, or cannot be stored
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise LumaValidationError(
@@ -67,6 +67,14 @@ def check_prompt(prompt: object) -> None:
             "or is returned by a decorated function: a template can include it, {% include 'prompts/night.md' %}",
         )
     _check_text("prompt", prompt)
+
+
+def check_english(prompt: str) -> None:
+    """
+    Check that a prompt is in the Latin script. A Greek letter that stands alone is a symbol, such as π or Ω.
+
+    :raises LumaValidationError: it is not
+    """
     foreign = [
         letter
         for before, letter, after in zip(f" {prompt}", prompt, f"{prompt[1:]} ", strict=False)
@@ -100,35 +108,42 @@ def _check_text(parameter: str, text: str) -> None:
         )
 
 
-def check_video_url(video_url: object, *, service_is_public: bool = False) -> None:
+def check_video_url(
+    video_url: object, *, containers: Collection[str] | None = None, service_is_public: bool = False
+) -> None:
     """
     Check the address of an input video.
 
+    :param containers: extensions that the service takes; None if the service is not known yet
     :param service_is_public: the service is on the Internet, and so cannot reach private addresses
     :raises LumaValidationError: the service could never read a video from there
     """
     _check_url("video_url", video_url, service_is_public=service_is_public)
-    _check_extension("video_url", PurePosixPath(unquote(urlsplit(str(video_url)).path)).suffix, str(video_url))
+    suffix = PurePosixPath(unquote(urlsplit(str(video_url)).path)).suffix
+    _check_extension("video_url", suffix, str(video_url), containers)
 
 
-def check_video_address(video_url: object, *, service_is_public: bool = False) -> None:
+def check_video_address(
+    video_url: object, *, containers: Collection[str] | None = None, service_is_public: bool = False
+) -> None:
     """
     Check the address of an input video: a public one, or a file in a storage.
 
+    :param containers: extensions that the service takes; None if the service is not known yet
     :param service_is_public: the service is on the Internet, and so cannot reach private addresses
     :raises LumaValidationError: there could be no video that the service takes
     """
     if isinstance(video_url, str) and is_web_address(video_url):
-        check_video_url(video_url, service_is_public=service_is_public)
+        check_video_url(video_url, containers=containers, service_is_public=service_is_public)
     else:
-        check_file_address("video_url", video_url)
+        check_file_address("video_url", video_url, containers=containers)
 
 
-def check_file_address(parameter: str, address: object, *, is_film: bool = False) -> None:
+def check_file_address(parameter: str, address: object, *, containers: Collection[str] | None = None) -> None:
     """
     Check the address of a video in a storage.
 
-    :param is_film: it is split, or joined, and so never sent to the service as it is
+    :param containers: extensions that the service takes; None for a film, and if the service is not known yet
     :raises LumaValidationError: it is no absolute path or address, or names a file of another kind
     """
     text = str(address) if hasattr(address, "as_uri") else address
@@ -146,7 +161,7 @@ def check_file_address(parameter: str, address: object, *, is_film: bool = False
         raise LumaValidationError(
             None, f"{what_it_is}, or a public address that begins with http:// or https://: {text!r}"
         )
-    _check_extension(parameter, PurePosixPath(text).suffix, text, is_film=is_film)
+    _check_extension(parameter, PurePosixPath(text).suffix, text, containers)
 
 
 def _is_absolute(address: str) -> bool:
@@ -222,16 +237,19 @@ def check_destination(destination: object, parameter: str = "destination") -> No
             )
 
 
-def _check_extension(parameter: str, suffix: str, address: str, *, is_film: bool = False) -> None:
+def _check_extension(parameter: str, suffix: str, address: str, containers: Collection[str] | None) -> None:
     extension = suffix[1:].lower()
-    if extension in _NO_VIDEO_EXTENSIONS or (extension in _OTHER_VIDEO_EXTENSIONS and not is_film):
-        taken = (
-            "a film must be a video, such as an MP4, MOV, AVI, MKV, WebM, TS or MXF"
-            if is_film
-            else "the service takes MP4, MOV and AVI only"
-        )
+    if extension in _NO_VIDEO_EXTENSIONS:
         raise LumaValidationError(
-            None, f"{parameter} ends in .{extension}, and {taken}: convert the video first ({address!r})"
+            None, f"{parameter} ends in .{extension}, but must be a video, such as an MP4, MOV or AVI ({address!r})"
+        )
+    if containers is not None and extension in VIDEO_EXTENSIONS.difference(containers):
+        *others, last = [container.upper() for container in containers]
+        taken = f"{', '.join(others)} and {last}" if others else last
+        raise LumaValidationError(
+            None,
+            f"{parameter} ends in .{extension}, but the service takes {taken} only: convert the video first "
+            f"({address!r})",
         )
 
 

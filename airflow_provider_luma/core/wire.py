@@ -110,11 +110,12 @@ def read_time(value: object) -> datetime | None:
         return None
 
 
-def read_retry_after(header: str | None) -> float | None:
+def read_retry_after(header: str | None, now: datetime) -> float | None:
     """
     Read a Retry-After header: a number of seconds, or the date until which to wait (RFC 9110, 10.2.3).
 
-    :returns: seconds from now; None without a readable header
+    :param now: when it came
+    :returns: seconds from then on; None without a readable header
     """
     if header is None:
         return None
@@ -125,4 +126,4 @@ def read_retry_after(header: str | None) -> float | None:
         until = parsedate_to_datetime(header)
     except (ValueError, OverflowError):
         return None
-    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds())

@@ -16,12 +16,13 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from airflow.sdk.log import mask_secret
 
+from airflow_provider_luma.client import QUICK_DEADLINE
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.job import LumaUpload
@@ -30,17 +31,22 @@ from airflow_provider_luma.core.validation import check_video_url
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.source import FileSource, chunks, content_length
 from airflow_provider_luma.files.stored_file import StoredFile
+from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.media.probe import HEAD_LENGTH, check_video_head
+from airflow_provider_luma.transport.workers import requests_session, within
 
 if TYPE_CHECKING:
     import requests
     from airflow.sdk.types import Logger
 
-    from airflow_provider_luma.hooks.luma import LumaHook
+    from airflow_provider_luma.client import LumaClient
 
 
 #: For how long an uploaded file must still be kept to be submitted: the service may fetch it when the job begins.
 MIN_REMAINING = timedelta(minutes=30)
+
+#: Bytes of a public video that are looked at.
+HEAD_SIZE = 4096
 
 #: Seconds for which a signature counts as just made.
 FRESH_SIGNATURE = 10.0
@@ -66,7 +72,6 @@ class InputVideo:
     """
     The input video of one submission.
 
-    :param client: the service
     :param address: a public one, or a file in a storage
     :param is_checked: whether to look into the video before anything is billed
     :param log: the task's log
@@ -74,13 +79,13 @@ class InputVideo:
     :param on_upload: told the public address of an uploaded file
     """
 
-    client: LumaHook
     address: str
     is_checked: bool
     log: Logger
     fail_if_killed: Callable[[], None]
     on_upload: Callable[[str], None]
     _signed_at: float | None = field(default=None, init=False)
+    _signed_for: float = field(default=0.0, init=False)
 
     @property
     def is_public(self) -> bool:
@@ -125,22 +130,31 @@ class InputVideo:
         """
         if self._signed_at is None or time.monotonic() - self._signed_at < FRESH_SIGNATURE:
             return url
-        signed = self._sign(self._file)
+        signed = self._sign(self._file, self._signed_for)
         return signed.url if signed is not None else url
 
-    def check_public(self) -> None:
+    def check_public(self, client: LumaClient) -> None:
         """
         Look into a public video.
 
         :raises LumaValidationError: the service will not take it
         """
-        if self.is_public and self.is_checked:
-            self.client.check_public_video(self.address)
+        if not (self.is_public and self.is_checked):
+            return
+        connection = client.quick().connection
+        source = FileSource(
+            partial(requests_session, connection), connection.timeout, connection.is_public, head_size=HEAD_SIZE
+        )
+        try:
+            within(QUICK_DEADLINE, partial(check_public_video, self.address, source, self.log))
+        except TimeoutError:
+            self.log.warning("video_url could not be checked from here: its server takes too long")
 
-    def publish(self, kept: dict[str, Any] | None) -> PublishedVideo:
+    def publish(self, client: LumaClient, kept: dict[str, Any] | None) -> PublishedVideo:
         """
         Let Luma read the video.
 
+        :param client: the service
         :param kept: what was kept of an earlier upload
         :raises LumaValidationError: the service will not take it
         :raises AirflowException: the storage cannot be read for now
@@ -156,8 +170,10 @@ class InputVideo:
         else:
             if self.is_checked:
                 file.check(self.log)
-            published = self._sign(file) or self._upload(file)
-        check_video_url(published.url, service_is_public=self.client.luma_connection.is_public)
+            seconds = client.connection.sign_inputs
+            signed = self._sign(file, seconds) if seconds is not None else None
+            published = signed or self._upload(client, file)
+        check_video_url(published.url, service_is_public=client.connection.is_public)
         if published.upload is not None:
             self.on_upload(published.url)
         return published
@@ -177,10 +193,7 @@ class InputVideo:
     def _file(self) -> StoredFile:
         return StoredFile.find(self.address, "video_url")
 
-    def _sign(self, file: StoredFile) -> PublishedVideo | None:
-        seconds = self.client.luma_connection.sign_inputs
-        if seconds is None:
-            return None
+    def _sign(self, file: StoredFile, seconds: float) -> PublishedVideo | None:
         url = file.sign(seconds)
         if url is None:
             self.log.info("The storage of %s gives no signed addresses: the file is uploaded instead", file.shown)
@@ -191,12 +204,12 @@ class InputVideo:
         for secret in (query, *encoded, *(value for _, value in parse_qsl(query))):
             if len(secret) >= _MIN_SECRET_LENGTH:
                 mask_secret(secret)
-        self._signed_at = time.monotonic()
+        self._signed_at, self._signed_for = time.monotonic(), seconds
         self.log.info("Signed an address of %s for %.0f s", file.shown, seconds)
         return PublishedVideo(url)
 
-    def _upload(self, file: StoredFile) -> PublishedVideo:
-        upload = self.client.upload_file(file, self.fail_if_killed)
+    def _upload(self, client: LumaClient, file: StoredFile) -> PublishedVideo:
+        upload = Upload(client, self.log, self.fail_if_killed).run(file)
         return PublishedVideo(upload.url, {"file": file.name, **upload.as_dict()})
 
 

@@ -20,9 +20,9 @@ import urllib3
 
 from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.core.redaction import without_secrets
+from airflow_provider_luma.core.validation import VIDEO_EXTENSIONS
 from airflow_provider_luma.exceptions import LumaNotFoundError, LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.files.guard import PrivateAddressError, UntrustedServerAdapter
-from airflow_provider_luma.services.kie import VIDEO_EXTENSIONS
 
 CHUNK_SIZE = 1024 * 1024
 

@@ -9,9 +9,8 @@ service may go on serving what an earlier upload has left under the same name.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 import tenacity
@@ -23,12 +22,11 @@ from airflow_provider_luma.core.backoff import retry_options
 from airflow_provider_luma.core.job import LumaUpload
 from airflow_provider_luma.files.progress import PROGRESS_INTERVAL, megabytes
 from airflow_provider_luma.files.stored_file import BLOCK_SIZE
-from airflow_provider_luma.services.kie import UPLOAD_FOLDER, read_upload
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
-    from airflow_provider_luma.core.job import Response
+    from airflow_provider_luma.client import LumaClient
     from airflow_provider_luma.files.stored_file import StoredFile
 
 
@@ -41,12 +39,12 @@ class Upload:
     """
     How a file is uploaded.
 
-    :param send: sends a form to the service
+    :param client: sends a form to the service
     :param log: where progress is told
     :param fail_if_killed: called before each piece that is sent; what it raises ends the upload
     """
 
-    send: Callable[[MultipartFile], Response]
+    client: LumaClient
     log: Logger
     fail_if_killed: Callable[[], None]
 
@@ -69,8 +67,9 @@ class Upload:
 
     def _attempt(self, file: StoredFile) -> LumaUpload:
         progress = _Progress(file, self.log, self.fail_if_killed)
-        form = MultipartFile(file, {"uploadPath": UPLOAD_FOLDER, "fileName": file.name}, progress.add)
-        return read_upload(self.send(form), file.size, datetime.now(UTC))
+        return self.client.upload(
+            file.name, file.size, lambda request: MultipartFile(file, request.form or {}, progress.add)
+        )
 
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -107,7 +106,7 @@ class MultipartFile:
     :param on_piece: told the number of bytes of each piece before it is sent; what it raises ends the request
     """
 
-    def __init__(self, file: StoredFile, fields: dict[str, str], on_piece: Callable[[int], None]) -> None:
+    def __init__(self, file: StoredFile, fields: Mapping[str, str], on_piece: Callable[[int], None]) -> None:
         boundary = choose_boundary()
         self.content_type = f"multipart/form-data; boundary={boundary}"
         parts = [RequestField(name, value) for name, value in fields.items()]

@@ -148,7 +148,7 @@ class LumaBaseOperator(TemplatedOperator):
         assert state.luma_task_id is not None, "only a task that waits for a job is resumed by its callback"
         task, polls_rarely = None, True
         try:
-            task = self.hook.check(state.luma_task_id, retry_timeout=READ_RETRY_TIMEOUT)
+            task = self.hook.check_job(state.luma_task_id, retry_timeout=READ_RETRY_TIMEOUT)
         except (*TRANSIENT, LumaAuthError) as error:
             self.log.warning("A callback has come, but the status check failed: %s", error)
             if isinstance(error, LumaAuthError):  # which ends no wait for a job that is known to be there
@@ -157,7 +157,7 @@ class LumaBaseOperator(TemplatedOperator):
             if task is not None:
                 self.log.info("A callback has come for Luma task %s, but it has not ended yet", state.luma_task_id)
                 created_at = task.created_at.timestamp() if task.created_at else time.time()
-                polls_rarely = is_ours(task.callback_url, self.hook.luma_connection, conn_id=self.luma_conn_id)
+                polls_rarely = is_ours(task.callback_url, self.hook.get_luma_connection(), conn_id=self.luma_conn_id)
                 # A job whose callbacks do not come here has a reference that no token names.
                 reference = state.reference or reference_of(task.callback_url) or new_reference()
                 state = state._replace(reference=reference, created_at=state.created_at or created_at)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
+    from airflow_provider_luma.client import LumaClient
+    from airflow_provider_luma.connection import LumaConnection
     from airflow_provider_luma.core.decision import Outcome
     from airflow_provider_luma.core.deferral import DeferralExpired, Event, JobFinished
     from airflow_provider_luma.core.job import ModifyRequest
@@ -65,12 +67,16 @@ class LumaJobOperator(LumaBaseOperator):
 
     resubmit_on_failure: bool
 
-    def open_store(self, context: Context) -> SubmissionStore:
-        """Return where the record of this task's submission lives."""
+    def open_store(self, context: Context, connection: LumaConnection | None = None) -> SubmissionStore:
+        """
+        Return where the record of this task's submission lives.
+
+        :param connection: the task's, if it was read already
+        """
         from airflow_provider_luma.submission import open_store
 
         try:
-            return open_store(context, self.hook.luma_connection.submission_store)
+            return open_store(context, (connection or self.hook.get_luma_connection()).submission_store)
         except LumaValidationError as error:
             raise AirflowFailException(str(error)) from error
 
@@ -323,7 +329,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         deferral = DeferralState.read(state, event)
         named = event["callback"]["luma_task_id"] if "callback" in event else None
         with self.delivered_failure(context):
-            step = self._submitter(context).recover(deferral, named)
+            step = self._submitter(context, self.hook.get_client()).recover(deferral, named)
             return self._take(step, context)
 
     def execute_complete(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
@@ -376,33 +382,35 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     # -- one try ----------------------------------------------------------------------------------------------------
 
     def _submit(self, context: Context, deferral: DeferralState, permitted_at: float | None = None) -> dict[str, Any]:
-        request = self._checked_request()
+        from airflow_provider_luma.submission.workflow import Submission
+
+        client, request = self._checked_request()
         LumaResultLink().push(self, context)
-        submitter = self._submitter(context)
+        submitter = self._submitter(context, client)
         push = partial(push_request, context, prompt=request.prompt, recovery=submitter.store.recovery_hint)
         push(video_url=request.video_url)
         video = self._input_video(request, lambda url: push(video_url=url, source=request.video_url))
-        step = submitter.submit(request, video, deferral)
+        step = submitter.submit(Submission(request, video, deferral))
         return self._take(step, context, permitted_at)
 
-    def _checked_request(self) -> ModifyRequest:
-        """Check what templates have rendered, before anything is sent or recorded."""
+    def _checked_request(self) -> tuple[LumaClient, ModifyRequest]:
+        """Check what templates have rendered, before anything is sent or recorded; return with whom it was checked."""
         from airflow_provider_luma.core.job import ModifyRequest
 
         # A task before this one may return a path of Airflow's object storage.
         address = str(self.video_url) if hasattr(self.video_url, "as_uri") else self.video_url
         request = ModifyRequest(self.prompt, address, self.watermark, self.callback_url)
         try:
-            self.hook.check_request(request, expects_callback=not self.callback_url)
+            client = self.hook.get_client()
+            client.check_request(request, expects_callback=not self.callback_url)
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
-        return request
+        return client, request
 
     def _input_video(self, request: ModifyRequest, on_upload: Callable[[str], None]) -> InputVideo:
         from airflow_provider_luma.files.input_video import InputVideo
 
         return InputVideo(
-            client=self.hook,
             address=request.video_url,
             is_checked=self.check_video,
             log=self.log,
@@ -410,12 +418,13 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             on_upload=on_upload,
         )
 
-    def _submitter(self, context: Context) -> Submitter:
+    def _submitter(self, context: Context, client: LumaClient) -> Submitter:
         from airflow_provider_luma.submission.workflow import Submitter
 
         return Submitter(
-            client=self.hook,
-            store=self.open_store(context),
+            client=client,
+            new_client=self.hook.get_client,
+            store=self.open_store(context, client.connection),
             try_number=context["ti"].try_number,
             max_tries=context["ti"].max_tries,
             clear_number=getattr(context.get("dag_run"), "clear_number", None),

@@ -65,7 +65,6 @@ class LumaUploadOperator(LumaBaseOperator):
 
     def _upload(self) -> dict[str, Any]:
         try:
-            self.hook.check_connection()
             uploaded = self.hook.upload(
                 self.source, check_video=self.check_video, fail_if_killed=self.fail_if_killed
             ).as_dict()

@@ -109,7 +109,7 @@ class VideoSplitOperator(_FilmOperator):
                 None, f"clip_seconds is {clip_seconds:g}, and Luma takes clips of at most {MAX_VIDEO_SECONDS:g} seconds"
             )
         if is_literal(source):
-            check_file_address("source", source, is_film=True)
+            check_file_address("source", source)
         if is_literal(destination):
             check_destination(destination)
             check_no_outer_blanks("destination", destination)
@@ -227,7 +227,7 @@ class VideoJoinOperator(_FilmOperator):
         self.destination = destination
         self.plan = plan
         if is_literal(source):
-            check_file_address("source", source, is_film=True)
+            check_file_address("source", source)
         if is_literal(destination):
             check_film_destination("destination", destination, relative=True)
 

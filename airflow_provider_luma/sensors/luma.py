@@ -81,9 +81,9 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
         with pushed_failure(context):
             try:
                 check_luma_task_id(self.luma_task_id)
-                self.hook.check_connection()  # an error in it is better raised now than waited out
+                client = self.hook.get_checked_client()  # an error in it is better raised now than waited out
                 if self.deferrable:
-                    self.hook.check_wait_in_triggerer()
+                    client.check_wait_in_triggerer()
             except LumaError as error:
                 raise self._ending(error) from error
             LumaResultLink().push(self, context)
@@ -99,7 +99,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Check the job's status; a doubt that the next seconds will resolve is waited out here."""
         try:
-            task = self.hook.check(self.luma_task_id)
+            task = self.hook.check_job(self.luma_task_id)
         except TRANSIENT:
             return PokeReturnValue(is_done=False)  # logged already; the next poke asks again
         except LumaAuthError as error:

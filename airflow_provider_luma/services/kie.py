@@ -23,12 +23,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from airflow_provider_luma.core.decision import RECORDS_KEPT
 from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload, ModifyRequest, Request, Response
+from airflow_provider_luma.core.validation import (
+    check_callback_url,
+    check_english,
+    check_prompt,
+    check_video_address,
+    check_watermark,
+)
 from airflow_provider_luma.core.wire import (
     read_integer,
     read_json,
     read_object,
-    read_retry_after,
     read_strings,
     read_text,
     read_time,
@@ -46,14 +53,22 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.services.base import Limits
 
-DEFAULT_HOST = "https://api.kie.ai"
+name = "kie"
 
-#: Containers the service reads (https://docs.kie.ai/luma-api/generate-luma-modify-video).
-VIDEO_EXTENSIONS = ("mp4", "mov", "avi")
+host = "https://api.kie.ai"
 
-#: Where files are uploaded if the service itself, ``api.kie.ai``, is used.
-DEFAULT_UPLOAD_HOST = "https://kieai.redpandaai.co"
+#: Where files are uploaded if the service itself is used.
+upload_host = "https://kieai.redpandaai.co"
+
+#: https://docs.kie.ai/luma-api/generate-luma-modify-video. No size is stated for uploaded files, which it then fetches.
+limits = Limits(seconds=10.0, bytes_by_url=500 * 1024**2, bytes_as_file=500 * 1024**2, containers=("mp4", "mov", "avi"))
+
+has_callbacks = True
+
+#: Two months.
+records_kept = RECORDS_KEPT
 
 #: The endpoint that takes a multipart form of any size.
 UPLOAD_PATH = "/api/file-stream-upload"
@@ -72,24 +87,34 @@ _MAX_ADDRESS = 8192
 # -- requests ---------------------------------------------------------------------------------------------------
 
 
-def submission_request(request: ModifyRequest) -> Request:
+def check(request: ModifyRequest, *, is_public: bool) -> None:
+    """Refuse what the service is sure to refuse; see :meth:`~airflow_provider_luma.services.base.Service.check`."""
+    check_prompt(request.prompt)
+    check_english(request.prompt)
+    check_video_address(request.video_url, containers=limits.containers, service_is_public=is_public)
+    check_watermark(request.watermark)
+    if request.callback_url:
+        check_callback_url(request.callback_url, service_is_public=is_public)
+
+
+def submission(request: ModifyRequest) -> Request:
     """Write a submission. Optional keys are left out when unset: the service refuses null."""
     optional = {"callBackUrl": request.callback_url, "watermark": request.watermark}
     body = {"prompt": request.prompt, "videoUrl": request.video_url}
     return Request("POST", "/api/v1/modify/generate", json=body | {k: v for k, v in optional.items() if v})
 
 
-def task_request(luma_task_id: str) -> Request:
+def status(luma_task_id: str) -> Request:
     """Write a status check."""
     return Request("GET", "/api/v1/modify/record-info", query={"taskId": luma_task_id})
 
 
-def endpoint_request() -> Request:
+def liveness() -> Request:
     """Write the question whether the Luma endpoint is there: a status check of a job that cannot exist."""
-    return task_request("0" * 32)
+    return status("0" * 32)
 
 
-def credits_request() -> Request:
+def balance() -> Request:
     """Write the question for the account's remaining credits."""
     return Request("GET", "/api/v1/chat/credit")
 
@@ -121,7 +146,7 @@ _UPLOAD_REFUSALS: dict[int, type[LumaError]] = {
 
 #: What it means that the endpoint is not found (`docs/connection.md`).
 ENDPOINT_MISSING = (
-    f"The address in the connection has no Luma endpoint. If its Host is not {DEFAULT_HOST}, correct that; otherwise "
+    f"The address in the connection has no Luma endpoint. If its Host is not {host}, correct that; otherwise "
     "kie.ai has probably withdrawn it: copies of its documentation since April 2026 do not list it"
 )
 
@@ -165,7 +190,7 @@ def _refusal(
     response: Response, envelope: _Envelope | None, refusals: Mapping[int, type[LumaError]] = REFUSALS
 ) -> LumaError:
     """Return the error that a refused or unreadable answer stands for."""
-    retry_after = read_retry_after(response.retry_after)
+    retry_after = response.retry_after
     if envelope is not None and envelope.code != 200:
         kind = refusals.get(envelope.code, LumaUnavailableError)
         return kind(envelope.code, envelope.msg or "the service gave no reason", retry_after=retry_after)
@@ -251,7 +276,7 @@ def read_submission(response: Response) -> str:
     )
 
 
-def read_task(response: Response, luma_task_id: str) -> LumaTask:
+def read_status(response: Response, luma_task_id: str) -> LumaTask:
     """
     Return the job that a status check has seen.
 
@@ -299,9 +324,9 @@ def _task_error(response: Response, envelope: _Envelope | None, luma_task_id: st
     return kind(error.code, error.msg, luma_task_id=luma_task_id, retry_after=error.retry_after)
 
 
-def read_endpoint(response: Response) -> None:
+def read_liveness(response: Response) -> None:
     """
-    Take the answer to :func:`endpoint_request`.
+    Take the answer to :func:`liveness`.
 
     :raises LumaNotFoundError: there is no Luma endpoint at this address
     :raises LumaError: the answer does not say whether there is one
@@ -316,7 +341,7 @@ def read_endpoint(response: Response) -> None:
         raise error
 
 
-def read_credits(response: Response) -> float:
+def read_balance(response: Response) -> float:
     """
     Return the account's remaining credits.
 
@@ -366,12 +391,17 @@ def _read_expiry(value: object) -> datetime | None:
         return read_time(value)
 
 
-def download_url_request(result_url: str) -> Request:
+def upload(name: str) -> Request:
+    """Write the upload of a file: a form, which the file is added to."""
+    return Request("POST", UPLOAD_PATH, form={"uploadPath": UPLOAD_FOLDER, "fileName": name})
+
+
+def renewal(result_url: str) -> Request:
     """Write the request for a temporary download address of a result."""
     return Request("POST", "/api/v1/common/download-url", json={"url": result_url})
 
 
-def read_download_url(response: Response) -> str:
+def read_renewal(response: Response) -> str:
     """
     Return a temporary download address, valid for 20 minutes.
 

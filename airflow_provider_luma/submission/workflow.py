@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import tenacity
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_provider_luma import metrics
+from airflow_provider_luma.client import retry_read, retry_submission
 from airflow_provider_luma.compat import AirflowException, AirflowFailException
 from airflow_provider_luma.core import backoff
+from airflow_provider_luma.core.callback_token import reference_of
 from airflow_provider_luma.core.decision import (
-    RECORDS_KEPT,
     Decision,
     JobStatus,
     Step,
@@ -54,11 +56,11 @@ if TYPE_CHECKING:
 
     from airflow.sdk.types import Logger
 
+    from airflow_provider_luma.client import LumaClient
     from airflow_provider_luma.core.decision import SubmissionRecord
     from airflow_provider_luma.core.deferral import DeferralState
     from airflow_provider_luma.core.job import LumaTask, ModifyRequest
     from airflow_provider_luma.files.input_video import InputVideo
-    from airflow_provider_luma.hooks.luma import LumaHook
     from airflow_provider_luma.submission.store import SubmissionStore
 
 
@@ -66,14 +68,18 @@ class WaitForJob(NamedTuple):
     """
     Wait for a job, or return its result.
 
-    :param luma_task_id: the job's id at Luma
-    :param state: for a deferral
+    :param state: names the job, and is for a deferral
     :param finished: the job, if it has ended well already
     """
 
-    luma_task_id: str
     state: DeferralState
     finished: LumaTask | None = None
+
+    @property
+    def luma_task_id(self) -> str:
+        """The job's id at Luma."""
+        assert self.state.luma_task_id is not None, "only a job with an id can be waited for"
+        return self.state.luma_task_id
 
 
 class AwaitCallback(NamedTuple):
@@ -104,12 +110,46 @@ class Enqueue(NamedTuple):
 NextStep = WaitForJob | AwaitCallback | Enqueue
 
 
+@dataclass(frozen=True)
+class Submission:
+    """
+    What a try may submit.
+
+    :param request: what is wanted; once published, with the video's public address
+    :param video: the input that it names
+    :param deferral: the state of the deferral that this process has resumed; an empty one at the start of a try
+    """
+
+    request: ModifyRequest
+    video: InputVideo
+    deferral: DeferralState
+
+    def fingerprint(self, conn_id: str, record: SubmissionRecord | None = None) -> str:
+        """
+        Return what distinguishes this submission from others.
+
+        :param record: of an earlier submission, whose input may no longer be readable
+        """
+        recorded = [one.fingerprint for one in (record, record and record.replaced) if one is not None]
+        try:
+            return self.video.fingerprint(self.request.fingerprint(conn_id), recorded)
+        except PERMANENT as error:
+            _fail(error)
+
+    def published(self, client: LumaClient) -> Submission:
+        """Return it with the public address of its video, and with what is kept of an upload."""
+        published = self.video.publish(client, self.deferral.upload)
+        request = replace(self.request, video_url=published.url)
+        return replace(self, request=request, deferral=self.deferral._replace(upload=published.upload))
+
+
 @dataclass
 class Submitter:
     """
     One try's part in submitting a job once.
 
-    :param client: the service
+    :param client: the service, by the connection with which the request was checked
+    :param new_client: reads the connection anew, after a refused attempt
     :param store: where the record of the task's submission lives
     :param try_number: the number of this try
     :param max_tries: the task's ``max_tries``, which tells a Clear from a retry
@@ -126,7 +166,8 @@ class Submitter:
     :param task_instance_id: Airflow's id of this try, by which the receiver of callbacks finds the record
     """
 
-    client: LumaHook
+    client: LumaClient
+    new_client: Callable[[], LumaClient]
     store: SubmissionStore
     try_number: int
     max_tries: int
@@ -142,28 +183,25 @@ class Submitter:
     fail_if_killed: Callable[[], None]
     task_instance_id: UUID | None = None
 
-    def submit(self, request: ModifyRequest, video: InputVideo, deferral: DeferralState) -> NextStep:
+    def submit(self, submission: Submission) -> NextStep:
         """
         Submit a job, or continue what an earlier try has submitted.
 
-        :param request: what is wanted
-        :param video: the input that it names
-        :param deferral: the state of the deferral that this process has resumed; an empty one at the start of a try
         :raises AirflowFailException: a retry cannot help
         :raises LumaError: a retry may help
         """
-        record = self._load_record()
-        fingerprint = self._fingerprint(request, video, record)
+        record, deferral = self._load_record(), submission.deferral
+        fingerprint = submission.fingerprint(self._conn_id, record)
         record = self._put_back(record, fingerprint)
         status, told = self._ask(record) if must_ask(record, fingerprint) else (None, None)
         decision = self._decide(record, fingerprint, status)
         if decision.step is Step.SUBMIT:
             if record is None and deferral.upload is None:  # after a failed job, the clip is uploaded again
                 deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
-            return self._submit(request, video, deferral, self._intent(request, video, record))
+            return self._submit(replace(submission, deferral=deferral), self._intent(submission, record))
         assert record is not None, "only a recorded submission can be continued"
-        if not video.is_public:  # Airflow has discarded what the earlier try has shown of it
-            video.show_upload(try_store(self.log, self.store.load_upload))
+        if not submission.video.is_public:  # Airflow has discarded what the earlier try has shown of it
+            submission.video.show_upload(try_store(self.log, self.store.load_upload))
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)
         if decision.step in (Step.WAIT, Step.TAKE_RESULT):
@@ -230,17 +268,14 @@ class Submitter:
         job: LumaTask | None = None
         if self.needs_result:
             with suppress(*TRANSIENT, LumaAuthError):  # the wait for the job polls it again
-                job = self.client.check(named)
+                job = self.client.check_job(named)
         return self._wait_for(named, deferral, reference, time.time(), job)
 
-    def _fingerprint(self, request: ModifyRequest, video: InputVideo, record: SubmissionRecord | None) -> str:
-        recorded = [one.fingerprint for one in (record, record and record.replaced) if one is not None]
-        try:
-            return video.fingerprint(request.fingerprint(self.client.luma_conn_id), recorded)
-        except PERMANENT as error:
-            _fail(error)
-
     # -- what an earlier try has left -------------------------------------------------------------------------------
+
+    @property
+    def _conn_id(self) -> str:
+        return self.client.connection.conn_id
 
     @property
     def _this_run(self) -> dict[str, Any]:
@@ -286,11 +321,12 @@ class Submitter:
     def _is_our_job(self, luma_task_id: str, reference: str) -> bool | None:
         """Ask Luma whether a job that a callback has named comes from a submission of this task; None if not known."""
         try:
-            task = self.client.get_task(luma_task_id)
+            task = retry_read(partial(self.client.get_status, luma_task_id))
         except LumaNotFoundError:
             self.log.warning("A callback named Luma task %s, which Luma does not know (yet)", luma_task_id)
             return None
-        if self.client.is_job_of(task, reference):
+        # Not the token: Luma itself tells the address, and the API key may have been replaced since.
+        if reference_of(task.callback_url) == reference:
             self.log.info("Recovered task id %s of the lost submission from a callback", luma_task_id)
             return True
         self.log.warning("A callback named Luma task %s, which this task did not submit: ignored", luma_task_id)
@@ -301,7 +337,9 @@ class Submitter:
         assert record is not None and record.luma_task_id is not None, "only a job with an id can be asked about"
         self.on_job_known(record.luma_task_id)
         try:
-            task = self.client.check(record.luma_task_id, retry_timeout=backoff.READ_RETRY_TIMEOUT, sends_metrics=False)
+            task = self.client.check_job(
+                record.luma_task_id, retry_timeout=backoff.READ_RETRY_TIMEOUT, sends_metrics=False
+            )
         except (*TRANSIENT, LumaAuthError) as error:  # a key may be refused while it is being replaced
             return JobStatus.UNAVAILABLE, error
         except LumaGenerationError as error:
@@ -309,7 +347,8 @@ class Submitter:
         except LumaResultMissingError as error:
             return JobStatus.RESULT_MISSING, error
         except LumaNotFoundError as error:
-            is_old = record.submitted_at is not None and time.time() - record.submitted_at > RECORDS_KEPT
+            kept = self.client.connection.service.records_kept
+            is_old = kept and record.submitted_at is not None and time.time() - record.submitted_at > kept
             return (JobStatus.FORGOTTEN if is_old else JobStatus.NOT_FOUND), error
         return (JobStatus.SUCCEEDED if task.is_finished else JobStatus.RUNNING), task
 
@@ -339,7 +378,7 @@ class Submitter:
             execution_deadline=deferral.execution_deadline,
             created_at=created_at,
         )
-        return WaitForJob(luma_task_id, state, job if job is not None and job.is_finished else None)
+        return WaitForJob(state, job if job is not None and job.is_finished else None)
 
     def _await_callback(self, reference: str, deferral: DeferralState, named: str | None = None) -> AwaitCallback:
         now = time.time()
@@ -349,61 +388,68 @@ class Submitter:
 
     # -- submitting -------------------------------------------------------------------------------------------------
 
-    def _submit(
-        self, request: ModifyRequest, video: InputVideo, deferral: DeferralState, intent: SubmissionRecord
-    ) -> NextStep:
-        attempt = None
+    def _submit(self, submission: Submission, intent: SubmissionRecord) -> NextStep:
+        attempt = SubmissionAttempt(self, submission, intent)
         try:
-            self._check_before_paying(video, deferral)
-            request, deferral = self._publish(request, video, deferral)
-            request, intent = self._with_callback(request, intent)
-            attempt = SubmissionAttempt(
-                self.client,
-                self.store,
-                self.log,
-                request=request,
-                video=video,
-                intent=intent,
-                fail_if_killed=self.fail_if_killed,
-            )
-            luma_task_id = attempt() if self.can_defer else self.client.retry_submission(attempt, self.timeout)
+            self._check_before_paying(submission)
+            attempt.submission = self._publish(submission)
+            luma_task_id = attempt() if self.can_defer else retry_submission(attempt, self.timeout, self.log)
         except PERMANENT as error:
-            if deferral.upload is not None:
+            is_elsewhere = isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
+            if is_elsewhere and self._finds_another_connection(submission.request):
+                return self._submit(replace(submission, deferral=attempt.submission.deferral), intent)
+            if attempt.submission.deferral.upload is not None:
                 try_store(self.log, self.store.save_upload, {})  # whoever clears the task wants a new one
             _fail(error)
         except TRANSIENT as error:
-            if not self.can_defer or (attempt is not None and not attempt.is_forgotten):
+            if not self.can_defer or not attempt.is_forgotten:
                 raise
             self.log.warning("The submission was not accepted: %s. Nothing was billed", error)
-            return self._enqueue(error, deferral)
+            return self._enqueue(error, attempt.submission.deferral)
         except LumaSubmissionUnknownError as error:
-            if intent.expects_callback and self.can_defer:
+            if attempt.intent.expects_callback and self.can_defer:
                 self.log.warning("%s. If it was accepted, its callback tells: waiting for that", error.msg)
-                return self._await_callback(intent.reference, deferral)
+                return self._await_callback(intent.reference, attempt.submission.deferral)
             if self.resubmit_on_unknown:
                 raise
             raise self._reported(error, intent.reference) from error
-        job = self._wait_for(luma_task_id, deferral, intent.reference, time.time())
-        self._report_accepted()
-        return job
-
-    def _report_accepted(self) -> None:
+        job = self._wait_for(luma_task_id, attempt.submission.deferral, intent.reference, time.time())
         metrics.submission_accepted()
         if (remaining := self.client.credits_left()) is not None:
-            metrics.credits_left(self.client.luma_conn_id, remaining)
+            metrics.credits_left(self._conn_id, remaining)
             self.log.info("The Luma account has %g credits left", remaining)
+        return job
 
-    def _check_before_paying(self, video: InputVideo, deferral: DeferralState) -> None:
+    def renew_client(self, request: ModifyRequest) -> None:
+        """
+        Read the connection anew, and check the request with it.
+
+        :raises LumaError: the request does not fit any more
+        """
+        client = self.new_client()
+        client.check_request(request, expects_callback=not request.callback_url)
+        self.client = client
+
+    def _finds_another_connection(self, request: ModifyRequest) -> bool:
+        """Tell whether the connection was changed since it was read, as when a key is replaced; then use it."""
+        refused = self.client.connection
+        try:
+            self.renew_client(request)
+        except PERMANENT:
+            return False
+        return self.client.connection != refused
+
+    def _check_before_paying(self, submission: Submission) -> None:
         """Submit nothing whose end the triggerer could not see, no unusable video, and nothing from the reserve."""
         if self.can_defer and self.needs_result:
             self.client.check_wait_in_triggerer()
-        if deferral.first_attempt_at is None:
-            video.check_public()
-        reserve = self.client.luma_connection.min_credits
+        if submission.deferral.first_attempt_at is None:
+            submission.video.check_public(self.client)
+        reserve = self.client.connection.min_credits
         if reserve is None:
             return
-        remaining = self.client.get_credits()
-        metrics.credits_left(self.client.luma_conn_id, remaining)
+        remaining = retry_read(self.client.get_credits)
+        metrics.credits_left(self._conn_id, remaining)
         if remaining < reserve:
             raise LumaInsufficientCreditsError(
                 None,
@@ -411,36 +457,25 @@ class Submitter:
                 "was submitted",
             )
 
-    def _publish(
-        self, request: ModifyRequest, video: InputVideo, deferral: DeferralState
-    ) -> tuple[ModifyRequest, DeferralState]:
-        """Return the request with the video's public address, and the state in which an upload is kept."""
-        published = video.publish(deferral.upload)
-        if published.upload is not None and published.upload != deferral.upload:
-            try_store(self.log, self.store.save_upload, published.upload)
-        self.log.info("Submitting %s to Luma with the prompt %r", video.shown, request.prompt)
-        return replace(request, video_url=published.url), deferral._replace(upload=published.upload)
+    def _publish(self, submission: Submission) -> Submission:
+        """Return it with the video's public address; keep an upload for a later attempt."""
+        published = submission.published(self.client)
+        upload = published.deferral.upload
+        if upload is not None and upload != submission.deferral.upload:
+            try_store(self.log, self.store.save_upload, upload)
+        self.log.info("Submitting %s to Luma with the prompt %r", submission.video.shown, submission.request.prompt)
+        return published
 
-    def _intent(self, request: ModifyRequest, video: InputVideo, record: SubmissionRecord | None) -> SubmissionRecord:
+    def _intent(self, submission: Submission, record: SubmissionRecord | None) -> SubmissionRecord:
         return SubmissionRecord(
             new_reference(),
             # A file that could not be looked up before may be there now, and another one than the recorded one.
-            self._fingerprint(request, video, None),
+            submission.fingerprint(self._conn_id),
             None,
             try_number=self.try_number,
             replaced=record and record.job,
             **self._this_run,
         )
-
-    def _with_callback(
-        self, request: ModifyRequest, intent: SubmissionRecord
-    ) -> tuple[ModifyRequest, SubmissionRecord]:
-        """Return the request with its callback address, and the intent to record now."""
-        expects_callback = False
-        if not request.callback_url:
-            callback_url = self.client.get_callback_url(intent.reference, self.task_instance_id)
-            request, expects_callback = replace(request, callback_url=callback_url), callback_url is not None
-        return request, replace(intent, expects_callback=expects_callback, submitted_at=time.time())
 
     def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
         """Wait to submit again; rate limits for ``timeout`` seconds at most, an outage for two minutes."""
@@ -520,32 +555,18 @@ class SubmissionAttempt:
     """
     A submission that is sent once each time it is called.
 
-    :param client: the service
-    :param store: where the record of the task's submission lives
-    :param log: the task's log
-    :param request: what to submit
-    :param video: its input
+    :param submitter: the try that it belongs to
+    :param submission: what to submit, published
     :param intent: the record to write before
-    :param fail_if_killed: called just before anything is sent; raises if the task was killed
     :ivar is_forgotten: whether the store holds no intent of an attempt that was refused
     """
 
-    def __init__(
-        self,
-        client: LumaHook,
-        store: SubmissionStore,
-        log: Logger,
-        *,
-        request: ModifyRequest,
-        video: InputVideo,
-        intent: SubmissionRecord,
-        fail_if_killed: Callable[[], None],
-    ) -> None:
-        self._client, self._store, self._log = client, store, log
-        self._request, self._video = request, video
-        self._intent = intent
-        self._fail_if_killed = fail_if_killed
+    def __init__(self, submitter: Submitter, submission: Submission, intent: SubmissionRecord) -> None:
+        self._submitter, self._store, self._log = submitter, submitter.store, submitter.log
+        self.submission = submission
+        self.intent = intent
         self.is_forgotten = True
+        self._is_first = True
 
     def __call__(self) -> str:
         """
@@ -557,31 +578,46 @@ class SubmissionAttempt:
             over, or the task was killed; nothing was sent
         :raises LumaError: surely nothing was accepted
         """
-        self._fail_if_killed()
+        self._submitter.fail_if_killed()
         if not self.is_forgotten:
             self._try_to_forget()
         if not self.is_forgotten:
             raise AirflowException(
                 "The submission store still holds an attempt that was refused, so nothing more is submitted by this try"
             )
-        request = replace(self._request, video_url=self._video.renewed(self._request.video_url))
+        request = self._prepare()
         try:
-            self._store.begin(self._intent)
+            self._store.begin(self.intent)
         except Exception:
             self._log.warning("The submission could not be recorded, so nothing was submitted")
             self._try_to_forget()  # the write may have been done all the same, and only its answer lost
             raise
         try:
-            luma_task_id = self._client.submit(request, before_send=self._fail_if_overtaken)
+            luma_task_id = self._submitter.client.submit(request, before_send=self._fail_if_overtaken)
         except LumaSubmissionUnknownError:
             raise  # the intent stays, for the next try to find
         except (LumaError, AirflowException, AirflowRuntimeError):
-            # Refused, never sent, or the connection could not be read: surely nothing was accepted.
+            # Refused, or never sent: surely nothing was accepted.
             self._try_to_forget()
             raise
         self._log.info("Luma accepted the job as Luma task %s", luma_task_id)
-        try_store(self._log, self._save, replace(self._intent, luma_task_id=luma_task_id, replaced=None))
+        try_store(self._log, self._save, replace(self.intent, luma_task_id=luma_task_id, replaced=None))
         return luma_task_id
+
+    def _prepare(self) -> ModifyRequest:
+        """Return what this attempt sends, by the connection as it is now; name its callback in the intent."""
+        wanted = self.submission.request
+        if not self._is_first:
+            self._submitter.renew_client(wanted)
+        self._is_first = False
+        callback_url = wanted.callback_url or self._submitter.client.callback_url(
+            self.intent.reference, self._submitter.task_instance_id
+        )
+        expects_callback = callback_url is not None and not wanted.callback_url
+        self.intent = replace(self.intent, expects_callback=expects_callback, submitted_at=time.time())
+        return replace(
+            wanted, video_url=self.submission.video.renewed(wanted.video_url), callback_url=callback_url or None
+        )
 
     def _fail_if_overtaken(self) -> None:
         """
@@ -590,7 +626,7 @@ class SubmissionAttempt:
         It may have been frozen, with its machine, since it wrote the intent. Meanwhile the next try has reported that
         the outcome is unknown, and a person has cleared the task.
         """
-        self._fail_if_killed()
+        self._submitter.fail_if_killed()
         if not self._store.is_durable:
             return
         try:
@@ -600,7 +636,7 @@ class SubmissionAttempt:
                 f"The submission store cannot tell whether this try is still the one to submit: {error}. "
                 "Nothing was sent"
             ) from error
-        if record != self._intent:
+        if record != self.intent:
             raise AirflowException(
                 "Another try, or a person, has taken over while this one was about to submit. Nothing was sent"
             )
@@ -613,5 +649,5 @@ class SubmissionAttempt:
         self.is_forgotten = try_store(self._log, self._forget) is True
 
     def _forget(self) -> bool:
-        self._store.forget(self._intent)
+        self._store.forget(self.intent)
         return True

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-HTTP transport: the sessions of workers, and what the answers and errors of requests and aiohttp mean.
+HTTP in workers, with requests: one call a session, with exactly what the connection lists, and bounded in time.
 
-requests serves the workers, aiohttp the triggerer. Both are given exactly what
-:class:`~airflow_provider_luma.connection.LumaConnection` lists; see :mod:`~airflow_provider_luma.transport.options`.
+See :mod:`~airflow_provider_luma.transport.options` for proxies and certificates.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from http.client import BadStatusLine, HTTPResponse, LineTooLong, RemoteDisconnected, UnknownProtocol
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
 import requests
@@ -25,8 +25,9 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from airflow_provider_luma.connection import LumaConnection
-from airflow_provider_luma.core.job import Response
+from airflow_provider_luma.core.job import Request, Response
 from airflow_provider_luma.core.redaction import MIN_KEY_LENGTH, body_without_key, without_key
+from airflow_provider_luma.core.wire import read_retry_after
 from airflow_provider_luma.transport.options import Session, check_options, configure
 
 T = TypeVar("T")
@@ -36,6 +37,9 @@ MAX_BODY_SIZE = 256 * 1024
 
 #: Seconds in which an answer to a worker must have arrived, from its first byte on.
 ANSWER_TIMEOUT = 120.0
+
+#: Seconds for the answer to an upload at least: the service may store the whole file before it answers.
+UPLOAD_ANSWER_TIMEOUT = 120.0
 
 
 #: Sent with every request: the edge in front of the service refuses unusual user agents.
@@ -50,6 +54,18 @@ _UNREADABLE = (
     urllib3.exceptions.HeaderParsingError,
     urllib3.exceptions.InvalidChunkLength,
 )
+
+
+class Form(Protocol):
+    """The body of a form, in pieces."""
+
+    @property
+    def content_type(self) -> str:
+        """The type, with the boundary of its parts."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
 
 
 class _ApiSession(Session):
@@ -196,6 +212,45 @@ def _with_options(session: requests.Session, connection: LumaConnection) -> requ
     return session
 
 
+def send(
+    connection: LumaConnection,
+    request: Request,
+    *,
+    form: Form | None = None,
+    may_repeat: bool = True,
+    before_send: Callable[[], None] = lambda: None,
+) -> Response:
+    """
+    Send a request with the API key.
+
+    A session for each call: a kept connection that the server has closed meanwhile would make the outcome of a
+    submission unknown without need.
+
+    :param form: the body, of a request that is a form
+    :param may_repeat: whether redirects are followed, if the connection allows that: they may deliver a request twice
+    :param before_send: called on the open connection, just before anything is sent; what it raises ends the call
+    :raises OSError: no answer came; it does not show whether the request was sent
+    :raises ValueError: an address is malformed, also that of a redirect
+    :raises LumaValidationError: the connection's certificates cannot be read on this machine
+    """
+    is_upload = request.form is not None
+    answer_timeout = max(connection.timeout, UPLOAD_ANSWER_TIMEOUT) if is_upload else connection.timeout
+    with api_session(connection) as session:
+        check_before_send(session, before_send)
+        response = session.request(
+            request.method,
+            (connection.upload_url if is_upload else connection.base_url) + request.path,
+            params=request.query,
+            json=request.json,
+            data=form,
+            headers={"Content-Type": form.content_type} if form is not None else None,
+            timeout=(connection.timeout, answer_timeout),
+            allow_redirects=connection.allow_redirects and may_repeat,
+            stream=True,
+        )
+        return to_response(connection, response.status_code, read_body(response), response.headers)
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
     """
     Return what a call returns. A server that drips is always about to answer: no timeout of a read ends that.
@@ -230,7 +285,7 @@ def to_response(connection: LumaConnection, status: int, body: bytes, headers: M
     return Response(
         status,
         body_without_key(body, connection.api_key),
-        headers.get("Retry-After"),
+        read_retry_after(headers.get("Retry-After"), datetime.now(UTC)),
         location and without_key(location, connection.api_key),
     )
 

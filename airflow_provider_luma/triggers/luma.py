@@ -93,7 +93,7 @@ class LumaTaskTrigger(_LumaTrigger):
 
         try:
             async with shared(
-                lambda: Poller(LumaAsyncHook(self.luma_conn_id)), WAITING_GAUGE, self.luma_conn_id
+                lambda: Poller(LumaAsyncHook(self.luma_conn_id).client), WAITING_GAUGE, self.luma_conn_id
             ) as poller:
                 outcome = await poller.wait_for(state)
         except LumaError as error:

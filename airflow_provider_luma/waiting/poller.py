@@ -24,7 +24,7 @@ from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, Luma
 from airflow_provider_luma.metrics import Stats
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.hooks.luma import LumaAsyncHook
+    from airflow_provider_luma.client import LumaAsyncClient
 
 #: The metric of how many triggers wait for a job.
 WAITING_GAUGE = "luma.waiting"
@@ -43,7 +43,7 @@ class Poller:
     :param client: sends them; closed with the poller
     """
 
-    def __init__(self, client: LumaAsyncHook) -> None:
+    def __init__(self, client: LumaAsyncClient) -> None:
         self._client = client
         self._limiter = RateLimiter(DEFAULT_REQUESTS_PER_SECOND)
         self._durations = JobDurations()

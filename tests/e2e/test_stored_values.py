@@ -35,7 +35,7 @@ def outcomes(response: Response) -> list[Any]:
     """Return the trigger's event, the XComs, the deferral's state and the record that an answer leads to."""
     made: list[Any] = []
     try:
-        task = kie.read_task(response, "abc")
+        task = kie.read_status(response, "abc")
     except LumaError as error:
         made += [WaitFailed(error=error.as_dict()), {**error.as_dict(), "remedy": error.remedy}, str(error)]
     else:

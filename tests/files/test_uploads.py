@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_luma.exceptions import LumaAuthError, LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.files.stored_file import StoredFile
+from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.memory import measure
 from tests.support.storages import BUCKET
@@ -63,7 +64,7 @@ class TestForm:
         assert upload.sha256 == hashlib.sha256(CONTENT).hexdigest()
         assert int(upload.headers["content-length"]) > len(CONTENT)
         assert "transfer-encoding" not in upload.headers
-        assert upload.headers["authorization"] == f"Bearer {hook.luma_connection.api_key}"
+        assert upload.headers["authorization"] == f"Bearer {hook.get_luma_connection().api_key}"
 
     def test_name_is_made_of_the_version_and_tells_nothing_of_the_file(self, hook, uploads, file):
         hook.upload(str(file))
@@ -227,7 +228,7 @@ class TestFileThatChanges:
         found = StoredFile.find(str(file), "source")
         file.write_bytes(CONTENT[:1_000_000])
         with pytest.raises(AirflowException, match="was changed while it was read"):
-            hook.upload_file(found)
+            Upload(hook.get_client(), hook.log, lambda: None).run(found)
         assert uploads.uploads == []
 
     def test_file_that_is_replaced_meanwhile_is_no_upload(self, hook, uploads, file):
@@ -235,7 +236,7 @@ class TestFileThatChanges:
         file.write_bytes(bytes(len(CONTENT)))
         os.utime(file, (1, 1))
         with pytest.raises(AirflowException, match="was changed while it was read"):
-            hook.upload_file(found)
+            Upload(hook.get_client(), hook.log, lambda: None).run(found)
 
     def test_storage_that_breaks_is_not_taken_for_the_service(self, hook, uploads, file, monkeypatch):
         def broken(*_arguments: object, **_options: object) -> object:
@@ -244,7 +245,7 @@ class TestFileThatChanges:
         found = StoredFile.find(str(file), "source")
         monkeypatch.setattr(type(found.path.fs), "open", broken)
         with pytest.raises(AirflowException, match="source: .* could not be opened: the disk is gone"):
-            hook.upload_file(found)
+            Upload(hook.get_client(), hook.log, lambda: None).run(found)
 
 
 @pytest.mark.parametrize("said", [json.JSONDecodeError("no JSON", "<html>", 0), {"type": "file", "size": None}])

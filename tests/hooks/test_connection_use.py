@@ -22,20 +22,6 @@ PROMPT = "make it a rainy night"
 VIDEO = "http://127.0.0.1/v.mp4"
 
 
-@pytest.fixture
-def connection_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the connections that LumaHook has read from Airflow, one for each time."""
-    reads: list[str] = []
-    read = LumaHook.get_connection
-
-    def _count_and_read(_: type[LumaHook], conn_id: str) -> object:
-        reads.append(conn_id)
-        return read(conn_id)
-
-    monkeypatch.setattr(LumaHook, "get_connection", classmethod(_count_and_read))
-    return reads
-
-
 class TestForms:
     @pytest.mark.parametrize(
         ("uri", "base_url"),
@@ -51,7 +37,6 @@ class TestForms:
         monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", uri)
         assert LumaHook().get_luma_connection().base_url == base_url
         assert (await LumaAsyncHook().get_luma_connection()).base_url == base_url
-        assert (await LumaAsyncHook().config()).base_url == base_url
 
     @pytest.mark.parametrize("form", ["parts", "full URL in the host"])
     def test_service_is_called_at_the_address_of_the_connection(self, luma, monkeypatch, set_connection, api_key, form):
@@ -214,7 +199,7 @@ class TestKeysThatAreNotPercentEncoded:
     @PASTED
     async def test_status_check_of_the_triggerer_says_how_to_write_the_key(self):
         async with LumaAsyncHook() as hook:
-            outcome = await hook.poll(PollState("abc", poll_interval=1))
+            outcome = await hook.client.poll(PollState("abc", poll_interval=1))
         self.assert_explained(str(outcome.error))
 
     @PASTED

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 
+from airflow_provider_luma import client
 from airflow_provider_luma.core import backoff, poll_state
 from airflow_provider_luma.core.job import LumaTaskStatus
 from airflow_provider_luma.exceptions import (
@@ -17,7 +18,6 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.hooks import luma as hooks
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from tests.support.calls import status_checks
 
@@ -67,44 +67,44 @@ class TestCheck:
     """One status check, for whoever has to know at once whether a job is running."""
 
     def test_running_job_is_not_finished(self, luma, submit):
-        assert not LumaHook().check(submit(processing_seconds=60)).is_finished
+        assert not LumaHook().check_job(submit(processing_seconds=60)).is_finished
         assert len(status_checks(luma)) == 1
 
     def test_job_that_has_ended_well_is_returned(self, luma, submit, until):
         luma_task_id = submit(processing_seconds=0)
         until(lambda: luma.jobs[0].complete_time)
-        task = LumaHook().check(luma_task_id)
+        task = LumaHook().check_job(luma_task_id)
         assert (task.luma_task_id, task.is_successful) == (luma_task_id, True)
 
     def test_failed_job_raises_its_error(self, luma, submit, until):
         luma_task_id = submit(processing_seconds=0, outcome="generate_failed")
         until(lambda: luma.jobs[0].complete_time)
         with pytest.raises(LumaGenerationError, match="GENERATE_FAILED"):
-            LumaHook().check(luma_task_id)
+            LumaHook().check_job(luma_task_id)
 
     def test_unknown_id_is_raised_after_the_grace_period(self, luma, luma_conn, short_backoff, monkeypatch):
         monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.2)
         with pytest.raises(LumaNotFoundError, match="nobody-knows"):
-            LumaHook().check("nobody-knows")
+            LumaHook().check_job("nobody-knows")
         assert len(status_checks(luma)) > 1
 
     def test_transient_error_is_raised_at_once_without_a_retry_timeout(self, luma, submit):
         luma_task_id = submit(faults=["status:html"])
         with pytest.raises(LumaUnavailableError) as caught:
-            LumaHook().check(luma_task_id)
+            LumaHook().check_job(luma_task_id)
         assert caught.value.luma_task_id == luma_task_id
         assert len(status_checks(luma)) == 1
 
     def test_transient_error_is_waited_out_within_the_retry_timeout(self, luma, submit, short_backoff):
         luma_task_id = submit(faults=["status:html,times=2"], processing_seconds=60)
-        assert not LumaHook().check(luma_task_id, retry_timeout=120).is_finished
+        assert not LumaHook().check_job(luma_task_id, retry_timeout=120).is_finished
         assert len(status_checks(luma)) == 3
 
     def test_transient_error_that_outlasts_the_retry_timeout_is_raised(self, luma, submit, monkeypatch):
-        monkeypatch.setattr(hooks, "time", SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None}))
+        monkeypatch.setattr(client, "time", SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None}))
         luma_task_id = submit(faults=["status:html"])
         with pytest.raises(LumaUnavailableError):
-            LumaHook().check(luma_task_id, retry_timeout=20)
+            LumaHook().check_job(luma_task_id, retry_timeout=20)
         assert len(status_checks(luma)) > 1
 
 

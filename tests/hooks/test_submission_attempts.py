@@ -214,11 +214,11 @@ class TestNeverConnected:
         file = tmp_path / "certificate.pem"
         file.write_bytes((certificates / "client.pem").read_bytes())
         set_connection(wire.base_url, **{"verify": str(certificates / "authority.crt"), option: str(file)})
-        hook, request = LumaHook(), ModifyRequest(PROMPT, VIDEO)
-        hook.check_request(request)
+        client, request = LumaHook().get_client(), ModifyRequest(PROMPT, VIDEO)
+        client.check_request(request)
         file.write_text(replaced_by) if replaced_by else file.unlink()
         with pytest.raises(LumaValidationError, match="cannot be read on this machine"):
-            hook.submit(request)
+            client.submit(request)
         assert wire.received == []
 
 
@@ -319,9 +319,9 @@ class TestUnknownOutcomes:
         def broken(_response: object) -> bytes:
             raise RuntimeError("a defect of a library")
 
-        monkeypatch.setattr("airflow_provider_luma.hooks.api.read_body", broken)
+        monkeypatch.setattr("airflow_provider_luma.transport.workers.read_body", broken)
         with pytest.raises(LumaSubmissionUnknownError, match="a defect of a library"):
-            LumaHook().submit(ModifyRequest(PROMPT, luma.sample_url))
+            LumaHook().get_client().submit(ModifyRequest(PROMPT, luma.sample_url))
         assert luma.accepted == 1
 
     def test_answer_with_two_lengths_makes_the_outcome_unknown_and_is_not_sent_again(

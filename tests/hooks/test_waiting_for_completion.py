@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from airflow_provider_luma import client
 from airflow_provider_luma.core import poll_state
 from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus
 from airflow_provider_luma.core.poll_state import Failed, Finished, PollState
@@ -22,7 +23,6 @@ from airflow_provider_luma.exceptions import (
     LumaTimeoutError,
     LumaValidationError,
 )
-from airflow_provider_luma.hooks import luma as hooks
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from tests.support.calls import status_checks
 from tests.support.task_logs import messages
@@ -40,7 +40,7 @@ async def wait_in_triggerer(luma_task_id: str, *, timeout: float = 20, poll_inte
     state = PollState(luma_task_id, poll_interval=poll_interval, end_time=time.time() + timeout)
     async with LumaAsyncHook() as hook:
         while True:
-            outcome = await hook.poll(state)
+            outcome = await hook.client.poll(state)
             if isinstance(outcome, Finished):
                 return outcome.task
             if isinstance(outcome, Failed):
@@ -164,7 +164,7 @@ class TestDeadline:
         async def sleep(seconds: float) -> None:
             slept.append(seconds)
 
-        monkeypatch.setattr(hooks, "time", SimpleNamespace(**{**vars(time), "sleep": slept.append}))
+        monkeypatch.setattr(client, "time", SimpleNamespace(**{**vars(time), "sleep": slept.append}))
         monkeypatch.setattr(sys.modules[__name__], "sleep_in_triggerer", sleep)
         luma_task_id = submit(faults=["status:unknown_flag,flag=0,times=1"], processing_seconds=0)
         until(lambda: luma.jobs[0].complete_time)  # the first result takes a moment to render

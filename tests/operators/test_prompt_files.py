@@ -28,7 +28,6 @@ def folder(tmp_path: Path) -> Path:
         "marked.txt": "\ufeffMake it a day",
         "day.txt": "Make it a day",
         "empty.md": " \n",
-        "russian.md": "Пусть идёт снег",
         "names_a_file.md": "Make it look like README.md",
         "includes.md": "{% include 'prompts/night.md' %} and {% include 'gone.md' %}",
     }.items():
@@ -101,7 +100,6 @@ class TestFile:
             ("Make it look like README.md", "not found.*full stop"),
             ("empty.md", "'empty.md', a file that is empty"),
             ("latin1.md", "'latin1.md', a file that cannot be read"),
-            ("russian.md", "English only"),
         ],
     )
     def test_file_that_gives_no_prompt_is_refused_when_the_dag_is_parsed(self, parsed, folder, prompt, named):

@@ -40,7 +40,7 @@ def test_retry_of_a_task_that_uses_the_upload_pays_once(luma, luma_conn, clip, c
     assert luma.accepted == 1
 
 
-@pytest.mark.parametrize("source", ["clip.mp4", "https://example.com/clip.mp4", "/data/clip.mkv", ""])
+@pytest.mark.parametrize("source", ["clip.mp4", "https://example.com/clip.mp4", "/data/clip.wav", ""])
 def test_source_that_is_no_file_is_refused_when_the_dag_is_parsed(source):
     with pytest.raises(LumaValidationError, match="source"):
         LumaUploadOperator(task_id="upload", source=source)

@@ -20,7 +20,7 @@ KEYS = ["luma_task_id", "status", "result_urls", "origin_urls", "created_at", "c
 
 
 def read_task(response: Response) -> LumaTask:
-    return kie.read_task(response, "abc")
+    return kie.read_status(response, "abc")
 
 
 def record(**changes: Any) -> Response:
@@ -170,19 +170,19 @@ class TestTask:
 
     @pytest.mark.parametrize("told", ["mine", " MINE "])
     def test_id_of_a_job_is_the_one_that_was_asked_for(self, told):
-        assert kie.read_task(record(taskId=told), "mine").luma_task_id == "mine"
+        assert kie.read_status(record(taskId=told), "mine").luma_task_id == "mine"
 
     @pytest.mark.parametrize("told", [None, "", " "])
     def test_answer_that_names_no_job_ends_none(self, told):
         """A running job is no news; an end that is another job's would lose a video that is paid for, or its money."""
-        assert not kie.read_task(record(taskId=told, successFlag=0), "mine").is_finished
+        assert not kie.read_status(record(taskId=told, successFlag=0), "mine").is_finished
         for flag in (1, 2, 3, 4):
             with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
-                kie.read_task(record(taskId=told, successFlag=flag), "mine")
+                kie.read_status(record(taskId=told, successFlag=flag), "mine")
 
     def test_answer_about_another_job_says_nothing_of_the_one_that_was_asked_for(self):
         with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
-            kie.read_task(record(taskId="another"), "mine")
+            kie.read_status(record(taskId="another"), "mine")
 
     def test_task_is_immutable(self):
         with pytest.raises(AttributeError):

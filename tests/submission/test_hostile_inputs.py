@@ -12,6 +12,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_luma.exceptions import LumaTimeoutError
+from airflow_provider_luma.files.input_video import InputVideo
 from airflow_provider_luma.hooks.luma import LumaHook
 from tests.submission.test_stored_inputs import touch
 from tests.support.file_server import FileServer, Reply
@@ -66,10 +67,10 @@ class TestAfterTheSubmission:
         assert run.run_try(wait_for_completion=False)["luma_task_id"] == luma.jobs[0].task_id
 
     def test_credits_that_come_drop_by_drop_hold_nothing_up(self, server, set_connection, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.2)
+        monkeypatch.setattr("airflow_provider_luma.client.QUICK_DEADLINE", 0.2)
         server.serve("*", Reply(raw=dripping))
         set_connection(server.url(""))
-        assert LumaHook().credits_left() is None
+        assert LumaHook().get_client().credits_left() is None
 
 
 def dripping() -> Iterator[bytes]:
@@ -84,10 +85,15 @@ class TestPublicVideos:
     @pytest.fixture
     def check(self, luma, set_connection):
         set_connection(luma.base_url)
-        return LumaHook().check_public_video
+        client = LumaHook().get_client()
+
+        def check(url: str) -> None:
+            InputVideo(url, True, client.log, lambda: None, lambda _url: None).check_public(client)
+
+        return check
 
     def test_server_that_drips_holds_nothing_up(self, server, check, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.hooks.luma.HEAD_DEADLINE", 0.2)
+        monkeypatch.setattr("airflow_provider_luma.client.QUICK_DEADLINE", 0.2)
         check(server.serve("/clip.mp4", Reply(raw=dripping)))
 
     def test_video_whose_first_piece_is_short_passes(self, server, check):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.client import LumaClient
 from tests.support.task_instance import TaskRun, TaskStateStore
 from tests.support.task_logs import messages
 
@@ -31,14 +31,14 @@ def frozen_before_sending(monkeypatch: pytest.MonkeyPatch) -> Freeze:
     """Lets something happen once, while the process that has recorded an intent is about to send the submission."""
 
     def freeze(meanwhile: Callable[[], None]) -> None:
-        send = LumaHook.submit
+        send = LumaClient.submit
 
-        def thawed(hook: LumaHook, *arguments: Any, **options: Any) -> str:
-            monkeypatch.setattr(LumaHook, "submit", send)
+        def thawed(client: LumaClient, *arguments: Any, **options: Any) -> str:
+            monkeypatch.setattr(LumaClient, "submit", send)
             meanwhile()
-            return send(hook, *arguments, **options)
+            return send(client, *arguments, **options)
 
-        monkeypatch.setattr(LumaHook, "submit", thawed)
+        monkeypatch.setattr(LumaClient, "submit", thawed)
 
     return freeze
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_luma.client import LumaClient
 from airflow_provider_luma.exceptions import LumaError, LumaSubmissionUnknownError, LumaTimeoutError
-from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.submission_fixtures import ENDLESS
 from tests.support.task_instance import Killed, TaskRun, TaskStateStore
 from tests.support.task_logs import messages
@@ -60,7 +60,7 @@ def test_kill_between_the_intent_and_the_refusal_loses_nothing(luma, task, paid,
         raise Killed
 
     with monkeypatch.context() as killed:
-        killed.setattr("airflow_provider_luma.hooks.luma.LumaHook.submit", die)
+        killed.setattr("airflow_provider_luma.client.LumaClient.submit", die)
         with pytest.raises(Killed):
             task.clear_and_run(**OTHER)
     with pytest.raises(AirflowFailException, match="log page"):  # the other request may have been accepted
@@ -116,18 +116,18 @@ def test_who_wants_not_to_be_asked_gets_the_paid_video_at_once(luma, task, paid,
 
 
 def test_late_answer_to_a_forgotten_submission_does_not_hide_the_paid_job(luma, task, paid, monkeypatch):
-    send, later = LumaHook.submit, TaskRun(task._modify, task.store)
+    send, later = LumaClient.submit, TaskRun(task._modify, task.store)
 
-    def slow(hook, *arguments, **options):
-        answer = send(hook, *arguments, **options)
-        monkeypatch.setattr(LumaHook, "submit", send)
+    def slow(client, *arguments, **options):
+        answer = send(client, *arguments, **options)
+        monkeypatch.setattr(LumaClient, "submit", send)
         later.ti.try_number, later.ti.max_tries = task.ti.try_number, task.ti.max_tries
         with pytest.raises(AirflowFailException, match="log page"):
             later.clear_and_run()
         later.clear_and_run()
         return answer
 
-    monkeypatch.setattr(LumaHook, "submit", slow)
+    monkeypatch.setattr(LumaClient, "submit", slow)
     luma.configure(processing_seconds=ENDLESS)
     with suppress(LumaError):
         task.run_try(**OTHER, timeout=0.05)

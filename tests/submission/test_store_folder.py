@@ -16,9 +16,9 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from airflow_provider_luma.client import LumaClient
 from airflow_provider_luma.core.decision import RECORDS_KEPT, Outcome, SubmissionRecord, new_reference
 from airflow_provider_luma.exceptions import LumaTimeoutError
-from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.submission import store_folder
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore, record_callback
 from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore
@@ -254,14 +254,14 @@ class TestSubmitOnce:
         """A worker that Airflow takes for dead wakes up between its decision and its submission."""
         luma.configure(processing_seconds=0)
         overtaking = TaskRun(lambda **changes: modify(deferrable=False, **changes), None)
-        get_callback_url = LumaHook.get_callback_url
+        get_callback_url = LumaClient.callback_url
 
         def overtaken(hook, *submission):
-            monkeypatch.setattr(LumaHook, "get_callback_url", get_callback_url)
+            monkeypatch.setattr(LumaClient, "callback_url", get_callback_url)
             overtaking.run_try()
             return get_callback_url(hook, *submission)
 
-        monkeypatch.setattr(LumaHook, "get_callback_url", overtaken)
+        monkeypatch.setattr(LumaClient, "callback_url", overtaken)
         with pytest.raises(AirflowException, match="another try of this task"):
             task.run_try()
         assert luma.accepted == 1

@@ -44,7 +44,7 @@ class TestCallbackAddress:
 
     def test_token_of_the_address_is_masked_in_logs_and_kept_nowhere(self, luma, modify, context, monkeypatch):
         masked: list[str] = []
-        monkeypatch.setattr("airflow_provider_luma.hooks.luma.mask_secret", masked.append)
+        monkeypatch.setattr("airflow_provider_luma.client.mask_secret", masked.append)
         deferral_of(modify().execute, context)
         secret = callback_token.token_of(luma.jobs[0].request["callBackUrl"])
         assert secret in masked

@@ -14,14 +14,16 @@ from airflow_provider_luma.core.job import ModifyRequest
 from airflow_provider_luma.files.input_video import InputVideo
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.submission.store import NoStore
-from airflow_provider_luma.submission.workflow import Submitter
+from airflow_provider_luma.submission.workflow import Submission, Submitter
 
 
 @pytest.fixture
 def submitter(luma_conn: str) -> Submitter:
     """A first try of a task that may be deferred, on an Airflow without a task state store."""
+    hook = LumaHook(luma_conn)
     return Submitter(
-        client=LumaHook(luma_conn),
+        client=hook.get_client(),
+        new_client=hook.get_client,
         store=NoStore(),
         try_number=1,
         max_tries=0,
@@ -54,9 +56,8 @@ def test_api_key_that_is_replaced_between_the_checks_and_the_submission_is_used(
     luma.configure(api_key="the-next-key")
     set_connection(luma.base_url, key="the-next-key")
     try:
-        submitter.client.get_task(asked_about)
-        video = InputVideo(submitter.client, luma.sample_url, True, submitter.log, lambda: None, lambda _url: None)
-        step = submitter.submit(request, video, DeferralState())
+        video = InputVideo(luma.sample_url, True, submitter.log, lambda: None, lambda _url: None)
+        step = submitter.submit(Submission(request, video, DeferralState()))
         assert step.luma_task_id == luma.jobs[-1].task_id != asked_about
     finally:
         luma.reset()

@@ -43,6 +43,6 @@ responses = st.builds(
     Response,
     st.sampled_from([200, 201, 301, 404, 429, 500]),
     envelopes.map(lambda envelope: json.dumps(envelope).encode()),
-    st.none() | texts,
+    st.none() | st.floats(0, 1e9),
     st.none() | texts,
 )

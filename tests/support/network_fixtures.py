@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.tls import make_certificates
 
 #: Environment variables that decide how HTTP clients connect.
@@ -33,3 +34,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Each is there as ``.crt`` (certificate), ``.key`` (private key) and ``.pem`` (both).
     """
     return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def connection_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the connections that LumaHook has read from Airflow, one for each time."""
+    reads: list[str] = []
+    read = LumaHook.get_connection
+
+    def _count_and_read(_: type[LumaHook], conn_id: str) -> object:
+        reads.append(conn_id)
+        return read(conn_id)
+
+    monkeypatch.setattr(LumaHook, "get_connection", classmethod(_count_and_read))
+    return reads

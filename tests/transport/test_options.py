@@ -15,10 +15,11 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from airflow_provider_luma import client
 from airflow_provider_luma.core import backoff
 from airflow_provider_luma.core.poll_state import PollState
 from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.hooks import luma_async
+from airflow_provider_luma.files.input_video import InputVideo
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
@@ -62,7 +63,7 @@ def folder(certificates, tmp_path):
 async def errors() -> tuple[LumaError | None, LumaError | None]:
     """Check a job's status once in a worker, and once in the triggerer; return the errors."""
     async with LumaAsyncHook() as hook:
-        outcome = await hook.poll(PollState("abc", poll_interval=1))
+        outcome = await hook.client.poll(PollState("abc", poll_interval=1))
     in_worker = await asyncio.to_thread(LumaHook().poll, PollState("abc", poll_interval=1))
     return in_worker.error, outcome.error
 
@@ -179,12 +180,6 @@ class TestAuthorities:
         assert "certificate" in in_worker.msg.lower()
         assert in_triggerer is None
 
-    async def test_inherited_run_of_the_async_hook_uses_them_too(self, https, set_connection, monkeypatch, authority):
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", authority)
-        set_connection(https.base_url)
-        response = await LumaAsyncHook("luma_default").run(endpoint="/api/v1/chat/credit")
-        assert response.status == 200
-
     async def test_same_files_are_read_once(self, https, set_connection, monkeypatch, authority):
         options._load.cache_clear()
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", authority)
@@ -205,7 +200,7 @@ class TestReplacedFiles:
     async def test_triggerer_takes_up_a_replaced_file_while_it_waits(
         self, wires, set_connection, monkeypatch, mine, tmp_path, name
     ):
-        monkeypatch.setattr(luma_async, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(client, "CONNECTION_TTL", 0.0)
         (tmp_path / "others").mkdir()
         others = make_certificates(tmp_path / "others")
         wire = wires.start(wires.running_job(), tls=server_context(mine, requires_client_certificate=True))
@@ -214,14 +209,14 @@ class TestReplacedFiles:
         set_connection(wire.base_url, verify=str(mine / "authority.crt"), cert=str(mine / "client.pem"))
         state = PollState("abc", poll_interval=1)
         async with LumaAsyncHook() as hook:
-            assert (await hook.poll(state)).error is not None
+            assert (await hook.client.poll(state)).error is not None
             (tmp_path / "new").write_bytes(right)
             (tmp_path / "new").replace(mine / name)
-            await hook._read_again()
-            assert (await hook.poll(state)).error is None
+            await hook.client._read_again()
+            assert (await hook.client.poll(state)).error is None
 
     async def test_file_that_is_missing_for_a_moment_ends_neither_wait(self, https, set_connection, monkeypatch, mine):
-        monkeypatch.setattr(luma_async, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(client, "CONNECTION_TTL", 0.0)
         bundle = mine / "authority.crt"
         set_connection(https.base_url, verify=str(bundle))
         state, whole = PollState("abc", poll_interval=1), bundle.read_bytes()
@@ -230,7 +225,7 @@ class TestReplacedFiles:
                 bundle.unlink(missing_ok=True)
                 if is_there:
                     bundle.write_bytes(whole)
-                in_triggerer = await hook.poll(state)
+                in_triggerer = await hook.client.poll(state)
                 in_worker = await asyncio.to_thread(LumaHook().poll, PollState("abc", poll_interval=1))
                 assert in_triggerer.error is None  # it keeps what it has read
                 assert (in_worker.error is None) == is_there
@@ -266,8 +261,10 @@ class TestEveryCall:
 
     def test_check_of_a_public_video(self, wires):
         self.wire.answers[:] = [wires.answer(404)]
+        client = LumaHook().get_client()
+        video = InputVideo(f"{self.wire.base_url}/clip.mp4", True, client.log, lambda: None, lambda _url: None)
         with pytest.raises(LumaValidationError, match="404"):
-            LumaHook().check_public_video(f"{self.wire.base_url}/clip.mp4")
+            video.check_public(client)
 
     def test_connection_test(self, wires, set_connection):
         self.wire.answers[:] = [wires.envelope(200, 1000)]
@@ -351,6 +348,6 @@ class TestSocksProxies:
 
     async def test_triggerer_names_the_remedy_and_waits_on(self, scheme):
         async with LumaAsyncHook() as hook:
-            outcome = await hook.poll(PollState("abc", poll_interval=1))
+            outcome = await hook.client.poll(PollState("abc", poll_interval=1))
         assert f"{scheme} proxy" in outcome.error.msg
         assert "hunter2" not in outcome.error.msg

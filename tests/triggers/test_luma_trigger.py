@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_luma.client import LumaAsyncClient
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.core import callback_token, poll_state
 from airflow_provider_luma.core.decision import new_reference
-from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
+from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.triggers import luma as triggers
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.support.calls import status_checks
@@ -225,10 +226,10 @@ class TestExpectedCallback:
     @pytest.fixture
     def delay(self, only_event, monkeypatch):
         """Lets a trigger check a job once; returns after how many seconds it will check it again."""
-        outcomes, poll = [], LumaAsyncHook.poll
+        outcomes, poll = [], LumaAsyncClient.poll
 
-        async def recorded(hook: LumaAsyncHook, state: poll_state.PollState) -> Any:
-            outcomes.append(await poll(hook, state))
+        async def recorded(client: LumaAsyncClient, state: poll_state.PollState) -> Any:
+            outcomes.append(await poll(client, state))
             return outcomes[-1]
 
         async def _delay(luma_task_id: str, *, seconds: float = 3600) -> float:
@@ -238,7 +239,7 @@ class TestExpectedCallback:
             await cancel(waiting)
             return outcomes[0].delay
 
-        monkeypatch.setattr(LumaAsyncHook, "poll", recorded)
+        monkeypatch.setattr(LumaAsyncClient, "poll", recorded)
         return _delay
 
     @staticmethod

@@ -39,7 +39,7 @@ async def until_checked(luma, times: int = 1) -> None:
 
 
 def shared_poller() -> AbstractAsyncContextManager[Poller]:
-    return shared(lambda: Poller(LumaAsyncHook("luma_default")), WAITING_GAUGE, "luma_default")
+    return shared(lambda: Poller(LumaAsyncHook("luma_default").client), WAITING_GAUGE, "luma_default")
 
 
 async def wait(luma_task_id: str, *, poll_interval: float = 0.05, seconds: float = 60) -> Finished | Failed:
@@ -215,7 +215,7 @@ class TestPoller:
     async def test_a_connection_that_is_changed_while_others_wait_is_used(
         self, luma, submit, set_connection, monkeypatch
     ):
-        monkeypatch.setattr("airflow_provider_luma.hooks.luma_async.CONNECTION_TTL", 0.3)
+        monkeypatch.setattr("airflow_provider_luma.client.CONNECTION_TTL", 0.3)
         old = submit(processing_seconds=60)
         waiting = asyncio.create_task(wait(old))
         await until_checked(luma)

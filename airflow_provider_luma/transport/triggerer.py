@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+HTTP in the triggerer, with aiohttp: kept connections that all status checks of an event loop share.
+
+See :mod:`~airflow_provider_luma.transport.options` for proxies and certificates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+import aiohttp
+
+from airflow_provider_luma.connection import LumaConnection
+from airflow_provider_luma.core.job import Request, Response
+from airflow_provider_luma.core.rate_limit import MAX_UNANSWERED
+from airflow_provider_luma.core.redaction import without_key
+from airflow_provider_luma.transport.options import Certificates, triggerer_certificates, triggerer_proxy_of
+from airflow_provider_luma.transport.workers import MAX_BODY_SIZE, USER_AGENT, to_response
+
+#: Bytes of an answer above which it is read in a thread: all triggers share the event loop.
+LONG_BODY = 16 * 1024
+
+#: What may be raised where no answer came; the last of a malformed address.
+FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class OpenConnection:
+    """
+    A connection, and the session that was opened for it.
+
+    :param certificates: those that the session uses
+    :param proxy: the proxy on the way to the service, if any
+    """
+
+    connection: LumaConnection
+    certificates: Certificates
+    session: aiohttp.ClientSession
+    proxy: str | None
+
+    @classmethod
+    async def open(cls, connection: LumaConnection, certificates: Certificates) -> OpenConnection:
+        """
+        Open a session, in an event loop.
+
+        :raises LumaValidationError: proxy or certificates cannot be used here
+        """
+        proxy, context = triggerer_proxy_of(connection), await asyncio.to_thread(triggerer_certificates, connection)
+        # Not trust_env: that would also read a .netrc, whose entries aiohttp cannot combine with the key.
+        session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {connection.api_key}", "User-Agent": USER_AGENT},
+            timeout=aiohttp.ClientTimeout(total=connection.timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
+            connector=aiohttp.TCPConnector(
+                ssl=context,
+                # The rate limiter bounds requests. One that waited here for a socket would use up its own timeout.
+                limit=max(MAX_UNANSWERED, math.ceil(connection.requests_per_second)),
+            ),
+        )
+        return cls(connection, certificates, session, proxy)
+
+    async def send(self, request: Request) -> Response:
+        """
+        Send a request with the API key.
+
+        :raises FAILURES: no answer came
+        """
+        async with self.session.request(
+            request.method,
+            self.connection.base_url + request.path,
+            params=request.query,
+            json=request.json,
+            allow_redirects=self.connection.allow_redirects,
+            max_redirects=self.connection.max_redirects,
+            proxy=self.proxy,
+        ) as response:
+            body = bytearray()
+            async for chunk in response.content.iter_chunked(65536):
+                body += chunk
+                if len(body) >= MAX_BODY_SIZE:
+                    break
+            answer = self.connection, response.status, bytes(body[:MAX_BODY_SIZE]), response.headers
+            is_long = len(body) > LONG_BODY
+            return await asyncio.to_thread(to_response, *answer) if is_long else to_response(*answer)
+
+
+def reason_of(error: Exception, connection: LumaConnection) -> str:
+    """Return what happened, without the API key."""
+    if isinstance(error, aiohttp.TooManyRedirects):
+        return "too many redirects"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answers HTTP {error.status}"
+    # These quote the malformed response, which may echo our request headers and so the API key.
+    if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
+        return "the answer is not HTTP, or is cut off"
+    return without_key(str(error) or type(error).__name__, connection.api_key)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An attempt to submit works with one snapshot of the connection, and the next attempt with the connection as it is."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk.exceptions import TaskDeferred
+
+from airflow_provider_luma.core import callback_token
+from airflow_provider_luma.files.upload import Upload
+from airflow_provider_luma.hooks.luma import LumaHook
+from tests.support.network_fixtures import connection_reads
+
+__all__ = ["connection_reads"]
+
+NEXT_KEY = "the-next-api-key"
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["public video", "uploaded video"])
+def test_a_try_reads_the_connection_once(luma, modify, set_connection, context, clip, connection_reads, is_stored):
+    set_connection(luma.base_url, min_credits=5, callback_base_url="http://127.0.0.1:9")
+    operator = modify(**({"video_url": str(clip)} if is_stored else {}))
+    with pytest.raises(TaskDeferred):
+        operator.execute(context)
+    assert luma.accepted == 1
+    assert connection_reads == ["luma_default"]
+
+
+def test_a_retry_that_continues_a_job_reads_the_connection_once(
+    luma, modify, set_connection, context, connection_reads
+):
+    set_connection(luma.base_url, min_credits=5)
+    for _ in range(2):
+        connection_reads.clear()
+        with pytest.raises(TaskDeferred):
+            modify().execute(context)
+    assert luma.accepted == 1
+    assert connection_reads == ["luma_default"]
+
+
+def test_key_that_is_replaced_during_an_upload_is_used(luma, modify, set_connection, context, clip, monkeypatch):
+    upload = Upload.run
+
+    def replace_the_key(self, file):
+        uploaded = upload(self, file)
+        monkeypatch.setattr(Upload, "run", upload)
+        luma.configure(api_key=NEXT_KEY)
+        set_connection(luma.base_url, key=NEXT_KEY, callback_base_url="http://127.0.0.1:9")
+        return uploaded
+
+    monkeypatch.setattr(Upload, "run", replace_the_key)
+    with pytest.raises(TaskDeferred):
+        modify(video_url=str(clip)).execute(context)
+    assert luma.accepted == 1
+    assert len(luma.uploads) == 1, "the upload of the earlier attempt is used"
+    assert callback_token.is_ours(luma.jobs[0].request["callBackUrl"], LumaHook().get_luma_connection())
+    assert context["task_state_store"].record["expects_callback"] is True
+
+
+def test_key_that_is_refused_and_was_not_replaced_fails_the_task_at_once(luma, modify, context, connection_reads):
+    luma.configure(api_key=NEXT_KEY)
+    with pytest.raises(AirflowFailException, match="API key"):
+        modify().execute(context)
+    assert luma.accepted == 0
+    assert context["task_state_store"].record is None
+
+
+def test_attempt_that_follows_a_refusal_uses_the_connection_as_it_is_then(
+    luma, modify, set_connection, context, short_backoff, monkeypatch
+):
+    set_connection(luma.base_url)
+    luma.configure(processing_seconds=0, faults=["submit:refuse,code=429,times=1"])
+    forget = type(context["task_state_store"]).delete
+
+    def replace_the_key(self, key):
+        luma.configure(api_key=NEXT_KEY)
+        set_connection(luma.base_url, key=NEXT_KEY, callback_base_url="http://127.0.0.1:9")
+        return forget(self, key)
+
+    monkeypatch.setattr(type(context["task_state_store"]), "delete", replace_the_key)
+    modify(deferrable=False).execute(context)
+    assert luma.accepted == 1
+    assert callback_token.is_ours(luma.jobs[0].request["callBackUrl"], LumaHook().get_luma_connection())
