@@ -4,9 +4,19 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
+
+if sys.dont_write_bytecode:
+    # Every worker and every process that a test starts would compile Airflow anew. Keep bytecode away from the sources.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Airflow reads these when it is first imported; nothing of the user's own Airflow may be touched.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="luma-tests-airflow-")
@@ -16,7 +26,7 @@ atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -33,6 +43,17 @@ hypothesis.settings.load_profile("no deadline")
 
 #: A key that is found wherever it should not be.
 API_KEY = "sk-distinctive-0123456789abcdef"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the garbage collector what collection has made: Airflow's modules and all tests, which stay to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def connection_uri(base_url: str, key: str = API_KEY, **extra: Any) -> str:

@@ -324,7 +324,7 @@ def most_memory() -> Iterator[Callable[[], int]]:
 
 
 def test_clip_that_is_far_larger_than_its_film_is_refused_before_it_is_decoded(tmp_path):
-    hostile = plain((8192, 8192))
+    hostile = plain((8192, 8192), frames=1)
     assert len(hostile) < 300_000
     with most_memory() as memory, pytest.raises(LumaValidationError) as refused:
         join_to(tmp_path / "out.mp4", [hostile], plain((1280, 720)))
@@ -344,7 +344,7 @@ def test_film_beyond_8k_is_refused():
     with pytest.raises(
         LumaValidationError, match=r"film.mp4\) has pictures of 8192 by 8192 pixels, more than an 8K film"
     ):
-        plan_split(io.BytesIO(plain((8192, 8192))), shown="film.mp4")
+        plan_split(io.BytesIO(plain((8192, 8192), frames=1)), shown="film.mp4")
 
 
 def deflated(head: bytes, zeros: int) -> bytes:

@@ -272,7 +272,7 @@ def test_task_that_is_killed_stops_at_once_and_leaves_nothing(film, tmp_path, mo
 
 def test_clip_that_takes_more_than_its_film_may_fails_the_join_without_a_retry(film, tmp_path):
     clips, pushed = split(str(film), str(tmp_path / "clips"))
-    Path(clips[2].removeprefix("file://")).write_bytes(make_clip(seconds=9, rate=2, size=(4096, 2176)))
+    Path(clips[2].removeprefix("file://")).write_bytes(make_clip(seconds=2, rate=1, size=(4096, 2176)))
     join = VideoJoinOperator(
         task_id="join", clips=clips, source=str(film), destination=str(tmp_path / "out.mp4"), plan=pushed[PLAN_KEY]
     )
