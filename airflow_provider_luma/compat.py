@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What has moved between the supported releases of Airflow, imported from where this one keeps it.
+Every difference between the supported releases of Airflow: names that have moved, and what only some of them have.
 
-The provider ``common.compat`` offers the same, but each name only from some release of its own on, while Airflow's
-images pin older ones.
+The provider ``common.compat`` offers the names, too, but each only from some release of its own on, while Airflow's
+images pin older ones. Every process of Airflow imports this module, so it loads nothing before it is used.
 """
 
 from __future__ import annotations
 
-from airflow.sdk import Connection
-from airflow.sdk.bases.hook import BaseHook
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-try:
-    from airflow.sdk import literal
-except ImportError:  # Airflow 3.1.0
-    from airflow.sdk.definitions.template import literal
+from airflow.version import version
 
-try:
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from airflow.sdk import Connection, Context, literal
     from airflow.sdk.configuration import conf
-except ImportError:  # Airflow 3.1
-    from airflow.configuration import conf
-
-try:
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
@@ -30,25 +27,15 @@ try:
         AirflowSkipException,
         TaskDeferralTimeout,
     )
-except ImportError:  # Airflow 3.1
-    from airflow.exceptions import (  # type: ignore[no-redef,attr-defined]
-        AirflowException,
-        AirflowFailException,
-        AirflowNotFoundException,
-        AirflowSensorTimeout,
-        AirflowSkipException,
-        TaskDeferralTimeout,
-    )
-
-try:
     from airflow.sdk.observability.stats import Stats
-except ImportError:
-    try:
-        from airflow.observability.stats import Stats  # type: ignore[assignment]
-    except ImportError:  # Airflow 3.1
-        from airflow.stats import Stats
 
 __all__ = [
+    "CLEAR_DISCARDS_TASK_STATE",
+    "DEFERRAL_KWARGS_PATH",
+    "HAS_TABS_BY_OPERATOR",
+    "HAS_TASK_INSTANCE_HISTORY",
+    "HAS_TASK_STATE_STORE",
+    "HAS_TEAMS",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
@@ -57,9 +44,109 @@ __all__ = [
     "Stats",
     "TaskDeferralTimeout",
     "conf",
+    "determine_kwargs",
     "get_async_connection",
     "literal",
+    "loop_iteration",
+    "release_of",
+    "task_scope_fields",
+    "task_state_store",
 ]
+
+
+_EXCEPTIONS = ("airflow.sdk.exceptions", "airflow.exceptions")  # the latter: Airflow 3.1
+
+#: Where names are that have moved: where newer releases keep them comes first.
+_MOVED = {
+    "AirflowException": _EXCEPTIONS,
+    "AirflowFailException": _EXCEPTIONS,
+    "AirflowNotFoundException": _EXCEPTIONS,
+    "AirflowSensorTimeout": _EXCEPTIONS,
+    "AirflowSkipException": _EXCEPTIONS,
+    "TaskDeferralTimeout": _EXCEPTIONS,
+    "conf": ("airflow.sdk.configuration", "airflow.configuration"),  # the latter: Airflow 3.1
+    "literal": ("airflow.sdk", "airflow.sdk.definitions.template"),  # the latter: Airflow 3.1.0
+    # The last: Airflow 3.1
+    "Stats": ("airflow.sdk.observability.stats", "airflow.observability.stats", "airflow.stats"),
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import a name that has moved, at its first use: every process of Airflow imports the plugin, and so this."""
+        for module in _MOVED.get(name, ()):
+            try:
+                found = getattr(import_module(module), name)
+            except (ImportError, AttributeError):
+                continue
+            globals()[name] = found
+            return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def release_of(airflow: str) -> tuple[int, int]:
+    """Return major and minor number of a version, also of a pre-release."""
+    major, minor = airflow.split(".")[:2]
+    return int(major), int(minor)
+
+
+_RELEASE = release_of(version)
+
+#: Where in a task instance's ``next_kwargs`` the arguments of its deferral are. Airflow 3.1 wraps them.
+DEFERRAL_KWARGS_PATH = ("__var",) if _RELEASE < (3, 2) else ()
+
+#: Whether DAGs and connections can belong to teams. Airflow 3.2 and newer.
+HAS_TEAMS = _RELEASE >= (3, 2)
+
+#: Whether Airflow keeps task state, in a model of its own. Airflow 3.3 and newer.
+HAS_TASK_STATE_STORE = _RELEASE >= (3, 3)
+
+#: Whether a Clear discards the task state by default. Airflow 3.4 and newer.
+CLEAR_DISCARDS_TASK_STATE = _RELEASE >= (3, 4)
+
+#: Whether earlier tries are in a model of their own. Before Airflow 3.4; since then they are task instances.
+HAS_TASK_INSTANCE_HISTORY = _RELEASE < (3, 4)
+
+#: Whether a plugin's tab can be limited to some operators. Airflow 3.4 and newer; 3.3 would show it on every task.
+HAS_TABS_BY_OPERATOR = _RELEASE >= (3, 4)
+
+
+def task_state_store(context: Context) -> Any:
+    """Return the running task instance's task state store; None before Airflow 3.3."""
+    return context.get("task_state_store")
+
+
+def task_scope_fields() -> list[str]:
+    """Return what identifies a task instance in the task state store; Airflow 3.4 adds regions, for loops."""
+    import dataclasses
+
+    from airflow.state.metastore import TaskScope  # type: ignore[attr-defined]
+
+    return [field.name for field in dataclasses.fields(TaskScope)]
+
+
+def loop_iteration(ti: Any) -> tuple[UUID | None, int | None]:
+    """
+    Return region and index of an iteration of a loop; twice None before Airflow 3.4.
+
+    From then on a task instance outside of a loop has the index of its mapping, and a region of zeros or none.
+
+    :param ti: the task instance, or its key
+    """
+    return getattr(ti, "region_id", None), getattr(ti, "region_index", None)
+
+
+def determine_kwargs(
+    function: Callable[..., Any], args: Collection[Any], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return those of the keyword arguments that a function takes; Airflow 3.1 has this elsewhere."""
+    try:
+        from airflow.sdk.bases.decorator import determine_kwargs as determine
+    except ImportError:
+        from airflow.utils.operator_helpers import determine_kwargs as determine  # type: ignore[attr-defined]
+
+    found: Mapping[str, Any] = determine(function, args, kwargs)
+    return found
 
 
 async def get_async_connection(conn_id: str) -> Connection:
@@ -72,6 +159,9 @@ async def get_async_connection(conn_id: str) -> Connection:
     :param conn_id: the connection's id
     :raises AirflowNotFoundException: there is no such connection
     """
+    from airflow.sdk import Connection
+    from airflow.sdk.bases.hook import BaseHook
+
     if hasattr(Connection, "aextra_dejson"):  # came together with the mended masking
         return await BaseHook.aget_connection(conn_id)
     # Not asyncio.to_thread: Airflow finds its way back from the thread to this loop only with asgiref.

@@ -24,6 +24,7 @@ from airflow.serialization.serialized_objects import BaseSerialization
 from airflow.utils.session import create_session
 from sqlalchemy import delete, insert, select, update
 
+from airflow_provider_luma.compat import HAS_TASK_STATE_STORE
 from airflow_provider_luma.core.decision import SubmissionRecord
 from airflow_provider_luma.core.deferral import RESUMABLE_TRIGGERS, DeferralState
 from airflow_provider_luma.operators.luma import LumaModifyOperator
@@ -32,15 +33,14 @@ from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
 from airflow_provider_luma.triggers.luma import LumaCallbackTrigger
 from harness.deferrals import deferral_of
 
-try:
+TaskStateStoreModel = None
+if HAS_TASK_STATE_STORE:
     from airflow.models.task_state_store import TaskStateStoreModel
-except ImportError:  # Airflow below 3.3
-    TaskStateStoreModel = None
 
 #: The Luma task that the deferred tasks wait for, unless they say otherwise.
 JOB = "6b7e5e3f2a1d4c0b9a8f7e6d5c4b3a29"
 
-needs_task_state = pytest.mark.skipif(TaskStateStoreModel is None, reason="Airflow below 3.3 keeps no task state")
+needs_task_state = pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="Airflow below 3.3 keeps no task state")
 
 
 class TaskInstanceState(NamedTuple):

@@ -183,6 +183,21 @@ def test_names_that_airflow_has_moved_come_from_compat_and_not_from_a_provider_t
     assert [name for name in modules() if any(imported.startswith(moved) for imported in imports(name))] == []
 
 
+def handles_missing_airflow(node: ast.AST) -> bool:
+    """Tell whether a statement tries to import something of Airflow, and goes on without it."""
+    if not isinstance(node, ast.Try):
+        return False
+    caught = {name.id for handler in node.handlers for name in ast.walk(handler) if isinstance(name, ast.Name)}
+    tried = imports_of(ast.Module(node.body, []), inside_functions=True)
+    return bool(caught & {"ImportError", "ModuleNotFoundError"}) and any(name.startswith("airflow.") for name in tried)
+
+
+def test_airflows_versions_are_told_apart_in_compat_alone():
+    asking = {name for name in modules() if "airflow.version.version" in imports(name)}
+    trying = {name for name in modules() if any(map(handles_missing_airflow, ast.walk(parsed(modules()[name]))))}
+    assert asking == trying == {"compat"}
+
+
 def test_only_two_modules_of_the_receiver_import_airflows_database_models():
     users = [name for name in modules() if any(i.startswith(("airflow.models.t", "sqlalchemy")) for i in imports(name))]
     assert sorted(users) == ["receiver.connections", "receiver.resume"]

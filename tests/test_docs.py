@@ -24,6 +24,7 @@ from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.operators import luma as operators
 from airflow_provider_luma.simulator import Settings, Simulator
 from airflow_provider_luma.simulator.__main__ import build_parser
+from harness import decision_table
 
 REPOSITORY = Path(__file__).parent.parent
 README = REPOSITORY / "README.md"
@@ -61,6 +62,14 @@ def commands(block: str) -> Iterator[list[str]]:
             if words:
                 yield words
     assert not command
+
+
+# -- the table of submit once ----------------------------------------------------------------------------------------
+
+
+def test_decision_table_of_the_documentation_is_that_of_the_code() -> None:
+    page = decision_table.PAGE.read_text()
+    assert decision_table.replaced(page) == page, "run python -m harness.decision_table"
 
 
 # -- Python ----------------------------------------------------------------------------------------------------------

@@ -68,3 +68,15 @@ task.luma_modify
 result = [before, "airflow_provider_luma.decorators.luma" in sys.modules]
 """)
     assert (before, after) == (False, True)
+
+
+def test_plugin_which_every_process_of_airflow_imports_loads_nothing_of_the_task_sdk():
+    modules = fresh_python.run("""
+import sys
+import airflow.plugins_manager
+before = set(sys.modules)
+import airflow_provider_luma.plugins.luma
+result = sorted(set(sys.modules) - before)
+""")
+    assert "airflow_provider_luma.plugins.luma" in modules
+    assert [one for one in modules if one.startswith("airflow.sdk")] == []

@@ -3,25 +3,15 @@
 
 from __future__ import annotations
 
-import pytest
-from airflow.version import version
-
+from airflow_provider_luma.compat import HAS_TABS_BY_OPERATOR
 from airflow_provider_luma.links.luma import LumaResultLink
 from airflow_provider_luma.operators import luma, transfers, video
-from airflow_provider_luma.plugins.luma import _TAB, LumaPlugin, _knows_applies_to
+from airflow_provider_luma.plugins.luma import _TAB, LumaPlugin
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 
-@pytest.mark.parametrize(
-    ("airflow", "known"),
-    [("3.1.8", False), ("3.3.2", False), ("3.4.0b2", True), ("3.4.0", True), ("3.10.1", True), ("4.0.0", True)],
-)
-def test_tab_is_shown_only_where_it_can_be_limited_to_our_tasks(airflow, known):
-    assert _knows_applies_to(airflow) is known
-
-
-def test_tab_is_declared_on_airflow_3_4_and_newer_alone():
-    assert bool(LumaPlugin.external_views) is _knows_applies_to(version)
+def test_tab_is_declared_only_where_it_can_be_limited_to_our_tasks():
+    assert bool(LumaPlugin.external_views) is HAS_TABS_BY_OPERATOR
 
 
 def test_tab_is_on_every_operator_with_a_result_page():

@@ -7,12 +7,12 @@ records an intent (a :class:`SubmissionRecord` without an id) *before* the reque
 answer. Wherever a process is killed, the next try finds one of three things: no record (nothing was sent), an intent
 (something may have been sent), or an id.
 
-What to do then is a table, :data:`TABLE`, and :func:`decide` reads it. Three facts decide beside the record:
+What to do then is a table, :data:`TABLE`, and :func:`decide` reads it. Beside the record, it depends on
 
-* whether the request is still the same one, by its fingerprint;
-* whether this try is a retry by Airflow or was cleared by a person, see :func:`is_cleared`. A retry wants what the last
-  try wanted; a person who clears a task whose outcome is known wants a new video;
-* whether that outcome is known: a result or a failure was delivered, or it was reported that nobody knows.
+* whether the request is still the same, by its fingerprint;
+* whether this try is a retry by Airflow or a person has cleared the task, see :func:`is_cleared`. A retry wants what
+  the last try wanted; whoever clears a task whose outcome was seen wants a new video;
+* whether it was seen: a result or a failure was delivered, or it was reported that the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -95,16 +95,44 @@ def new_reference() -> str:
     return uuid.uuid4().hex
 
 
+class Try(Enum):
+    """How this try has come about; see :func:`is_cleared`."""
+
+    RETRY = "a retry"
+    CLEARED = "after a Clear"
+
+
 class JobStatus(Enum):
     """What the service says of a recorded job, as far as the decision depends on it."""
 
     RUNNING = "running"
-    SUCCEEDED = "has succeeded"
-    RESULT_MISSING = "has succeeded, but lists no video"
-    FAILED = "has failed"
-    FORGOTTEN = "is no longer known, as Luma keeps records for two months"
-    NOT_FOUND = "is not known, although Luma keeps records for two months"
+    SUCCEEDED = "succeeded"
+    RESULT_MISSING = "succeeded, but lists no video"
+    FAILED = "failed"
+    FORGOTTEN = "no longer known, after more than two months"
+    NOT_FOUND = "not known, although it keeps records for two months"
     UNAVAILABLE = "cannot be asked"
+
+
+class Seen(Enum):
+    """Whether a person can know the outcome: it was delivered, or it was reported that something is missing."""
+
+    YES = True
+    NO = False
+
+
+class Callback(Enum):
+    """Whether a callback can still name the job of an intent."""
+
+    EXPECTED = True
+    NONE = False
+
+
+class Resubmit(Enum):
+    """The operator's ``resubmit_on_failure`` for a job, its ``resubmit_on_unknown`` for an intent."""
+
+    ON = True
+    OFF = False
 
 
 class Step(Enum):
@@ -112,113 +140,150 @@ class Step(Enum):
 
     SUBMIT = "submit"
     WAIT = "wait for the recorded job"
-    TAKE_RESULT = "take the recorded job's result"
-    AWAIT_CALLBACK = "wait for the callback that tells the job's id"
-    FAIL = "fail, and let a person check the account"
-    RAISE_FAILURE = "fail as the recorded job has"
-    NOT_FOUND = "fail, as paying again is no answer to a job that Luma does not find"
-    ASK_LATER = "fail, and ask again at the next try"
+    TAKE_RESULT = "return the recorded job's result"
+    AWAIT_CALLBACK = "wait for the callback"
+    FAIL = "fail without further retries"
+    RAISE_FAILURE = "fail as the recorded job did"
+    NOT_FOUND = "fail"
+    ASK_LATER = "fail; the next try asks again"
+
+
+#: In a row of the table, stands for every value of a column.
+ANY: None = None
+
+
+class NoRecord(NamedTuple):
+    """No earlier try has left a record."""
+
+
+class Job(NamedTuple):
+    """The record has an id, and the request is the same."""
+
+    this_try: Try | None
+    status: JobStatus | None
+    seen: Seen | None = ANY
+    resubmit: Resubmit | None = ANY
+
+
+class JobOfAnotherRequest(NamedTuple):
+    """The record has an id, and the request has changed."""
+
+    this_try: Try | None
+
+
+class Intent(NamedTuple):
+    """The record has no id; a callback can only be expected if the request is the same."""
+
+    this_try: Try | None
+    seen: Seen | None = ANY
+    callback: Callback | None = ANY
+    resubmit: Resubmit | None = ANY
+
+
+Situation = NoRecord | Job | JobOfAnotherRequest | Intent
 
 
 class Row(NamedTuple):
     """
-    One row of the table; None in a column stands for anything.
+    One row of the table.
 
-    :param record: ``none``, ``id``, ``intent``, or ``callback``: an intent whose callback can be waited for
-    :param request: ``same`` or ``changed``
-    :param by: ``retry``, or ``clear`` by a person
-    :param status: what Luma says of the recorded job
-    :param told: whether a person can know the outcome: the result was delivered, or it was reported that an intent's
-        outcome is unknown, or that a video is missing
+    :param situation: the situations in which it applies
     :param step: what to do
-    :param reason: the text for the task's log
+    :param reason: the text for the task's log; ``{id}`` is the recorded job, ``{number}`` the try that submitted it
     """
 
-    record: str
-    request: str | None
-    by: str | None
-    status: JobStatus | None
-    told: bool | None
+    situation: Situation
     step: Step
     reason: str
 
+    def covers(self, situation: Situation) -> bool:
+        """Tell whether the row applies."""
+        return type(situation) is type(self.situation) and all(
+            column in (ANY, fact) for column, fact in zip(self.situation, situation, strict=True)
+        )
 
-# Why each row is as it is:
-#   none                     Nothing was ever sent, or what was sent was surely refused.
-#   id, same, retry          A failed try is no reason to pay again: the job runs whether somebody waits or not.
-#                            Only a job that brought nothing is replaced. Where Luma cannot be asked, waiting is what
-#                            costs nothing.
-#   id, same, no video       The video is made and paid for. Where Luma does not show it, a person has to ask; only
-#                            one who was told so, and clears the task, wants another instead.
-#   id, same, not found      Luma keeps its records for two months. Before that, "no such task" is an error of the
-#                            service or of the connection, and paying again is no answer to it.
-#   id, changed              The recorded job makes another video than the one that is wanted now.
-#   id, same, clear          A running job cannot be cancelled and is paid for, so it is the new video; so is one that
-#                            has ended and whose result nobody has got. Of one that was delivered, a person wants
-#                            another. Which of these it is only Luma can tell.
-#   callback                 If a job was accepted, its callback tells its id; waiting for that costs nothing.
-#   intent, retry            It may be running, and nobody can ask. A second may be one too many: a person must check.
-#   intent, clear            A person has checked, if it was ever reported that there is something to check.
+
+#: Exactly one row covers each situation. ``python -m harness.decision_table`` copies the table to docs/operations.md.
 TABLE = (
-    Row("none", None, None, None, None, Step.SUBMIT, "Nothing was submitted before; this try submits"),
-    Row("id", "same", "retry", JobStatus.RUNNING, None, Step.WAIT,
-        "This try continues Luma task {id}, submitted by try {number}; nothing new is billed"),
-    Row("id", "same", "retry", JobStatus.SUCCEEDED, None, Step.TAKE_RESULT,
-        "This try takes the result of Luma task {id}, submitted by try {number}; nothing new is billed"),
-    Row("id", "same", "retry", JobStatus.RESULT_MISSING, None, Step.WAIT,
-        "Luma task {id}, submitted by try {number}, has succeeded, but Luma lists no video yet; this try waits for it, "
-        "and nothing new is billed"),
-    Row("id", "same", "retry", JobStatus.FAILED, None, Step.SUBMIT,
-        "Luma task {id}, submitted by try {number}, has failed; this try submits a new job"),
-    Row("id", "same", None, JobStatus.FORGOTTEN, None, Step.SUBMIT,
-        "Luma no longer knows Luma task {id}, submitted by try {number} over two months ago; this try submits a new "
-        "job"),
-    Row("id", "same", None, JobStatus.NOT_FOUND, None, Step.NOT_FOUND,
-        "Luma says that it does not know Luma task {id}, submitted by try {number}, although it keeps records for two "
-        "months; nothing is submitted"),
-    Row("id", "same", "retry", JobStatus.UNAVAILABLE, None, Step.WAIT,
-        "Luma cannot be asked for now; this try continues Luma task {id}, submitted by try {number}"),
-    Row("id", "changed", "retry", None, None, Step.SUBMIT,
-        "The request has changed since try {number} submitted Luma task {id}; this try submits a new job. A "
-        "LumaTaskSensor with that id fetches the earlier one's result"),
-    Row("id", "same", "clear", JobStatus.RUNNING, None, Step.WAIT,
-        "The task was cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid "
-        "for: this try continues it; nothing new is billed"),
-    Row("id", "same", "clear", JobStatus.UNAVAILABLE, None, Step.ASK_LATER,
-        "The task was cleared, and Luma cannot be asked what has become of Luma task {id} of try {number}; "
-        "nothing is submitted before it answers"),
-    Row("id", "same", "clear", JobStatus.SUCCEEDED, False, Step.TAKE_RESULT,
-        "The task was cleared, but no record says that Airflow has got the result of Luma task {id} of try {number}, "
-        "and it is paid for: this try returns it; nothing new is billed. Clear the task again for a new video"),
-    Row("id", "same", "clear", JobStatus.SUCCEEDED, True, Step.SUBMIT,
-        "The task was cleared after the result of Luma task {id} of try {number} had been returned; "
-        "this try submits a new job"),
-    Row("id", "same", "clear", JobStatus.RESULT_MISSING, False, Step.WAIT,
-        "The task was cleared; Luma task {id} of try {number} has succeeded and is paid for, but Luma lists no video "
-        "yet: this try waits for it; nothing new is billed"),
-    Row("id", "same", "clear", JobStatus.RESULT_MISSING, True, Step.SUBMIT,
-        "The task was cleared after it was reported that Luma lists no video for Luma task {id} of try {number}; "
-        "this try submits a new job"),
-    Row("id", "same", "clear", JobStatus.FAILED, None, Step.SUBMIT,
-        "The task was cleared after Luma task {id} of try {number} had failed; this try submits a new job"),
-    Row("id", "changed", "clear", None, None, Step.SUBMIT,
-        "The task was cleared, and its request has changed since try {number} submitted Luma task {id}; "
-        "this try submits a new job. A LumaTaskSensor with that id fetches the earlier one's result"),
-    Row("callback", "same", "retry", None, None, Step.AWAIT_CALLBACK,
-        "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. If a job "
-        "was accepted, its callback comes when it has ended: this try waits for that; nothing new is billed"),
-    Row("callback", "same", "clear", None, False, Step.AWAIT_CALLBACK,
-        "The task was cleared while try {number} was about to submit, or had submitted; no answer of Luma is recorded. "
-        "If a job was accepted, its callback comes when it has ended: this try waits for that; nothing new is billed"),
-    Row("intent", None, "retry", None, None, Step.FAIL,
-        "Try {number} was about to submit, or had submitted, when it ended; no answer of Luma is recorded. "
+    Row(NoRecord(), Step.SUBMIT, "No earlier submission recorded; submitting"),
+
+    # A failed try is no reason to pay again: the job runs whether anyone waits or not.
+    Row(Job(Try.RETRY, JobStatus.RUNNING), Step.WAIT,
+        "Continuing Luma task {id}, submitted by try {number}; nothing new is billed"),
+    Row(Job(Try.RETRY, JobStatus.SUCCEEDED), Step.TAKE_RESULT,
+        "Returning the result of Luma task {id}, submitted by try {number}; nothing new is billed"),
+    Row(Job(Try.RETRY, JobStatus.RESULT_MISSING), Step.WAIT,
+        "Luma task {id}, submitted by try {number}, succeeded, but Luma lists no video yet; waiting for it, nothing "
+        "new is billed"),
+    Row(Job(Try.RETRY, JobStatus.FAILED, resubmit=Resubmit.ON), Step.SUBMIT,
+        "Luma task {id}, submitted by try {number}, failed; submitting a new job"),
+    Row(Job(Try.RETRY, JobStatus.FAILED, resubmit=Resubmit.OFF), Step.RAISE_FAILURE,
+        "Luma task {id}, submitted by try {number}, failed; nothing is submitted, as resubmit_on_failure is off"),
+    Row(Job(Try.RETRY, JobStatus.UNAVAILABLE), Step.WAIT,
+        "Status check failed for Luma task {id}, submitted by try {number}; continuing it, nothing new is billed"),
+
+    # A job that Luma must still know is not paid for again because of an error of the service or the connection.
+    Row(Job(ANY, JobStatus.FORGOTTEN), Step.SUBMIT,
+        "Luma no longer knows Luma task {id}, submitted by try {number} over two months ago; submitting a new job"),
+    Row(Job(ANY, JobStatus.NOT_FOUND), Step.NOT_FOUND,
+        "Luma does not know Luma task {id}, submitted by try {number}, although it keeps records for two months; "
+        "nothing is submitted"),
+
+    # Whoever clears wants a new video, if the one that is paid for was seen. Only Luma knows whether there is one.
+    Row(Job(Try.CLEARED, JobStatus.RUNNING), Step.WAIT,
+        "Task cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid for; "
+        "continuing it, nothing new is billed"),
+    Row(Job(Try.CLEARED, JobStatus.SUCCEEDED, Seen.NO), Step.TAKE_RESULT,
+        "Task cleared, but there is no record that Airflow stored the result of Luma task {id} of try {number}, which "
+        "is paid for; returning it, nothing new is billed. Clear the task again for a new video"),
+    Row(Job(Try.CLEARED, JobStatus.SUCCEEDED, Seen.YES), Step.SUBMIT,
+        "Task cleared after the result of Luma task {id} of try {number} was returned; submitting a new job"),
+    Row(Job(Try.CLEARED, JobStatus.RESULT_MISSING, Seen.NO), Step.WAIT,
+        "Task cleared; Luma task {id} of try {number} succeeded and is paid for, but Luma lists no video yet. Waiting "
+        "for it, nothing new is billed"),
+    Row(Job(Try.CLEARED, JobStatus.RESULT_MISSING, Seen.YES), Step.SUBMIT,
+        "Task cleared after Luma task {id} of try {number} was returned, or reported to have no video; submitting a "
+        "new job"),
+    Row(Job(Try.CLEARED, JobStatus.FAILED, resubmit=Resubmit.ON), Step.SUBMIT,
+        "Task cleared after Luma task {id} of try {number} failed; submitting a new job"),
+    Row(Job(Try.CLEARED, JobStatus.FAILED, Seen.NO, Resubmit.OFF), Step.RAISE_FAILURE,
+        "Task cleared, but no try has reported that Luma task {id} of try {number} failed; nothing is submitted, as "
+        "resubmit_on_failure is off"),
+    Row(Job(Try.CLEARED, JobStatus.FAILED, Seen.YES, Resubmit.OFF), Step.SUBMIT,
+        "Task cleared after the failure of Luma task {id} of try {number} was reported; submitting a new job"),
+    Row(Job(Try.CLEARED, JobStatus.UNAVAILABLE), Step.ASK_LATER,
+        "Task cleared, but the status check of Luma task {id} of try {number} failed; nothing is submitted until Luma "
+        "answers"),
+
+    # The recorded job makes another video than the one that is wanted now.
+    Row(JobOfAnotherRequest(Try.RETRY), Step.SUBMIT,
+        "The request has changed since try {number} submitted Luma task {id}; submitting a new job. To fetch the "
+        "earlier result, use a LumaTaskSensor with that id"),
+    Row(JobOfAnotherRequest(Try.CLEARED), Step.SUBMIT,
+        "Task cleared, and its request has changed since try {number} submitted Luma task {id}; submitting a new job. "
+        "To fetch the earlier result, use a LumaTaskSensor with that id"),
+
+    # A job may be running, and Luma cannot be asked. A callback would name it; otherwise a person has to look.
+    Row(Intent(Try.RETRY, callback=Callback.EXPECTED), Step.AWAIT_CALLBACK,
+        "Try {number} ended just before or after submitting, and no response from Luma is recorded; waiting for Luma's "
+        "callback to confirm the job, nothing new is billed"),
+    Row(Intent(Try.RETRY, callback=Callback.NONE, resubmit=Resubmit.OFF), Step.FAIL,
+        "Try {number} ended just before or after submitting, and no response from Luma is recorded. A job may have "
+        "been accepted"),
+    Row(Intent(Try.RETRY, callback=Callback.NONE, resubmit=Resubmit.ON), Step.SUBMIT,
+        "Try {number} ended just before or after submitting, and no response from Luma is recorded. A job may have "
+        "been accepted; submitting again, as resubmit_on_unknown is on"),
+    Row(Intent(Try.CLEARED, Seen.NO, Callback.EXPECTED), Step.AWAIT_CALLBACK,
+        "Task cleared, but try {number} ended just before or after submitting, and no response from Luma is recorded; "
+        "waiting for Luma's callback to confirm the job, nothing new is billed"),
+    Row(Intent(Try.CLEARED, Seen.NO, Callback.NONE, Resubmit.OFF), Step.FAIL,
+        "Task cleared, but try {number} ended just before or after submitting, and no response from Luma is recorded. "
         "A job may have been accepted"),
-    Row("intent", None, "clear", None, False, Step.FAIL,
-        "The task was cleared while try {number} was about to submit, or had submitted; no answer of Luma is recorded. "
-        "A job may have been accepted"),
-    Row("intent", None, "clear", None, True, Step.SUBMIT,
-        "It is unknown whether try {number} had submitted a job; that was reported, and the task was cleared since: "
-        "this try submits"),
+    Row(Intent(Try.CLEARED, Seen.NO, Callback.NONE, Resubmit.ON), Step.SUBMIT,
+        "Task cleared, but try {number} ended just before or after submitting, and no response from Luma is recorded. "
+        "A job may have been accepted; submitting again, as resubmit_on_unknown is on"),
+    Row(Intent(Try.CLEARED, Seen.YES), Step.SUBMIT,
+        "Task cleared after it was reported that try {number} may have submitted a job; submitting"),
 )  # fmt: skip
 
 
@@ -267,16 +332,19 @@ def decide(
     :param resubmit_on_unknown: the user would rather pay twice than have a person check the account
     :param resubmit_on_failure: a job that has failed at Luma is replaced, unless a person has seen the failure anyway
     """
-    fails_for_good = not resubmit_on_failure
-    is_clear = record is not None and is_cleared(record, max_tries, clear_number, fails_for_good=fails_for_good)
-    by = "clear" if is_clear else "retry"
-    row = _row(record, fingerprint, by, status, can_await_callback=can_await_callback)
-    reason = row.reason.format(id=record.luma_task_id, number=record.try_number) if record is not None else row.reason
-    if row.step is Step.FAIL and resubmit_on_unknown:
-        return Decision(Step.SUBMIT, f"{reason}. As resubmit_on_unknown is on, this try submits again")
-    has_seen_failure = record is not None and record.delivered is not None and by == "clear"
-    if status is JobStatus.FAILED and not resubmit_on_failure and not has_seen_failure:
-        return Decision(Step.RAISE_FAILURE, f"{reason.partition(';')[0]}; resubmit_on_failure is off")
+    situation: Situation = NoRecord()
+    if record is not None:
+        cleared = is_cleared(record, max_tries, clear_number, fails_for_good=not resubmit_on_failure)
+        this_try, is_same = Try.CLEARED if cleared else Try.RETRY, record.fingerprint == fingerprint
+        if record.luma_task_id is None:
+            callback = Callback(record.expects_callback and can_await_callback and is_same)
+            situation = Intent(this_try, Seen(record.reported), callback, Resubmit(resubmit_on_unknown))
+        elif is_same:
+            situation = Job(this_try, status, _seen(record, status), Resubmit(resubmit_on_failure))
+        else:
+            situation = JobOfAnotherRequest(this_try)
+    row = next(row for row in TABLE if row.covers(situation))
+    reason = row.reason if record is None else row.reason.format(id=record.luma_task_id, number=record.try_number)
     return Decision(row.step, reason)
 
 
@@ -303,39 +371,13 @@ def is_cleared(
     return has_ended and None not in (record.clear_number, clear_number) and clear_number != record.clear_number
 
 
-def _row(
-    record: SubmissionRecord | None, fingerprint: str, by: str, status: JobStatus | None, *, can_await_callback: bool
-) -> Row:
-    """Return the first row of the table that fits."""
-    kinds = _kinds(record, can_await_callback=can_await_callback)
-    request = "same" if record is not None and record.fingerprint == fingerprint else "changed"
-    facts = (request, by, status, _is_told(record, status))
-    return next(
-        row
-        for row in TABLE
-        if row.record in kinds
-        and all(
-            column in (None, fact)
-            for column, fact in zip((row.request, row.by, row.status, row.told), facts, strict=True)
-        )
-    )
-
-
-def _is_told(record: SubmissionRecord | None, status: JobStatus | None) -> bool:
+def _seen(record: SubmissionRecord, status: JobStatus | None) -> Seen:
     """
-    Tell whether a person can know the outcome.
+    Tell whether a person can know how a job has ended.
 
-    Who was told of a missing video, or of a failure that the service has since taken back, has not got the video yet.
+    Who was told of a missing video, or of a failure that the service has since taken back, has not seen the video yet.
     """
-    if record is None or record.luma_task_id is None:
-        return record is not None and record.reported
-    return record.delivered is Outcome.RESULT or (record.reported and status is JobStatus.RESULT_MISSING)
-
-
-def _kinds(record: SubmissionRecord | None, *, can_await_callback: bool) -> tuple[str, ...]:
-    """Return what a record counts as in the table; an intent with a callback to come is an intent, too."""
-    if record is None:
-        return ("none",)
-    if record.luma_task_id is not None:
-        return ("id",)
-    return ("callback", "intent") if record.expects_callback and can_await_callback else ("intent",)
+    if status is JobStatus.FAILED:
+        return Seen(record.delivered is not None)
+    is_reported = record.reported and status is JobStatus.RESULT_MISSING
+    return Seen(record.delivered is Outcome.RESULT or is_reported)

@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION, SetDuringExecution
 
-from airflow_provider_luma.compat import AirflowFailException
+from airflow_provider_luma.compat import AirflowFailException, determine_kwargs
 from airflow_provider_luma.core.deferral import DeferralState
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LiteralValue
 from airflow_provider_luma.operators.luma import LumaModifyOperator
-
-try:
-    from airflow.sdk.bases.decorator import determine_kwargs
-except ImportError:  # Airflow 3.1
-    from airflow.utils.operator_helpers import determine_kwargs  # type: ignore[attr-defined]
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -46,7 +46,7 @@ class LumaResultLink(BaseOperatorLink):
         :param operator: the task
         :param ti_key: the task instance to show
         """
-        from airflow_provider_luma.compat import conf
+        from airflow_provider_luma.compat import conf, loop_iteration
 
         query = {
             "dag_id": ti_key.dag_id,
@@ -54,9 +54,9 @@ class LumaResultLink(BaseOperatorLink):
             "task_id": ti_key.task_id,
             "map_index": -1 if ti_key.map_index is None else ti_key.map_index,
         }
-        region_id = getattr(ti_key, "region_id", None)  # of Airflow 3.4
-        if region_id is not None and region_id.int:  # in a loop: which iteration
-            query |= {"region_id": region_id, "region_index": getattr(ti_key, "region_index", -1)}
+        region_id, region_index = loop_iteration(ti_key)
+        if region_id is not None and region_id.int:
+            query |= {"region_id": region_id, "region_index": region_index}
         prefix = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
         return f"{prefix}/luma/result?{urlencode(query)}"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
-from airflow.version import version
 
+from airflow_provider_luma.compat import HAS_TABS_BY_OPERATOR
 from airflow_provider_luma.plugins import listener
 
 _Messages = Callable[..., Awaitable[Any]]
@@ -37,11 +37,6 @@ _TAB = {
 }
 
 
-def _knows_applies_to(airflow: str) -> bool:
-    """Tell whether this Airflow shows a tab on some tasks only; older ones would show it on every task."""
-    return tuple(int(part) for part in airflow.split(".")[:2]) >= (3, 4)
-
-
 class LumaPlugin(AirflowPlugin):
     """The receiver of Luma's callbacks, the pages that show results, and the listener that knows of them."""
 
@@ -50,7 +45,7 @@ class LumaPlugin(AirflowPlugin):
         {"app": application, "url_prefix": "/luma", "name": "Luma"}
     ]
     listeners = [listener]  # noqa: RUF012
-    external_views = [_TAB] if _knows_applies_to(version) else []
+    external_views = [_TAB] if HAS_TABS_BY_OPERATOR else []
 
 
 #: What the entry point ``airflow.plugins`` names. Airflow loads a plugin that is declared in the provider info only if

@@ -20,7 +20,7 @@ from airflow.models.team import Team
 from airflow.utils.session import create_session
 from sqlalchemy import null, select
 
-from airflow_provider_luma.compat import AirflowNotFoundException
+from airflow_provider_luma.compat import HAS_TEAMS, AirflowNotFoundException
 from airflow_provider_luma.connection import URI_REMEDY, LumaConnection
 from airflow_provider_luma.exceptions import LumaError
 
@@ -101,8 +101,8 @@ def warn(subject: str, message: str, *arguments: object) -> None:
 
 
 def has_teams() -> bool:
-    """Tell whether DAGs and connections belong to teams here; Airflow knows teams from 3.2 on."""
-    return hasattr(Connection, "team_name") and conf.getboolean("core", "multi_team", fallback=False)
+    """Tell whether DAGs and connections belong to teams here."""
+    return HAS_TEAMS and conf.getboolean("core", "multi_team", fallback=False)
 
 
 def _team_names() -> list[str | None]:
@@ -128,7 +128,7 @@ def _read(conn_id: str, team_name: str | None) -> LumaConnection | None:
 
 def _warn_of_missing(conn_id: str) -> None:
     # Airflow calls a connection missing also when it belongs to a team, or its database or its row cannot be read.
-    team_column: Any = getattr(Connection, "team_name", null())
+    team_column: Any = Connection.team_name if HAS_TEAMS else null()
     with create_session() as session:
         row = session.execute(select(Connection.id, team_column).where(Connection.conn_id == conn_id)).first()
     variable = f"{_ENVIRONMENT_PREFIX}{conn_id.upper()}"

@@ -12,7 +12,6 @@ can wait for a job: the database looks through the deferred tasks, a thousand in
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
@@ -28,6 +27,12 @@ from airflow.utils.state import TaskInstanceState
 from sqlalchemy import JSON, ColumnElement, and_, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 
+from airflow_provider_luma.compat import (
+    DEFERRAL_KWARGS_PATH,
+    HAS_TASK_INSTANCE_HISTORY,
+    HAS_TASK_STATE_STORE,
+    task_scope_fields,
+)
 from airflow_provider_luma.core.deferral import RESUMABLE_TRIGGERS, SHORTEST_DEFERRAL, CallbackReceived, DeferralState
 from airflow_provider_luma.receiver.connections import has_teams
 from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
@@ -35,18 +40,10 @@ from airflow_provider_luma.submission.store import CALLBACK_KEY, STORE_KEY
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-try:
+if TYPE_CHECKING or HAS_TASK_STATE_STORE:
     from airflow.models.task_state_store import TaskStateStoreModel
-except ImportError:  # Airflow below 3.3 keeps no task state
-    TaskStateStoreModel = None  # type: ignore[assignment,misc]
-
-try:
+if TYPE_CHECKING or HAS_TASK_INSTANCE_HISTORY:
     from airflow.models.taskinstancehistory import TaskInstanceHistory
-except ImportError:  # from Airflow 3.4 on, earlier tries are task instances, too
-    TaskInstanceHistory = None  # type: ignore[assignment,misc]
-
-#: Where in the stored keyword arguments of a deferral they are: Airflow 3.1 wraps them.
-_PATH = ("__var",) if type(TaskInstance.next_kwargs.type).__name__ == "ExtendedJSON" else ()
 
 _IS_DEFERRED = TaskInstance.state == TaskInstanceState.DEFERRED
 
@@ -68,7 +65,7 @@ def record_callback(luma_task_id: str, reference: str, task_instance_id: str | N
     :param task_instance_id: the try that has submitted, as 32 hexadecimal digits; None if it is not known
     :returns: whether there was such a task
     """
-    if TaskStateStoreModel is None:
+    if not HAS_TASK_STATE_STORE:
         return False
     from airflow.state.metastore import MetastoreBackend, TaskScope  # type: ignore[attr-defined]
 
@@ -78,7 +75,7 @@ def record_callback(luma_task_id: str, reference: str, task_instance_id: str | N
         lost = [row for row in rows if _is_lost(row.value, reference)]
         for row in lost:
             MetastoreBackend().set(
-                TaskScope(**{name: getattr(row, name) for name in _scope_fields()}),
+                TaskScope(**{name: getattr(row, name) for name in task_scope_fields()}),
                 CALLBACK_KEY,
                 json.dumps({"reference": reference, "luma_task_id": luma_task_id}),
                 expires_at=row.expires_at,
@@ -154,10 +151,10 @@ def _records_of(task_instance_id: str | None, session: Session) -> list[Any]:
     if task_instance_id is None:
         return []
     tries: list[tuple[Any, Any]] = [(TaskInstance, TaskInstance.id)]
-    if TaskInstanceHistory is not None:
+    if HAS_TASK_INSTANCE_HISTORY:
         tries.append((TaskInstanceHistory, TaskInstanceHistory.task_instance_id))
     for model, primary_key in tries:
-        same = and_(*(getattr(model, name) == getattr(TaskStateStoreModel, name) for name in _scope_fields()))
+        same = and_(*(getattr(model, name) == getattr(TaskStateStoreModel, name) for name in task_scope_fields()))
         found = session.scalars(
             select(TaskStateStoreModel)
             .join(model, same)
@@ -175,13 +172,6 @@ def _records_that_name(reference: str, session: Session) -> list[Any]:
     return list(session.scalars(select(model).where(model.key == STORE_KEY, model.value.contains(reference))))
 
 
-def _scope_fields() -> list[str]:
-    """Return what identifies a task instance in the task state store: columns of its model and of task instances."""
-    from airflow.state.metastore import TaskScope  # type: ignore[attr-defined]
-
-    return [field.name for field in dataclasses.fields(TaskScope)]
-
-
 def _is_lost(value: str, reference: str) -> bool:
     try:
         record = json.loads(value)
@@ -193,7 +183,7 @@ def _is_lost(value: str, reference: str) -> bool:
 def _stored(name: str) -> ColumnElement[str]:
     """Return what tasks have stored under a name at their deferral, for the database to read."""
     kwargs = type_coerce(TaskInstance.next_kwargs, JSON().with_variant(JSONB(), "postgresql"))
-    value: ColumnElement[str] = kwargs[(*_PATH, name)].as_string()
+    value: ColumnElement[str] = kwargs[(*DEFERRAL_KWARGS_PATH, name)].as_string()
     return value
 
 

@@ -18,17 +18,17 @@ def open_store(context: Context, folder: str | None) -> SubmissionStore:
     :param context: of the task instance
     :param folder: ``submission_store`` of the connection, if it names one
     """
+    from airflow_provider_luma.compat import loop_iteration, task_state_store
     from airflow_provider_luma.submission.store import NoStore, TaskStateSubmissionStore
 
-    state = context.get("task_state_store")
+    state = task_state_store(context)
     own = TaskStateSubmissionStore(state) if state is not None else NoStore()
     if folder is not None:
         from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
 
         ti = context["ti"]
         map_index = -1 if ti.map_index is None else ti.map_index
-        # In a loop (Airflow 3.4) each iteration is a task instance of its own.
-        iteration = getattr(ti, "region_index", None)
+        _, iteration = loop_iteration(ti)  # each is a task instance of its own
         path = (ti.dag_id, ti.run_id, ti.task_id, map_index)
         return ObjectSubmissionStore(folder, path, iteration if iteration != map_index else None, earlier=own)
     return own

@@ -15,17 +15,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.version import version
-
+from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE
 from airflow_provider_luma.core.decision import RECORDS_KEPT, Outcome, SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
 T = TypeVar("T")
-
-#: Whether a Clear discards the task state by default, as it does from Airflow 3.4 on.
-DISCARDS_TASK_STATE = tuple(int(part) for part in version.split(".")[:2]) >= (3, 4)
 
 #: The key of the record in the task state store.
 STORE_KEY = "luma_submission"
@@ -128,7 +124,7 @@ class TaskStateSubmissionStore(SubmissionStore):
     :param state: the task instance's part of it
     """
 
-    if DISCARDS_TASK_STATE:
+    if CLEAR_DISCARDS_TASK_STATE:
         recovery_hint = (
             "Clear this task with 'Keep task state and resume' ticked to wait for it again: nothing new is billed. "
             "Without that, the Clear discards the record of the job, and another one is billed"

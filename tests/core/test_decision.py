@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 
 from airflow_provider_luma.core.decision import (
     TABLE,
+    Callback,
     Decision,
+    Intent,
+    Job,
+    JobOfAnotherRequest,
     JobStatus,
+    NoRecord,
     Outcome,
+    Resubmit,
+    Seen,
+    Situation,
     Step,
     SubmissionRecord,
+    Try,
     decide,
     is_for_replaced,
     must_ask,
@@ -61,6 +70,16 @@ def situations() -> list[tuple[str, str, str, JobStatus | None]]:
         (record, request, by, status)
         for record, request, by, status in itertools.product(RECORDS, REQUESTS, MAX_TRIES, [None, *JobStatus])
         if (status is not None) == must_ask(RECORDS[record], REQUESTS[request])
+    ]
+
+
+def columns_of_situations() -> list[Situation]:
+    """Return every combination of values that the columns of the table can have."""
+    return [
+        NoRecord(),
+        *itertools.starmap(Job, itertools.product(Try, JobStatus, Seen, Resubmit)),
+        *map(JobOfAnotherRequest, Try),
+        *itertools.starmap(Intent, itertools.product(Try, Seen, Callback, Resubmit)),
     ]
 
 
@@ -246,13 +265,17 @@ class TestReplacedRecord:
 
 
 class TestTable:
-    def test_every_row_is_in_use(self):
-        chosen = {decision(*situation).reason for situation in situations()}
-        assert chosen == {row.reason.format(id=JOB, number=7) for row in TABLE}
+    @pytest.mark.parametrize("situation", columns_of_situations(), ids=repr)
+    def test_exactly_one_row_covers_each_situation(self, situation):
+        assert len([row for row in TABLE if row.covers(situation)]) == 1
 
-    def test_there_are_no_two_rows_for_one_situation(self):
-        rows = [(row.record, row.request, row.by, row.status, row.told) for row in TABLE]
-        assert len(set(rows)) == len(rows)
+    def test_every_row_is_in_use(self):
+        chosen = {
+            decision(*situation, resubmit_on_unknown=unknown, resubmit_on_failure=failure).reason
+            for situation in situations()
+            for unknown, failure in itertools.product([True, False], repeat=2)
+        }
+        assert chosen == {row.reason.format(id=JOB, number=7) for row in TABLE}
 
     @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
     @pytest.mark.parametrize(("record", "request_", "by", "status"), situations())

@@ -208,4 +208,4 @@ def test_callback_recovers_a_submission_whose_worker_was_killed(
 
     log = succeeded(dag_id, run_id, luma, tries=2)
     assert f"Recovered task id {luma.jobs[0].task_id} of the lost submission from a callback" in log
-    assert ("this try waits for that" in log) == (name == "after_the_retry")
+    assert ("waiting for Luma's callback" in log) == (name == "after_the_retry")

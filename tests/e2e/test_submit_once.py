@@ -72,7 +72,11 @@ class TestKilled:
         wait_for_state(airflow, dag_id, run_id, "failed")
         assert luma.accepted == 1
         assert modify(airflow, dag_id, run_id)["try_number"] == 2, "the third try is not used"
-        for words in ("Try 1 was about to submit", "log page of the Luma account", "Clearing this task submits"):
+        for words in (
+            "Try 1 ended just before or after submitting",
+            "log page of the Luma account",
+            "Clearing this task submits",
+        ):
             assert says(airflow, dag_id, run_id, words)
 
     @long
@@ -168,13 +172,13 @@ class TestCleared:
             pytest.param(dag_id, *case, id=f"{dag_id}-{case[0]}-{case[1]}", marks=[*store_marks, *case_marks])
             for dag_id, store_marks in (("cleared", [needs_task_state]), ("cleared_with_store", []))
             for case, case_marks in (
-                (("running", "same", 1, "this try continues it; nothing new is billed"), [pytest.mark.versions]),
+                (("running", "same", 1, "continuing it, nothing new is billed"), [pytest.mark.versions]),
                 (
-                    ("succeeded", "same", 2, "had been returned; this try submits a new job"),
+                    ("succeeded", "same", 2, "was returned; submitting a new job"),
                     [] if dag_id == "cleared" else [long],
                 ),
                 (("running", "changed", 2, "its request has changed"), [long]),
-                (("failed", "same", 2, "had failed; this try submits a new job"), [long]),
+                (("failed", "same", 2, "failed; submitting a new job"), [long]),
             )
         ],
     )
@@ -222,7 +226,7 @@ def test_task_that_timed_out_returns_its_video_after_a_clear_and_pays_once(
     clear(airflow, dag_id, run_id)
 
     wait_for_state(airflow, dag_id, run_id, "success")
-    assert says(airflow, dag_id, run_id, "no record says that Airflow has got the result")
+    assert says(airflow, dag_id, run_id, "no record that Airflow stored the result")
     result = airflow.xcom(dag_id, run_id, "modify")
     assert (result["luma_task_id"], len(result["result_urls"])) == (luma.jobs[0].task_id, 1)
     assert luma.accepted == 1

@@ -89,7 +89,7 @@ class TestRetryAfterTheCallback:
         killed["task_state_store"].record_callback(job)
         assert awaited_job(deferral_of(modify().execute, killed)) == job
         assert killed["task_state_store"].record["luma_task_id"] == killed["ti"].pushed["luma_task_id"] == job
-        assert len(messages(task_log, "continues", job, "nothing new is billed")) == 1
+        assert len(messages(task_log, "Continuing", job, "nothing new is billed")) == 1
         assert luma.accepted == len(submissions(luma)) == 1
 
     @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)

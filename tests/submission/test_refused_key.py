@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE
 from airflow_provider_luma.core import backoff
 from airflow_provider_luma.exceptions import LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
-from airflow_provider_luma.submission import store as store_module
 from airflow_provider_luma.submission.store import NoStore, TaskStateSubmissionStore
 from harness.deferrals import deferral_of
 from tests.support.submission_fixtures import ENDLESS
@@ -57,7 +57,7 @@ def test_clear_while_the_key_is_refused_names_the_key_and_submits_nothing(luma, 
     with pytest.raises(LumaTimeoutError):
         waiting_task.run_try(timeout=0.1)
     with pytest.raises(
-        LumaUnavailableError, match="nothing is submitted before it answers .*connection 'luma_default'"
+        LumaUnavailableError, match="nothing is submitted until Luma answers .*connection 'luma_default'"
     ):
         waiting_task.clear_and_run(timeout=0.1)
     assert waiting_task.ti.pushed["luma_task_id"] == luma.jobs[0].task_id
@@ -110,4 +110,4 @@ class TestWayOn:
 
     def test_task_state_is_kept_over_a_clear_below_airflow_3_4_only(self):
         recovery_hint = TaskStateSubmissionStore(None).recovery_hint
-        assert ("'Keep task state and resume'" in recovery_hint) == store_module.DISCARDS_TASK_STATE
+        assert ("'Keep task state and resume'" in recovery_hint) == CLEAR_DISCARDS_TASK_STATE

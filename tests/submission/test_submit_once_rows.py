@@ -31,7 +31,7 @@ class TestFirstTry:
         assert luma.accepted == 1
         assert_result_is_of(luma.jobs[0].task_id, task, result)
         assert task.store.operations == [("set", None), ("set", luma.jobs[0].task_id), ("set", "delivered")]
-        assert len(messages(task_log, "Nothing was submitted before")) == 1
+        assert len(messages(task_log, "No earlier submission recorded")) == 1
 
     def test_mapped_task_instances_do_not_share_a_record(self, luma, modify):
         mapped = [TaskRun(modify, TaskStateStore()) for _ in range(2)]
@@ -54,7 +54,7 @@ class TestRetry:
             assert_result_is_of(job, task, task.run_try(timeout=0.05))
         assert task.ti.pushed["luma_task_id"] == job
         assert luma.accepted == 1
-        assert len(messages(task_log, "continues", job, "try 1")) == 1
+        assert len(messages(task_log, "Continuing", job, "try 1")) == 1
 
     def test_retry_returns_the_video_of_the_job_that_an_earlier_try_submitted(self, luma, modify):
         task = TaskRun(modify, TaskStateStore())
@@ -80,7 +80,7 @@ class TestRetry:
         assert_result_is_of(job, task, result)
         assert luma.accepted == 1
         assert result["status"] == ("SUCCESS" if result["result_urls"] else "GENERATING")
-        assert len(messages(task_log, "takes the result", job, "try 1")) == 1
+        assert len(messages(task_log, "Returning the result", job, "try 1")) == 1
 
     def test_retry_returns_an_available_result_after_one_status_check(self, luma, modify, leave_ended):
         task = TaskRun(modify, TaskStateStore())
@@ -97,7 +97,7 @@ class TestRetry:
         assert_result_is_of(luma.jobs[1].task_id, task, result)
         assert task.store.record["luma_task_id"] == luma.jobs[1].task_id
         assert task.store.record["try_number"] == 2
-        assert len(messages(task_log, "has failed", job, "try 1")) == 1
+        assert len(messages(task_log, "failed; submitting a new job", job, "try 1")) == 1
 
     @pytest.mark.parametrize("run", ["run_try", "clear_and_run"])
     def test_job_that_luma_does_not_find_within_two_months_is_not_paid_for_again(
@@ -173,7 +173,7 @@ class TestClearedTask:
         until(lambda: luma.jobs[0].complete_time)
         result = task.clear_and_run()
         assert (result["luma_task_id"], luma.accepted) == (luma.jobs[0].task_id, 1)
-        assert len(messages(task_log, "cleared", "no record says that Airflow has got the result")) == 1
+        assert len(messages(task_log, "cleared", "no record that Airflow stored the result")) == 1
         assert task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id, "now it was returned"
 
     def test_retry_returns_the_result_that_a_lost_worker_did_not_hand_over(self, luma, task):
@@ -393,4 +393,4 @@ class TestWithoutTaskStateStore:
             assert_result_is_of(task.run_try()["luma_task_id"], task, task.ti.pushed)
             assert luma.accepted == number
             assert len(messages(task_log, "3.3")) == 1
-            assert messages(task_log, "Nothing was submitted") == []
+            assert messages(task_log, "No earlier submission") == []
