@@ -11,6 +11,9 @@ would show in the access logs of proxies.
 A callback is authenticated, but its body is not trusted: it only says which tasks to resume, and they ask Luma
 themselves. The service's own signature (https://docs.kie.ai/common-api/webhook-verification) covers the task id and a
 time and nothing else, and is checked beside the token wherever the connection holds a ``webhook_secret``.
+
+The test of a connection sends a probe to the same address. It looks like a callback, but neither's token is valid as
+the other's, and the receiver resumes and records nothing for it.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ import hashlib
 import hmac
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 from uuid import UUID
 
 #: Where the API server takes callbacks, below its public address. The only path that Luma has to reach.
@@ -30,6 +34,12 @@ PATH = "/luma/callback"
 
 #: Seconds that a signature's time may deviate, as the service's pages recommend.
 SIGNATURE_TOLERANCE = 300.0
+
+#: Seconds that a probe's time may deviate: one in a proxy's log is soon worthless, and two clocks differ.
+PROBE_LIFETIME = 300.0
+
+#: Bytes of a probe's body, about twice what a callback has.
+PROBE_BYTES = 8192
 
 MAX_ID_LENGTH = 250
 
@@ -86,6 +96,71 @@ class CallbackProof(NamedTuple):
     def is_valid_for(self, connection: Keys) -> bool:
         """Tell whether the token was created with this connection's API key."""
         return hmac.compare_digest(self.token, _token(connection, self.conn_id, self.reference, self.task_instance_id))
+
+
+class Probe(NamedTuple):
+    """
+    What a probe's address says. Version 1.1.0 sends the same, and expects the same answer.
+
+    :param probe: when the probe was made, in seconds since the epoch, and a number that is used once
+    :param token: proves that whoever made it holds the connection's API key
+    """
+
+    conn_id: str
+    probe: str
+    token: str
+
+    @classmethod
+    def make(cls, connection: Keys, conn_id: str, now: float) -> Probe:
+        """Make a probe, with the connection's API key."""
+        probe = f"{int(now)}-{secrets.token_hex(16)}"
+        return cls(conn_id, probe, _mac(connection, f"probe {probe} {conn_id}"))
+
+    @classmethod
+    def read(cls, query: str, now: float) -> Probe | None:
+        """Read the query of a probe's address; None if it is not one, or too old."""
+        try:
+            values = dict(parse_qsl(query, strict_parsing=True, max_num_fields=len(cls._fields), errors="strict"))
+        except ValueError:
+            return None
+        if set(values) != set(cls._fields):
+            return None
+        probe = cls(**values)
+        has_form = (
+            len(probe.conn_id) <= MAX_ID_LENGTH
+            and probe.conn_id.isprintable()
+            and re.fullmatch(r"[0-9]{1,12}-[0-9a-f]{32}", probe.probe)
+            and re.fullmatch(r"[0-9a-f]{64}", probe.token)
+        )
+        return probe if has_form and abs(now - int(probe.probe.partition("-")[0])) <= PROBE_LIFETIME else None
+
+    @property
+    def query(self) -> str:
+        """The query of the probe's address."""
+        return urlencode(self._asdict())
+
+    @property
+    def body(self) -> bytes:
+        """What is sent, and has to arrive."""
+        body = json.dumps({"code": 200, "msg": "probe", "data": {"taskId": self.probe}})
+        return body.encode().ljust(PROBE_BYTES)
+
+    def headers(self, connection: Keys, now: float) -> dict[str, str]:
+        """Return the headers of a callback, with the service's signature if the connection asks for it."""
+        headers, timestamp = {"Content-Type": "application/json"}, str(int(now))
+        if connection.webhook_secret:
+            headers["X-Webhook-Timestamp"] = timestamp
+            headers["X-Webhook-Signature"] = signature(self.probe, timestamp, connection.webhook_secret)
+        return headers
+
+    def is_valid_for(self, connection: Keys) -> bool:
+        """Tell whether the token was created with this connection's API key."""
+        return hmac.compare_digest(self.token, _mac(connection, f"probe {self.probe} {self.conn_id}"))
+
+    def answer(self, connection: Keys) -> bytes:
+        """Return what the receiver answers to a probe that has arrived whole: the proof that it holds the API key."""
+        # 1.1.0 lists what was damaged in front of the blank, and between the two in the message: here, nothing.
+        return f" {_mac(connection, f'probe-answer  {self.probe} {self.conn_id}')}".encode()
 
 
 def callback_url(connection: Keys, conn_id: str, reference: str, task_instance_id: UUID | None = None) -> str | None:
@@ -175,5 +250,9 @@ def signature(luma_task_id: str, timestamp: str, webhook_secret: str) -> str:
 def _token(connection: Keys, conn_id: str, reference: str, task_instance_id: str | None) -> str:
     # Reference and UUID have a fixed form, so nothing else gives the same message.
     submission = reference if task_instance_id is None else f"by {task_instance_id} of {reference}"
-    message = f"airflow-provider-luma callback {submission} {conn_id}"
-    return hmac.new(connection.api_key.encode(), message.encode(), hashlib.sha256).hexdigest()
+    return _mac(connection, f"callback {submission} {conn_id}")
+
+
+def _mac(connection: Keys, message: str) -> str:
+    # A message begins with its purpose, and all but its last part have a fixed form.
+    return hmac.new(connection.api_key.encode(), f"airflow-provider-luma {message}".encode(), "sha256").hexdigest()

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.core import callback_token
-from airflow_provider_luma.core.callback_probe import HEADER, Probe
+from airflow_provider_luma.core.callback_token import CallbackProof, Probe
 from airflow_provider_luma.receiver import resume
 from airflow_provider_luma.receiver.connections import warn
 from airflow_provider_luma.receiver.lookups import ConnectionLookups, TooManyLookupsError
@@ -71,7 +71,7 @@ _resuming, _recording, _storing = (
 )
 
 T = TypeVar("T")
-_Proof = callback_token.CallbackProof | Probe
+_Proof = CallbackProof | Probe
 #: By the names of teams; None for DAGs without one.
 _Connections = dict[str | None, LumaConnection]
 
@@ -92,17 +92,16 @@ async def callback(request: Request) -> Response:
     if request.method != "POST":  # somebody has opened the address in a browser, for example
         return Response(status_code=405, headers={"Allow": "POST"})
     try:
-        proof, proven = await _proven(_proof(query, request.headers.get(HEADER, "")))
+        proof, proven = await _proven(CallbackProof.read(query) or Probe.read(query, time.time()))
         body = await _body(request)
-        if isinstance(proof, Probe):
-            connection = next(iter(proven.values()))
-            return PlainTextResponse(proof.answer(connection, query, request.headers, body, time.time()))
         luma_task_id = callback_token.read_luma_task_id(body)
-        if luma_task_id is None:
+        if luma_task_id is None or (isinstance(proof, Probe) and body != proof.body):
             raise _Refused(400)
         signed = _signed(proven, request.headers, luma_task_id)
     except _Refused as refused:
         return Response(status_code=refused.status)
+    if isinstance(proof, Probe):
+        return PlainTextResponse(proof.answer(next(iter(signed.values()))))
     recording = _start(_record(luma_task_id, proof, {connection.submission_store for connection in signed.values()}))
     _start(_resume(luma_task_id, proof, set(signed), recording))
     return PlainTextResponse("OK") if await asyncio.shield(recording) else Response(status_code=503)
@@ -130,12 +129,6 @@ async def static(name: str) -> Response:
 
 def _static_file(name: str, media_type: str) -> Response:
     return FileResponse(Path(__file__).parent / "pages" / name, media_type=media_type, headers=_PAGE_HEADERS)
-
-
-def _proof(query: str, header: str) -> _Proof | None:
-    """Return what a request claims to be."""
-    now = time.time()
-    return callback_token.CallbackProof.read(query) or Probe.read(header, now) or Probe.read(query, now)
 
 
 async def _proven(proof: _Proof | None) -> tuple[_Proof, _Connections]:
@@ -198,7 +191,7 @@ def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
-async def _record(luma_task_id: str, proof: callback_token.CallbackProof, stores: set[str | None]) -> bool:
+async def _record(luma_task_id: str, proof: CallbackProof, stores: set[str | None]) -> bool:
     """Record the callback, wherever the submission may be recorded; return whether that has succeeded."""
     submission = luma_task_id, proof.reference
     try:
@@ -213,7 +206,7 @@ async def _record(luma_task_id: str, proof: callback_token.CallbackProof, stores
 
 
 async def _resume(
-    luma_task_id: str, proof: callback_token.CallbackProof, teams: set[str | None], recording: asyncio.Task[bool]
+    luma_task_id: str, proof: CallbackProof, teams: set[str | None], recording: asyncio.Task[bool]
 ) -> None:
     """
     Resume the tasks that wait for a job now; those that were deferred only just now, a few seconds later.
