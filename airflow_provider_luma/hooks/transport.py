@@ -47,6 +47,8 @@ MAX_NESTED_ESCAPES = 5
 
 #: A JSON escape sequence.
 _JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
+#: What the HTTP library puts before a reason: an object, as its older and newer versions show it.
+_HTTP_OBJECT = re.compile(r"(<[^<>]* object at 0x[0-9a-f]+>|\w*Connection(Pool)?\(host=[^()]*\))(: )?")
 
 #: Errors that quote the malformed response, which may echo our request headers and so the API key.
 _UNREADABLE = (
@@ -273,5 +275,5 @@ def reason_of(error: Exception, connection: LumaConnection) -> str:
         cause = cause.args[1]
     if isinstance(cause, _UNREADABLE) and not isinstance(cause, RemoteDisconnected):
         return "the answer is not HTTP"
-    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
+    text = _HTTP_OBJECT.sub("", str(cause)) or type(error).__name__
     return without_key(text, connection)
