@@ -71,9 +71,9 @@ def collect(asked: list[str], ti: Any) -> list[str]:
             error = ti.xcom_pull(task_ids=failed, key="luma_error", map_indexes=index)
             reason = error["msg"] if error else f"{failed} [{index}] is {states.get(f'{failed}_{index}')}"
             missing.append(f"{video_url}: {reason}")
-    print(f"{len(files)} videos:", *files, sep="\n  ")
+    print(f"Videos ({len(files)}):", *files, sep="\n  ")
     if missing:
-        raise RuntimeError("\n  ".join([f"{len(missing)} of {len(asked)} clips have no video:", *missing]))
+        raise RuntimeError("\n  ".join([f"No video for {len(missing)} of {len(asked)} clips:", *missing]))
     return files
 
 

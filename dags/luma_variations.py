@@ -66,9 +66,9 @@ def collect(asked: list[str], ti: Any) -> list[dict[str, str]]:
             error = ti.xcom_pull(task_ids=failed, key="luma_error", map_indexes=index)
             reason = error["msg"] if error else f"{failed} [{index}] is {states.get(f'{failed}_{index}')}"
             missing.append(f"{prompt}: {reason}")
-    print(f"{len(versions)} videos:", *(f"{made['prompt']}\n    {made['file']}" for made in versions), sep="\n  ")
+    print(f"Videos ({len(versions)}):", *(f"{made['prompt']}\n    {made['file']}" for made in versions), sep="\n  ")
     if missing:
-        raise RuntimeError("\n  ".join([f"{len(missing)} of {len(asked)} prompts have no video:", *missing]))
+        raise RuntimeError("\n  ".join([f"No video for {len(missing)} of {len(asked)} prompts:", *missing]))
     return versions
 
 

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -254,6 +254,8 @@ def _drain(stream: IO[str]) -> None:
 def _interrupt(*_: object) -> NoReturn:
     for ending in ENDING:  # a second Ctrl-C must not end the shutdown before everything has stopped
         signal.signal(ending, signal.SIG_IGN)
+    with suppress(OSError):  # of a terminal that was closed; print() cannot be used while another prints
+        os.write(1, b"\nStopping ...\n")
     raise KeyboardInterrupt
 
 

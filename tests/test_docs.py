@@ -109,9 +109,11 @@ def check_pip(words: list[str]) -> None:
         elif word == "pytest":
             assert any(re.match(r"pytest\b(?!-)", wanted) for wanted in EXTRAS["dev"])
         elif word != "--constraint":
-            wanted = re.fullmatch(r"(?:\.|airflow-provider-luma(?=.* @ git\+ADDRESS$))(?:\[(\w+)\])?(?: @ .*)?", word)
+            wanted = re.fullmatch(
+                r"(?:\.|airflow-provider-luma(?=.* @ git\+ADDRESS$))(?:\[([\w,]+)\])?(?: @ .*)?", word
+            )
             assert wanted, word
-            assert wanted[1] is None or wanted[1] in EXTRAS
+            assert wanted[1] is None or set(wanted[1].split(",")) <= set(EXTRAS)
 
 
 def test_pages_and_messages_name_no_distribution_that_no_index_has() -> None:
@@ -130,6 +132,8 @@ def check_export(words: list[str]) -> None:
     name, _, value = words[1].partition("=")
     if name == "AIRFLOW__OPENLINEAGE__TRANSPORT":
         assert json.loads(value)["type"] == "file"
+    elif name == "AIRFLOW__CORE__TEST_CONNECTION":
+        assert value == "Enabled"
     elif name == "AIRFLOW__CORE__DAGS_FOLDER":
         assert value == "$PWD"
     else:

@@ -53,6 +53,10 @@ def test_extras_for_users_leave_no_requirement_without_a_lower_bound():
     assert unbounded == ["airflow-provider-luma[media]"]
 
 
+def test_pip_need_not_try_every_aiobotocore_there_has_been_to_find_one_for_the_newest_boto3():
+    assert "aiobotocore" in lower_bounds()
+
+
 @pytest.mark.parametrize("airflow", ["3.1", "3.2", "3.3", "3.4"])
 def test_official_providers_of_each_storage_go_together_with_what_is_pinned(airflow):
     """The Google provider takes no tenacity from 9.2 on."""

@@ -153,8 +153,13 @@ def check_target(path: ObjectStoragePath) -> None:
 def make_folder(path: ObjectStoragePath) -> None:
     """Make the folder that a file goes to, where its storage has folders."""
     # Object stores have none: creating one would create, or ask about, the bucket.
-    if path.protocol not in OBJECT_STORES:
-        path.fs.makedirs(path.path.rpartition("/")[0], exist_ok=True)
+    if path.protocol in OBJECT_STORES:
+        return
+    folder = path.path.rpartition("/")[0]
+    try:
+        path.fs.makedirs(folder, exist_ok=True)
+    except FileNotFoundError:  # just then another task has removed a folder above it, which was empty
+        path.fs.makedirs(folder, exist_ok=True)
 
 
 def part_of(path: ObjectStoragePath) -> str:
@@ -275,9 +280,17 @@ def remove_folder(address: str) -> None:
     left = _found_in(fs, folder, with_folders=False)
     if left:
         log.warning(
-            "%d files are left in %s, such as %s: remove them, and let the storage's connection delete files there",
-            *(len(left), shown_address(address), shown_address(next(iter(left)))),
+            "Files left in %s: %d, such as %s. Remove them, and let the storage's connection delete files there",
+            *(shown_address(address), len(left), shown_address(next(iter(left)))),
         )
+
+
+def remove_empty_folder(address: str) -> None:
+    """Remove a folder on a disk if nothing is in it. Other storages have none, or may remove what is in it as well."""
+    path = as_path(address, "work_dir")
+    if isinstance(path.fs, LocalFileSystem):
+        with suppress(OSError):
+            Path(path.path).rmdir()
 
 
 def _remove_one_by_one(path: ObjectStoragePath, folder: str) -> None:

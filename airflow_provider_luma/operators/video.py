@@ -171,7 +171,7 @@ class VideoSplitOperator(_FilmOperator):
     def _announce(self, plan: SplitPlan, shown: str, context: Context) -> None:
         """Tell what the clips will cost, before they cost anything."""
         count = plan.clips
-        self.log.info("%s lasts %.1f s: %d clips, and so %d submissions to Luma", shown, plan.seconds, count, count)
+        self.log.info("%s lasts %.1f s. Clips, each a submission to Luma: %d", shown, plan.seconds, count)
         context["ti"].xcom_push(key="clip_count", value=count)
         if self.max_clips is None and count > MANY_CLIPS:
             self.log.warning(

@@ -220,7 +220,7 @@ async def _resume(
         waiting = await _in_thread(_resuming, resume.find_waiting, *job, teams)
         while True:
             resumed, waiting, delay = await _in_thread(_resuming, resume.resume_waiting, luma_task_id, waiting)
-            log.info("Callback for Luma task %s: %d tasks resumed", luma_task_id, resumed)
+            log.info("Callback for Luma task %s. Tasks resumed: %d", luma_task_id, resumed)
             if not waiting:
                 return
             await asyncio.sleep(delay)

@@ -268,7 +268,8 @@ def read_submission(response: Response) -> str:
     if _is_refused_by_edge(response):
         raise _refusal(response, None)
     status = response.http_status
-    told = _refusal(response, None).msg if 300 <= status < 400 else f"tells of no accepted job: {excerpt(response)}"
+    is_redirect = 300 <= status < 400
+    told = f"is a redirect: {_refusal(response, None).msg}" if is_redirect else f"names no job: {excerpt(response)}"
     if _is_page_missing(response, envelope):
         told = f"{told}. {ENDPOINT_MISSING}"
     raise LumaSubmissionUnknownError(

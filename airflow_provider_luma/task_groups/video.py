@@ -171,9 +171,10 @@ def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]
 @task(task_id="clean_up", trigger_rule=_RULE)
 def _clean_up(folder: str) -> None:
     """Remove what the run has written on the way."""
-    from airflow_provider_luma.files.storage import remove_folder
+    from airflow_provider_luma.files.storage import remove_empty_folder, remove_folder
 
     remove_folder(folder)
+    remove_empty_folder(folder.rpartition("/")[0])  # the run's; another film of the run may have files in it
 
 
 def _as_literals(parameters: dict[str, str]) -> dict[str, Any]:

@@ -45,6 +45,8 @@ UPLOAD_ANSWER_TIMEOUT = 120.0
 #: Sent with every request: the edge in front of the service refuses unusual user agents.
 USER_AGENT = f"airflow-provider-luma/{version('airflow-provider-luma')}"
 
+#: What the HTTP library puts before a reason: an object, as its older and newer versions show it.
+_HTTP_OBJECT = re.compile(r"(<[^<>]* object at 0x[0-9a-f]+>|\w*Connection(Pool)?\(host=[^()]*\))(: )?")
 
 #: Errors that quote the malformed response, which may echo our request headers and so the API key.
 _UNREADABLE = (
@@ -301,5 +303,5 @@ def reason_of(error: Exception, connection: LumaConnection) -> str:
         cause = cause.args[1]
     if isinstance(cause, _UNREADABLE) and not isinstance(cause, RemoteDisconnected):
         return "the answer is not HTTP"
-    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(cause)) or type(error).__name__
+    text = _HTTP_OBJECT.sub("", str(cause)) or type(error).__name__
     return without_key(text, connection.api_key)

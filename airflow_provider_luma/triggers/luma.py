@@ -165,7 +165,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
         try:
             while not (await asyncio.wait([permitted], timeout=PROGRESS_INTERVAL))[0]:
                 elapsed = timedelta(seconds=round(time.time() - first_attempt_at))
-                self.log.info("Queued for submission for %s; %d tasks are in this queue", elapsed, queue.length)
+                self.log.info("Queued for submission for %s; tasks in this queue: %d", elapsed, queue.length)
             await permitted
         finally:
             permitted.cancel()

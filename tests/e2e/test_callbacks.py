@@ -173,10 +173,10 @@ def test_token_of_an_ended_job_wakes_no_task_that_waits_for_another_one(airflow:
         airflow.wait_until(lambda: log.read_text().count(words) > before, "the callback to be handled")
         return log.read_text().rpartition(words)[2].partition("\n")[0]
 
-    assert "0 tasks resumed" in call_back(ended.callback_url or "")
+    assert "Tasks resumed: 0" in call_back(ended.callback_url or "")
     assert modify(airflow, dag_id, second)["trigger"]["id"] == trigger
     assert status_checks(luma) == checks
-    assert "1 tasks resumed" in call_back(running.callback_url or "")
+    assert "Tasks resumed: 1" in call_back(running.callback_url or "")
     luma.end_jobs()
     wait_for_state(airflow, dag_id, second, "success")
     assert luma.accepted == 2

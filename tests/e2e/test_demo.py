@@ -60,6 +60,18 @@ def test_demo_ends_with_a_video_and_says_what_to_do_next(tmp_path: Path) -> None
     assert left_behind(tmp_path) == []
 
 
+def test_interruption_is_answered_at_once_although_airflow_takes_seconds_to_stop() -> None:
+    waiting = (
+        "import signal, threading; from demo.__main__ import _interrupt; signal.signal(signal.SIGINT, _interrupt); "
+        "print('up', flush=True); threading.Event().wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", waiting], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "\nStopping ...\n"
+
+
 @pytest.mark.long
 def test_demo_runs_twice_in_the_same_folder_and_ends_when_interrupted(tmp_path: Path) -> None:
     demo(tmp_path, DEMO_ONCE="1").communicate(timeout=400)
@@ -72,7 +84,7 @@ def test_demo_runs_twice_in_the_same_folder_and_ends_when_interrupted(tmp_path: 
             break
     rest = process.stdout.read()
     assert process.wait(timeout=120) == 130, rest
-    assert "Stopped." in rest
+    assert rest.index("Stopping ...") < rest.index("Stopped.")
     assert left_behind(tmp_path) == []
 
 

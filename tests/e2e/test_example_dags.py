@@ -55,9 +55,9 @@ def test_batch_makes_the_videos_of_all_clips_but_those_that_fail_and_names_these
     for index in (0, 2, 4, 5):
         [file] = airflow.xcom("luma_batch", run_id, "clip.download", map_index=index)
         assert_modified(file, clips[index])
-    log = airflow.wait_for_log("clips have no video", "luma_batch", run_id, "collect")
-    assert "4 videos:" in log
-    assert "2 of 6 clips have no video:" in log
+    log = airflow.wait_for_log("No video for", "luma_batch", run_id, "collect")
+    assert "Videos (4):" in log
+    assert "No video for 2 of 6 clips:" in log
     assert re.search(re.escape(too_long) + r": .*12.* s", log)
     assert f"{broken}: GENERATE_FAILED: The video could not be rendered" in log
     assert "XCom not found" not in log

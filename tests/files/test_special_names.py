@@ -163,8 +163,8 @@ class TestFolders:
         remove_folder(f"gs://my_gcp@{BUCKET}/{name}")
         assert list(fs.store) == [f"/{BUCKET}/{name}/kept.mp4"]
         [line] = caplog.messages
-        assert line.startswith(f"1 files are left in gs://{BUCKET}/{name}, such as")
-        assert "kept.mp4: remove them" in line
+        assert line.startswith(f"Files left in gs://{BUCKET}/{name}: 1, such as")
+        assert "kept.mp4. Remove them" in line
 
 
 class TestPercentEncodedNames:

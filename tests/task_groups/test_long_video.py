@@ -59,8 +59,21 @@ def test_clean_up_removes_what_the_run_has_written_and_nothing_else(tmp_path):
         Path(file).parent.mkdir(parents=True)
         Path(file).write_bytes(b"clip")
     clean_up.python_callable(mine)
-    assert not Path(mine).exists()
+    assert not Path(mine).parent.exists(), "an empty folder of the run is left"
     assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 2
+
+
+def test_clean_up_keeps_what_another_film_of_the_run_has_written(tmp_path):
+    with DAG("x", schedule=None) as dag:
+        modify_long_video(prompt="rain", **{**FILM, "work_dir": str(tmp_path)})
+    clean_up = dag.get_task("film.clean_up")
+    [folder] = clean_up.op_args
+    others = Path(folder).parent / "another_film" / "clips" / "clip-0000.mp4"
+    for file in (Path(folder) / "clips" / "clip-0000.mp4", others):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"clip")
+    clean_up.python_callable(folder)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [others]
 
 
 def test_tasks_after_the_group_get_the_film_and_wait_for_it():

@@ -128,6 +128,20 @@ class TestTimeout:
         assert len(wire.received) == 2
 
 
+class TestReasons:
+    """Why a call failed is said without the names of the HTTP library's objects."""
+
+    @pytest.mark.parametrize(("hang", "reason"), [(True, "timed out"), (False, "Connection refused")])
+    def test_reason_begins_with_what_happened(self, wires, set_connection, hang, reason):
+        wire = wires.start(wires.answer(hang=True))
+        set_connection(wire.base_url if hang else "http://127.0.0.1:1", timeout=0.2)
+        ok, message = LumaHook().test_connection()
+        assert not ok
+        assert reason in message
+        assert "Connection(" not in message
+        assert "ConnectionPool(" not in message
+
+
 class TestServerThatDrips:
     """One that is always about to answer. Each byte is in time, so no timeout of a read ends that."""
 
