@@ -47,7 +47,8 @@ def clip(video_url: str) -> None:
         prompt="{{ params.prompt }}",
         video_url=video_url,
         pool="luma",
-        map_index_template="{{ task.video_url.rsplit('/', 1)[-1] }}",
+        # Without its query, which is the secret of a signed address.
+        map_index_template="{{ task.video_url.split('?')[0].rsplit('/', 1)[-1] }}",
     )
     LumaDownloadOperator(
         task_id="download",
@@ -70,7 +71,7 @@ def collect(asked: list[str], ti: Any) -> list[str]:
         else:
             error = ti.xcom_pull(task_ids=failed, key="luma_error", map_indexes=index)
             reason = error["msg"] if error else f"{failed} [{index}] is {states.get(f'{failed}_{index}')}"
-            missing.append(f"{video_url}: {reason}")
+            missing.append(f"{video_url.split('?')[0]}: {reason}")
     print(f"Videos ({len(files)}):", *files, sep="\n  ")
     if missing:
         raise RuntimeError("\n  ".join([f"No video for {len(missing)} of {len(asked)} clips:", *missing]))

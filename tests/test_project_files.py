@@ -55,3 +55,8 @@ def test_pre_commit_uses_the_tools_of_make_and_fetches_none():
     for hook in repository["hooks"]:
         assert hook["language"] == "system"
         subprocess.run([*hook["entry"].split(), "--dry-run"], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+def test_extra_of_the_demo_of_a_cluster_brings_both_drivers_of_its_database():
+    """With Airflow 3.3 the asynchronous one too; the environment of the tests has whatever they need themselves."""
+    assert {"asyncpg", "psycopg2-binary"} <= set(PROJECT["optional-dependencies"]["cluster"])

@@ -95,7 +95,7 @@ class InputVideo:
     @property
     def shown(self) -> str:
         """The address, fit for a log."""
-        return self.address if self.is_public else shown_address(self.address)
+        return shown_address(self.address)
 
     def fingerprint(self, request: str, recorded: Collection[str]) -> str:
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,8 +18,16 @@ from tests.e2e.runs import finish, has_process
 from tests.e2e.videos import assert_modified
 from tests.support.clips import clip as make_clip
 from tests.support.clips import with_broken_sound
+from tests.support.file_server import FileServer, Reply
 
 pytestmark = pytest.mark.xdist_group("kills")
+
+
+@pytest.fixture
+def web() -> Iterator[FileServer]:
+    server = FileServer()
+    yield server
+    server.close()
 
 
 @pytest.mark.parametrize(
@@ -39,15 +48,16 @@ def test_example_dag_ends_with_a_playable_video(airflow: LocalAirflow, luma: Sim
 
 @pytest.mark.versions
 def test_batch_makes_the_videos_of_all_clips_but_those_that_fail_and_names_these(
-    airflow: LocalAirflow, luma: Simulator, tmp_path: Path
+    airflow: LocalAirflow, luma: Simulator, web: FileServer, tmp_path: Path
 ) -> None:
     luma.configure(processing_seconds=1)
     samples = [luma.sample_url.replace("sample", name) for name in ("sample", "sample-2", "sample-3")]
-    good, too_long, broken = (str(tmp_path / f"{name}.mp4") for name in ("good", "too-long", "broken"))
+    good, too_long = (str(tmp_path / f"{name}.mp4") for name in ("good", "too-long"))
     Path(good).write_bytes(make_clip())
     Path(too_long).write_bytes(make_clip(seconds=12))
-    Path(broken).write_bytes(with_broken_sound(make_clip(sound="aac")))
-    clips = [samples[0], too_long, samples[1], broken, samples[2], good]
+    broken = web.serve("/broken.mp4", Reply(with_broken_sound(make_clip(sound="aac"))))
+    signature = "?signature=not-to-be-shown"
+    clips = [samples[0], too_long, samples[1] + signature, broken + signature, samples[2], good]
 
     run_id = airflow.trigger("luma_batch", video_urls=clips)
 
@@ -63,10 +73,11 @@ def test_batch_makes_the_videos_of_all_clips_but_those_that_fail_and_names_these
     assert "XCom not found" not in log
     assert luma.accepted == 5, "a clip that is too long is not submitted"
     tasks = [task for task in airflow.tasks("luma_batch", run_id) if task["task_id"] == "clip.modify"]
-    assert {task["rendered_map_index"] for task in tasks} == {clip.rsplit("/", 1)[-1] for clip in clips}
+    shown = {clip.removesuffix(signature).rsplit("/", 1)[-1] for clip in clips}
+    assert {task["rendered_map_index"] for task in tasks} == shown
 
-    for mended in (too_long, broken):
-        Path(mended).write_bytes(make_clip())
+    Path(too_long).write_bytes(make_clip())
+    web.serve("/broken.mp4", Reply(make_clip()))
     clear = {"dag_run_id": run_id, "only_failed": True, "dry_run": False}
     airflow.call("POST", "/dags/luma_batch/clearTaskInstances", json=clear)
 

@@ -201,10 +201,25 @@ def test_slow_answers_are_asked_for_side_by_side_and_shown_as_they_come(stranger
     api.faults = {"xcomEntries": "hold", "hitlDetails": "hold"}
     wait_for_text(stranger, "state", "waiting for Luma")
     assert text(stranger, "prompt") == "Loading …"
+    pushed = ("luma_request", "luma_task_id")
+    api.faults = dict.fromkeys((*pushed, "hitlDetails"), "hold")
+    until(stranger, lambda: set(pushed) <= set(api.asked), "all that the task has pushed to be asked for at once")
     api.faults = {"hitlDetails": "hold"}
     wait_for_text(stranger, "prompt", PROMPT)
     wait_for_videos(stranger, 1)
     assert complaints(stranger) == []
+
+
+def test_slow_gallery_asks_for_all_cards_at_once(stranger: Chrome, api: AirflowRestApi) -> None:
+    for number in range(2):
+        api.show("success", map_index=number, luma_request=request(api), return_value=result(api.clip_url))
+    api.faults = dict.fromkeys(("luma_request", "return_value"), "hold")
+    stranger.get(api.page("gallery"))
+    wait_for_text(stranger, "state", "2 of 2 finished")
+    for key in api.faults:
+        until(stranger, lambda key=key: api.asked.count(key) == 2, f"{key} of both to be asked for at once")
+    api.faults = {}
+    wait_for_videos(stranger, 4)
 
 
 def test_result_that_came_while_the_end_was_read_is_shown(stranger: Chrome, api: AirflowRestApi) -> None:

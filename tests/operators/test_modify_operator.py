@@ -50,6 +50,12 @@ class TestExecute:
         assert deferred.timeout is None
         assert callable(getattr(operator, deferred.method_name))
 
+    def test_log_names_the_video_without_the_query_that_may_be_a_signature(self, luma, modify, context, task_log):
+        deferral_of(modify(video_url=f"{luma.sample_url}?signature=secret").execute, context)
+        assert luma.jobs[0].video_url.endswith("?signature=secret")
+        assert messages(task_log, f"Submitting {luma.sample_url} ")
+        assert not messages(task_log, "signature=secret")
+
     def test_deferral_ends_with_execution_timeout(self, modify, context):
         deferred = deferral_of(modify(execution_timeout=timedelta(minutes=5)).execute, context)
         assert deferred.timeout == timedelta(minutes=5)
