@@ -30,7 +30,9 @@ from airflow_provider_luma.core.validation import check_video_url
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.source import FileSource, chunks, content_length
 from airflow_provider_luma.files.stored_file import StoredFile
-from airflow_provider_luma.media.probe import HEAD_LENGTH, check_video_head
+from airflow_provider_luma.media.input_check import check_video_head
+from airflow_provider_luma.media.signatures import HEAD_LENGTH
+from airflow_provider_luma.services import kie
 
 if TYPE_CHECKING:
     import requests
@@ -225,7 +227,7 @@ def check_public_video(url: str, source: FileSource, log: Logger) -> None:
     except LumaError as error:
         log.warning("video_url could not be checked from here: %s", error.msg.removeprefix("urls: "))
         return
-    check_video_head(head, content_type=kind, size=size, parameter="video_url", shown=shown)
+    check_video_head(head, kie.LIMITS, content_type=kind, size=size, parameter="video_url", shown=shown)
 
 
 def _head(response: requests.Response) -> bytes:

@@ -23,7 +23,8 @@ from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
 from airflow_provider_luma.files.storage import as_path
-from airflow_provider_luma.media.probe import check_video_file
+from airflow_provider_luma.media.input_check import check_video_file
+from airflow_provider_luma.services import kie
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -116,7 +117,7 @@ class StoredFile:
         """
         with self.open() as file:
             try:
-                check_video_file(file, parameter=self.parameter, shown=self.shown, size=self.size, log=log)
+                check_video_file(file, kie.LIMITS, parameter=self.parameter, shown=self.shown, size=self.size, log=log)
             except LumaError:
                 raise
             except Exception as error:

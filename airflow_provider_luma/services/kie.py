@@ -46,11 +46,22 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.services.base import Limits
 
 DEFAULT_HOST = "https://api.kie.ai"
 
 #: Containers the service reads (https://docs.kie.ai/luma-api/generate-luma-modify-video).
 VIDEO_EXTENSIONS = ("mp4", "mov", "avi")
+
+#: What the service takes (https://docs.kie.ai/luma-api/generate-luma-modify-video). It fetches an uploaded file from an
+#: address, too.
+LIMITS = Limits(
+    seconds=10.0,
+    bytes_by_url=500 * 1024**2,
+    bytes_as_file=500 * 1024**2,
+    containers=VIDEO_EXTENSIONS,
+    prompt_characters=None,
+)
 
 #: Where files are uploaded if the service itself, ``api.kie.ai``, is used.
 DEFAULT_UPLOAD_HOST = "https://kieai.redpandaai.co"
