@@ -17,14 +17,6 @@ from airflow_provider_luma.core.addresses import is_private_host, is_web_address
 from airflow_provider_luma.core.wire import plain_text
 from airflow_provider_luma.exceptions import LumaValidationError
 
-#: What the service takes of an input video (https://docs.kie.ai/luma-api/generate-luma-modify-video).
-MAX_VIDEO_BYTES = 500 * 1024 * 1024
-MAX_VIDEO_SECONDS = 10.0
-
-#: Seconds. A clip of ten seconds is often a frame or an audio packet longer, and one that the service finds too long
-#: costs nothing: what is in doubt passes.
-VIDEO_SECONDS_TOLERANCE = 0.5
-
 #: Extensions of files with a prompt.
 PROMPT_FILE_EXTENSIONS = (".txt", ".md")
 

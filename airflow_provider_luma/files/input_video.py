@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,8 @@ from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaV
 from airflow_provider_luma.files.source import FileSource, chunks, content_length
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
-from airflow_provider_luma.media.probe import HEAD_LENGTH, check_video_head
+from airflow_provider_luma.media.input_check import check_video_head
+from airflow_provider_luma.media.signatures import HEAD_LENGTH
 from airflow_provider_luma.transport.workers import requests_session, within
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
     from airflow_provider_luma.client import LumaClient
+    from airflow_provider_luma.services.base import Limits
 
 
 #: For how long an uploaded file must still be kept to be submitted: the service may fetch it when the job begins.
@@ -146,7 +148,8 @@ class InputVideo:
             partial(requests_session, connection), connection.timeout, connection.is_public, head_size=HEAD_SIZE
         )
         try:
-            within(QUICK_DEADLINE, partial(check_public_video, self.address, source, self.log))
+            limits = client.connection.service.limits
+            within(QUICK_DEADLINE, partial(check_public_video, self.address, source, limits, self.log))
         except TimeoutError:
             self.log.warning("video_url could not be checked from here: its server takes too long")
 
@@ -168,9 +171,9 @@ class InputVideo:
             self.log.info("%s is uploaded already; Luma keeps it until %s", file.shown, upload.expires_at)
             published = PublishedVideo(upload.url, kept)
         else:
+            seconds, limits = client.connection.sign_inputs, client.connection.service.limits
             if self.is_checked:
-                file.check(self.log)
-            seconds = client.connection.sign_inputs
+                file.check(limits if seconds is None else replace(limits, bytes_as_file=limits.bytes_by_url), self.log)
             signed = self._sign(file, seconds) if seconds is not None else None
             published = signed or self._upload(client, file)
         check_video_url(published.url, service_is_public=client.connection.is_public)
@@ -213,7 +216,7 @@ class InputVideo:
         return PublishedVideo(upload.url, {"file": file.name, **upload.as_dict()})
 
 
-def check_public_video(url: str, source: FileSource, log: Logger) -> None:
+def check_public_video(url: str, source: FileSource, limits: Limits, log: Logger) -> None:
     """
     Look at the beginning of a public video, and at what its server says of it.
 
@@ -238,7 +241,7 @@ def check_public_video(url: str, source: FileSource, log: Logger) -> None:
     except LumaError as error:
         log.warning("video_url could not be checked from here: %s", error.msg.removeprefix("urls: "))
         return
-    check_video_head(head, content_type=kind, size=size, parameter="video_url", shown=shown)
+    check_video_head(head, limits, content_type=kind, size=size, parameter="video_url", shown=shown)
 
 
 def _head(response: requests.Response) -> bytes:

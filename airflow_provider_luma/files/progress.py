@@ -13,7 +13,7 @@ from airflow_provider_luma.core.redaction import without_secrets
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
 from airflow_provider_luma.files.guard import Throughput
 from airflow_provider_luma.files.source import content_length, ends_by_itself, strong_validator
-from airflow_provider_luma.media.boxes import Boxes, Extent
+from airflow_provider_luma.media.file_structure import Boxes, Extent
 
 if TYPE_CHECKING:
     import requests

@@ -23,11 +23,13 @@ from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
 from airflow_provider_luma.files.storage import as_path
-from airflow_provider_luma.media.probe import check_video_file
+from airflow_provider_luma.media.input_check import check_video_file
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
     from airflow.sdk.types import Logger
+
+    from airflow_provider_luma.services.base import Limits
 
 #: What is asked of a storage at a time; some keep several of them in memory.
 BLOCK_SIZE = 1024 * 1024
@@ -107,16 +109,17 @@ class StoredFile:
             raise AirflowException(f"{self.parameter}: {self.shown} could not be opened: {error}") from error
         return file
 
-    def check(self, log: Logger) -> None:
+    def check(self, limits: Limits, log: Logger) -> None:
         """
         Look into the file, as far as it takes to tell whether the service will take it.
 
+        :param limits: what the service takes
         :raises LumaValidationError: it will not
         :raises AirflowException: the file cannot be read
         """
         with self.open() as file:
             try:
-                check_video_file(file, parameter=self.parameter, shown=self.shown, size=self.size, log=log)
+                check_video_file(file, limits, parameter=self.parameter, shown=self.shown, size=self.size, log=log)
             except LumaError:
                 raise
             except Exception as error:

@@ -305,10 +305,11 @@ class LumaHook(_ConnectionType):
         :raises LumaError: any other refusal
         """
         client = self.get_checked_client()
-        check_file_address("source", source, containers=client.connection.service.limits.containers)
+        limits = client.connection.service.limits
+        check_file_address("source", source, containers=limits.containers)
         file = StoredFile.find(str(source), "source")
         if check_video:
-            file.check(self.log)
+            file.check(limits, self.log)
         return Upload(client, self.log, fail_if_killed).run(file)
 
 

@@ -8,8 +8,7 @@ the film, so that nothing adds up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -19,15 +18,14 @@ from typing import IO, TYPE_CHECKING
 
 import av
 
-from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
-from airflow_provider_luma.media.film import Repairs, decoded, frame_times, opened, refusing
-from airflow_provider_luma.media.inspector import Unusable
+from airflow_provider_luma.media.film_reader import Repairs, decoded, opened, refusing
+from airflow_provider_luma.media.film_types import ClipOpener, JoinedFilm, OnProgress
 from airflow_provider_luma.media.memory import MAX_PIXELS
-from airflow_provider_luma.media.pictures import Pictures, deinterlaced
-from airflow_provider_luma.media.progress import OnProgress
+from airflow_provider_luma.media.opening import Unusable
+from airflow_provider_luma.media.pictures import MP4_OPTIONS, Pictures, VideoEncoder, deinterlaced
 from airflow_provider_luma.media.sound import Sound, losses
-from airflow_provider_luma.media.timeline import MAX_HOLD_SECONDS, SplitPlan, shown_at
+from airflow_provider_luma.media.split_plan import MAX_HOLD_SECONDS, SplitPlan
+from airflow_provider_luma.media.time_stamps import film_times, shown_at
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -36,31 +34,6 @@ if TYPE_CHECKING:
 
 #: Pixels that a clip may have, unless its film has more: those of 4K.
 MAX_CLIP_PIXELS = 4096 * 2160
-
-#: Opens a clip for reading, at any position; called twice.
-ClipOpener = Callable[[], AbstractContextManager[IO[bytes]]]
-
-
-@dataclass(frozen=True)
-class JoinInfo:
-    """
-    A film as it was written.
-
-    :param seconds: its length
-    :param rate: frames per second
-    :param sound: of each track "copied", or "encoded" as AAC; or "none"
-    :param lacking: seconds that each clip was shorter than its piece of the film; negative if it was longer
-    :param warnings: lines for the log: what was wrong with clips, and what of the film is not kept
-    """
-
-    seconds: float
-    rate: Fraction
-    frames: int
-    width: int
-    height: int
-    sound: str
-    lacking: tuple[float, ...]
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +71,7 @@ def join(
     *,
     names: Sequence[str] = (),
     shown: str = "",
-) -> JoinInfo:
+) -> JoinedFilm:
     """
     Write the film that the clips make up, as an MP4. Video and container are as long as the film is.
 
@@ -108,19 +81,14 @@ def join(
     :param on_progress: may raise to end it
     :param names: the clips' addresses as messages may show them
     :param shown: the address of the film as messages may show it
-    :raises LumaValidationError: a clip cannot be decoded or lacks too much, there are too few or too many, or the film
-        cannot be read
+    :raises LumaValidationError: a clip cannot be decoded or lacks too much, or the film cannot be read
     """
-    if len(clips) != plan.clips:
-        raise LumaValidationError(
-            None, f"clips names {len(clips)} clips; the film was split into {plan.clips}: give all of them, in order"
-        )
     shown_clips = names or [""] * len(clips)
     with refusing("source", shown), opened(source) as (film, video):
         max_pixels = _max_pixels(video)
         scanned = [
             _scan(clip, (f"clips[{index}]", name), plan, index, max_pixels)
-            for index, (clip, name) in enumerate(zip(clips, shown_clips, strict=True))
+            for index, clip, name in zip(range(plan.clips), clips, shown_clips, strict=True)
         ]
         with av.open(str(output), "w", format="mp4", options=MP4_OPTIONS) as out:
             return _write(scanned, (film, video), plan, out, on_progress)
@@ -128,7 +96,7 @@ def join(
 
 def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int, max_pixels: int) -> _Clip:
     with refusing(*name), clip() as file, opened(file, max_pixels) as film:
-        times = frame_times(*film)
+        times, _ = film_times(*film)
         rate, is_constant = times.rate()
         start, end = plan.start(index), plan.start(index + 1)
         lacking = end - start - times.seconds(rate)
@@ -146,7 +114,7 @@ def _write(
     plan: SplitPlan,
     out: OutputContainer,
     on_progress: OnProgress | None,
-) -> JoinInfo:
+) -> JoinedFilm:
     rates = {clip.rate if clip.is_constant else None for clip in clips}
     # Another rate than the clips' own would show some of their pictures for longer than others.
     rate = (rates.pop() if len(rates) == 1 else None) or plan.rate
@@ -165,7 +133,7 @@ def _write(
         out.mux(packet)
     lacking = tuple(float(clip.lacking) for clip in clips)
     warnings += losses(*source)
-    return JoinInfo(float(frames / rate), rate, frames, first.width, first.height, sound.kind, lacking, tuple(warnings))
+    return JoinedFilm(float(frames / rate), sound.kind, lacking, tuple(warnings))
 
 
 def _film(

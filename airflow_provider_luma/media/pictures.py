@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalizes a film's frames: deinterlaced, upright, with square pixels, all of one size."""
+"""
+A film's pictures on their way from the decoder into an MP4.
+
+They are deinterlaced, turned upright, given square pixels and one size, and then encoded as H.264 that every service
+and player reads alike.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +17,19 @@ from typing import TYPE_CHECKING, cast
 import av
 import av.error
 import av.filter
+from av.video.frame import PictureType
 
-from airflow_provider_luma.media.film import check_pixels
-from airflow_provider_luma.media.inspector import MAX_SIDE, Unusable
+from airflow_provider_luma.media.film_reader import check_pixels
 from airflow_provider_luma.media.memory import MAX_PIXELS, THREADS, allow_pictures
+from airflow_provider_luma.media.opening import MAX_SIDE, Unusable
 
 if TYPE_CHECKING:
     from av.buffer import Buffer
+    from av.container import OutputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
-    from airflow_provider_luma.media.film import Repairs
+    from airflow_provider_luma.media.film_reader import Repairs
 
 #: RGB pictures do not say which matrix converts them to YUV: BT.709 does.
 _RGB = 0
@@ -41,6 +49,12 @@ _TRANSPOSED = {
     (False, True): "cclock",
     (True, True): "clock_flip",
 }
+
+#: The index comes first, for who reads the file over a network.
+MP4_OPTIONS = {"movflags": "+faststart"}
+
+#: Without frames that refer to later ones, the video begins at 0 and needs no edit list, which not everybody heeds.
+_X264_OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0", "threads": str(THREADS)}
 
 
 def deinterlaced(
@@ -203,3 +217,32 @@ def _fitting(width: int, height: int, into_width: int, into_height: int) -> tupl
 def _even(width: int, height: int) -> tuple[int, int]:
     """Return the size that H.264 in 4:2:0 takes; an odd one loses a column or a row."""
     return max(2, width // 2 * 2), max(2, height // 2 * 2)
+
+
+class VideoEncoder:
+    """
+    Encodes pictures at a constant rate.
+
+    :param rate: frames per second
+    :param picture: one of them; the others are alike
+    """
+
+    def __init__(self, out: OutputContainer, rate: Fraction, picture: av.VideoFrame) -> None:
+        self._stream = out.add_stream("libx264", rate=rate, options=_X264_OPTIONS)
+        self._stream.width, self._stream.height = picture.width, picture.height
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.color_range, context.colorspace = picture.color_range, picture.colorspace
+        context.color_primaries, context.color_trc = picture.color_primaries, picture.color_trc
+        self._time_base = 1 / rate
+        self.frames = 0
+
+    def encode(self, picture: av.VideoFrame) -> list[Packet[VideoStream]]:
+        """Encode the next picture."""
+        picture.pts, picture.time_base, picture.pict_type = self.frames, self._time_base, PictureType.NONE
+        self.frames += 1
+        return self._stream.encode(picture)
+
+    def finish(self) -> list[Packet[VideoStream]]:
+        """Return what is still to be written."""
+        return self._stream.encode(None)

@@ -13,8 +13,8 @@ import av
 import av.error
 import av.filter
 
-from airflow_provider_luma.media.film import opened, refusing
-from airflow_provider_luma.media.inspector import Unusable, undecodable
+from airflow_provider_luma.media.film_reader import opened, refusing
+from airflow_provider_luma.media.opening import Unusable, undecodable
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

@@ -1,49 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Splits a film into clips that the service takes.
+Splits a film into clips: plans where to cut it, moves the cuts to changes of scene, and writes the clips.
 
-The clips are encoded anew: a copy can be cut at key frames alone, and those are where they are.
+They are encoded anew: a copy can be cut at key frames alone, and those are where they are.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import av
 import av.error
 import av.filter
 
-from airflow_provider_luma.core.validation import MAX_VIDEO_SECONDS
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.encoder import MP4_OPTIONS, VideoEncoder
-from airflow_provider_luma.media.film import Repairs, decoded, film_times, opened, refusing
-from airflow_provider_luma.media.gaps import check_gaps
+from airflow_provider_luma.media.film_reader import Repairs, decoded, opened, refusing
+from airflow_provider_luma.media.film_types import ClipFile, OnProgress
 from airflow_provider_luma.media.memory import THREADS
-from airflow_provider_luma.media.pictures import Pictures, deinterlaced
-from airflow_provider_luma.media.progress import OnProgress
+from airflow_provider_luma.media.pictures import MP4_OPTIONS, Pictures, VideoEncoder, deinterlaced
 from airflow_provider_luma.media.sound import decodable
-from airflow_provider_luma.media.timeline import (
-    SplitPlan,
-    count_clips,
-    cuts_at_scenes,
-    frames_per_clip,
-    plan_uncut,
-    shown_at,
-)
+from airflow_provider_luma.media.split_plan import SplitPlan, count_clips, cuts_at_scenes, frames_per_clip, plan_uncut
+from airflow_provider_luma.media.time_stamps import check_gaps, film_times, shown_at
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
-
-#: Makes a clip's file, by the clip's index: a local one, which is whole at the end of the context.
-ClipFile = Callable[[int], AbstractContextManager[Path]]
 
 #: Clips of a film at most: times in a file can be nonsense.
 MAX_CLIPS = 10_000
@@ -55,54 +42,18 @@ _MIN_CLIP_SECONDS = 1.0
 _SCENE_WIDTH = 160
 
 
-@dataclass(frozen=True)
-class ClipInfo:
-    """
-    A clip as it was written.
-
-    :param start: seconds from the beginning of the film
-    :param seconds: its length
-    """
-
-    index: int
-    start: float
-    seconds: float
-    frames: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class SplitInfo:
-    """
-    What was written.
-
-    :param warnings: lines for the log: what had to be done about the film's frames
-    """
-
-    clips: tuple[ClipInfo, ...]
-    warnings: tuple[str, ...]
-
-
-def plan_split(
-    source: IO[bytes],
-    clip_seconds: float = MAX_VIDEO_SECONDS,
-    *,
-    shown: str = "",
-) -> SplitPlan:
+def plan_split(source: IO[bytes], clip_seconds: float, *, shown: str = "") -> SplitPlan:
     """
     Find out how a film is to be split. All of it is read, and nothing decoded.
 
     :param source: can be read at any position
-    :param clip_seconds: the most that a clip may last
+    :param clip_seconds: the most that a clip may last, which is no more than the service takes
     :param shown: its address as messages may show it
     :raises LumaValidationError: it is no film that can be decoded, or too long, or most of it is a gap, or the
         clips are too long
     """
-    if not _MIN_CLIP_SECONDS <= clip_seconds <= MAX_VIDEO_SECONDS:
-        raise LumaValidationError(
-            None, f"clip_seconds is {clip_seconds!r}: give {_MIN_CLIP_SECONDS:g} to {MAX_VIDEO_SECONDS:g} seconds"
-        )
+    if not _MIN_CLIP_SECONDS <= clip_seconds < math.inf:
+        raise LumaValidationError(None, f"clip_seconds is {clip_seconds!r}: give at least {_MIN_CLIP_SECONDS:g}")
     with refusing("source", shown), opened(source) as (container, video):
         times, heard = film_times(container, video, decodable(container))
         check_gaps(times, heard)
@@ -111,7 +62,7 @@ def plan_split(
         name = f"source ({shown})" if shown else "source"
         raise LumaValidationError(
             None,
-            f"{name} lasts {plan.seconds:.1f} seconds, which makes {clips} clips of {clip_seconds:g} seconds, "
+            f"{name} lasts {plan.seconds:.1f} s, which makes {clips} clips of {clip_seconds:g} s, "
             f"more than {MAX_CLIPS}: cut it first",
         )
     return plan.evenly(clips)
@@ -120,7 +71,7 @@ def plan_split(
 def move_cuts_to_scenes(
     source: IO[bytes],
     plan: SplitPlan,
-    clip_seconds: float = MAX_VIDEO_SECONDS,
+    clip_seconds: float,
     on_progress: OnProgress | None = None,
     *,
     shown: str = "",
@@ -167,9 +118,11 @@ def split(
     on_progress: OnProgress | None = None,
     *,
     shown: str = "",
-) -> SplitInfo:
+) -> tuple[str, ...]:
     """
     Write a film's clips, one after the other, each whole before the next begins. They are MP4 without sound.
+
+    Return lines for the log: what had to be done about the film's frames.
 
     :param source: the film that was planned; can be read at any position
     :param clip_file: makes a clip's file
@@ -182,10 +135,11 @@ def split(
         whole = deinterlaced(decoded(container, video, repairs), repairs)
         frames = shown_at(whole, times, 1 / plan.rate)
         film = _reported((pictures.make(frame, video) for frame in frames), plan.frames, on_progress)
-        clips = tuple(_write_clip(index, plan, film, clip_file) for index in range(plan.clips))
+        for index in range(plan.clips):
+            _write_clip(index, plan, film, clip_file)
         # Decode the rest as well, to find errors behind the last picture that is used.
         deque(whole, maxlen=0)
-        return SplitInfo(clips, tuple(repairs.warnings()))
+        return tuple(repairs.warnings())
 
 
 def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: OnProgress | None) -> Iterator[av.VideoFrame]:
@@ -195,7 +149,7 @@ def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: OnProgres
         yield picture
 
 
-def _write_clip(index: int, plan: SplitPlan, film: Iterator[av.VideoFrame], clip_file: ClipFile) -> ClipInfo:
+def _write_clip(index: int, plan: SplitPlan, film: Iterator[av.VideoFrame], clip_file: ClipFile) -> None:
     """Take a clip's pictures from the film, and write it."""
     frames = plan.cuts[index + 1] - plan.cuts[index]
     first = next(film)
@@ -205,5 +159,3 @@ def _write_clip(index: int, plan: SplitPlan, film: Iterator[av.VideoFrame], clip
         for picture in islice(film, frames - 1):
             out.mux(encoder.encode(picture))
         out.mux(encoder.finish())
-    start, seconds = float(plan.start(index)), float(frames / plan.rate)
-    return ClipInfo(index, start, seconds, frames, first.width, first.height)

@@ -15,7 +15,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.core.validation import (
-    MAX_VIDEO_SECONDS,
     check_destination,
     check_file_address,
     check_film_destination,
@@ -31,13 +30,16 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
 
     from airflow_provider_luma.files.stored_file import StoredFile
-    from airflow_provider_luma.media.timeline import SplitPlan
+    from airflow_provider_luma.media.split_plan import SplitPlan
 
 #: The XCom with what a join needs to know of a split.
 PLAN_KEY = "luma_split"
 
 #: The XCom with the file that the film will be written to, as the split has checked it.
 FILM_KEY = "luma_film_destination"
+
+#: Seconds that a clip lasts at most, if nothing else is said: every service takes so many.
+CLIP_SECONDS = 10.0
 
 #: Clips from which on the log warns if nothing limits them: ten minutes of film.
 MANY_CLIPS = 60
@@ -51,7 +53,7 @@ class _FilmOperator(TemplatedOperator):
 
     def on_kill(self) -> None:
         """End the process that decodes."""
-        from airflow_provider_luma.media.sandbox import end_all
+        from airflow_provider_luma.media.film_work import end_all
 
         end_all()
 
@@ -88,7 +90,7 @@ class VideoSplitOperator(_FilmOperator):
         *,
         source: str,
         destination: str,
-        clip_seconds: float = MAX_VIDEO_SECONDS,
+        clip_seconds: float = CLIP_SECONDS,
         detect_scenes: bool = False,
         max_clips: int | None = None,
         film_destination: str | None = None,
@@ -104,10 +106,8 @@ class VideoSplitOperator(_FilmOperator):
         self.detect_scenes = detect_scenes
         self.max_clips = max_clips
         check_positive("clip_seconds", clip_seconds)
-        if clip_seconds > MAX_VIDEO_SECONDS:
-            raise LumaValidationError(
-                None, f"clip_seconds is {clip_seconds:g}, and Luma takes clips of at most {MAX_VIDEO_SECONDS:g} seconds"
-            )
+        if clip_seconds > CLIP_SECONDS:
+            _check_clip_seconds(clip_seconds)
         if is_literal(source):
             check_file_address("source", source)
         if is_literal(destination):
@@ -121,8 +121,7 @@ class VideoSplitOperator(_FilmOperator):
         from airflow_provider_luma.files.destinations import refuse_overwriting
         from airflow_provider_luma.files.storage import file_in, written
         from airflow_provider_luma.files.stored_file import StoredFile
-        from airflow_provider_luma.media.progress import FilmProgress
-        from airflow_provider_luma.media.sandbox import move_cuts_to_scenes, plan_split, split
+        from airflow_provider_luma.media.film_work import FilmProgress, move_cuts_to_scenes, plan_split, split
 
         try:
             film = StoredFile.find(str(self.source), "source")
@@ -251,8 +250,7 @@ class VideoJoinOperator(_FilmOperator):
         from airflow_provider_luma.files.destinations import film_to_write, refuse_overwriting
         from airflow_provider_luma.files.storage import written
         from airflow_provider_luma.files.stored_file import StoredFile
-        from airflow_provider_luma.media.progress import FilmProgress
-        from airflow_provider_luma.media.sandbox import join
+        from airflow_provider_luma.media.film_work import FilmProgress, join
 
         try:
             target = film_to_write("destination", self.destination, self.log, relative=True)
@@ -299,11 +297,12 @@ class VideoJoinOperator(_FilmOperator):
                 self.log.info("%s was %.2f s %s than its piece of the film", clip, abs(seconds), kind)
 
     def _load_plan(self, file: IO[bytes], film: StoredFile, clips: int) -> SplitPlan:
-        from airflow_provider_luma.media.sandbox import plan_split
-        from airflow_provider_luma.media.timeline import SplitPlan
+        from airflow_provider_luma.media.film_work import plan_split
+        from airflow_provider_luma.media.split_plan import SplitPlan
+        from airflow_provider_luma.services import kie
 
         if self.plan is None:
-            return plan_split(file, shown=film.shown).evenly(clips)
+            return plan_split(file, kie.limits.seconds, shown=film.shown).evenly(clips)
         try:
             plan = SplitPlan.load(self.plan)
         except ValueError as error:
@@ -315,6 +314,16 @@ class VideoJoinOperator(_FilmOperator):
         if plan.clips != clips:
             raise LumaValidationError(None, _wrong_number(clips, plan.clips))
         return plan
+
+
+def _check_clip_seconds(seconds: float) -> None:
+    """Check that the service takes clips of that length, which those of the default length need not be asked for."""
+    from airflow_provider_luma.services import kie
+
+    if seconds > kie.limits.seconds:
+        raise LumaValidationError(
+            None, f"clip_seconds is {seconds:g}, and Luma takes clips of at most {kie.limits.seconds:g} s"
+        )
 
 
 def _wrong_number(clips: int, planned: int) -> str:

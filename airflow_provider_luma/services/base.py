@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Limits:
     """
-    What a service takes of a clip and a prompt.
+    What a service takes of a clip and of a prompt.
 
-    :param seconds: the longest clip
-    :param bytes_by_url: the largest clip that the service fetches itself
-    :param bytes_as_file: the largest clip that is uploaded
-    :param containers: file extensions of the containers that it reads, without the dot
-    :param prompt_characters: the longest prompt; None if the service names no limit
+    :param seconds: seconds that a clip may last
+    :param bytes_by_url: bytes of a clip that the service fetches from a public address
+    :param bytes_as_file: bytes of a clip that is uploaded to the service
+    :param containers: kinds of files that it reads, as their extensions in lower case: ``mp4``, ``mov``, ``avi``
+    :param prompt_characters: characters of a prompt; None if the service names no limit
     """
 
     seconds: float

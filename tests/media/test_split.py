@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.split import ClipInfo, move_cuts_to_scenes, plan_split, split
-from airflow_provider_luma.media.timeline import SplitPlan
+from airflow_provider_luma.media.split import move_cuts_to_scenes, plan_split, split
+from airflow_provider_luma.media.split_plan import SplitPlan
 from tests.support import fresh_python
 from tests.support.clips import clip, with_fields
-from tests.support.films import NTSC, film, kept_file, pictures, stream_seconds
+from tests.support.films import NTSC, film, kept_file, pictures, size_of, stream_seconds
 
 #: Transfer functions of a high dynamic range, by their numbers in H.273.
 PQ, HLG = 16, 18
@@ -26,7 +26,7 @@ PQ, HLG = 16, 18
 
 def split_all(
     source: bytes, plan: SplitPlan | None = None, on_progress=None, *, clip_seconds: float = 10
-) -> tuple[list[ClipInfo], list[bytes]]:
+) -> list[bytes]:
     clips: list[bytes] = []
     plan = plan or plan_split(io.BytesIO(source), clip_seconds)
 
@@ -34,8 +34,8 @@ def split_all(
         assert index == len(clips), "the clip before is whole"
         return kept_file(clips)
 
-    info = split(io.BytesIO(source), plan, clip_file, on_progress)
-    return list(info.clips), clips
+    split(io.BytesIO(source), plan, clip_file, on_progress)
+    return clips
 
 
 def numbers(clips: list[bytes]) -> list[int]:
@@ -44,17 +44,17 @@ def numbers(clips: list[bytes]) -> list[int]:
 
 def test_film_becomes_equal_clips_that_hold_each_frame_once():
     source = film(frames=284, rate=NTSC, sound="aac")
-    infos, clips = split_all(source, clip_seconds=2)
+    clips = split_all(source, clip_seconds=2)
     assert numbers(clips) == list(range(284))
-    assert sorted(info.frames for info in infos) == [56, 57, 57, 57, 57]
-    for info, content in zip(infos, clips, strict=True):
-        assert stream_seconds(content) == (pytest.approx(info.seconds), pytest.approx(info.seconds, abs=0.001))
-        assert (info.width, info.height) == (96, 54)
-    assert [info.start for info in infos[1:]] == [pytest.approx(info.start + info.seconds) for info in infos[:-1]]
+    frames = [len(pictures(content)) for content in clips]
+    assert sorted(frames) == [56, 57, 57, 57, 57]
+    for content, count in zip(clips, frames, strict=True):
+        assert stream_seconds(content) == (pytest.approx(count / NTSC), pytest.approx(count / NTSC, abs=0.001))
+        assert size_of(content) == (96, 54)
 
 
 def test_clip_is_h264_without_sound_with_its_index_in_front_and_begins_at_0():
-    _, (content,) = split_all(film(frames=20, sound="aac"))
+    (content,) = split_all(film(frames=20, sound="aac"))
     with av.open(io.BytesIO(content)) as container:
         (stream,) = container.streams
         assert (stream.codec_context.name, stream.codec_context.format.name) == ("h264", "yuv420p")
@@ -75,8 +75,8 @@ def test_clip_is_h264_without_sound_with_its_index_in_front_and_begins_at_0():
     ],
 )
 def test_no_clip_lasts_more_than_it_may_by_its_video_or_its_container(frames, rate, limit, clips):
-    infos, contents = split_all(film(frames=frames, rate=rate), clip_seconds=limit)
-    assert len(infos) == clips
+    contents = split_all(film(frames=frames, rate=rate), clip_seconds=limit)
+    assert len(contents) == clips
     assert numbers(contents) == list(range(frames))
     for content in contents:
         assert max(stream_seconds(content)) <= limit
@@ -84,7 +84,7 @@ def test_no_clip_lasts_more_than_it_may_by_its_video_or_its_container(frames, ra
 
 
 def test_ten_minutes_and_a_tenth_of_a_second_are_61_clips():
-    plan = plan_split(io.BytesIO(film(frames=3001, rate=5, size=(16, 16))))
+    plan = plan_split(io.BytesIO(film(frames=3001, rate=5, size=(16, 16))), 10)
     assert (plan.clips, plan.seconds) == (61, pytest.approx(600.2))
     assert max(end - start for start, end in pairwise(plan.cuts)) <= 50
 
@@ -92,12 +92,12 @@ def test_ten_minutes_and_a_tenth_of_a_second_are_61_clips():
 def test_film_of_too_many_clips_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr("airflow_provider_luma.media.split.MAX_CLIPS", 1)
     with pytest.raises(
-        LumaValidationError, match=r"source \(s3://b/f.mp4\) lasts 20.0 seconds.* 2 clips.*more than 1: "
+        LumaValidationError, match=r"source \(s3://b/f.mp4\) lasts 20.0 s.* 2 clips of 10 s.*more than 1: "
     ):
-        plan_split(io.BytesIO(film(frames=100, rate=5)), shown="s3://b/f.mp4")
+        plan_split(io.BytesIO(film(frames=100, rate=5)), 10, shown="s3://b/f.mp4")
 
 
-@pytest.mark.parametrize("clip_seconds", [0, -1, 0.5, 10.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("clip_seconds", [0, -1, 0.5, float("nan"), float("inf")])
 def test_clip_seconds_that_make_no_clips_are_refused(clip_seconds):
     with pytest.raises(LumaValidationError, match="clip_seconds"):
         plan_split(io.BytesIO(film(frames=20)), clip_seconds)
@@ -106,7 +106,7 @@ def test_clip_seconds_that_make_no_clips_are_refused(clip_seconds):
 def test_variable_rate_becomes_a_constant_one_that_shows_each_frame_at_its_time():
     ticks = tuple(int(at) for at in np.cumsum([0, *([33] * 40), 700, *([33, 34, 50] * 20), 2000, *([40] * 30)]))
     plan = plan_split(io.BytesIO(source := film("mov", ticks=ticks)), 4)
-    _, clips = split_all(source, plan)
+    clips = split_all(source, plan)
     assert len(clips) == 2
     shown = [
         (start + at, number)
@@ -121,22 +121,22 @@ def test_variable_rate_becomes_a_constant_one_that_shows_each_frame_at_its_time(
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 def test_pictures_are_turned_upright(rotation):
-    (info,), (content,) = split_all(film(frames=20, size=(54, 96), rotation=rotation))
-    assert (info.width, info.height) == (54, 96)
+    (content,) = split_all(film(frames=20, size=(54, 96), rotation=rotation))
+    assert size_of(content) == (54, 96)
     assert numbers([content]) == list(range(20))
     with av.open(io.BytesIO(content)) as container:
         assert next(container.decode(video=0)).rotation == 0
 
 
 def test_odd_size_loses_a_column_and_a_row():
-    (info,), clips = split_all(film(frames=20, size=(97, 55), pix_fmt="yuv444p"))
-    assert (info.width, info.height) == (96, 54)
+    clips = split_all(film(frames=20, size=(97, 55), pix_fmt="yuv444p"))
+    assert size_of(clips[0]) == (96, 54)
     assert numbers(clips) == list(range(20))
 
 
 def test_pixels_become_square():
-    (info,), clips = split_all(film(frames=20, aspect=2))
-    assert (info.width, info.height) == (192, 54)
+    clips = split_all(film(frames=20, aspect=2))
+    assert size_of(clips[0]) == (192, 54)
     assert numbers(clips) == list(range(20))
 
 
@@ -145,7 +145,7 @@ def test_pixels_become_square():
     [("mov", "libx265", {}), ("avi", "mpeg4", {}), ("avi", "libx264", {}), ("mp4", "libx264", {"first": 90})],
 )
 def test_other_codecs_containers_and_beginnings_lose_no_frame(kind, codec, options):
-    _, clips = split_all(film(kind, frames=130, codec=codec, **options), clip_seconds=4)
+    clips = split_all(film(kind, frames=130, codec=codec, **options), clip_seconds=4)
     assert len(clips) == 2
     assert numbers(clips) == list(range(130))
 
@@ -154,14 +154,14 @@ def test_frames_that_an_edit_list_hides_are_left_out():
     with av.open(io.BytesIO(source := film(frames=60, rate=30))) as container:
         ticks = int(Fraction(1, 30) / container.streams.video[0].time_base)
     source = with_fields(source, b"elst", 8, int(1000 * 50 / 30), 12 * ticks)
-    _, clips = split_all(source)
+    clips = split_all(source)
     shown = numbers(clips)
     assert shown == list(range(shown[0], shown[0] + 50))
     assert shown[0] in (10, 11, 12)
 
 
 def test_full_range_becomes_that_of_television():
-    _, (content,) = split_all(film(frames=10, codec="mjpeg", kind="avi", pix_fmt="yuvj420p"))
+    (content,) = split_all(film(frames=10, codec="mjpeg", kind="avi", pix_fmt="yuvj420p"))
     with av.open(io.BytesIO(content)) as container:
         luma = next(container.decode(video=0)).to_ndarray(format="yuv420p")[:54]
         assert container.streams.video[0].codec_context.color_range == 1
@@ -175,7 +175,7 @@ def test_full_range_becomes_that_of_television():
 )
 def test_colours_stay_as_they_are(kind, codec, pix_fmt):
     source = film(kind, frames=5, codec=codec, pix_fmt=pix_fmt, colour=(250, 60, 30))
-    _, (content,) = split_all(source)
+    (content,) = split_all(source)
     assert shown_colour(content) == pytest.approx((250, 60, 30), abs=9)
 
 
@@ -195,7 +195,7 @@ def shown_colour(content: bytes, number: int = 0) -> tuple[float, ...]:
 def test_high_dynamic_range_becomes_that_of_television(transfer):
     """What lies in it at the brightness of white paper is white, and its grey is grey."""
     white, grey = {PQ: (0.58, 0.45), HLG: (0.75, 0.4)}[transfer]
-    _, (content,) = split_all(with_high_dynamic_range([white] * 5 + [grey] * 5, transfer))
+    (content,) = split_all(with_high_dynamic_range([white] * 5 + [grey] * 5, transfer))
     with av.open(io.BytesIO(content)) as container:
         frame = next(container.decode(video=0))
     assert (frame.color_trc, frame.color_primaries, frame.colorspace, frame.format.name) == (1, 1, 1, "yuv420p")
@@ -229,7 +229,7 @@ def with_high_dynamic_range(levels: list[float], transfer: int) -> bytes:
 def test_film_cut_out_of_another_at_an_open_group_of_pictures_begins_with_what_can_be_decoded(codec):
     """Its first frames refer to what was cut off: nobody can show them, and those behind them keep their times."""
     source = from_second_key_frame(codec)
-    _, clips = split_all(source)
+    clips = split_all(source)
     shown = numbers(clips)
     whole = shown[shown.count(shown[0]) - 1 :]
     assert whole == list(range(whole[0], 100))
@@ -286,7 +286,7 @@ def test_cuts_move_to_changes_of_scene():
 
 def test_film_of_one_clip_is_not_searched_for_changes_of_scene():
     plan = SplitPlan(Fraction(0), Fraction(30), (0, 250))
-    assert move_cuts_to_scenes(io.BytesIO(b""), plan) is plan
+    assert move_cuts_to_scenes(io.BytesIO(b""), plan, 10) is plan
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_film_of_one_clip_is_not_searched_for_changes_of_scene():
 )
 def test_film_that_cannot_be_read_is_refused_with_its_name_and_a_remedy(source, found):
     with pytest.raises(LumaValidationError, match=rf"^source \(/f.mp4\) .*{found}.*: .*\w+"):
-        plan_split(io.BytesIO(source()), shown="/f.mp4")
+        plan_split(io.BytesIO(source()), 10, shown="/f.mp4")
 
 
 def test_film_that_cannot_be_decoded_is_refused_with_its_name_and_a_remedy():
@@ -331,7 +331,7 @@ class Unreadable(io.BytesIO):
 
 def test_failure_of_the_storage_passes_unchanged():
     with pytest.raises(ConnectionError, match="storage is gone"):
-        plan_split(Unreadable(film(frames=400)))
+        plan_split(Unreadable(film(frames=400)), 10)
 
 
 def long_film(frames: int) -> bytes:
@@ -354,9 +354,9 @@ import sys, tracemalloc
 from pathlib import Path
 from airflow_provider_luma.media.split import plan_split
 with Path({film!r}).open("rb") as source:
-    plan_split(source)
+    plan_split(source, 10)
     tracemalloc.start()
-    result = [plan_split(source).frames, tracemalloc.get_traced_memory()[1]]
+    result = [plan_split(source, 10).frames, tracemalloc.get_traced_memory()[1]]
 """
 
 

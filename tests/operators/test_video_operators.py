@@ -14,8 +14,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
-from airflow_provider_luma.media import sandbox
-from airflow_provider_luma.media.progress import FilmProgress
+from airflow_provider_luma.media import film_work
+from airflow_provider_luma.media.film_work import FilmProgress
 from airflow_provider_luma.media.split import plan_split
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 from tests.support.clips import clip as make_clip
@@ -100,7 +100,7 @@ def test_log_warns_of_many_clips_if_nothing_limits_them(seconds, max_clips, warn
         task_id="split", source=str(path), destination=str(tmp_path / "clips"), max_clips=max_clips
     )
     with path.open("rb") as file:
-        operator._announce(plan_split(file), "film.mp4", new_context())
+        operator._announce(plan_split(file, 10), "film.mp4", new_context())
     logged = messages(task_log, "film.mp4 makes 61 clips. Modifying them takes 61 submissions")
     assert len(logged) == warnings
     assert all("Set max_clips" in message for message in logged)
@@ -235,7 +235,7 @@ def at_first_frame(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -
 
 
 def signal_decoder(number: signal.Signals) -> None:
-    (process,) = sandbox._running
+    (process,) = film_work._running
     process.send_signal(number)
 
 
@@ -265,7 +265,7 @@ def test_task_that_is_killed_stops_at_once_and_leaves_nothing(film, tmp_path, mo
     at_first_frame(monkeypatch, operator.on_kill)
     with pytest.raises(ChildProcessError, match="by the end of the task"):
         operator.execute(new_context())
-    assert sandbox._running == set()
+    assert film_work._running == set()
     assert not target.exists()
     assert list(tmp_path.rglob("*.part")) == []
 

@@ -332,7 +332,7 @@ class TestUnusableVideos:
                 file.truncate(501 * 1024 * 1024)
             return path, "has 501.0 MB"
         contents = {
-            "11 seconds": (lambda: make_clip(seconds=11), "lasts 11.0 seconds.*at most 10 seconds.*-t 10"),
+            "11 seconds": (lambda: make_clip(seconds=11), "lasts 11.0 s;.*at most 10 s.*-t 10"),
             "a text": (lambda: b"This is no video, whatever its name says.", "is a text"),
             "a sound": (lambda: make_clip(codec=None, sound="aac"), "holds sound and no video"),
             "cut off, index in front": (lambda: make_clip(seconds=5, movflags=MOOV_IN_FRONT)[:-2000], "is cut off"),

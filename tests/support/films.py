@@ -17,7 +17,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from airflow_provider_luma.media.join import JoinInfo, join
+from airflow_provider_luma.media.film_types import JoinedFilm
+from airflow_provider_luma.media.join import join
 from airflow_provider_luma.media.split import plan_split, split
 
 NTSC = Fraction(30000, 1001)
@@ -160,9 +161,9 @@ def with_tracks(video: bytes, *tracks: Track, kind: str = "mp4", is_interleaved:
         return path.read_bytes()
 
 
-def rejoined(source: bytes, change: Callable[[bytes], bytes] = bytes) -> tuple[bytes, JoinInfo]:
+def rejoined(source: bytes, change: Callable[[bytes], bytes] = bytes) -> tuple[bytes, JoinedFilm]:
     """Split a film and join its clips, as they are or changed."""
-    plan, clips = plan_split(io.BytesIO(source)), list[bytes]()
+    plan, clips = plan_split(io.BytesIO(source), 10), list[bytes]()
     split(io.BytesIO(source), plan, lambda _: kept_file(clips))
     with TemporaryDirectory() as folder:
         output = Path(folder) / "film.mp4"
@@ -236,6 +237,19 @@ def clicks(video: bytes, track: int = 0, threshold: float = 0.4) -> list[float]:
     loud = np.flatnonzero(np.abs(np.concatenate(pieces)) > threshold)
     onsets = loud[np.flatnonzero(np.diff(loud, prepend=-SAMPLE_RATE) > SAMPLE_RATE // 4)]
     return [(begin or 0.0) + onset / SAMPLE_RATE for onset in onsets]
+
+
+def size_of(video: bytes) -> tuple[int, int]:
+    """Return width and height of a video."""
+    with av.open(io.BytesIO(video)) as container:
+        return container.streams.video[0].width, container.streams.video[0].height
+
+
+def rate_of(video: bytes) -> Fraction:
+    """Return the frames a second of a video."""
+    with av.open(io.BytesIO(video)) as container:
+        rate = container.streams.video[0].average_rate
+        return Fraction(rate.numerator, rate.denominator)
 
 
 def stream_seconds(video: bytes) -> tuple[float, float]:

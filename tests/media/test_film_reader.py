@@ -1,117 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file's structure shows: whether it is whole, whether it is encrypted, and whether it is a film at all."""
+"""Films of many containers are read; what is no film, or cut off, or encrypted, is refused and never opened."""
 
 from __future__ import annotations
 
 import io
-import struct
 
 import av
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.containers import is_cut_off, is_encrypted
+from airflow_provider_luma.media.file_structure import is_encrypted
 from airflow_provider_luma.media.split import plan_split
-from tests.support.clips import FRAGMENTED, MOOV_IN_FRONT, clip, encrypted, with_empty_video_in_front, without_samples
+from tests.support.clips import encrypted, with_empty_video_in_front, without_samples
 from tests.support.films import clicks, film, pictures, rejoined
-
-
-def chunk(kind: bytes, content: bytes, length: int | None = None) -> bytes:
-    return kind + struct.pack("<I", len(content) if length is None else length) + content + bytes(len(content) % 2)
-
-
-def riff(kind: bytes, *chunks: bytes, length: int | None = None) -> bytes:
-    return chunk(b"RIFF", kind + b"".join(chunks), length)
-
-
-MOVI = chunk(b"LIST", b"movi" + bytes(1001))
-INDEX = chunk(b"idx1", bytes(64))
-AVI = riff(b"AVI ", chunk(b"LIST", b"hdrl" + bytes(60)), chunk(b"JUNK", bytes(9)), MOVI, INDEX)
-OPEN_DML = AVI + riff(b"AVIX", MOVI) + riff(b"AVIX", MOVI)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        AVI,
-        OPEN_DML,
-        AVI + b"what another program has added",
-        riff(b"AVI ", MOVI),
-        riff(b"AVI ", MOVI, INDEX, length=len(MOVI) + len(INDEX) + 12),
-        riff(b"AVI ", MOVI, length=0),
-        riff(b"AVI ", MOVI, length=0xFFFFFFFF),
-        riff(b"AVI ", chunk(b"LIST", b"movi" + bytes(100), 0xFFFFFFFF)),
-        riff(b"AVI ", chunk(b"LIST", b"movi" + bytes(100), 0)),
-        riff(b"AVI ", length=1 << 20)[:8],
-        b"RIFF",
-        b"",
-    ],
-    ids=[
-        *("whole", "OpenDML", "with an appendix", "without an index", "header counted", "streamed", "streamed, new"),
-        *("list of a stream, new", "list of a stream", "no AVI", "beginning", "empty"),
-    ],
-)
-def test_whole_avi_and_one_written_as_a_stream_are_not_cut_off(content):
-    assert not is_cut_off(io.BytesIO(content))
-
-
-@pytest.mark.parametrize("content", [AVI, OPEN_DML], ids=["AVI", "OpenDML"])
-def test_avi_is_cut_off_wherever_it_ends(content):
-    first, second = len(AVI), len(AVI) + len(riff(b"AVIX", MOVI))
-    unseen = {*range(first, first + 8), *range(second - 1, second + 8), len(content) - 1}  # between two, or padding
-    whole = {end for end in range(12, len(content)) if not is_cut_off(io.BytesIO(content[:end]))}
-    assert whole <= unseen
-
-
-def test_webm_and_mkv_are_cut_off_wherever_they_end():
-    for kind, codec in (("mkv", "libx264"), ("webm", "libvpx")):
-        content = film(kind, frames=20, codec=codec)
-        assert not is_cut_off(io.BytesIO(content))
-        for length in range(100, len(content), 97):
-            assert is_cut_off(io.BytesIO(content[:length]))
-
-
-def test_mxf_is_cut_off_wherever_it_ends():
-    content = film("mxf", frames=20, codec="mpeg2video")
-    assert not is_cut_off(io.BytesIO(content))
-    footer = content.rindex(b"\x06\x0e+4\x02\x05\x01\x01\r\x01\x02\x01\x01\x04")
-    for length in range(100, footer, 997):
-        assert is_cut_off(io.BytesIO(content[:length]))
-    assert not is_cut_off(io.BytesIO(content[:44] + bytes(8) + content[52:footer])), "of one that is still written"
-
-
-def test_mkv_of_unknown_length_is_not_cut_off():
-    """As a browser records it, and as what is left of a recording that broke off."""
-    content = film("mkv", frames=20)
-    segment = content.index(b"\x18S\x80g") + 4
-    live = content[:segment] + b"\x01" + b"\xff" * 7 + content[segment + 8 :]
-    assert not is_cut_off(io.BytesIO(live))
-    assert not is_cut_off(io.BytesIO(live[: len(live) // 2]))
-    assert plan_split(io.BytesIO(live)).frames == 20
-
-
-@pytest.mark.parametrize("kind", ["mp4", "mov"])
-@pytest.mark.parametrize("movflags", ["", MOOV_IN_FRONT, FRAGMENTED])
-def test_encrypted_tracks_are_found_wherever_the_index_is(kind, movflags):
-    assert is_encrypted(io.BytesIO(encrypted(clip(kind, sound="aac"), kind, movflags)))
-    assert not is_encrypted(io.BytesIO(clip(kind, sound="aac", movflags=movflags)))
-
-
-@pytest.mark.parametrize("track", [b"encv", b"enca", b"drmi", b"drms"])
-def test_each_kind_of_encrypted_track_is_found(track):
-    content = clip(sound="aac")
-    entry = b"mp4a" if track in (b"enca", b"drms") else b"avc1"
-    at = content.index(entry, content.index(b"moov"))
-    assert is_encrypted(io.BytesIO(content[:at] + track + content[at + 4 :]))
-
-
-@pytest.mark.parametrize("length", [0, 7, 8, 15, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_broken_boxes_are_not_taken_for_encrypted_ones(length):
-    content = clip()
-    for kind in (b"ftyp", b"moov", b"trak", b"stsd"):
-        at = content.index(kind) - 4
-        assert not is_encrypted(io.BytesIO(content[:at] + struct.pack(">I", length) + content[at + 4 :]))
-
 
 FILMS = [
     ("mkv", "libx264", "aac"),
@@ -143,13 +44,13 @@ def test_wmv_loses_no_frame():
 def test_stream_that_lost_packets_is_a_film():
     source = film("ts", frames=100, rate=25, sound="aac")
     packets = [source[at : at + 188] for at in range(0, len(source), 188)]
-    plan = plan_split(io.BytesIO(b"".join(packets[: len(packets) // 3] + packets[len(packets) // 2 :])))
+    plan = plan_split(io.BytesIO(b"".join(packets[: len(packets) // 3] + packets[len(packets) // 2 :])), 10)
     assert plan.seconds == pytest.approx(4, abs=0.1)
 
 
 def refusal(content: bytes) -> str:
     with pytest.raises(LumaValidationError) as refused:
-        plan_split(io.BytesIO(content), shown="/f")
+        plan_split(io.BytesIO(content), 10, shown="/f")
     return str(refused.value)
 
 

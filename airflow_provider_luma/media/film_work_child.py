@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A process that plans, splits or joins one film for its parent, :mod:`.sandbox`.
+The child process that plans, splits or joins one film for its parent, :mod:`.film_work`.
 
 A film may be made to crash FFmpeg, or to let it allocate without end; here that ends no task. Standard input is a
 socket to the parent. What is said there are messages, in this direction JSON lists: ``open``, ``read`` and ``close``
@@ -19,15 +19,16 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.inspector import RemoteFile
+from airflow_provider_luma.media.child_process import RemoteFile
 from airflow_provider_luma.media.memory import is_exhausted, limit_memory
-from airflow_provider_luma.media.timeline import SplitPlan
+from airflow_provider_luma.media.split_plan import SplitPlan
 
 #: Says, as an argument, that the limits are set that count from the start of a program on.
 _LIMITED = "limited"
@@ -127,8 +128,7 @@ def _split(parent: Parent, *, plan: dict[str, Any], shown: str) -> list[str]:
     from airflow_provider_luma.media.split import split
 
     with parent.opened(0) as source:
-        made = split(source, SplitPlan.load(plan), parent.clip_file, parent.report, shown=shown)
-        return list(made.warnings)
+        return list(split(source, SplitPlan.load(plan), parent.clip_file, parent.report, shown=shown))
 
 
 def _join(
@@ -139,7 +139,7 @@ def _join(
     openers = [partial(parent.opened, 1 + index) for index in range(clips)]
     with parent.opened(0) as source:
         made = join(openers, source, SplitPlan.load(plan), Path(output), parent.report, names=names, shown=shown)
-    return {"seconds": made.seconds, "sound": made.sound, "lacking": made.lacking, "warnings": made.warnings}
+    return asdict(made)
 
 
 _JOBS: dict[str, Callable[..., Any]] = {

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import random
+import re
 import resource
 import struct
 import subprocess
@@ -15,6 +16,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -22,10 +24,12 @@ import psutil
 import pytest
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_luma.core.validation import MAX_VIDEO_BYTES, MAX_VIDEO_SECONDS, VIDEO_SECONDS_TOLERANCE
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media import probe
-from airflow_provider_luma.media.probe import check_video_file, check_video_head
+from airflow_provider_luma.media import input_check
+from airflow_provider_luma.media.input_check import SECONDS_TOLERANCE, check_video_file, check_video_head
+from airflow_provider_luma.media.signatures import HEAD_LENGTH
+from airflow_provider_luma.services import kie
+from airflow_provider_luma.services.base import Limits
 from airflow_provider_luma.simulator import media, service
 from tests.support.clips import (
     FRAGMENTED,
@@ -61,10 +65,10 @@ class CountingFile(io.BytesIO):
         return content
 
 
-def check(video: bytes | io.BytesIO, log: logging.Logger = LOG) -> None:
+def check(video: bytes | io.BytesIO, limits: Limits = kie.limits) -> None:
     file = io.BytesIO(video) if isinstance(video, bytes) else video
     size = file.getbuffer().nbytes
-    check_video_file(file, parameter="source", shown="file:///in/film.mp4", size=size, log=log)
+    check_video_file(file, limits, parameter="source", shown="file:///in/film.mp4", size=size, log=LOG)
 
 
 def cpu_seconds() -> float:
@@ -82,7 +86,7 @@ def refusal(video: bytes | io.BytesIO) -> str:
     assert refused.value.code is None
     message = str(refused.value)
     assert message.startswith("source (file:///in/film.mp4) ")
-    assert "; Luma takes MP4, MOV and AVI videos of at most 10 seconds and 500 MB: " in message
+    assert "; Luma takes MP4, MOV and AVI videos of at most 10 s and 500 MB: " in message
     return message
 
 
@@ -118,9 +122,43 @@ def test_rotated_video_passes():
 
 
 def test_limits_are_those_of_the_simulated_service():
-    assert MAX_VIDEO_BYTES == service.MAX_VIDEO_BYTES
-    assert MAX_VIDEO_SECONDS == service.MAX_VIDEO_SECONDS
-    assert VIDEO_SECONDS_TOLERANCE == media.DURATION_TOLERANCE
+    assert kie.limits.bytes_by_url == kie.limits.bytes_as_file == service.MAX_VIDEO_BYTES
+    assert kie.limits.seconds == service.MAX_VIDEO_SECONDS
+    assert SECONDS_TOLERANCE == media.DURATION_TOLERANCE
+
+
+#: What another service might take.
+OTHER = Limits(seconds=3.5, bytes_by_url=2 << 20, bytes_as_file=3 << 20, containers=("mp4",), prompt_characters=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (
+            {"seconds": 5},
+            "lasts 5.0 s; Luma takes MP4 videos of at most 3.5 s and 3 MB: cut it to at most 3.5 s",
+        ),
+        ({"kind": "avi", "codec": "mpeg4"}, "is an AVI file; Luma takes MP4 videos"),
+        ({"kind": "ts"}, "is not an MP4 (unknown signature); "),
+    ],
+)
+def test_limits_are_those_of_the_service_that_gets_the_video(options, found):
+    with pytest.raises(LumaValidationError, match=re.escape(found)):
+        check(clip(**options), OTHER)
+
+
+def test_video_within_the_limits_of_another_service_passes():
+    check(clip(seconds=3), OTHER)
+    check(clip(seconds=12), replace(OTHER, seconds=18))
+
+
+def test_limit_of_bytes_is_another_for_an_address_than_for_a_file():
+    options = {"content_type": None, "parameter": "video_url", "shown": "http://x/y"}
+    check_video_head(b"", OTHER, size=2 << 20, **options)
+    with pytest.raises(LumaValidationError, match=r"has 2\.5 MB; Luma takes MP4 videos of at most 3\.5 s and 2 MB: "):
+        check_video_head(b"", OTHER, size=5 << 19, **options)
+    with pytest.raises(LumaValidationError, match=r"has 3\.5 MB; Luma takes .* and 3 MB: "):
+        check_video_file(io.BytesIO(), OTHER, parameter="source", shown="/f.mp4", size=7 << 19, log=LOG)
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mov", "avi"])
@@ -140,7 +178,7 @@ def test_videos_are_too_long_for_the_check_where_they_are_for_the_simulated_serv
 
 def test_length_that_the_index_hides_is_found_by_the_last_frame():
     video = with_fields(clip(seconds=12), b"mvhd", 16, 5000)
-    assert "lasts 12.0 seconds" in refusal(with_fields(video, b"mdhd", 16, 5 * 10240))
+    assert "lasts 12.0 s" in refusal(with_fields(video, b"mdhd", 16, 5 * 10240))
 
 
 def test_frames_that_an_edit_list_hides_do_not_count():
@@ -153,7 +191,7 @@ def test_frames_that_an_edit_list_hides_do_not_count():
 
 
 def test_sound_that_is_too_long_is_refused():
-    assert "lasts 12.0 seconds" in refusal(clip(seconds=3, sound="aac", sound_seconds=12))
+    assert "lasts 12.0 s" in refusal(clip(seconds=3, sound="aac", sound_seconds=12))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +202,7 @@ def test_sound_that_is_too_long_is_refused():
         (b"x,y\n1,2\n" * 1000, "is a text"),
         (b"#EXTM3U\n#EXTINF:3,\nhttp://127.0.0.1/secret\n", "is a text"),
         (b"\n<!DOCTYPE html><p>\0", "is an HTML page"),
-        (random.Random(1).randbytes(300_000), "is none of them by its first bytes"),
+        (random.Random(1).randbytes(300_000), "is not an MP4, MOV or AVI (unknown signature)"),
         (b"\0\0\0\x18ftypisom" + bytes(300_000), "is cut off, or no video"),
         (b"\0\0\0\x18ftyp", "is cut off: "),
         (b"\0\0", "is cut off, or no video"),
@@ -178,7 +216,7 @@ def test_what_is_no_video_is_refused(content, found):
     ("kind", "options", "found"),
     [
         ("mkv", {}, "is a Matroska or WebM file"),
-        ("ts", {}, "is none of them by its first bytes"),
+        ("ts", {}, "is not an MP4, MOV or AVI (unknown signature)"),
         ("ogg", {"codec": None, "sound": "libopus"}, "is an Ogg file"),
         ("m4a", {"codec": None, "sound": "aac"}, "is sound without a video"),
         ("mp3", {"codec": None, "sound": "mp3"}, "is sound without a video"),
@@ -213,7 +251,7 @@ def test_size_above_the_limit_is_refused_without_a_look_at_the_file(tmp_path):
     path.write_bytes(clip())
     os.truncate(path, 501 * 1024**2)
     with path.open("rb") as file, pytest.raises(LumaValidationError, match=r"has 501.0 MB; .* 500 MB: compress it"):
-        check_video_file(file, parameter="source", shown=str(path), size=path.stat().st_size, log=LOG)
+        check_video_file(file, kie.limits, parameter="source", shown=str(path), size=path.stat().st_size, log=LOG)
 
 
 @pytest.mark.parametrize("movflags", ["", MOOV_IN_FRONT])
@@ -319,10 +357,12 @@ PEAK_MEMORY = """
 import io, logging, resource, sys
 sys.path[:0] = {path!r}
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.probe import check_video_file
+from airflow_provider_luma.media.input_check import check_video_file
+from airflow_provider_luma.services import kie
 video = sys.stdin.buffer.read()
 try:
-    check_video_file(io.BytesIO(video), parameter="source", shown="", size=len(video), log=logging.getLogger())
+    size, log = len(video), logging.getLogger()
+    check_video_file(io.BytesIO(video), kie.limits, parameter="source", shown="", size=size, log=log)
 except LumaValidationError:
     print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
@@ -353,7 +393,7 @@ def test_index_of_which_there_is_no_end_is_refused():
     grown = lengthened(content, 100_000_000, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz")
     file = CountingFile(grown + bytes(100_000_000))
     refusal(file)
-    assert file.count <= probe.MAX_BYTES_READ + probe.HEAD_LENGTH
+    assert file.count <= input_check.MAX_BYTES_READ + HEAD_LENGTH
 
 
 def test_no_other_file_is_opened_that_the_video_refers_to(tmp_path):
@@ -374,24 +414,24 @@ def test_no_other_file_is_opened_that_the_video_refers_to(tmp_path):
 
 
 def test_work_without_end_is_ended(monkeypatch):
-    monkeypatch.setattr(probe, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(input_check, "MAX_SECONDS", 0.0)
     assert "makes FFmpeg fail, or run without end" in refusal(clip())
 
 
 def test_crash_of_ffmpeg_is_a_refusal(monkeypatch, tmp_path):
-    script = tmp_path / "inspector.py"
+    script = tmp_path / "child.py"
     script.write_text("import os, signal; print('ready', flush=True); os.kill(os.getpid(), signal.SIGSEGV)")
-    monkeypatch.setattr(probe, "_INSPECTOR", script)
+    monkeypatch.setattr(input_check, "_CHILD", script)
     assert "makes FFmpeg fail, or run without end" in refusal(clip())
 
 
-def test_inspector_gets_no_secret(monkeypatch, tmp_path):
+def test_child_process_gets_no_secret(monkeypatch, tmp_path):
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", "luma://:secret@")
-    script = tmp_path / "inspector.py"
+    script = tmp_path / "child.py"
     script.write_text(
         "import json, os; print('ready', json.dumps({'found': str(dict(os.environ)), 'remedy': 'none'}), sep='\\n')"
     )
-    monkeypatch.setattr(probe, "_INSPECTOR", script)
+    monkeypatch.setattr(input_check, "_CHILD", script)
     message = refusal(clip())
     assert "PYTHONPATH" in message
     assert "secret" not in message
@@ -418,11 +458,11 @@ def test_video_on_s3_is_read_in_part_and_its_absence_is_an_error_of_the_storage(
     bucket.put("film.mp4", big_clip)
     path = ObjectStoragePath(f"{bucket.destination}/film.mp4")
     with path.open("rb") as file:
-        check_video_file(file, parameter="source", shown=str(path), size=path.stat().st_size, log=LOG)
+        check_video_file(file, kie.limits, parameter="source", shown=str(path), size=path.stat().st_size, log=LOG)
     with path.open("rb") as file:
         bucket.s3.delete_object(Bucket=BUCKET, Key="videos/film.mp4")
         with pytest.raises(FileNotFoundError):
-            check_video_file(file, parameter="source", shown=str(path), size=len(big_clip), log=LOG)
+            check_video_file(file, kie.limits, parameter="source", shown=str(path), size=len(big_clip), log=LOG)
 
 
 def mutations(count: int) -> Iterator[bytes]:
@@ -447,21 +487,22 @@ def mutations(count: int) -> Iterator[bytes]:
 EXAMINE = """
 import io, sys, struct
 sys.path[:0] = {path!r}
-from airflow_provider_luma.media import inspector
-inspector._limit_resources()
+from airflow_provider_luma.media import input_check_child
+from airflow_provider_luma.media.opening import Unusable
+input_check_child._limit_resources()
 refused = 0
 while head := sys.stdin.buffer.read(4):
     content = sys.stdin.buffer.read(struct.unpack(">I", head)[0])
     try:
-        inspector.examine(io.BytesIO(content), 10.0, 0.5)
-    except inspector.Unusable:
+        input_check_child.examine(io.BytesIO(content), "mov,mp4,m4a,3gp,3g2,mj2,avi", 10.0, 0.5)
+    except Unusable:
         refused += 1
 print(refused)
 """
 
 
 def test_hundreds_of_mutated_videos_neither_crash_nor_hang_ffmpeg():
-    """All in one process, under the limits of the inspector for one."""
+    """All in one process, under the limits of the process for one."""
     videos = list(mutations(600))
     stream = b"".join(struct.pack(">I", len(video)) + video for video in videos)
     command = [sys.executable, "-c", EXAMINE.format(path=[str(ROOT), *sys.path])]
@@ -481,7 +522,7 @@ def without_pyav(monkeypatch) -> None:
     for options in ({}, {"seconds": 11}, {"kind": "mkv"}):
         clip(**options)  # made while there is PyAV, and kept
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setattr(probe, "_absence_logged", False)
+    monkeypatch.setattr(input_check, "_absence_logged", False)
 
 
 @pytest.mark.usefixtures("without_pyav")
@@ -514,17 +555,18 @@ def test_pyav_that_does_not_work_refuses_no_video(failure, tmp_path, monkeypatch
     (tmp_path / "av").mkdir()
     (tmp_path / "av" / "__init__.py").write_text(failure)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(probe, "_absence_logged", False)
+    monkeypatch.setattr(input_check, "_absence_logged", False)
     caplog.set_level(logging.INFO)
     check(clip())
     assert "does not work here" in caplog.text
 
 
-def test_inspector_ends_with_its_parent():
-    """Killed while the inspector waits for an answer that never comes."""
+def test_child_process_ends_with_its_parent():
+    """Killed while it waits for an answer that never comes."""
     parent = """
 import io, os, psutil, time
-from airflow_provider_luma.media.probe import check_video_file
+from airflow_provider_luma.media.input_check import check_video_file
+from airflow_provider_luma.services import kie
 class Hanging(io.BytesIO):
     def seek(self, *arguments):
         if self.tell():
@@ -532,15 +574,15 @@ class Hanging(io.BytesIO):
             time.sleep(600)
         return super().seek(*arguments)
 video = Hanging(bytes([0, 0, 0, 32]) + b"ftypisom" + bytes(5000))
-check_video_file(video, parameter="p", shown="s", size=5012, log=None)
+check_video_file(video, kie.limits, parameter="p", shown="s", size=5012, log=None)
 """
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, cwd=ROOT)
-    inspector = psutil.Process(int(process.stdout.readline()))
+    child = psutil.Process(int(process.stdout.readline()))
     process.kill()
     process.wait()
     with suppress(psutil.NoSuchProcess):
-        inspector.wait(60)
-    assert not inspector.is_running() or inspector.status() == psutil.STATUS_ZOMBIE
+        child.wait(60)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(
@@ -561,15 +603,17 @@ check_video_file(video, parameter="p", shown="s", size=5012, log=None)
 )
 @pytest.mark.parametrize("content_type", [None, "video/mp4", "application/octet-stream", "text/plain"])
 def test_address_of_what_may_be_a_video_passes(head, content_type):
-    for size in (None, 1, MAX_VIDEO_BYTES):
-        check_video_head(head, content_type=content_type, size=size, parameter="video_url", shown="http://x/y")
+    for size in (None, 1, kie.limits.bytes_by_url):
+        check_video_head(
+            head, kie.limits, content_type=content_type, size=size, parameter="video_url", shown="http://x/y"
+        )
 
 
 @pytest.mark.parametrize(
     ("head", "content_type", "size", "found"),
     [
         (b"", None, 0, "is empty"),
-        (b"", None, MAX_VIDEO_BYTES + 1024**2, "has 501.0 MB"),
+        (b"", None, kie.limits.bytes_by_url + 1024**2, "has 501.0 MB"),
         (b"", "text/html; charset=utf-8", None, "is of content type 'text/html; charset=utf-8'"),
         (b"", "Application/JSON", None, "is of content type 'Application/JSON'"),
         (b"", "audio/mp4", None, "is of content type 'audio/mp4'"),
@@ -578,7 +622,7 @@ def test_address_of_what_may_be_a_video_passes(head, content_type):
         (b"<?xml version='1.0'?><Error><Code>AccessDenied", None, None, "is a text"),
         (b'{"error": "expired"}', None, None, "is a text"),
         ("Zugriff für Gäste gesperrt".encode(), None, None, "is a text"),
-        ("no".encode("utf-16") * 10, None, None, "is none of them by its first bytes"),
+        ("no".encode("utf-16") * 10, None, None, "is not an MP4, MOV or AVI (unknown signature)"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None, None, "is a picture"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF\0", None, None, "is a picture"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", None, None, "is a picture"),
@@ -590,10 +634,12 @@ def test_address_of_what_may_be_a_video_passes(head, content_type):
         (b"\0\0\0\x1cftypM4A \0\0\0\0", None, None, "is sound without a video"),
         (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\xf7\x81", None, None, "is a Matroska or WebM file"),
         (b"PK\x03\x04\x14\0\0\0\x08\0\0\0", None, None, "is a document or an archive"),
-        (b"G@\x11\x10\0B\xf0%\0\x01\xc1\0\0", None, None, "is none of them by its first bytes"),
+        (b"G@\x11\x10\0B\xf0%\0\x01\xc1\0\0", None, None, "is not an MP4, MOV or AVI (unknown signature)"),
     ],
 )
 def test_address_of_what_is_surely_no_video_is_refused(head, content_type, size, found):
     with pytest.raises(LumaValidationError) as refused:
-        check_video_head(head, content_type=content_type, size=size, parameter="video_url", shown="http://x/y")
+        check_video_head(
+            head, kie.limits, content_type=content_type, size=size, parameter="video_url", shown="http://x/y"
+        )
     assert str(refused.value).startswith(f"video_url (http://x/y) {found}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Plans, splits and joins films in a process with limits, as :mod:`.split` and :mod:`.join` do in this one.
+Plans, splits and joins films in a child process with limits, :mod:`.film_work_child`, and shows how far it is.
 
-Films and clips come from outside. The process that decodes them, :mod:`.film_maker`, gets no secret and opens no
-storage: it asks here for what it reads. It ends with the call, whatever ends that.
+Films and clips come from outside. The child process decodes them, gets no secret and opens no storage: it asks here for
+what it reads, and ends with the call, whatever ends that. What it does for a job is in :mod:`.split` and :mod:`.join`.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from airflow_provider_luma.core.validation import MAX_VIDEO_SECONDS
 from airflow_provider_luma.core.wire import plain_text
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.inspector import TOO_MUCH_MEMORY_REMEDY
-from airflow_provider_luma.media.probe import environment
-from airflow_provider_luma.media.timeline import SplitPlan
+from airflow_provider_luma.media.child_process import environment
+from airflow_provider_luma.media.film_types import ClipFile, ClipOpener, JoinedFilm, OnProgress
+from airflow_provider_luma.media.opening import TOO_MUCH_MEMORY_REMEDY
+from airflow_provider_luma.media.split_plan import SplitPlan
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.media.join import ClipOpener
-    from airflow_provider_luma.media.progress import OnProgress
-    from airflow_provider_luma.media.split import ClipFile
+    from airflow.sdk.types import Logger
 
 T = TypeVar("T")
 
-_MODULE = "airflow_provider_luma.media.film_maker"
+_MODULE = "airflow_provider_luma.media.film_work_child"
+
+#: Seconds between two lines about the progress of a film.
+PROGRESS_INTERVAL = 10.0
 
 #: Bytes that are read at a time, and of a message, at most.
 _MAX_READ = 1 << 20
@@ -67,19 +68,7 @@ _MESSAGES: dict[str, tuple[Any, ...]] = {
 _running: set[subprocess.Popen[bytes]] = set()
 
 
-@dataclass(frozen=True)
-class JoinedFilm:
-    """What :class:`~.join.JoinInfo` says of a film, as far as the log does."""
-
-    seconds: float
-    sound: str
-    lacking: tuple[float, ...]
-    warnings: tuple[str, ...]
-
-
-def plan_split(
-    source: IO[bytes], clip_seconds: float = MAX_VIDEO_SECONDS, *, checks_sound: bool = False, shown: str = ""
-) -> SplitPlan:
+def plan_split(source: IO[bytes], clip_seconds: float, *, checks_sound: bool = False, shown: str = "") -> SplitPlan:
     """
     Find out how a film is to be split: see :func:`.split.plan_split`.
 
@@ -87,14 +76,14 @@ def plan_split(
     :raises LumaValidationError: the film cannot be split, crashes FFmpeg, or takes too much memory
     :raises ChildProcessError: the process was killed
     """
-    sandbox = _Sandbox([_film(source, shown)])
-    return sandbox.run("plan_split", SplitPlan.load, clip_seconds=clip_seconds, checks_sound=checks_sound, shown=shown)
+    work = _Work([_film(source, shown)])
+    return work.run("plan_split", SplitPlan.load, clip_seconds=clip_seconds, checks_sound=checks_sound, shown=shown)
 
 
 def move_cuts_to_scenes(
     source: IO[bytes],
     plan: SplitPlan,
-    clip_seconds: float = MAX_VIDEO_SECONDS,
+    clip_seconds: float,
     on_progress: OnProgress | None = None,
     *,
     shown: str = "",
@@ -105,10 +94,8 @@ def move_cuts_to_scenes(
     :raises LumaValidationError: the film cannot be decoded, crashes FFmpeg, or takes too much memory
     :raises ChildProcessError: the process was killed
     """
-    sandbox = _Sandbox([_film(source, shown)], on_progress=on_progress)
-    return sandbox.run(
-        "move_cuts_to_scenes", SplitPlan.load, plan=plan.as_dict(), clip_seconds=clip_seconds, shown=shown
-    )
+    work = _Work([_film(source, shown)], on_progress=on_progress)
+    return work.run("move_cuts_to_scenes", SplitPlan.load, plan=plan.as_dict(), clip_seconds=clip_seconds, shown=shown)
 
 
 def split(
@@ -120,8 +107,8 @@ def split(
     :raises LumaValidationError: the film cannot be decoded, crashes FFmpeg, or takes too much memory
     :raises ChildProcessError: the process was killed
     """
-    sandbox = _Sandbox([_film(source, shown)], clip_file, on_progress)
-    return sandbox.run("split", _texts, plan=plan.as_dict(), shown=shown)
+    work = _Work([_film(source, shown)], clip_file, on_progress)
+    return work.run("split", _texts, plan=plan.as_dict(), shown=shown)
 
 
 def join(
@@ -142,7 +129,7 @@ def join(
     """
     shown_clips = names or [""] * len(clips)
     files = [(_name(f"clips[{index}]", name), clips[index]) for index, name in enumerate(shown_clips)]
-    return _Sandbox([_film(source, shown), *files], on_progress=on_progress).run(
+    return _Work([_film(source, shown), *files], on_progress=on_progress).run(
         "join",
         _joined,
         plan=plan.as_dict(),
@@ -168,9 +155,33 @@ def end_all() -> None:
         process.kill()
 
 
-class _Sandbox:
+class FilmProgress:
     """
-    Runs one job in a process, and serves it.
+    Tells how far the making of a film is, every few seconds.
+
+    :param done: what is done, for the log
+    :param seconds: the length of the film
+    :param log: where it is told
+    """
+
+    def __init__(self, done: str, seconds: float, log: Logger) -> None:
+        self._done, self._seconds, self._log = done, seconds, log
+        self._started_at = self._logged_at = time.monotonic()
+
+    def __call__(self, frames: int, of_frames: int) -> None:
+        """Take the number of frames that are done."""
+        now = time.monotonic()
+        if now - self._logged_at < PROGRESS_INTERVAL:
+            return
+        self._logged_at = now
+        share = frames / of_frames
+        speed = share * self._seconds / (now - self._started_at)
+        self._log.info("%s %.0f %% of the film, at %.1f times its speed", self._done, 100 * share, speed)
+
+
+class _Work:
+    """
+    Runs one job in a child process, and serves it.
 
     :param files: the film, and its clips, each with what to call it and what opens it
     """

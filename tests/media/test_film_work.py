@@ -22,9 +22,10 @@ import psutil
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media import sandbox
-from airflow_provider_luma.media.sandbox import JoinedFilm, end_all, join, move_cuts_to_scenes, plan_split, split
-from airflow_provider_luma.media.timeline import SplitPlan
+from airflow_provider_luma.media import film_work
+from airflow_provider_luma.media.film_types import JoinedFilm
+from airflow_provider_luma.media.film_work import end_all, join, move_cuts_to_scenes, plan_split, split
+from airflow_provider_luma.media.split_plan import SplitPlan
 from tests.support.clips import clip
 from tests.support.films import film, openers, pictures
 
@@ -54,7 +55,7 @@ def split_into(
 
 def child() -> psutil.Process:
     """Return the process that decodes."""
-    (process,) = sandbox._running
+    (process,) = film_work._running
     return psutil.Process(process.pid)
 
 
@@ -64,7 +65,7 @@ def when_begun(act: Callable[[], Any]) -> Callable[[int, int], None]:
 
 
 def join_to(output: Path, clips: list[bytes], source: bytes, plan: SplitPlan | None = None) -> JoinedFilm:
-    plan = plan or plan_split(io.BytesIO(source)).evenly(len(clips))
+    plan = plan or plan_split(io.BytesIO(source), 10).evenly(len(clips))
     names = [f"s3://b/{index}.mp4" for index in range(len(clips))]
     return join(openers(clips), io.BytesIO(source), plan, output, names=names, shown="film.mp4")
 
@@ -79,7 +80,7 @@ def test_film_is_split_and_joined_with_its_progress_in_order(tmp_path):
     assert (made.seconds, made.sound, made.warnings) == (2.0, "copied", ())
     assert made.lacking == pytest.approx((0, 0), abs=0.001)
     assert [number for _, number in pictures((tmp_path / "joined.mp4").read_bytes())] == list(range(FRAMES))
-    assert sandbox._running == set()
+    assert film_work._running == set()
 
 
 def test_cuts_move_to_scenes(tmp_path):
@@ -129,7 +130,7 @@ class CrashingClip(io.BytesIO):
 
 def test_crash_at_the_join_names_the_clip(tmp_path):
     source = io.BytesIO(film(frames=FRAMES))
-    plan = plan_split(source).evenly(1)
+    plan = plan_split(source, 10).evenly(1)
     with pytest.raises(
         LumaValidationError, match=r"^clips\[0\] \(s3://b/0.mp4\) or source \(film.mp4\) crashes FFmpeg"
     ):
@@ -239,9 +240,9 @@ def test_process_that_says_nonsense_is_a_refusal(messages, tmp_path, monkeypatch
     (tmp_path / "hostile.py").write_text(HOSTILE)
     (tmp_path / "messages").write_bytes(messages)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sandbox, "_MODULE", "hostile")
+    monkeypatch.setattr(film_work, "_MODULE", "hostile")
     with pytest.raises(LumaValidationError, match=r"^source \(film.mp4\) has upset the process that decodes it: "):
-        plan_split(io.BytesIO(b"a film"), shown="film.mp4")
+        plan_split(io.BytesIO(b"a film"), 10, shown="film.mp4")
 
 
 KILLED = """
@@ -249,19 +250,19 @@ import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from airflow_provider_luma.media import sandbox
+from airflow_provider_luma.media import film_work
 @contextmanager
 def written(index):
     with TemporaryDirectory() as folder:
         yield Path(folder) / "clip.mp4"
 def progress(done, frames):
     if done == 3:
-        (process,) = sandbox._running
+        (process,) = film_work._running
         print(process.pid, flush=True)
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 source = Path(sys.argv[1]).open("rb")
-sandbox.split(source, sandbox.plan_split(source), written, progress)
+film_work.split(source, film_work.plan_split(source, 10), written, progress)
 """
 
 
@@ -307,7 +308,7 @@ def most_memory() -> Iterator[Callable[[], int]]:
 
     def watch() -> None:
         while not is_over.wait(0.002):
-            for process in tuple(sandbox._running):
+            for process in tuple(film_work._running):
                 try:
                     status = Path(f"/proc/{process.pid}/status").read_text()
                     found.append(1024 * int(status.partition("VmHWM:")[2].split()[0]))
@@ -344,7 +345,7 @@ def test_film_beyond_8k_is_refused():
     with pytest.raises(
         LumaValidationError, match=r"film.mp4\) has pictures of 8192 by 8192 pixels, more than an 8K film"
     ):
-        plan_split(io.BytesIO(plain((8192, 8192), frames=1)), shown="film.mp4")
+        plan_split(io.BytesIO(plain((8192, 8192), frames=1)), 10, shown="film.mp4")
 
 
 def deflated(head: bytes, zeros: int) -> bytes:
@@ -372,11 +373,11 @@ def compressed_header(video: bytes, megabytes: int) -> bytes:
 @LINUX
 def test_header_that_inflates_without_end_is_refused(tmp_path):
     good = clip("mov", seconds=1)
-    assert plan_split(io.BytesIO(compressed_header(good, 1))).clips == 1, "FFmpeg reads compressed headers"
+    assert plan_split(io.BytesIO(compressed_header(good, 1)), 10).clips == 1, "FFmpeg reads compressed headers"
     bomb = compressed_header(good, 1900)
     assert len(bomb) < 2_500_000
     with most_memory() as memory, pytest.raises(LumaValidationError, match="film.mp4.*takes more memory"):
-        plan_split(io.BytesIO(bomb), shown="film.mp4")
+        plan_split(io.BytesIO(bomb), 10, shown="film.mp4")
     with most_memory() as memory_of_join, pytest.raises(LumaValidationError, match=r"^clips\[0\].*takes more memory"):
         join_to(tmp_path / "out.mp4", [bomb], good)
     assert max(memory(), memory_of_join()) < 900_000_000

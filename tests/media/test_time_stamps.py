@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A film whose time stamps are nonsense is refused before it makes thousands of clips; unusual films are not."""
+"""A film whose time stamps are nonsense is refused, an unusual one is not, and each frame is shown at its time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from itertools import count, islice
 
 import av
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.gaps import Heard, check_gaps
-from airflow_provider_luma.media.inspector import Unusable
+from airflow_provider_luma.media.opening import Unusable
 from airflow_provider_luma.media.split import plan_split
-from airflow_provider_luma.media.timeline import FrameTimes
+from airflow_provider_luma.media.time_stamps import FrameTimes, Heard, check_gaps, shown_at
 from tests.support.clips import with_fields
 from tests.support.films import film
 
@@ -103,7 +104,7 @@ def test_unusual_film_passes(pictures, sound):
 
 def refusal(source: bytes) -> str:
     with pytest.raises(LumaValidationError) as refused:
-        plan_split(io.BytesIO(source), shown="/f.mp4")
+        plan_split(io.BytesIO(source), 10, shown="/f.mp4")
     return str(refused.value)
 
 
@@ -157,10 +158,49 @@ def test_time_that_jumps_back_is_refused(kind):
 @pytest.mark.parametrize("box", [b"mvhd", b"mdhd"])
 @pytest.mark.parametrize("duration", [1, 2**31])
 def test_duration_in_the_header_does_not_count(box, duration):
-    plan = plan_split(io.BytesIO(with_fields(film(frames=60, rate=25), box, 16, duration)))
+    plan = plan_split(io.BytesIO(with_fields(film(frames=60, rate=25), box, 16, duration)), 10)
     assert (plan.clips, plan.seconds) == (1, pytest.approx(2.4))
 
 
 def test_film_that_begins_hours_late_is_as_long_as_its_pictures():
-    plan = plan_split(io.BytesIO(film("mkv", ticks=(*SECOND_OF_FILM, 1000), first=9 * HOUR * 1000)))
+    plan = plan_split(io.BytesIO(film("mkv", ticks=(*SECOND_OF_FILM, 1000), first=9 * HOUR * 1000)), 10)
     assert (plan.clips, plan.seconds) == (1, pytest.approx(1))
+
+
+RATES = [
+    Fraction(24000, 1001),
+    Fraction(24),
+    Fraction(25),
+    Fraction(30000, 1001),
+    Fraction(30),
+    Fraction(50),
+    Fraction(60),
+]
+
+
+def on_grid(frames: list[int], count: int, rate: int, reach: Fraction) -> list[int]:
+    """Return the frames, given and named by their milliseconds, that a grid shows."""
+    timed = [(Fraction(frame, 1000), frame) for frame in frames]
+    return list(shown_at(timed, (Fraction(index, rate) for index in range(count)), reach))
+
+
+def test_nearest_frame_is_shown():
+    assert on_grid([0, 42, 83, 125], 5, 30, Fraction(1, 24)) == [0, 42, 83, 83, 125]
+
+
+def test_frame_stays_until_the_next_one_comes_after_long():
+    assert on_grid([0, 1000], 12, 10, Fraction(1, 10)) == [0] * 10 + [1000] * 2
+
+
+def test_first_and_last_frame_stand_in_for_what_lacks():
+    assert on_grid([200], 3, 10, Fraction(1, 10)) == [200] * 3
+    assert on_grid([200, 100, 300], 5, 10, Fraction(1, 10)) == [200, 200, 100, 300, 300]
+    assert on_grid([], 3, 10, Fraction(1, 10)) == []
+
+
+@given(st.sampled_from(RATES), st.sampled_from(RATES), st.integers(1, 200))
+def test_any_two_constant_rates_meet_within_half_a_frame(own, grid, count):
+    frames = [(index / own, index / own) for index in range(count)]
+    times = [time for index in range(400) if (time := index / grid) <= frames[-1][0]]
+    for time, shown in zip(times, shown_at(frames, times, 1 / min(own, grid)), strict=True):
+        assert abs(shown - time) <= 1 / own / 2

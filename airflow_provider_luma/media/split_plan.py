@@ -1,31 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How a film is cut into clips: which frames each gets, and which frame is shown when. Exact fractions, and no video.
+The plan of a split: where a film is cut into clips. Exact fractions, without a video and without PyAV.
 
 The film gets a grid of frames at a constant rate, and its cuts lie on that grid; so the clips are as long as the film
-together, whatever times its own frames have.
+together, whatever times its own frames have. An XCom hands the plan from the split to the join.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from statistics import median
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from airflow_provider_luma.media.time_stamps import FrameTimes
 
-#: Frames per second.
-_RATES = (
-    *(Fraction(rate) for rate in (10, 12, 15, 20)),
-    *(Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60)),
-    *(Fraction(rate) for rate in (24, 25, 30, 48, 50, 60)),
-)
-_MIN_RATE, _MAX_RATE = 5, 60
-_MIN_VARIABLE_RATE = 23
+#: Frames per second of the grid at most: of a faster film each second frame is taken, or each third.
+_MAX_RATE = 60
 
 #: Seconds of sound before the first picture or after the last one that count as an encoder's padding, and are cut off.
 PADDING_SECONDS = Fraction(1, 10)
@@ -35,52 +29,6 @@ MAX_HOLD_SECONDS = Fraction(1, 2)
 
 #: Positions that a cut may move to if that lets another one move to a change of scene.
 _FREE_POSITIONS = 8
-
-
-@dataclass(frozen=True)
-class FrameTimes:
-    """
-    When the frames of a film are shown.
-
-    :param ticks: in the order of showing, in units of ``time_base``
-    :param time_base: seconds
-    :param last: ticks for which the last frame is shown; 0 if the film does not tell
-    """
-
-    ticks: Sequence[int]
-    time_base: Fraction
-    last: int = 0
-
-    @property
-    def origin(self) -> Fraction:
-        """Seconds of the first frame."""
-        return self.ticks[0] * self.time_base
-
-    def rate(self) -> tuple[Fraction, bool]:
-        """Return the frames per second, and whether they are constant, which pictures that stay for long never are."""
-        gaps = [later - earlier for earlier, later in pairwise(self.ticks) if later > earlier]
-        if not gaps:
-            return Fraction(25), False
-        mean = len(gaps) / ((self.ticks[-1] - self.ticks[0]) * self.time_base)
-        usual = 1 / (Fraction(median(gaps)) * self.time_base)
-        nearest = min(((self._deviation(rate), rate) for rate in _rates_near(mean)), default=None)
-        if nearest and nearest[0] <= 1.01 * float(self.time_base):
-            return nearest[1], True
-        return min((rate for rate in _RATES if rate > _MIN_VARIABLE_RATE), key=lambda rate: abs(rate - usual)), False
-
-    def seconds(self, rate: Fraction) -> Fraction:
-        """Return the time from the beginning of the first frame to the end of the last."""
-        return (self.ticks[-1] - self.ticks[0]) * self.time_base + max(self.last * self.time_base, 1 / rate)
-
-    def _deviation(self, rate: Fraction) -> float:
-        """Return the most seconds that a frame is off a constant rate."""
-        tick, step, first = float(self.time_base), float(1 / rate), self.ticks[0]
-        return max(abs((at - first) * tick - index * step) for index, at in enumerate(self.ticks))
-
-
-def _rates_near(mean: Fraction) -> list[Fraction]:
-    usual = (rate for rate in _RATES if abs(rate - mean) * 50 < mean)
-    return [rate for rate in (*usual, mean.limit_denominator(1001)) if rate >= _MIN_RATE]
 
 
 @dataclass(frozen=True)
@@ -236,23 +184,3 @@ def cuts_at_scenes(frames: int, limit: int, shortest: int, scene_changes: Iterab
         }
     ends = [(worth, cuts) for before, (worth, cuts) in best.items() if shortest <= frames - before <= limit]
     return (*max(ends)[1], frames)
-
-
-def shown_at(frames: Iterable[tuple[Fraction, T]], times: Iterable[Fraction], reach: Fraction) -> Iterator[T]:
-    """
-    Yield the frame that is shown at each time: the nearest one, or while there is none for long, the last one.
-
-    Frames are taken as they are needed, one ahead; before the first and behind the last one, that one is shown.
-
-    :param frames: each with its time in seconds, in order
-    :param times: seconds, in order
-    :param reach: frames further apart than that stay for longer than till the middle
-    """
-    upcoming = iter(frames)
-    shown = next(upcoming, None)
-    following = next(upcoming, None)
-    for time in times:
-        while shown and following and time >= following[0] - min(following[0] - shown[0], reach) / 2:
-            shown, following = following, next(upcoming, None)
-        if shown:
-            yield shown[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid of a film, its cuts, and which frame is shown when."""
+"""The grid of a film, and its cuts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_luma.media.timeline import (
-    FrameTimes,
-    SplitPlan,
-    cuts_at_scenes,
-    even_cuts,
-    frames_per_clip,
-    plan_uncut,
-    shown_at,
-)
+from airflow_provider_luma.media.split_plan import SplitPlan, cuts_at_scenes, even_cuts, frames_per_clip, plan_uncut
+from airflow_provider_luma.media.time_stamps import FrameTimes
 
 NTSC = Fraction(30000, 1001)
 
@@ -182,31 +175,3 @@ def test_film_is_as_long_as_pictures_and_sound_together(rate, count, begin, end)
 def test_what_is_no_plan_is_refused(values):
     with pytest.raises(ValueError, match="no plan"):
         SplitPlan.load(values)
-
-
-def on_grid(frames: list[int], count: int, rate: int, reach: Fraction) -> list[int]:
-    """Return the frames, given and named by their milliseconds, that a grid shows."""
-    timed = [(Fraction(frame, 1000), frame) for frame in frames]
-    return list(shown_at(timed, (Fraction(index, rate) for index in range(count)), reach))
-
-
-def test_nearest_frame_is_shown():
-    assert on_grid([0, 42, 83, 125], 5, 30, Fraction(1, 24)) == [0, 42, 83, 83, 125]
-
-
-def test_frame_stays_until_the_next_one_comes_after_long():
-    assert on_grid([0, 1000], 12, 10, Fraction(1, 10)) == [0] * 10 + [1000] * 2
-
-
-def test_first_and_last_frame_stand_in_for_what_lacks():
-    assert on_grid([200], 3, 10, Fraction(1, 10)) == [200] * 3
-    assert on_grid([200, 100, 300], 5, 10, Fraction(1, 10)) == [200, 200, 100, 300, 300]
-    assert on_grid([], 3, 10, Fraction(1, 10)) == []
-
-
-@given(st.sampled_from(RATES), st.sampled_from(RATES), st.integers(1, 200))
-def test_any_two_constant_rates_meet_within_half_a_frame(own, grid, count):
-    frames = [(index / own, index / own) for index in range(count)]
-    times = [time for index in range(400) if (time := index / grid) <= frames[-1][0]]
-    for time, shown in zip(times, shown_at(frames, times, 1 / min(own, grid)), strict=True):
-        assert abs(shown - time) <= 1 / own / 2

@@ -1,46 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a film, or a clip of one: the times of its frames and of its sound, and its frames."""
+"""
+Reads the frames of a film, or of a clip that came back, each with its time.
+
+Some frames of real films cannot be decoded: a few in a row are replaced, and counted for the log, and more are an
+error that names the film.
+"""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from heapq import heappop, heappush
-from itertools import groupby
 from typing import IO, TYPE_CHECKING
 
 import av
 import av.error
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.gaps import Heard, Order
-from airflow_provider_luma.media.inspector import (
-    CLIP_FORMATS,
+from airflow_provider_luma.media.memory import MAX_PIXELS, allow_pictures, decoder_threads
+from airflow_provider_luma.media.opening import (
     Unusable,
     check_container,
     check_size,
-    cut_off,
     encrypted,
     open_video,
     undecodable,
     video_stream,
 )
-from airflow_provider_luma.media.memory import MAX_PIXELS, allow_pictures, decoder_threads
-from airflow_provider_luma.media.probe import no_video_kind
-from airflow_provider_luma.media.timeline import FrameTimes
+from airflow_provider_luma.media.signatures import HEAD_LENGTH, no_video_kind
+from airflow_provider_luma.media.time_stamps import exact, lacks_pts
 
 if TYPE_CHECKING:
-    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
 #: FFmpeg's demuxers for films: MP4, MOV, M4V and 3GP; AVI; MKV and WebM; TS and M2TS; MPEG and VOB; MXF; FLV; WMV; OGV.
-FORMATS = f"{CLIP_FORMATS},matroska,webm,mpegts,mpeg,mxf,flv,asf,ogg"
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,mxf,flv,asf,ogg"
 
 #: The longest run of broken frames, in seconds, that the frame before it replaces.
 MAX_BRIDGED_SECONDS = 1
@@ -97,10 +96,10 @@ def opened(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Inpu
     :raises Unusable: it cannot be taken
     """
     file.seek(0)
-    if kind := no_video_kind(file.read(1024)):
+    if kind := no_video_kind(file.read(HEAD_LENGTH)):
         raise Unusable(f"is {kind}", "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4")
     check_container(file)
-    with open_video(file, FORMATS) as container:
+    with open_video(file, _DEMUXERS) as container:
         if any("enc_key_id" in stream.metadata for stream in container.streams):  # Matroska
             raise encrypted()
         video = video_stream(container)
@@ -130,55 +129,6 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def frame_times(container: InputContainer, video: VideoStream) -> FrameTimes:
-    """
-    Return when the frames are shown. Nothing is decoded.
-
-    :raises Unusable: there are none, or the file is cut off
-    """
-    return film_times(container, video, [])[0]
-
-
-def film_times(
-    container: InputContainer, video: VideoStream, sounds: Sequence[AudioStream]
-) -> tuple[FrameTimes, Heard]:
-    """
-    Return when the frames are shown, and when the sound is heard.
-
-    Nothing is decoded.
-
-    :raises Unusable: there are no frames, or the file is cut off, or its time stamps jump back
-    """
-    # An array: ten hours have two million frames, and a dict or a set of them takes ten times as much memory.
-    shown, last, heard, order = array("q"), (0, 0), Heard(), Order()
-    try:
-        for packet in container.demux(video, *sounds):
-            is_picture = packet.stream is video
-            # A packet lost in a transport stream leaves one broken picture, and the decoder tells which.
-            if packet.is_corrupt and is_picture and container.format.name != "mpegts":
-                raise cut_off()
-            at = packet.dts if _lacks_pts(container) or packet.pts is None else packet.pts
-            if not packet.size or at is None or packet.is_discard:  # an edit list can hide some
-                continue
-            clock = _exact(packet.time_base)
-            order.check(packet.stream.index, packet.dts, clock)
-            if is_picture:
-                last = (at, packet.duration or 0) if not shown or at >= last[0] else last
-                shown.append(at)
-            else:
-                heard.add(packet.stream.index, at * clock, (at + (packet.duration or 0)) * clock)
-    except (av.error.FFmpegError, MemoryError) as error:
-        raise undecodable(error) from error
-    if not shown or not video.time_base:
-        raise undecodable("it holds no frame")
-    ticks = array("q", (at for at, _ in groupby(sorted(shown))))
-    return FrameTimes(ticks, _exact(video.time_base), last[1]), heard
-
-
-def _exact(value: Fraction) -> Fraction:
-    return Fraction(value.numerator, value.denominator)  # since PyAV 19 a type of its own
-
-
 def decoded(
     container: InputContainer, video: VideoStream, repairs: Repairs
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
@@ -188,8 +138,8 @@ def decoded(
     :param repairs: counts them
     :raises Unusable: more are broken in a row than can be bridged, or there is none
     """
-    time_base = _exact(video.time_base or Fraction(1))
-    expected = _Expected(video, _lacks_pts(container), repairs)
+    time_base = exact(video.time_base or Fraction(1))
+    expected = _Expected(video, lacks_pts(container), repairs)
     try:
         for packet in container.demux(video):
             expected.sent(packet)
@@ -282,7 +232,7 @@ class _Expected:
 
     def _close_gap(self, at: int) -> None:
         if self._gap is not None:
-            time_base = _exact(self._video.time_base or Fraction(1))
+            time_base = exact(self._video.time_base or Fraction(1))
             seconds = (at - self._gap) * time_base
             if seconds > MAX_BRIDGED_SECONDS:
                 raise Unusable(
@@ -291,8 +241,3 @@ class _Expected:
                     "copy it again, or repair it, e.g. with ffmpeg -i INPUT OUTPUT.mp4",
                 )
         self._gap = None
-
-
-def _lacks_pts(container: InputContainer) -> bool:
-    """Tell whether a file has no times of showing: then the frames are shown at the times of sending, in order."""
-    return container.format.name in ("avi", "asf")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Opens a video with FFmpeg so that FFmpeg reads this one file and nothing else, and finds its video track.
+
+What is wrong with a file is raised as :class:`Unusable`, with a remedy. Both the check of an input video and the
+reader of films begin here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_luma.media.file_structure import is_cut_off, is_encrypted
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.stream import Stream
+    from av.video.stream import VideoStream
+
+#: Pixels of a side. FFmpeg holds whole pictures in memory, several of them.
+MAX_SIDE = 8192
+
+_OPTIONS = {
+    # Playlists, and references within a file, make FFmpeg open whatever file or address they name. So each use has a
+    # list of demuxers that read nothing but the file itself.
+    "protocol_whitelist": "none",
+    "enable_drefs": "0",
+    "max_pixels": str(MAX_SIDE**2),
+    "threads": "1",
+}
+_BLOCK = 1 << 18
+
+TOO_MUCH_MEMORY_REMEDY = "convert it to 4:2:0 first, e.g. with ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4"
+
+_COMPLETE = "export or copy it again, all of it"
+
+
+class Unusable(Exception):
+    """The video cannot be taken; the arguments are what was found, and the remedy."""
+
+
+def check_container(file: Any) -> None:
+    """
+    Check what the structure of a file shows.
+
+    :raises Unusable: its end is missing, or it is encrypted
+    """
+    if is_cut_off(file):
+        raise cut_off()
+    if is_encrypted(file):
+        raise encrypted()
+    file.seek(0)
+
+
+def open_video(file: Any, demuxers: str) -> InputContainer:
+    """
+    Open a video.
+
+    :param demuxers: FFmpeg's that may read it, with commas between
+    :raises Unusable: none of them can
+    """
+    import av
+    import av.error
+
+    try:
+        options = {**_OPTIONS, "format_whitelist": demuxers}
+        container: InputContainer = av.open(file, options=options, buffer_size=_BLOCK, **_any_metadata())
+    except MemoryError as error:
+        raise undecodable(error) from error
+    except av.error.FFmpegError as error:
+        raise Unusable(f"is cut off, or no video: FFmpeg finds no index ({_reason(error)})", _COMPLETE) from error
+    return container
+
+
+def _any_metadata() -> dict[str, Any]:
+    """Return the option that takes metadata in whatever encoding; from 19 on PyAV does so by itself and has none."""
+    import av
+
+    return {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+
+def video_stream(container: InputContainer) -> VideoStream:
+    """
+    Return the video, and no cover picture.
+
+    :raises Unusable: there is none
+    """
+    from av.stream import Disposition
+
+    streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
+    if streams:
+        return next(filter(has_packets, streams), streams[0])
+    found = "holds sound and no video" if container.streams.audio else "holds no video"
+    raise Unusable(found, "give a file that holds one")
+
+
+def check_size(video: VideoStream) -> None:
+    """
+    Check the size of a video's pictures.
+
+    :raises Unusable: they are too large, or of an unknown kind
+    """
+    if video.codec_context is None:
+        raise undecodable("FFmpeg knows no decoder for it")
+    # FFmpeg puts 0x0 in place of a size beyond max_pixels.
+    if not 0 < max(video.width, video.height) <= MAX_SIDE:
+        raise Unusable(
+            f"has more than {MAX_SIDE} pixels a side, or tells no size",
+            "scale it down first, e.g. with ffmpeg -i INPUT -vf scale=1920:-2 OUTPUT.mp4",
+        )
+
+
+def has_packets(stream: Stream) -> bool:
+    """Tell whether there are packets of a track by its index; cameras write a sound track even without a microphone."""
+    return bool(stream.frames or len(stream.index_entries))
+
+
+def cut_off() -> Unusable:
+    """Return the error for a file that is not all there."""
+    return Unusable("is cut off: the file ends too soon", _COMPLETE)
+
+
+def encrypted() -> Unusable:
+    """Return the error for a file whose tracks are encrypted."""
+    return Unusable("is encrypted (DRM)", "give a copy without copy protection")
+
+
+def undecodable(reason: object) -> Unusable:
+    """Return the error for a file that FFmpeg makes nothing of."""
+    if isinstance(reason, MemoryError):
+        return Unusable("takes more memory than films of its size may", TOO_MUCH_MEMORY_REMEDY)
+    return Unusable(
+        f"cannot be decoded ({_reason(reason)})",
+        "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4",
+    )
+
+
+def _reason(error: object) -> object:
+    return getattr(error, "strerror", None) or error
