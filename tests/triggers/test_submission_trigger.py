@@ -134,4 +134,4 @@ class TestRun:
         fire(trigger(90, not_before=start + 150))
         logged = [entry["event"] % entry.get("positional_args", ()) for entry in task_log]
         assert [text.partition("for submission for ")[2][:7] for text in logged] == ["0:02:30", "0:03:30"]
-        assert all("1 task" in text for text in logged)
+        assert all("tasks in this queue: 1" in text for text in logged)
