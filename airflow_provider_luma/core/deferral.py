@@ -55,7 +55,7 @@ class DeferralState(NamedTuple):
     created_at: float | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
-        """Return the set fields as JSON values. Airflow stores them unencrypted, and :meth:`is_resumed_by` reads them."""
+        """Return the set fields as JSON values. Airflow stores them in plain text, as :meth:`is_resumed_by` needs."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     @classmethod

@@ -14,7 +14,7 @@ from collections import deque
 #: How many of the latest finished jobs the sample holds, and how many an estimate needs.
 SAMPLE_SIZE, MIN_SAMPLES = 200, 20
 
-#: Expected seconds between a job's end and its status check at which the check becomes urgent.
+#: A status check becomes urgent once its job is expected to have ended this many seconds ago.
 EXPECTED_LATENESS = 1.0
 
 
