@@ -167,7 +167,7 @@ def _extra(connection: Connection, name: str) -> dict[str, Any]:
     if not isinstance(extra, dict):
         # The text is not quoted: it may hold secrets.
         raise LumaValidationError(None, f"{name}: its extra is not a JSON object; correct or empty it")
-    # If a delimiter in a URI's key is not percent-encoded, Airflow reads the rest of the key as the schema or the extra.
+    # If a delimiter in a URI's key is not percent-encoded, Airflow reads the rest of the key as schema or extra.
     if "@" in (connection.schema or "") or any("@" in option for option in extra):
         raise LumaAuthError(None, f"{name}: the API key in its URI is not percent-encoded. {URI_REMEDY}")
     # A field left empty in the form arrives as null or as an empty string.
