@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Parsing of addresses, and the check whether a host is on the public Internet.
+Parses addresses, and checks whether a host is on the public Internet.
 
 In web addresses, ``?`` and ``#`` start a query and a fragment. In storage addresses and local paths they are ordinary
 characters, as are brackets, percent signs and colons: file names are taken literally.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypedDict, final
 #: The worker's supervisor takes up to 5 seconds to notice, and a busy scheduler's loop just as long.
 SHORTEST_DEFERRAL = 15.0
 
-#: The triggers whose tasks a callback resumes, as the database names them.
+#: The triggers whose tasks a callback resumes, by their names in the database.
 RESUMABLE_TRIGGERS = tuple(
     f"airflow_provider_luma.triggers.luma.{name}" for name in ("LumaTaskTrigger", "LumaCallbackTrigger")
 )
@@ -32,7 +32,7 @@ class DeferralState(NamedTuple):
     :param reference: the submission that created the job, if known; without ``luma_task_id``, the submission whose
         response was lost, and whose callback the task waits for
     :param created_at: when the job was created, if known
-    :param callback_task_id: the job named by a callback of that submission, as long as it could not be verified
+    :param callback_task_id: the job named by a callback of that submission, if it could not be verified yet
     :param end_time: when the task's ``timeout`` ends the wait
     :param execution_deadline: when ``execution_timeout`` ends this try
     :param first_attempt_at: when the task first tried to submit

@@ -14,7 +14,7 @@ A :class:`PollState` takes the result of each status check and returns one of th
   while the key is being replaced.
 * Any other error (429, 455, 5xx, a broken network, an error on our side) says nothing about the job. The check is
   repeated with exponential backoff, or after the service's Retry-After.
-* At the deadline there is one last check, even if the wait starts later: the job may have ended while nobody polled.
+* At the deadline there is one last check, even if the wait starts after it: the job may have ended while nobody polled.
   If the rate limit holds that check back for too long, the wait ends without it.
 """
 

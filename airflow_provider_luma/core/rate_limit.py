@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from airflow_provider_luma.core.backoff import MAX_RETRY_AFTER
 
-#: The lowest rate, in requests per second, that 429s can cause.
+#: The lowest rate, in requests per second: 429s never reduce it further.
 MIN_RATE = 0.1
 
 #: Maximum seconds from a 429 until the rate is raised, and seconds between further raises until the next 429. So each
@@ -50,20 +50,20 @@ MAX_UNANSWERED = 200
 
 class RequestRate:
     """
-    When the next request may be sent. The caller passes all times, in seconds of its own clock.
+    Decides when the next request may be sent. The caller passes all times, in seconds of its own clock.
 
     Requests that are sent evenly do not arrive evenly. A request therefore counts until a second after the latest time
-    at which it can have arrived: when it is answered, or :data:`MAX_TRANSIT_DELAY` after it was sent, whichever is
+    at which it may have arrived: when it is answered, or :data:`MAX_TRANSIT_DELAY` after it was sent, whichever is
     earlier. So requests that hang until their timeout do not delay others. No more requests count at a time than the
     service allows per second.
 
     Several event loops may use the same account, and they learn of each other only through 429s. So the rate is a share
     of the limit: how many requests may count at a time. Shares are whole numbers, because whole shares that add up to
     the limit fit into every second, whenever their requests are sent. After a 429, a share above half the limit is
-    halved. A smaller one drops to what the service accepted in the last second, by at least one request and at most
+    halved. A smaller one drops to what the service accepted in the last second, but by at least one request and at most
     half. Nothing is sent for a second, so that one 429 is enough. The share is raised by one request 30 to 45 s later,
     and then every 3 s until the next 429. The additional request is sent right behind another: if the limit is used up,
-    the service usually refuses that one, not one of another event loop, and only the raise is undone. Then a share
+    the service usually refuses this request, not another event loop's, and only the raise is undone. Then a share
     above half the limit gives up one request for others to take. A smaller one does so at random: at half the limit
     one time in four, at a fifth one time in 25. So large shares shrink and small ones grow until they are equal.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of secrets from text: signatures and tokens in addresses, user names and passwords, the API key."""
+"""Removes secrets from text: signatures and tokens in addresses, user names and passwords, the API key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIGNED_CALLBACK = r"(?i)(?<=token)(=|%3D)[0-9a-f]{64}"
 _ADDRESS_WITH_QUERY = r"""(?i)(https?:(?:\\*/){2}[^\s"'<>?]*+)(\?[^\s"'<>]*+)?"""
 
 
-#: Marks of a query that grants access to whoever holds the address, as object stores and clouds write them.
+#: Parts of queries that grant access to anyone with the address, as object stores and clouds write them.
 _GIVES_ACCESS = r"(?i)\bx-amz-|\bx-goog-|signature|\bsig=|token|credential"
 
 
@@ -78,7 +78,7 @@ _JSON_ESCAPE = r"\\(?:u([0-9a-fA-F]{4})|(.))"
 
 
 def without_key(text: str, api_key: str) -> str:
-    """Return the text without the API key, in upper or lower case: host names are lower-cased."""
+    """Return the text without the API key, ignoring case, because host names are lower-cased."""
     return re.sub(re.escape(api_key), "***", text, flags=re.IGNORECASE) if len(api_key) >= MIN_KEY_LENGTH else text
 
 

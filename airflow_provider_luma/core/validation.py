@@ -210,7 +210,7 @@ def check_destination(destination: object, parameter: str = "destination") -> No
     """
     Check the length of the names in a destination. A file's temporary name is longer than its final one.
 
-    :param destination: a folder, or a file, as in :func:`names_a_file`
+    :param destination: a folder, or a file as defined by :func:`names_a_file`
     :raises LumaValidationError: a name is too long
     """
     destination = str(destination or "")

@@ -4,7 +4,7 @@ Readers of untrusted values: each takes whatever the service sent, and returns a
 
 The service writes some numbers as strings and some objects as JSON in a string, so no value is trusted to have its
 documented type. A plain value is one that every later serialiser accepts (msgpack, strict UTF-8, PostgreSQL): half an
-emoji in a trigger's event would crash the triggerer, and with it the wait for every other job.
+emoji in a trigger's event would crash the triggerer, and so end the wait for every other job.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 """
 kie.ai's Luma Modify API, its File Upload API, and its download addresses.
 
-All knowledge of the service is in this module: how to build each call (a :class:`Request`), and how to turn a response
-(a :class:`Response`) into a value or a typed error. It does no I/O. Facts about the service come from
+Everything this package knows about the service is here: how to build each call (a :class:`Request`), and how to turn a
+response (a :class:`Response`) into a value or a typed error. It does no I/O. Facts about the service come from
 https://docs.kie.ai/luma-api/quickstart and its neighbouring pages.
 
 A response is an *envelope*, JSON ``{"code": int, "msg": str, "data": ...}``. A refusal comes as an HTTP status or as
@@ -119,7 +119,7 @@ def balance() -> Request:
     return Request("GET", "/api/v1/chat/credit")
 
 
-# -- reading answers --------------------------------------------------------------------------------------------
+# -- reading responses ------------------------------------------------------------------------------------------
 
 #: The service's codes (https://docs.kie.ai/luma-api/quickstart) and the errors we raise for them.
 REFUSALS: dict[int, type[LumaError]] = {
