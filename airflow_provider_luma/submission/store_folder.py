@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Submission records as small JSON files in a folder on any storage. They survive every Clear, on every Airflow.
+Submission records as small JSON files in a folder on any storage. They survive every Clear, on every Airflow version.
 
 ``records/DAG/RUN/TASK/MAP-HASH/NUMBER.json`` is one submission of a task instance, and the highest number is the
 latest; ``upload.json`` beside them is the upload of its input video. The hash distinguishes task instances whose names

@@ -284,9 +284,9 @@ class Submitter:
 
     def _put_back(self, record: SubmissionRecord | None, fingerprint: str) -> SubmissionRecord | None:
         """
-        Return the record to decide by: the one an intent replaced, if its job is requested again.
+        Return the record to base the decision on: the one that an intent replaced, if its job is requested again.
 
-        This drops the intent, so it waits until the intent's unknown outcome has been reported to a person.
+        That drops the intent, so it only happens once the intent's unknown outcome has been reported to a person.
         """
         while record is not None and is_for_replaced(record, fingerprint):
             if not (record.reported or self.resubmit_on_unknown):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The choice of proxy and certificates for a connection: as requests makes it, for aiohttp, too.
+The proxy and certificates that a connection uses, chosen as requests does, but for aiohttp as well.
 
 A worker submits a job with requests, and the triggerer waits for it with aiohttp. If only requests trusted the server
 or found the proxy, the triggerer could never see the end of a job that is paid for.
@@ -35,7 +35,7 @@ class Session(requests.Session):
     """A session whose own proxies and certificates take precedence over the environment's."""
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        """Return what a request uses."""
+        """Return the settings that a request uses."""
         own = {**self.proxies, **(proxies or {})}
         if (proxy := requests.utils.select_proxy(url, own)) is not None:
             # This key takes precedence over all others; "all" would lose to the environment's "https".
@@ -54,7 +54,7 @@ def configure(session: requests.Session, connection: LumaConnection) -> None:
 
 def check_options(connection: LumaConnection) -> None:
     """
-    Refuse what cannot work on this machine. Reads files.
+    Refuse options that cannot work on this machine. Reads files.
 
     :raises LumaValidationError: the certificates cannot be read, or the proxy's address is malformed
     """

@@ -121,7 +121,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
 
     :param luma_conn_id: the connection that holds the API key
     :param state: the deferral's :class:`~airflow_provider_luma.core.deferral.DeferralState`, with ``first_attempt_at``
-    :param until: when to fire in any case, in seconds since the epoch
+    :param until: when to fire regardless, in seconds since the epoch
     :param permitted_at: when an earlier trigger permitted the submission that was refused, in seconds since the epoch;
         None if none did
     :param not_before: the earliest time at which Luma wants another submission, in seconds since the epoch
