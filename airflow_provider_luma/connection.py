@@ -146,7 +146,7 @@ def missing_connection(conn_id: str) -> str:
     """
     Return what to tell a user whose connection Airflow cannot find.
 
-    Airflow also reports connections that it cannot parse as missing. Their text is not quoted: it may contain the key.
+    Airflow raises the same error for connections that it cannot parse. The text is not quoted: it may hold the key.
     """
     variable = f"AIRFLOW_CONN_{conn_id.upper()}"
     if os.environ.get(variable):

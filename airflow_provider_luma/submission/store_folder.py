@@ -199,7 +199,7 @@ class _Folder:
         return document
 
     def create(self, file: str, document: dict[str, Any]) -> None:
-        """Create a file; raise if it exists."""
+        """Create a file; raise if another submission has already created it."""
         path = self._full(file)
         try:
             if isinstance(self._root.fs, LocalFileSystem):
