@@ -2,12 +2,12 @@
 """
 Clients of the service: :class:`LumaClient` for workers, :class:`LumaAsyncClient` for the triggerer.
 
-Two kinds of call are told apart. *Reading* is safe to repeat, and a transient error is waited out. *Submitting* costs
-money: it is repeated only where the service surely accepted nothing.
+There are two kinds of call. *Reading* is safe to repeat, so transient errors are waited out. *Submitting* costs money:
+it is repeated only if the service certainly accepted nothing.
 
-A :class:`LumaClient` is bound to one snapshot of a connection: key, checks and requests of an attempt to submit belong
-together. What lasts reads the connection anew, so that a key that is replaced meanwhile is seen: the waits and the
-retries in a worker by making another client, the triggerer's by :class:`LumaAsyncClient` itself.
+A :class:`LumaClient` is bound to one snapshot of a connection, so that the key, checks and requests of one submission
+attempt belong together. Waits and retries read the connection again, so that they notice a replaced key: workers create
+another client, and in the triggerer :class:`LumaAsyncClient` does it itself.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds for what is not to hold a submission up: without a byte, and all in all.
+#: Limits in seconds for a call that must not hold up a submission: without receiving a byte, and in total.
 QUICK_TIMEOUT, QUICK_DEADLINE = 5.0, 15.0
 
 #: Seconds after which the triggerer reads a connection again.
 CONNECTION_TTL = 60.0
 
-#: Seconds for which a status check waits for the connection to be read: a job's deadline counts all the same.
+#: Seconds for which a status check waits for the connection to be read, because a job's deadline keeps running.
 READING_TIMEOUT = 30.0
 
-#: What may come in place of a job's status: an error of the service, or of reading the connection.
+#: What a status check may raise: an error of the service, or of reading the connection.
 POLL_ERRORS = (LumaError, AirflowException, AirflowRuntimeError)
 
 
@@ -69,10 +69,10 @@ POLL_ERRORS = (LumaError, AirflowException, AirflowRuntimeError)
 @dataclass(frozen=True)
 class LumaClient:
     """
-    The service, as one snapshot of a connection leads to it.
+    A client of the service, bound to one snapshot of a connection.
 
     :param connection: the snapshot
-    :param log: where progress is told
+    :param log: where progress is logged
     """
 
     connection: LumaConnection
@@ -82,9 +82,9 @@ class LumaClient:
 
     def check_request(self, request: ModifyRequest, *, expects_callback: bool = False) -> None:
         """
-        Refuse a request that is sure to be refused, before anything is sent or recorded.
+        Refuse a request that the service is sure to refuse, before anything is sent or recorded.
 
-        :param expects_callback: whether the job will be given a callback address of Airflow's
+        :param expects_callback: whether the job will get a callback address of Airflow
         :raises LumaValidationError: names the parameter, or the field of the connection, and the remedy
         """
         check_options(self.connection)
@@ -94,7 +94,7 @@ class LumaClient:
 
     def check_wait_in_triggerer(self) -> None:
         """
-        Refuse what works here, and does not in the triggerer, before a job is paid for that is waited for there.
+        Refuse a connection that works here but not in the triggerer, before paying for a job to be waited for there.
 
         :raises LumaValidationError: names the remedy
         """
@@ -102,10 +102,10 @@ class LumaClient:
 
     def callback_url(self, reference: str, task_instance_id: UUID | None = None) -> str | None:
         """
-        Return the address of Airflow that the service is to call when a job has ended; None if it is polled.
+        Return the address of Airflow for the service to call when a job has ended; None if jobs are polled.
 
         :param reference: a name for the submission that nobody can guess
-        :param task_instance_id: the try that submits; with it a callback costs less
+        :param task_instance_id: the try that submits; it makes callbacks cheaper to handle
         """
         url = callback_token.callback_url(self.connection, self.connection.conn_id, reference, task_instance_id)
         if url is not None:
@@ -114,12 +114,12 @@ class LumaClient:
 
     def submit(self, request: ModifyRequest, *, before_send: Callable[[], None] = lambda: None) -> str:
         """
-        Submit a job in one single attempt. It costs credits, and cannot be cancelled.
+        Submit a job in a single attempt. It costs credits, and cannot be cancelled.
 
-        :param before_send: called on the open connection, just before anything is sent; what it raises ends the attempt
+        :param before_send: called on the open connection, just before anything is sent; if it raises, the attempt ends
         :returns: the job's id at Luma
-        :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
-        :raises LumaError: surely nothing was accepted
+        :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
+        :raises LumaError: certainly nothing was accepted
         """
         is_sent = False
 
@@ -137,7 +137,7 @@ class LumaClient:
             if is_sent:
                 told = f"the submission was sent to {address}, but no answer came: {reason}"
                 raise LumaSubmissionUnknownError(None, f"{told}. It may have been accepted") from None
-            # A malformed address, as of a misspelt host, is a ValueError.
+            # A malformed address, such as a misspelt host, raises a ValueError.
             if isinstance(error, LumaError) or not isinstance(error, (OSError, ValueError)):
                 raise
             raise LumaUnavailableError(None, f"{address} could not be reached: {reason}") from None
@@ -150,54 +150,54 @@ class LumaClient:
         Check the status of a job, once.
 
         :raises LumaNotFoundError: the service does not know the id
-        :raises LumaError: it refused, or cannot be asked
+        :raises LumaError: it refused, or did not respond
         """
         service = self.connection.service
         return self._read(service.status(luma_task_id), partial(service.read_status, luma_task_id=luma_task_id))
 
     def get_credits(self) -> float:
         """
-        Return the account's remaining credits, asked once.
+        Return the account's remaining credits, without retrying.
 
-        :raises LumaError: the service refused, or cannot be asked
+        :raises LumaError: the service refused, or did not respond
         """
         service = self.connection.service
         return self._read(service.balance(), service.read_balance)
 
     def credits_left(self) -> float | None:
-        """Return the account's remaining credits if that can be had at once, else None; it never raises."""
+        """Return the account's remaining credits, or None if they cannot be read quickly; never raises."""
         try:
             return workers.within(QUICK_DEADLINE, self.quick().get_credits)
-        except Exception as error:  # a job was paid for, and this is no reason to lose sight of it
+        except Exception as error:  # a job was paid for, and must not be lost over this
             self.log.debug("The remaining credits could not be had: %s", error)
             return None
 
     def get_download_url(self, result_url: str) -> str:
         """
-        Return a temporary download address of a result, asked for once.
+        Return a temporary download address of a result, without retrying.
 
-        :raises LumaError: the service refused, e.g. because the file is not one of its own, or cannot be asked
+        :raises LumaError: the service refused, e.g. because the file is not one of its own, or did not respond
         """
         service = self.connection.service
         return self._read(service.renewal(result_url), service.read_renewal)
 
     def check_liveness(self) -> None:
         """
-        Ask the service something that costs nothing.
+        Check with a free call that the endpoint works.
 
         :raises LumaNotFoundError: there is no such endpoint at this address
-        :raises LumaError: it is not known whether the endpoint works
+        :raises LumaError: the check has failed, so the endpoint may or may not work
         """
         service = self.connection.service
         self._read(service.liveness(), service.read_liveness)
 
     def quick(self) -> LumaClient:
-        """Return a client that gives a silent server a few seconds only."""
+        """Return a client that waits only a few seconds for a silent server."""
         timeout = min(self.connection.timeout, QUICK_TIMEOUT)
         return replace(self, connection=replace(self.connection, timeout=timeout))
 
     def poll(self, state: PollState) -> PollOutcome:
-        """Check the status of a job once, and log what is worth a line."""
+        """Check the status of a job once, and log any progress."""
         result: LumaTask | Exception
         try:
             result = self.get_status(state.luma_task_id)
@@ -213,13 +213,13 @@ class LumaClient:
 
     def upload(self, name: str, size: int, form: Callable[[Request], workers.Form]) -> LumaUpload:
         """
-        Upload a file, in one single attempt.
+        Upload a file in a single attempt.
 
         :param name: its name at the service
-        :param size: bytes
-        :param form: makes the body of the request
-        :raises LumaValidationError: the service does not take this file
-        :raises LumaUnavailableError: the host could not be reached, or its answer was lost
+        :param size: its size in bytes
+        :param form: creates the body of the request
+        :raises LumaValidationError: the service does not accept this file
+        :raises LumaUnavailableError: the host could not be reached, or its response was lost
         :raises LumaError: any other refusal
         """
         request = self.connection.service.upload(name)
@@ -235,20 +235,20 @@ class LumaClient:
             response = workers.send(self.connection, request)
         except LumaError:
             raise
-        except (OSError, ValueError) as error:  # the latter of a malformed address, also in a redirect
-            # Its text says all; its traceback would only fill a screen of the task's log.
+        except (OSError, ValueError) as error:  # ValueError: a malformed address, perhaps in a redirect
+            # The message says it all; the traceback would only fill the task's log.
             raise _unanswered(self.connection, workers.reason_of(error, self.connection)) from None
         return read(response)
 
 
 def retry_submission(attempt: Callable[[], str], timeout: float, log: Logger) -> str:
     """
-    Repeat an attempt to submit while it surely was not accepted, for a transient reason.
+    Retry a submission while it is certainly not accepted, for a transient reason.
 
-    An outage of the service is waited out for two minutes at most, counted from its beginning.
+    A service outage is waited out for at most two minutes, counted from its start.
 
-    :param attempt: one attempt; one with an unknown outcome is never repeated
-    :param timeout: seconds for which it is repeated at most, all in all
+    :param attempt: makes one attempt; never called again if the outcome is unknown
+    :param timeout: maximum seconds of retrying in total
     """
 
     def log_refusal(state: tenacity.RetryCallState) -> None:
@@ -260,7 +260,7 @@ def retry_submission(attempt: Callable[[], str], timeout: float, log: Logger) ->
 
 
 def retry_read(read: Callable[[], T]) -> T:
-    """Call what only reads, and again for a minute at most while it fails with a transient error."""
+    """Call a function that only reads, and retry it for at most a minute while it fails with a transient error."""
     return tenacity.Retrying(**backoff.retry_options(backoff.READ_RETRY_TIMEOUT))(read)
 
 
@@ -280,16 +280,16 @@ def take_status(
     can_be_called_back: bool = False,
 ) -> PollOutcome:
     """
-    Bring the result of a status check into the poll state, and log its progress.
+    Update the poll state with the result of a status check, and log the job's progress.
 
-    :param result: the job, or why its status could not be had
-    :param connection: with which it was asked for; None if that could not be read
+    :param result: the job, or the error that the check raised
+    :param connection: the connection used for the check; None if it could not be read
     :param can_be_called_back: whether a callback to the connection's address ends the wait
     """
     now = time.time()
     if connection is None:
-        # The API server or a secrets backend is down, or somebody is just editing the connection: no reason to give up
-        # a job that is paid for.
+        # The API server or a secrets backend is down, or somebody is editing the connection right now. That is no
+        # reason to give up on a job that is paid for.
         result = LumaUnavailableError(None, f"the connection could not be read: {result}")
     elif isinstance(result, LumaAuthError):
         result = LumaAuthError(
@@ -300,7 +300,7 @@ def take_status(
     if isinstance(result, LumaError):
         outcome = state.on_error(result, now)
     else:
-        # One that comes over another connection, even with the same API key, resumes no task of this one.
+        # A callback for another connection, even with the same API key, does not resume tasks of this one.
         expects_callback = (
             can_be_called_back
             and connection is not None
@@ -314,10 +314,10 @@ def take_status(
 
 def wait_for_job(poll: Callable[[PollState], PollOutcome], state: PollState) -> LumaTask:
     """
-    Wait, in this process, until a job has ended well.
+    Wait in this process until a job has succeeded.
 
     :param poll: checks the status once
-    :raises LumaError: what has ended the wait
+    :raises LumaError: the wait has ended without a result
     """
     while True:
         outcome = poll(state)
@@ -334,15 +334,15 @@ def check_job(
     sends_metrics: bool = True,
 ) -> LumaTask:
     """
-    Check the status of a job, and again for some seconds where its id or its result is in doubt.
+    Check the status of a job; check again for some seconds if its id is unknown or its result is missing.
 
     :param poll: checks the status once
     :param retry_timeout: seconds for which transient errors are waited out; 0 to raise the first
-    :param sends_metrics: whether a job that has ended is recorded in Airflow's metrics: not if it was before
-    :returns: the job; if it has ended, it has ended well, and lists a video
+    :param sends_metrics: whether to record a job that has ended in Airflow's metrics: False if it already was
+    :returns: the job, which is running, or has succeeded and lists a video
     :raises LumaGenerationError: the job failed
     :raises LumaNotFoundError: the service does not know the id
-    :raises LumaRateLimitError, LumaUnavailableError: the service could not be asked
+    :raises LumaRateLimitError, LumaUnavailableError: the status could not be checked
     :raises LumaError: any other refusal
     """
     state = PollState(luma_task_id, poll_interval=backoff.READ_RETRY_TIMEOUT)
@@ -359,7 +359,7 @@ def check_job(
 
 
 def _ended(outcome: Finished | Failed, *, sends_metrics: bool = True) -> LumaTask:
-    """Return the job that has ended well, or raise what has ended the wait."""
+    """Return the job that has succeeded, or raise the error that ended the wait."""
     if sends_metrics and outcome.task is not None and outcome.task.is_finished:
         metrics.job_ended(outcome.task)
     if isinstance(outcome, Failed):
@@ -369,19 +369,19 @@ def _ended(outcome: Finished | Failed, *, sends_metrics: bool = True) -> LumaTas
 
 class LumaAsyncClient:
     """
-    The service, from the triggerer's event loop, over kept connections that all status checks share.
+    A client of the service for the triggerer's event loop, with keep-alive connections that all status checks share.
 
-    :param read: reads the connection as it is now
-    :param log: where progress is told
+    :param read: reads the current connection
+    :param log: where progress is logged
     """
 
     def __init__(self, read: Callable[[], Awaitable[LumaConnection]], log: Logger) -> None:
         self._read_connection, self._log = read, log
         self._opened: triggerer.OpenConnection | None = None
-        #: Sessions that were replaced, and when the last request over each has ended.
+        #: Replaced sessions, and when the last request over each will have ended.
         self._retired: list[tuple[aiohttp.ClientSession, float]] = []
         self._reading: asyncio.Task[triggerer.OpenConnection] | None = None
-        #: When the last reading of the connection began.
+        #: When the connection was last read: the start of that read.
         self._read_at = -math.inf
 
     async def close(self) -> None:
@@ -394,7 +394,7 @@ class LumaAsyncClient:
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """
-        Check the status of a job. Transient errors are waited out, for a minute at most.
+        Check the status of a job. Transient errors are waited out for at most a minute.
 
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaError: any other refusal
@@ -407,9 +407,9 @@ class LumaAsyncClient:
 
     async def poll(self, state: PollState) -> PollOutcome:
         """
-        Check the status of a job once, and log what is worth a line.
+        Check the status of a job once, and log any progress.
 
-        It sends one request at most. If the key was refused and has since been replaced, the next check uses the new
+        It sends at most one request. If the key was refused and has since been replaced, the next check uses the new
         one.
         """
         result: LumaTask | Exception
@@ -434,16 +434,16 @@ class LumaAsyncClient:
         return take_status(state, result, self._log, connection=opened.connection, can_be_called_back=True)
 
     def on_unreadable(self, state: PollState, error: Exception) -> PollOutcome:
-        """Log that the connection cannot be read, and return what that means for the wait for a job."""
+        """Log that the connection cannot be read, and return the outcome for a waiting job."""
         return take_status(state, error, self._log)
 
     async def get_requests_per_second(self) -> float:
         """
-        Return how many status checks a second the connection allows.
+        Return how many status checks per second the connection allows.
 
         The next :meth:`poll` then sends its request without reading the connection first.
 
-        :raises Exception: the connection cannot be read now
+        :raises Exception: the connection cannot be read
         """
         return (await self._get_opened()).connection.requests_per_second
 
@@ -460,7 +460,7 @@ class LumaAsyncClient:
     # -- the connection as it is now ----------------------------------------------------------------------------
 
     async def _get_opened(self) -> triggerer.OpenConnection:
-        """Return the open connection; read it again after a minute, while the old one is still used."""
+        """Return the open connection; after a minute, read it again in the background."""
         if self._opened is None:
             return await self._read()
         if time.monotonic() - self._read_at >= CONNECTION_TTL:
@@ -468,9 +468,9 @@ class LumaAsyncClient:
         return self._opened
 
     async def _read_again(self) -> triggerer.OpenConnection:
-        """Read the connection as it is now; concurrent callers share one reading."""
+        """Read the current connection; concurrent callers share one read."""
         now, opened = time.monotonic(), await self._read()
-        while self._read_at < now:  # the reading had begun earlier, and may be outdated
+        while self._read_at < now:  # that read had started earlier, and may be outdated
             opened = await self._read()
         return opened
 
@@ -478,7 +478,7 @@ class LumaAsyncClient:
         timeout = asyncio.timeout(READING_TIMEOUT)
         try:
             async with timeout:
-                # Shielded, since other triggers may wait for it as well.
+                # Shielded, because other triggers may be waiting for the same read.
                 return await asyncio.shield(self._start_reading())
         except TimeoutError:
             if not timeout.expired():
@@ -488,15 +488,15 @@ class LumaAsyncClient:
     def _start_reading(self) -> asyncio.Task[triggerer.OpenConnection]:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._reopen())
-            # Retrieve the error: nobody does while the old connection is still in use.
+            # Retrieve the error: nobody awaits it while the old connection is still in use.
             self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
         return self._reading
 
     async def _reopen(self) -> triggerer.OpenConnection:
         """
-        Read the connection, and open it if it, or a file of certificates, has changed.
+        Read the connection, and reopen it if the connection or a certificate file has changed.
 
-        If that fails, the one that was read before is kept.
+        If that fails, the previous one is kept.
         """
         self._read_at = time.monotonic()
         connection = await self._read_connection()
@@ -510,13 +510,13 @@ class LumaAsyncClient:
         return self._opened
 
     def _retire(self) -> None:
-        """Use the session for no new call; other status checks may still be waiting for their answers on it."""
+        """Stop using the session for new calls; other status checks may still be waiting for responses on it."""
         if self._opened is not None:
             self._retired.append((self._opened.session, time.monotonic() + self._opened.connection.timeout))
         self._opened = None
 
     async def _close_retired(self, now: float) -> None:
-        """Close the sessions that no request uses any more: in a triggerer that runs for weeks there may be many."""
+        """Close sessions that no request uses any more: a triggerer that runs for weeks may collect many."""
         unused = [session for session, unused_at in self._retired if unused_at <= now]
         for session in unused:
             await session.close()

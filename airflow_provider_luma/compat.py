@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Every difference between the supported releases of Airflow: names that have moved, and what only some of them have.
+All differences between the supported releases of Airflow: names that have moved, and features that only some have.
 
-The provider ``common.compat`` offers the names, too, but each only from some release of its own on, while Airflow's
-images pin older ones. Every process of Airflow imports this module, so it loads nothing before it is used.
+The provider ``common.compat`` offers the names, too, but only in releases newer than those pinned in Airflow's images.
+Every Airflow process imports this module, so it loads names only on first use.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = [
 
 _EXCEPTIONS = ("airflow.sdk.exceptions", "airflow.exceptions")  # the latter: Airflow 3.1
 
-#: Where names are that have moved: where newer releases keep them comes first.
+#: Modules to search for names that have moved, those of newer releases first.
 _MOVED = {
     "AirflowException": _EXCEPTIONS,
     "AirflowFailException": _EXCEPTIONS,
@@ -73,7 +73,7 @@ _MOVED = {
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Import a name that has moved, at its first use: every process of Airflow imports the plugin, and so this."""
+        """Import a moved name on first use: every Airflow process imports the plugin, and through it this module."""
         for module in _MOVED.get(name, ()):
             try:
                 found = getattr(import_module(module), name)
@@ -85,29 +85,29 @@ if not TYPE_CHECKING:
 
 
 def release_of(airflow: str) -> tuple[int, int]:
-    """Return major and minor number of a version, also of a pre-release."""
+    """Return the major and minor number of a version, which may be a pre-release."""
     major, minor = airflow.split(".")[:2]
     return int(major), int(minor)
 
 
 _RELEASE = release_of(version)
 
-#: Where in a task instance's ``next_kwargs`` the arguments of its deferral are. Airflow 3.1 wraps them.
+#: Path to the deferral's arguments within a task instance's ``next_kwargs``. Airflow 3.1 wraps them.
 DEFERRAL_KWARGS_PATH = ("__var",) if _RELEASE < (3, 2) else ()
 
 #: Whether DAGs and connections can belong to teams. Airflow 3.2 and newer.
 HAS_TEAMS = _RELEASE >= (3, 2)
 
-#: Whether Airflow keeps task state, in a model of its own. Airflow 3.3 and newer.
+#: Whether Airflow keeps task state, in a separate model. Airflow 3.3 and newer.
 HAS_TASK_STATE_STORE = _RELEASE >= (3, 3)
 
 #: Whether a Clear discards the task state by default. Airflow 3.4 and newer.
 CLEAR_DISCARDS_TASK_STATE = _RELEASE >= (3, 4)
 
-#: Whether earlier tries are in a model of their own. Before Airflow 3.4; since then they are task instances.
+#: Whether earlier tries have a separate model. Before Airflow 3.4; since then they are task instances.
 HAS_TASK_INSTANCE_HISTORY = _RELEASE < (3, 4)
 
-#: Whether a plugin's tab can be limited to some operators. Airflow 3.4 and newer; 3.3 would show it on every task.
+#: Whether a plugin's tab can be limited to certain operators. Airflow 3.4 and newer; 3.3 would show it on every task.
 HAS_TABS_BY_OPERATOR = _RELEASE >= (3, 4)
 
 
@@ -117,7 +117,7 @@ def task_state_store(context: Context) -> Any:
 
 
 def task_scope_fields() -> list[str]:
-    """Return what identifies a task instance in the task state store; Airflow 3.4 adds regions, for loops."""
+    """Return the fields that identify a task instance in the task state store; Airflow 3.4 adds regions, for loops."""
     import dataclasses
 
     from airflow.state.metastore import TaskScope  # type: ignore[attr-defined]
@@ -127,9 +127,9 @@ def task_scope_fields() -> list[str]:
 
 def loop_iteration(ti: Any) -> tuple[UUID | None, int | None]:
     """
-    Return region and index of an iteration of a loop; twice None before Airflow 3.4.
+    Return the region and index of a loop's iteration; both are None before Airflow 3.4.
 
-    From then on a task instance outside of a loop has the index of its mapping, and a region of zeros or none.
+    From 3.4 on, a task instance outside a loop has its map index as the index, and a region of zeros or None.
 
     :param ti: the task instance, or its key
     """
@@ -139,7 +139,7 @@ def loop_iteration(ti: Any) -> tuple[UUID | None, int | None]:
 def determine_kwargs(
     function: Callable[..., Any], args: Collection[Any], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return those of the keyword arguments that a function takes; Airflow 3.1 has this elsewhere."""
+    """Return the keyword arguments that a function accepts; Airflow 3.1 has this helper elsewhere."""
     try:
         from airflow.sdk.bases.decorator import determine_kwargs as determine
     except ImportError:
@@ -154,7 +154,7 @@ async def get_async_connection(conn_id: str) -> Connection:
     Read a connection from an event loop.
 
     Before Airflow 3.3.2, ``aget_connection`` masks the secrets with a blocking call, which fails while another call is
-    under way on the same loop; there the blocking ``get_connection`` runs in a thread.
+    under way on the same loop. There, the blocking ``get_connection`` runs in a thread instead.
 
     :param conn_id: the connection's id
     :raises AirflowNotFoundException: there is no such connection
@@ -162,9 +162,9 @@ async def get_async_connection(conn_id: str) -> Connection:
     from airflow.sdk import Connection
     from airflow.sdk.bases.hook import BaseHook
 
-    if hasattr(Connection, "aextra_dejson"):  # came together with the mended masking
+    if hasattr(Connection, "aextra_dejson"):  # added together with the fix of the masking
         return await BaseHook.aget_connection(conn_id)
-    # Not asyncio.to_thread: Airflow finds its way back from the thread to this loop only with asgiref.
+    # Not asyncio.to_thread: Airflow can only get back from the thread to this loop with asgiref.
     from asgiref.sync import sync_to_async
 
     return await sync_to_async(BaseHook.get_connection)(conn_id)

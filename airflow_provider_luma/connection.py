@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What an Airflow connection of type ``luma`` says, read once and in one place.
+The settings of an Airflow connection of type ``luma``, parsed and checked in one place.
 
-The whole connection can be ``luma://:API-KEY@``. Host, schema and port say where the service is (a full URL in
-the host is fine), the password is the API key, and the extra holds what callbacks need and transport options as
-in the HTTP provider. Nothing else in the extra is ever sent anywhere, and no secret is part of any ``repr``.
+``luma://:API-KEY@`` is a complete connection. Host, schema and port locate the service (the host may be a full URL),
+the password is the API key, and the extra holds settings for callbacks, and transport options as in the HTTP provider.
+Nothing else in the extra is ever sent anywhere, and no ``repr`` contains a secret.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from airflow_provider_luma.services.base import Service
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
-#: Seconds before a call is given up, unless the connection's extra says otherwise.
+#: Seconds until a call times out, unless the connection's extra says otherwise.
 DEFAULT_TIMEOUT = 30.0
 
-#: Status checks a second, unless the connection's extra says otherwise: what a sibling of Luma's call allows a key.
+#: Status checks per second, unless the connection's extra says otherwise: the limit per key of a sibling endpoint.
 DEFAULT_REQUESTS_PER_SECOND = 10.0
 
-#: Seconds for which a signed address of an input is valid, unless the connection's extra says otherwise: the service
-#: may fetch the video only when the job begins.
+#: Seconds for which a signed input address is valid, unless the connection's extra says otherwise: the service may not
+#: fetch the video until the job starts.
 DEFAULT_SIGNATURE_EXPIRY = 6 * 3600.0
 
-#: Shorter ones expire before the service looks; longer ones S3 and Google sign, and then refuse.
+#: Shorter signatures expire before the service fetches; S3 and Google sign for longer periods, but then refuse access.
 SHORTEST_SIGNATURE, LONGEST_SIGNATURE = 60.0, 7 * 86_400.0
 
-#: What to do where a connection is given as a URI, in the environment or by a secrets backend, and its key is lost.
+#: What to tell users whose connection is a URI (in the environment or a secrets backend) that lost its key.
 URI_REMEDY = (
     "In a URI, percent-encode special characters of the API key (/ as %2F, # as %23, ? as %3F, @ as %40, % as %25), or "
     'use the JSON form: {"conn_type": "luma", "password": "API-KEY"}'
@@ -50,23 +50,23 @@ class LumaConnection:
     """
     A connection of type ``luma``.
 
-    :param base_url: the service's address, without a slash at its end
+    :param base_url: the service's address, without a trailing slash
     :param api_key: the key of the Luma account
-    :param timeout: seconds before a call is given up
-    :param proxies: proxy addresses by scheme, or none
+    :param timeout: seconds until a call times out
+    :param proxies: proxy addresses by scheme, if any
     :param verify: whether the server's certificate is checked, or the CA bundle to check it with
     :param cert: a client certificate: one file, or certificate and key
-    :param trust_env: whether proxy settings of the environment apply
+    :param trust_env: whether the environment's proxy settings apply
     :param allow_redirects: whether API calls follow redirects; the service itself never redirects
-    :param max_redirects: how many of them
-    :param callback_base_url: public address of Airflow's API server, without a slash at its end; None to poll
-    :param requests_per_second: how many status checks a second the account allows
-    :param webhook_secret: the key with which the service signs callbacks, if the account has that turned on
+    :param max_redirects: how many redirects to follow
+    :param callback_base_url: public address of Airflow's API server, without a trailing slash; None to poll
+    :param requests_per_second: how many status checks per second the account allows
+    :param webhook_secret: the key with which the service signs callbacks, if the account has signing turned on
     :param submission_store: a folder on any storage that keeps the records of submissions; None for Airflow's own
-    :param upload_url: where files are uploaded, without a slash at its end
+    :param upload_url: where files are uploaded, without a trailing slash
     :param sign_inputs: seconds for which a signed address of an input video is valid; None to upload the video
     :param min_credits: the credits below which nothing is submitted; None to submit as long as the service accepts
-    :param conn_id: its name in Airflow
+    :param conn_id: its id in Airflow
     """
 
     base_url: str
@@ -93,7 +93,7 @@ class LumaConnection:
         Read an Airflow connection.
 
         :raises LumaAuthError: it holds no usable API key
-        :raises LumaValidationError: it names no usable address, or a transport option makes no sense
+        :raises LumaValidationError: its address is unusable, or an option is invalid
         """
         name = f"connection {connection.conn_id!r}"
         extra = _extra(connection, name)
@@ -122,7 +122,7 @@ class LumaConnection:
 
     @property
     def service(self) -> Service:
-        """The service that it leads to."""
+        """The service that the connection leads to."""
         return kie
 
     @property
@@ -144,9 +144,9 @@ class LumaConnection:
 
 def missing_connection(conn_id: str) -> str:
     """
-    Return what to tell a user whose connection Airflow does not find.
+    Return what to tell a user whose connection Airflow cannot find.
 
-    Airflow says so, too, of one that it cannot read. What it holds is not quoted: it may be parts of the key.
+    Airflow raises the same error for connections that it cannot parse. The text is not quoted: it may hold the key.
     """
     variable = f"AIRFLOW_CONN_{conn_id.upper()}"
     if os.environ.get(variable):
@@ -159,7 +159,7 @@ def missing_connection(conn_id: str) -> str:
 
 
 def _extra(connection: Connection, name: str) -> dict[str, Any]:
-    # Not Connection.extra_dejson: that calls the supervisor, which an event loop with other calls cannot do.
+    # Not Connection.extra_dejson: that calls the supervisor, which fails in an event loop with other calls under way.
     try:
         extra = json.loads(connection.extra or "{}")
     except (ValueError, RecursionError):
@@ -167,10 +167,10 @@ def _extra(connection: Connection, name: str) -> dict[str, Any]:
     if not isinstance(extra, dict):
         # The text is not quoted: it may hold secrets.
         raise LumaValidationError(None, f"{name}: its extra is not a JSON object; correct or empty it")
-    # Behind a delimiter that is not percent-encoded, Airflow takes the rest of a URI's key for the schema or the extra.
+    # If a delimiter in a URI's key is not percent-encoded, Airflow reads the rest of the key as schema or extra.
     if "@" in (connection.schema or "") or any("@" in option for option in extra):
         raise LumaAuthError(None, f"{name}: the API key in its URI is not percent-encoded. {URI_REMEDY}")
-    # A field left empty in the form is there as null, or as an empty string.
+    # A field left empty in the form arrives as null or as an empty string.
     return {option: value for option, value in extra.items() if value not in (None, "")}
 
 
@@ -179,12 +179,12 @@ def _base_url(connection: Connection, name: str) -> str:
     if host.count(":") > 1 and "://" not in host and not host.startswith("["):
         host = f"[{host}]"  # an IPv6 address
     url = host if "://" in host else f"{connection.schema or 'https'}://{host}"
-    # The host is not quoted: somebody may have put the key there.
+    # The host is not quoted: somebody may have entered the key there.
     what_it_is = f"{name}: its host must be a name, or an http(s) address such as {kie.host}"
     try:
         parts = urlsplit(url)
         hostname, port = parts.hostname, parts.port
-    except ValueError:  # its text quotes a part of the host
+    except ValueError:  # its message quotes part of the host
         raise LumaValidationError(None, what_it_is) from None
     has_more = "@" in parts.netloc or parts.query or parts.fragment or re.search(r"[\s\\]", url)
     if parts.scheme not in ("http", "https") or not hostname or has_more:
@@ -263,7 +263,7 @@ def _api_key(connection: Connection, name: str) -> str:
     if not key:
         raise LumaAuthError(None, f"{name} has no API key. {URI_REMEDY}")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        # HTTP clients refuse such a header with a message that quotes it, the key included.
+        # HTTP clients reject such a header with a message that quotes it, including the key.
         raise LumaAuthError(None, f"{name}: its API key holds characters that no key has, such as a line break")
     return key
 
@@ -315,8 +315,8 @@ def _cert(value: object, name: str) -> str | tuple[str, str] | None:
 
 
 def _expanded(path: str) -> str:
-    # Whether it exists is found out where it is used: the API server reads connections, too, and needs no such file.
-    return os.path.expanduser(path)  # noqa: PTH111  (that of Path raises if there is no such user)
+    # Existence is checked where the file is used: the API server also reads connections, and does not need the file.
+    return os.path.expanduser(path)  # noqa: PTH111  (Path.expanduser raises if there is no such user)
 
 
 def _max_redirects(value: object, name: str) -> int:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What can go wrong with Luma, as one small tree of exceptions.
+The exceptions that this package raises about Luma, as one small tree.
 
-Every error carries Luma's own ``code`` and words (``msg``), so that a task's log says what the service
-said. The codes are those of https://docs.kie.ai/common-api/quickstart; an error that never came from the
-service has no code.
+Every error carries Luma's own ``code`` and message (``msg``), so that a task's log shows what the service said. The
+codes are those of https://docs.kie.ai/common-api/quickstart. An error that did not come from the service has no code.
 
 Errors travel from the triggerer to the worker as plain dicts: see :meth:`LumaError.as_dict`.
 """
@@ -16,21 +15,21 @@ from typing import Any
 from airflow_provider_luma.core.redaction import without_credentials
 from airflow_provider_luma.core.wire import plain_text, read_integer
 
-#: Characters of a message that are kept: it goes into logs, events, XComs and pages.
+#: Maximum characters of a message: it goes into logs, events, XComs and pages.
 MAX_MSG_LENGTH = 2000
 
 
 class LumaError(Exception):
     """
-    The root of everything this package raises about Luma.
+    The base class of everything this package raises about Luma.
 
-    Its texts may come from anywhere, and go everywhere: they become plain, are cut off after 2,000 characters, and
-    lose what is secret in an address: user and password, the query of a signed one, and the token of a callback's.
+    Messages may come from anywhere and be shown anywhere. So they become plain text, are cut off after 2,000
+    characters, and lose any secrets in addresses: user and password, a signed address's query, and a callback's token.
 
-    :param code: Luma's code for the error, or the HTTP status where that is all there was; None if neither came
+    :param code: Luma's code for the error, or the HTTP status if there was no code; None if there was neither
     :param msg: what happened, in Luma's words or ours
-    :param luma_task_id: the Luma task it is about, if there is one
-    :param retry_after: seconds the service asked to wait before the next call, if it did
+    :param luma_task_id: the Luma task it is about, if any
+    :param retry_after: seconds that the service asked to wait before the next call, if any
     """
 
     #: What the reader of a task's log can do about it.
@@ -61,7 +60,7 @@ class LumaError(Exception):
 
     @staticmethod
     def from_dict(error: dict[str, Any]) -> LumaError:
-        """Return the error that :meth:`as_dict` described; a type that is not known becomes a LumaError."""
+        """Return the error that :meth:`as_dict` described; an unknown type becomes a LumaError."""
         known = {kind.__name__: kind for kind in _subclasses(LumaError)}
         kind = known.get(error["type"], LumaError)
         return kind(error["code"], error["msg"], luma_task_id=error["luma_task_id"])
@@ -80,7 +79,7 @@ class LumaInsufficientCreditsError(LumaError):
 
 
 class LumaKeyLimitError(LumaInsufficientCreditsError):
-    """433: a limit that the account sets for this API key is reached. Nothing was started; a later retry works."""
+    """433: the account's limit for this API key is reached. Nothing was started; a later retry works."""
 
     remedy = "Raise the limit of this API key in the Luma account, or let the task retry once it has passed"
 
@@ -91,9 +90,9 @@ class LumaNotFoundError(LumaError):
 
 class LumaValidationError(LumaError, ValueError):
     """
-    422: the request was refused for what is in it. A retry cannot help.
+    422: the request was refused because of its content. A retry cannot help.
 
-    Also raised by our own checks before anything is sent; then there is no code.
+    Our own checks also raise it, before anything is sent; then there is no code.
     """
 
 
@@ -102,7 +101,7 @@ class LumaRateLimitError(LumaError):
 
 
 class LumaUnavailableError(LumaError):
-    """455, 5xx, an unreadable answer or a broken network: for now, the service cannot be asked."""
+    """455, 5xx, an unreadable response or a broken network: the service is unavailable for now."""
 
 
 class LumaFeatureDisabledError(LumaError):
@@ -116,20 +115,20 @@ class LumaGenerationError(LumaError):
 
 
 class LumaResultMissingError(LumaError):
-    """The job has ended well, but Luma lists no video. It is paid for; a later status check may find the video."""
+    """The job has succeeded, but Luma lists no video. It is paid for; a later status check may find the video."""
 
     remedy = "Ask the support of the service for the video, naming the task id"
 
 
 class LumaTimeoutError(LumaError):
-    """The job did not end within ``timeout``. It was not cancelled, since Luma cannot cancel."""
+    """The job did not end within ``timeout``. It was not cancelled, because Luma cannot cancel jobs."""
 
 
 class LumaSubmissionUnknownError(LumaError):
     """
-    A submission was sent and its answer never came: it may have been accepted, and billed, or not.
+    A submission was sent but its response was lost: the job may or may not have been accepted, and billed.
 
-    Never sent again silently. The service offers no way to ask; its web log tells.
+    It is never sent again silently. The service's API cannot say what happened, but its web log can.
     """
 
     remedy = (
@@ -138,10 +137,10 @@ class LumaSubmissionUnknownError(LumaError):
     )
 
 
-#: Errors that a later call may not meet again.
+#: Errors that a later call may not encounter again.
 TRANSIENT = (LumaRateLimitError, LumaUnavailableError)
 
-#: Errors of a submission that the same submission will always meet again.
+#: Errors that the same submission will always encounter again.
 PERMANENT = (LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureDisabledError)
 
 

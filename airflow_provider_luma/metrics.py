@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Metrics about jobs and submissions, sent with Airflow's own to wherever those go.
+Metrics about jobs and submissions, sent to the same backend as Airflow's own.
 
-What only the triggerer measures (`luma.poll…`, `luma.waiting`, `luma.submission.waiting`) is sent where it is measured.
-docs/operations.md lists all of them. A metric that cannot be sent is dropped: most are about jobs that are paid for,
-and an error here would end the task, or the wait, of one.
+Metrics that only the triggerer measures (`luma.poll…`, `luma.waiting`, `luma.submission.waiting`) are sent from there.
+docs/operations.md lists them all. A metric that cannot be sent is dropped: most are about jobs that are paid for, and
+an error here would end such a job's task or wait.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Stats:
-    """Airflow's metrics, without their errors: a backend is free to raise any, also when it is first used."""
+    """Airflow's metrics, with errors suppressed: a backend may raise anything, even when it is first loaded."""
 
     @staticmethod
     def incr(name: str) -> None:
@@ -36,7 +36,7 @@ class Stats:
 
     @staticmethod
     def gauge(name: str, value: float, *, tags: dict[str, str]) -> None:
-        """Record a value as it is now."""
+        """Record a current value."""
         _send("gauge", name, value, tags=tags)
 
 
@@ -48,7 +48,7 @@ def _send(kind: str, name: str, *value: float, **tags: Any) -> None:
 
 
 def job_ended(task: LumaTask) -> None:
-    """Record a job whose end a wait has just found: how long it took, how late that is noticed, whether it failed."""
+    """Record a job that has just been seen to end: how long it took, how late it was noticed, whether it failed."""
     if task.created_at is not None and task.completed_at is not None:
         duration = (task.completed_at - task.created_at).total_seconds()
         Stats.timing("luma.job.duration", duration * 1000)
@@ -63,7 +63,7 @@ def submission_accepted() -> None:
 
 
 def submission_refused() -> None:
-    """Count a submission that was refused for now, and is queued."""
+    """Count a submission that was refused for now and is queued."""
     Stats.incr("luma.submission.refused")
 
 

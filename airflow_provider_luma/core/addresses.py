@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Addresses: their parts, and whether a host is on the public Internet.
+Parses addresses, and checks whether a host is on the public Internet.
 
-On the web, ``?`` and ``#`` begin a query and a fragment. In a storage, or on a disk, they are characters like any
-other, as are brackets, percent signs and colons: the name of a file is taken as it is.
+In web addresses, ``?`` and ``#`` start a query and a fragment. In storage addresses and local paths they are ordinary
+characters, as are brackets, percent signs and colons: file names are taken literally.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 class AddressParts(NamedTuple):
     """
-    The parts of an address in a storage.
+    The parts of a storage address.
 
-    :param scheme: as it is written; empty for a path on this machine
+    :param scheme: as written; empty for a local path
     :param authority: connection and bucket, or host
-    :param name: the rest, without the slash that begins it; all of a path on this machine
+    :param name: the rest, without its leading slash; for a local path, all of it
     """
 
     scheme: str
@@ -29,37 +29,37 @@ class AddressParts(NamedTuple):
 
 
 def split_address(address: str) -> AddressParts:
-    """Return the parts of an address in a storage, or of a path."""
+    """Return the parts of a storage address or a local path."""
     match = re.match(r"([a-z][a-z0-9+.-]*)://([^/]*)/?", address, re.IGNORECASE)
     return AddressParts(match[1], match[2], address[match.end() :]) if match else AddressParts("", "", address)
 
 
 def is_web_address(address: str) -> bool:
-    """Tell whether an address is one of the web, and not a file in a storage."""
+    """Return whether this is a web address rather than a file in storage."""
     return re.match(r"https?:", address.strip(), re.IGNORECASE) is not None
 
 
-#: Ends of names that no public DNS resolves, among them those of Kubernetes and of the clouds' own services.
+#: Domain suffixes that public DNS never resolves, including those of Kubernetes and of cloud-internal services.
 _PRIVATE_ZONES = tuple(
     ".localhost .local .localdomain .internal .intranet .private .corp .home .home.arpa .lan .svc".split()
 )
 
 
-#: Networks whose addresses hold an IPv4 address in their last bits: compatible, mapped, translated, and NAT64.
+#: Networks whose addresses embed an IPv4 address in the last 32 bits: compatible, mapped, translated, and NAT64.
 _EMBEDDING_IPV4 = tuple(
     ipaddress.IPv6Network(network) for network in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")
 )
 
 
-#: NAT64 within a network (RFC 8215). Where in it the IPv4 address stands is the network's own affair.
+#: Local-use NAT64 (RFC 8215). Each network chooses where it embeds the IPv4 address.
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 def is_private_host(host: str) -> bool:
     """
-    Tell whether a host is surely not on the public Internet: by its address, or by its name.
+    Return whether a host's address or name shows that it is not on the public Internet.
 
-    Names are not resolved: the worker's view of the DNS is not the service's.
+    Names are not resolved, because the worker and the service may see different DNS.
     """
     host = host.strip("[]").rstrip(".").lower()
     address = _ip_address(host)
@@ -79,7 +79,7 @@ def _is_private_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) 
 
 
 def _embedded_ipv4_address(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that an IPv6 address leads to: by mapping, NAT64 or 6to4."""
+    """Return the IPv4 address embedded in an IPv6 address by mapping, NAT64 or 6to4."""
     if any(address in network for network in _EMBEDDING_IPV4):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.sixtofour

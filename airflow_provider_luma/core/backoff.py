@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Exponential backoff with jitter and Retry-After, and the retry options that are built on it.
+Exponential backoff with jitter and Retry-After, and the tenacity options built on it.
 
-No I/O and no clock of its own.
+No I/O, no wall clock.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import tenacity
 
 from airflow_provider_luma.exceptions import TRANSIENT, LumaUnavailableError
 
-#: Seconds before the first retry at most, and between two later ones at most.
+#: Longest delays in seconds: before the first retry, and between later ones.
 FIRST_DELAY, MAX_DELAY = 1.0, 60.0
 
-#: Seconds for which a Retry-After is honoured at most.
+#: The longest Retry-After that is honoured, in seconds.
 MAX_RETRY_AFTER = 300.0
 
-#: Seconds for which a read that is not part of a wait is repeated.
+#: Retry timeout, in seconds, of a read that is not part of a wait.
 READ_RETRY_TIMEOUT = 60.0
 
-#: Seconds for which a submission is repeated while the service is unavailable.
+#: Retry timeout, in seconds, of a submission while the service is unavailable.
 OUTAGE_TIMEOUT = 120.0
 
 
 def backoff_delay(failures: int, retry_after: float | None = None) -> float:
     """
-    Return the seconds to wait after so many failed calls in a row.
+    Return the seconds to wait before the next call after consecutive failures.
 
-    Doubles from one second to a minute, and is shortened by up to a half at random, so that many clients do not
-    retry together. A longer Retry-After is honoured, up to five minutes.
+    The delay doubles from one second up to a minute. Random jitter shortens it by up to half, so that many clients do
+    not retry at once. A longer Retry-After is honoured, up to five minutes.
 
-    :param failures: failed calls in a row, the last one included
-    :param retry_after: the seconds that the service asked for, if it did
+    :param failures: consecutive failed calls, including the last
+    :param retry_after: the seconds that the service asked for, if any
     """
     longest = min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(failures - 1, 16))
     return max(min(retry_after or 0.0, MAX_RETRY_AFTER), longest * random.uniform(0.5, 1.0))
@@ -43,7 +43,7 @@ def backoff_delay(failures: int, retry_after: float | None = None) -> float:
 
 def retry_options(timeout: float) -> dict[str, Any]:
     """
-    Return tenacity's options for repeating a call that fails with a transient error.
+    Return tenacity options for retrying a call that fails with a transient error.
 
     :param timeout: seconds after which the last error is raised
     """
@@ -62,9 +62,9 @@ def retry_options(timeout: float) -> dict[str, Any]:
 
 def submission_retry_options(timeout: float) -> dict[str, Any]:
     """
-    Return tenacity's options for repeating a submission that was surely not accepted.
+    Return tenacity options for retrying a submission that is known not to have been accepted.
 
-    An outage of the service is waited out for :data:`OUTAGE_TIMEOUT` at most, counted from its beginning.
+    A service outage is waited out for at most :data:`OUTAGE_TIMEOUT`, counted from its start.
 
     :param timeout: seconds after which the last error is raised in any case
     """
@@ -72,7 +72,7 @@ def submission_retry_options(timeout: float) -> dict[str, Any]:
 
 
 class _StopSubmission:
-    """Tenacity's stop condition of :func:`submission_retry_options`."""
+    """The tenacity stop condition of :func:`submission_retry_options`."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout

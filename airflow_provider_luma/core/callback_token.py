@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Signed callback addresses (HMAC-SHA256), and the verification of the service's own webhook signature. No I/O.
+Signed callback addresses (HMAC-SHA256), and verification of the service's own webhook signature. No I/O.
 
-The address names the connection, the submission and the try that submits, by its UUID in Airflow, and carries a token:
-an HMAC over all three under the API key, which the submitting worker and the API server can both read from the
-connection, and which cannot be guessed. So nothing has to be stored to tell a callback from a forgery. The UUID is the
-primary key by which the receiver finds the submission's record, and tells nobody else anything: names of DAGs and tasks
-would show in the access logs of proxies.
+The address names the connection, the submission, and the try that submits (by its Airflow UUID), and carries a token:
+an HMAC over all three, keyed with the API key. The submitting worker and the API server both read that key from the
+connection, so nothing has to be stored to tell a callback from a forgery. The UUID is the primary key by which the
+receiver finds the submission's record. Unlike DAG and task names, it reveals nothing in the access logs of proxies.
 
 A callback is authenticated, but its body is not trusted: it only says which tasks to resume, and they ask Luma
-themselves. The service's own signature (https://docs.kie.ai/common-api/webhook-verification) covers the task id and a
-time and nothing else, and is checked beside the token wherever the connection holds a ``webhook_secret``.
+themselves. The service's own signature (https://docs.kie.ai/common-api/webhook-verification) covers only the task id
+and a timestamp. It is checked in addition to the token if the connection has a ``webhook_secret``.
 
-The test of a connection sends a probe to the same address. It looks like a callback, but neither's token is valid as
-the other's, and the receiver resumes and records nothing for it.
+Testing a connection sends a probe to the same address. It looks like a callback, but their tokens are not
+interchangeable, and the receiver neither resumes nor records anything for a probe.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ from typing import NamedTuple, Protocol
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 from uuid import UUID
 
-#: Where the API server takes callbacks, below its public address. The only path that Luma has to reach.
+#: Path of the callback receiver below the API server's public address. Luma has to reach no other path.
 PATH = "/luma/callback"
 
-#: Seconds that a signature's time may deviate, as the service's pages recommend.
+#: Seconds by which a signature's timestamp may deviate, as the service's documentation recommends.
 SIGNATURE_TOLERANCE = 300.0
 
-#: Seconds that a probe's time may deviate: one in a proxy's log is soon worthless, and two clocks differ.
+#: Seconds by which a probe's timestamp may deviate: enough for clock skew, too short to replay it from a proxy's log.
 PROBE_LIFETIME = 300.0
 
-#: Bytes of a probe's body, about twice what a callback has.
+#: Size of a probe's body in bytes, about twice that of a callback.
 PROBE_BYTES = 8192
 
 MAX_ID_LENGTH = 250
 
 
 class Keys(Protocol):
-    """What of a connection signs callbacks and verifies them."""
+    """The parts of a connection that sign and verify callbacks."""
 
     @property
     def api_key(self) -> str:
@@ -62,9 +61,9 @@ class Keys(Protocol):
 
 class CallbackProof(NamedTuple):
     """
-    What a callback's address says: for which submission over which connection, and the token that proves it.
+    The contents of a callback's address: the connection, the submission, and the token that authenticates them.
 
-    :param task_instance_id: the try that has submitted, as 32 hexadecimal digits; None in addresses of version 1.0.0
+    :param task_instance_id: the try that submitted, as 32 hexadecimal digits; None in addresses of version 1.0.0
     """
 
     conn_id: str
@@ -86,7 +85,7 @@ class CallbackProof(NamedTuple):
         proof = cls(**{name: value[0] for name, value in values.items()})
         has_form = (
             0 < len(proof.conn_id) <= MAX_ID_LENGTH
-            and proof.conn_id.isprintable()  # a lone surrogate, which JSON may hold, has no bytes to sign
+            and proof.conn_id.isprintable()  # a lone surrogate, possible in JSON, cannot be encoded to sign it
             and re.fullmatch(r"[0-9a-f]{32}", proof.reference)
             and re.fullmatch(r"[0-9a-f]{64}", proof.token)
             and (proof.task_instance_id is None or re.fullmatch(r"[0-9a-f]{32}", proof.task_instance_id))
@@ -94,16 +93,16 @@ class CallbackProof(NamedTuple):
         return proof if has_form else None
 
     def is_valid_for(self, connection: Keys) -> bool:
-        """Tell whether the token was created with this connection's API key."""
+        """Return whether the token was created with this connection's API key."""
         return hmac.compare_digest(self.token, _token(connection, self.conn_id, self.reference, self.task_instance_id))
 
 
 class Probe(NamedTuple):
     """
-    What a probe's address says. Version 1.1.0 sends the same, and expects the same answer.
+    The contents of a probe's address. Version 1.1.0 sends the same, and expects the same response.
 
-    :param probe: when the probe was made, in seconds since the epoch, and a number that is used once
-    :param token: proves that whoever made it holds the connection's API key
+    :param probe: when the probe was made, in seconds since the epoch, and a nonce
+    :param token: proof that the sender holds the connection's API key
     """
 
     conn_id: str
@@ -112,13 +111,13 @@ class Probe(NamedTuple):
 
     @classmethod
     def make(cls, connection: Keys, conn_id: str, now: float) -> Probe:
-        """Make a probe, with the connection's API key."""
+        """Create a probe, signed with the connection's API key."""
         probe = f"{int(now)}-{secrets.token_hex(16)}"
         return cls(conn_id, probe, _mac(connection, f"probe {probe} {conn_id}"))
 
     @classmethod
     def read(cls, query: str, now: float) -> Probe | None:
-        """Read the query of a probe's address; None if it is not one, or too old."""
+        """Read the query of a probe's address; None if it is not a probe, or too old."""
         try:
             values = dict(parse_qsl(query, strict_parsing=True, max_num_fields=len(cls._fields), errors="strict"))
         except ValueError:
@@ -141,12 +140,12 @@ class Probe(NamedTuple):
 
     @property
     def body(self) -> bytes:
-        """What is sent, and has to arrive."""
+        """The body, which has to arrive intact."""
         body = json.dumps({"code": 200, "msg": "probe", "data": {"taskId": self.probe}})
         return body.encode().ljust(PROBE_BYTES)
 
     def headers(self, connection: Keys, now: float) -> dict[str, str]:
-        """Return the headers of a callback, with the service's signature if the connection asks for it."""
+        """Return a callback's headers, with the service's signature if the connection has a webhook secret."""
         headers, timestamp = {"Content-Type": "application/json"}, str(int(now))
         if connection.webhook_secret:
             headers["X-Webhook-Timestamp"] = timestamp
@@ -154,22 +153,22 @@ class Probe(NamedTuple):
         return headers
 
     def is_valid_for(self, connection: Keys) -> bool:
-        """Tell whether the token was created with this connection's API key."""
+        """Return whether the token was created with this connection's API key."""
         return hmac.compare_digest(self.token, _mac(connection, f"probe {self.probe} {self.conn_id}"))
 
     def answer(self, connection: Keys) -> bytes:
-        """Return what the receiver answers to a probe that has arrived whole: the proof that it holds the API key."""
-        # 1.1.0 lists what was damaged in front of the blank, and between the two in the message: here, nothing.
+        """Return the receiver's response to an intact probe: proof that the receiver holds the API key."""
+        # Version 1.1.0 lists any damage before the leading space, and between the message's two spaces. Here: none.
         return f" {_mac(connection, f'probe-answer  {self.probe} {self.conn_id}')}".encode()
 
 
 def callback_url(connection: Keys, conn_id: str, reference: str, task_instance_id: UUID | None = None) -> str | None:
     """
-    Return the address that Luma is to call when a submission's job has ended; None without ``callback_base_url``.
+    Return the address for Luma to call when a submission's job has ended; None without ``callback_base_url``.
 
     :param conn_id: the connection's id, by which the API server finds it again
     :param reference: the submission's :attr:`~airflow_provider_luma.core.decision.SubmissionRecord.reference`
-    :param task_instance_id: the try that submits; without it, a callback costs the more, the more records there are
+    :param task_instance_id: the try that submits; without it, the cost of a callback grows with the number of records
     """
     if connection.callback_base_url is None:
         return None
@@ -180,16 +179,16 @@ def callback_url(connection: Keys, conn_id: str, reference: str, task_instance_i
 
 
 def token_of(url: str) -> str:
-    """Return the token in an address of :func:`callback_url`, so that logs can mask it."""
+    """Return the token in an address made by :func:`callback_url`, so that logs can mask it."""
     return parse_qs(urlsplit(url).query)["token"][0]
 
 
 def is_ours(url: str | None, connection: Keys, reference: str | None = None, *, conn_id: str | None = None) -> bool:
     """
-    Tell whether a job's callback address is one of :func:`callback_url`.
+    Return whether a job's callback address was made by :func:`callback_url`.
 
-    :param url: what the service says of the job
-    :param reference: the one submission it must belong to; None for any
+    :param url: the callback address that the service reports for the job
+    :param reference: the submission it must belong to; None for any
     :param conn_id: the connection that it must name; None for any with this API key
     """
     proof = _proof_in(url)
@@ -205,7 +204,7 @@ def reference_of(url: str | None) -> str | None:
 
 
 def _proof_in(url: str | None) -> CallbackProof | None:
-    # Not urlsplit: it normalises a host that is not ASCII, which takes half a minute for one of 120,000 accents.
+    # Not urlsplit: it normalises non-ASCII hosts, which takes half a minute for a host of 120,000 accents.
     address, _, query = (url or "").partition("?")
     return CallbackProof.read(query) if address.endswith(PATH) else None
 
@@ -223,15 +222,15 @@ def read_luma_task_id(body: bytes) -> str | None:
     luma_task_id = data.get("taskId") or data.get("task_id")
     if not isinstance(luma_task_id, str) or not luma_task_id.strip() or len(luma_task_id) > MAX_ID_LENGTH:
         return None
-    # A lone surrogate is valid JSON, and no database takes it.
+    # A lone surrogate is valid JSON, but no database accepts it.
     return luma_task_id if luma_task_id.isprintable() else None
 
 
 def is_signed(headers: Mapping[str, str], luma_task_id: str, webhook_secret: str, now: float) -> bool:
     """
-    Tell whether the service has signed a callback within the last five minutes.
+    Return whether the service has signed a callback within the last five minutes.
 
-    :param headers: the callback's headers, found by lower-case names
+    :param headers: the callback's headers, under lower-case names
     :param now: seconds since the epoch
     """
     timestamp = headers.get("x-webhook-timestamp", "")
@@ -242,17 +241,17 @@ def is_signed(headers: Mapping[str, str], luma_task_id: str, webhook_secret: str
 
 
 def signature(luma_task_id: str, timestamp: str, webhook_secret: str) -> str:
-    """Return what the service signs a callback with."""
+    """Return the signature that the service gives a callback."""
     mac = hmac.new(webhook_secret.encode(), f"{luma_task_id}.{timestamp}".encode(), hashlib.sha256)
     return base64.b64encode(mac.digest()).decode()
 
 
 def _token(connection: Keys, conn_id: str, reference: str, task_instance_id: str | None) -> str:
-    # Reference and UUID have a fixed form, so nothing else gives the same message.
+    # Reference and UUID have a fixed form, so no other input yields the same message.
     submission = reference if task_instance_id is None else f"by {task_instance_id} of {reference}"
     return _mac(connection, f"callback {submission} {conn_id}")
 
 
 def _mac(connection: Keys, message: str) -> str:
-    # A message begins with its purpose, and all but its last part have a fixed form.
+    # A message starts with its purpose, and every part but the last has a fixed form.
     return hmac.new(connection.api_key.encode(), f"airflow-provider-luma {message}".encode(), "sha256").hexdigest()

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Decision table of submit-once: what a try does, given what an earlier one has recorded. No I/O.
+The submit-once decision table: what a try does, given what an earlier try has recorded. No I/O.
 
-A job costs money, cannot be cancelled, and the service offers no way to ask whether it has accepted one. So a task
-records an intent (a :class:`SubmissionRecord` without an id) *before* the request is sent, and the id *after* the
-answer. Wherever a process is killed, the next try finds one of three things: no record (nothing was sent), an intent
+A job costs money and cannot be cancelled, and the service offers no way to ask whether it has accepted one. So a task
+records an intent (a :class:`SubmissionRecord` without an id) *before* it sends the request, and the id *after* the
+response. Wherever a process is killed, the next try finds one of three things: no record (nothing was sent), an intent
 (something may have been sent), or an id.
 
-What to do then is a table, :data:`TABLE`, and :func:`decide` reads it. Beside the record, it depends on
+:data:`TABLE` says what to do next, and :func:`decide` looks it up. Besides the record, the decision depends on
 
-* whether the request is still the same, by its fingerprint;
-* whether this try is a retry by Airflow or a person has cleared the task, see :func:`is_cleared`. A retry wants what
-  the last try wanted; whoever clears a task whose outcome was seen wants a new video;
-* whether it was seen: a result or a failure was delivered, or it was reported that the outcome is unknown.
+* whether the request is unchanged, judging by its fingerprint;
+* whether this try is an Airflow retry or follows a Clear (:func:`is_cleared`). A retry wants what the last try wanted;
+  clearing a task whose outcome was seen asks for a new video;
+* whether the outcome was seen: a result or a failure was delivered, or the outcome was reported as unknown.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from dataclasses import asdict, dataclass
 from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
-#: Seconds for which Luma keeps its records of a job, two months (https://docs.kie.ai), and so we keep ours.
+#: Seconds for which Luma keeps the record of a job: two months (https://docs.kie.ai). We keep ours as long.
 RECORDS_KEPT = 62 * 86_400.0
 
 
 class Outcome(StrEnum):
-    """What of a job has been delivered."""
+    """Which outcome of a job has been delivered."""
 
     #: Airflow has stored the result.
     RESULT = "result"
     #: The task has failed with the service's own failure.
     FAILURE = "failure"
-    #: One of the two; records of version 1.1.0 do not tell which.
+    #: Either of these; records of version 1.1.0 do not say which.
     EITHER = "either"
 
 
 @dataclass(frozen=True)
 class SubmissionRecord:
     """
-    What is recorded of a submission. It holds nothing secret: Airflow's UI shows it.
+    The record of a submission. It contains no secrets, because Airflow's UI shows it.
 
-    :param reference: a name of our own for this one submission
+    :param reference: our own unique name for this submission
     :param fingerprint: what was asked for, see :meth:`~airflow_provider_luma.core.job.ModifyRequest.fingerprint`
-    :param luma_task_id: the job's id, or None as long as Luma has not given it
-    :param max_tries: the task's ``max_tries`` when it was written
+    :param luma_task_id: the job's id; None until Luma has assigned one
+    :param max_tries: the task's ``max_tries`` when the record was written
     :param try_number: the try that submitted
     :param expects_callback: whether Luma was given a callback address of ours
-    :param submitted_at: when it was written, in seconds since the epoch; None in a record of version 1.0.0
-    :param delivered: what of the outcome was delivered, if anything
-    :param reported: whether a task has failed because it is unknown if the submission was accepted; of a job with an
-        id, because Luma lists no video
-    :param clear_number: how often the DAG run had been cleared when it was written; None before version 1.2.0
-    :param replaced: of an intent, the record of the job in whose place it was written: that counts again should the
-        submission be refused
+    :param submitted_at: when the record was written, in seconds since the epoch; None in a record of version 1.0.0
+    :param delivered: which outcome was delivered, if any
+    :param reported: whether a task has failed because it is unknown if the submission was accepted or, for a job with
+        an id, because Luma lists no video
+    :param clear_number: how often the DAG run had been cleared when the record was written; None before version 1.2.0
+    :param replaced: for an intent, the record of the job that it replaced, which applies again if the submission is
+        refused
     """
 
     reference: str
@@ -81,29 +81,29 @@ class SubmissionRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        delivered = self.delivered and self.delivered.value  # which counts as true in version 1.1.0
+        delivered = self.delivered and self.delivered.value  # version 1.1.0 reads this as true
         return {**asdict(self), "delivered": delivered, "replaced": self.replaced and self.replaced.as_dict()}
 
     @property
     def job(self) -> SubmissionRecord | None:
-        """The record of the latest job that is known to have been accepted: this one, or the one it has replaced."""
+        """The record of the latest job known to have been accepted: this one, or the one it replaced."""
         return self if self.luma_task_id is not None else self.replaced
 
 
 def new_reference() -> str:
-    """Return a name for a submission that nobody else has, and nobody can guess."""
+    """Return a unique name for a submission that nobody can guess."""
     return uuid.uuid4().hex
 
 
 class Try(Enum):
-    """How this try has come about; see :func:`is_cleared`."""
+    """Why this try runs; see :func:`is_cleared`."""
 
     RETRY = "a retry"
     CLEARED = "after a Clear"
 
 
 class JobStatus(Enum):
-    """What the service says of a recorded job, as far as the decision depends on it."""
+    """The status of a recorded job, as far as the decision depends on it."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -115,7 +115,7 @@ class JobStatus(Enum):
 
 
 class Seen(Enum):
-    """Whether a person can know the outcome: it was delivered, or it was reported that something is missing."""
+    """Whether a person can know the outcome: it was delivered, or reported as unknown or missing."""
 
     YES = True
     NO = False
@@ -129,7 +129,7 @@ class Callback(Enum):
 
 
 class Resubmit(Enum):
-    """The operator's ``resubmit_on_failure`` for a job, its ``resubmit_on_unknown`` for an intent."""
+    """The operator's ``resubmit_on_failure`` for a job, or its ``resubmit_on_unknown`` for an intent."""
 
     ON = True
     OFF = False
@@ -148,7 +148,7 @@ class Step(Enum):
     ASK_LATER = "fail; the next try asks again"
 
 
-#: In a row of the table, stands for every value of a column.
+#: Matches every value of a column in a row of the table.
 ANY: None = None
 
 
@@ -172,7 +172,7 @@ class JobOfAnotherRequest(NamedTuple):
 
 
 class Intent(NamedTuple):
-    """The record has no id; a callback can only be expected if the request is the same."""
+    """The record has no id. A callback is expected only if the request is the same."""
 
     this_try: Try | None
     seen: Seen | None = ANY
@@ -187,7 +187,7 @@ class Row(NamedTuple):
     """
     One row of the table.
 
-    :param situation: the situations in which it applies
+    :param situation: the situations to which the row applies
     :param step: what to do
     :param reason: the text for the task's log; ``{id}`` is the recorded job, ``{number}`` the try that submitted it
     """
@@ -197,7 +197,7 @@ class Row(NamedTuple):
     reason: str
 
     def covers(self, situation: Situation) -> bool:
-        """Tell whether the row applies."""
+        """Return whether the row applies."""
         return type(situation) is type(self.situation) and all(
             column in (ANY, fact) for column, fact in zip(self.situation, situation, strict=True)
         )
@@ -207,7 +207,7 @@ class Row(NamedTuple):
 TABLE = (
     Row(NoRecord(), Step.SUBMIT, "No earlier submission recorded; submitting"),
 
-    # A failed try is no reason to pay again: the job runs whether anyone waits or not.
+    # A failed try is no reason to pay again: the job runs whether or not anyone waits for it.
     Row(Job(Try.RETRY, JobStatus.RUNNING), Step.WAIT,
         "Continuing Luma task {id}, submitted by try {number}; nothing new is billed"),
     Row(Job(Try.RETRY, JobStatus.SUCCEEDED), Step.TAKE_RESULT,
@@ -222,14 +222,14 @@ TABLE = (
     Row(Job(Try.RETRY, JobStatus.UNAVAILABLE), Step.WAIT,
         "Status check failed for Luma task {id}, submitted by try {number}; continuing it, nothing new is billed"),
 
-    # A job that Luma must still know is not paid for again because of an error of the service or the connection.
+    # While Luma should still know a job, an error of the service or the connection never leads to paying for it again.
     Row(Job(ANY, JobStatus.FORGOTTEN), Step.SUBMIT,
         "Luma no longer knows Luma task {id}, submitted by try {number} over two months ago; submitting a new job"),
     Row(Job(ANY, JobStatus.NOT_FOUND), Step.NOT_FOUND,
         "Luma does not know Luma task {id}, submitted by try {number}, although it keeps records for two months; "
         "nothing is submitted"),
 
-    # Whoever clears wants a new video, if the one that is paid for was seen. Only Luma knows whether there is one.
+    # A Clear asks for a new video only if the one already paid for was seen. Only Luma knows whether there is one.
     Row(Job(Try.CLEARED, JobStatus.RUNNING), Step.WAIT,
         "Task cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid for; "
         "continuing it, nothing new is billed"),
@@ -255,7 +255,7 @@ TABLE = (
         "Task cleared, but the status check of Luma task {id} of try {number} failed; nothing is submitted until Luma "
         "answers"),
 
-    # The recorded job makes another video than the one that is wanted now.
+    # The recorded job produces a different video from the one wanted now.
     Row(JobOfAnotherRequest(Try.RETRY), Step.SUBMIT,
         "The request has changed since try {number} submitted Luma task {id}; submitting a new job. To fetch the "
         "earlier result, use a LumaTaskSensor with that id"),
@@ -263,7 +263,7 @@ TABLE = (
         "Task cleared, and its request has changed since try {number} submitted Luma task {id}; submitting a new job. "
         "To fetch the earlier result, use a LumaTaskSensor with that id"),
 
-    # A job may be running, and Luma cannot be asked. A callback would name it; otherwise a person has to look.
+    # A job may be running, but we have no id to ask Luma about. A callback would name it; otherwise a person must look.
     Row(Intent(Try.RETRY, callback=Callback.EXPECTED), Step.AWAIT_CALLBACK,
         "Try {number} ended just before or after submitting, and no response from Luma is recorded; waiting for Luma's "
         "callback to confirm the job, nothing new is billed"),
@@ -288,14 +288,14 @@ TABLE = (
 
 
 class Decision(NamedTuple):
-    """What to do, and the text for the task's log that says why."""
+    """What to do, and why, as text for the task's log."""
 
     step: Step
     reason: str
 
 
 def is_for_replaced(record: SubmissionRecord, fingerprint: str) -> bool:
-    """Tell whether a request is that of the job which an intent has replaced, and whose result nobody has got."""
+    """Return whether a request matches the job that an intent replaced, and that job's result was never delivered."""
     replaced = record.replaced if record.luma_task_id is None else None
     return (
         replaced is not None
@@ -305,7 +305,7 @@ def is_for_replaced(record: SubmissionRecord, fingerprint: str) -> bool:
 
 
 def must_ask(record: SubmissionRecord | None, fingerprint: str) -> bool:
-    """Tell whether the decision depends on what Luma says of the recorded job."""
+    """Return whether the decision depends on the status of the recorded job at Luma."""
     return record is not None and record.luma_task_id is not None and record.fingerprint == fingerprint
 
 
@@ -323,14 +323,14 @@ def decide(
     """
     Decide what a try does.
 
-    :param record: what an earlier try has left, if anything
-    :param fingerprint: what this try asks for
-    :param max_tries: the task's ``max_tries`` now
-    :param clear_number: how often the DAG run was cleared, up to now
-    :param status: what Luma says of the recorded job, where :func:`must_ask` is true
-    :param can_await_callback: the task can be deferred until a callback comes
+    :param record: the record left by an earlier try, if any
+    :param fingerprint: the fingerprint of this try's request
+    :param max_tries: the task's current ``max_tries``
+    :param clear_number: how often the DAG run has been cleared so far
+    :param status: the status of the recorded job, where :func:`must_ask` is true
+    :param can_await_callback: whether the task can be deferred to wait for a callback
     :param resubmit_on_unknown: the user would rather pay twice than have a person check the account
-    :param resubmit_on_failure: a job that has failed at Luma is replaced, unless a person has seen the failure anyway
+    :param resubmit_on_failure: submit again after a failed job; if off, only on a Clear after the failure was reported
     """
     situation: Situation = NoRecord()
     if record is not None:
@@ -352,11 +352,11 @@ def is_cleared(
     record: SubmissionRecord, max_tries: int, clear_number: int | None, *, fails_for_good: bool = False
 ) -> bool:
     """
-    Tell whether a person has cleared the task since its record was written; otherwise this try is a retry.
+    Return whether a person has cleared the task since its record was written; otherwise this try is a retry.
 
-    Airflow does not tell. A Clear sets the task's ``max_tries`` to the tries so far plus ``retries``, and a retry
-    leaves it unchanged; but a Clear with fewer ``retries`` can arrive at the same number. The DAG run's
-    ``clear_number`` shows that case. It also counts Clears of other tasks, so it is used only if the record shows that
+    Airflow has no flag for this. A Clear sets the task's ``max_tries`` to the tries so far plus ``retries``, and a
+    retry leaves it unchanged. But a Clear with fewer ``retries`` can yield the same number: the DAG run's
+    ``clear_number`` reveals that. It also counts Clears of other tasks, so it is used only if the record shows that
     this task had ended for good: with a result, by asking a person, or with a failed job that is not retried.
 
     :param fails_for_good: whether a failed job ends the task without using its retries
@@ -373,9 +373,9 @@ def is_cleared(
 
 def _seen(record: SubmissionRecord, status: JobStatus | None) -> Seen:
     """
-    Tell whether a person can know how a job has ended.
+    Return whether a person can know how a job ended.
 
-    Who was told of a missing video, or of a failure that the service has since taken back, has not seen the video yet.
+    A report of a missing video, or of a failure that the service has since reversed, does not mean the video was seen.
     """
     if status is JobStatus.FAILED:
         return Seen(record.delivered is not None)

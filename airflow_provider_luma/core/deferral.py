@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What crosses between the processes of one task: the state that a deferral carries, and the events that end it.
+What the processes of one task pass to each other: the state that a deferral carries, and the events that end it.
 
 An operator defers with a :class:`DeferralState`. A trigger, or the receiver of callbacks, resumes it with one of the
-events below. Both cross as JSON values, through Airflow's database.
+events below. Both travel as JSON values through Airflow's database.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict, final
 
-#: Seconds for which a task stays deferred at least. Airflow fails a task that is resumed and queued before the
+#: Minimum seconds for which a task stays deferred. Airflow fails a task that is resumed and queued before the
 #: scheduler has noticed that its worker ended ("executor reported success, but the task instance's state is queued").
-#: The worker's supervisor takes up to 5 seconds to notice that, and a busy scheduler's loop as long again.
+#: The worker's supervisor takes up to 5 seconds to notice, and a busy scheduler's loop just as long.
 SHORTEST_DEFERRAL = 15.0
 
-#: The triggers whose tasks a callback resumes, as the database names them.
+#: The triggers whose tasks a callback resumes, by their names in the database.
 RESUMABLE_TRIGGERS = tuple(
     f"airflow_provider_luma.triggers.luma.{name}" for name in ("LumaTaskTrigger", "LumaCallbackTrigger")
 )
@@ -24,22 +24,22 @@ RESUMABLE_TRIGGERS = tuple(
 
 class DeferralState(NamedTuple):
     """
-    What a deferred task hands to the process that resumes it, as keyword arguments of the method it names.
+    What a deferred task passes to the process that resumes it, as keyword arguments of the method to call.
 
     All times are in seconds since the epoch.
 
     :param luma_task_id: the job that the task waits for
-    :param reference: the submission that has made the job, as far as that is known; without ``luma_task_id``, the one
-        whose callback the task waits for, because its answer was lost
-    :param created_at: when the job was created, as far as that is known
-    :param callback_task_id: the job that a callback of that submission has named, and that could not be verified yet
+    :param reference: the submission that created the job, if known; without ``luma_task_id``, the submission whose
+        response was lost, and whose callback the task waits for
+    :param created_at: when the job was created, if known
+    :param callback_task_id: the job named by a callback of that submission, if it could not be verified yet
     :param end_time: when the task's ``timeout`` ends the wait
     :param execution_deadline: when ``execution_timeout`` ends this try
     :param first_attempt_at: when the task first tried to submit
-    :param outage_since: since when Luma has been unavailable for the submission
-    :param upload: what is kept of the upload of the task's input video
-    :param luma_conn_id: the task's connection; None if it was deferred before there was this field
-    :param parameters: what the function of ``@task.luma_modify`` has returned, rendered
+    :param outage_since: when Luma became unavailable for the submission
+    :param upload: the stored details of the input video's upload
+    :param luma_conn_id: the task's connection; None if an earlier version, without this field, deferred the task
+    :param parameters: the rendered return value of the ``@task.luma_modify`` function
     """
 
     luma_task_id: str | None = None
@@ -55,7 +55,7 @@ class DeferralState(NamedTuple):
     created_at: float | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
-        """Return what is set, as JSON values. Airflow stores them unencrypted, for :meth:`is_resumed_by` to read."""
+        """Return the set fields as JSON values. Airflow stores them in plain text, as :meth:`is_resumed_by` needs."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     @classmethod
@@ -64,8 +64,8 @@ class DeferralState(NamedTuple):
         Read the state that a resumed task was given.
 
         :param kwargs: the keyword arguments of its method
-        :param event: the event, where a trigger repeats the state: ``dag.test()`` of Airflow 3.1 to 3.3 hands over
-            nothing but the event
+        :param event: the event that resumed it, which may repeat the state: ``dag.test()`` of Airflow 3.1 to 3.3
+            passes on nothing but the event
         """
         if not kwargs and event is not None and "state" in event:
             kwargs = event["state"]
@@ -76,9 +76,9 @@ class DeferralState(NamedTuple):
         kwargs: Mapping[str, Any] | None, *, luma_task_id: str, reference: str, luma_conn_id: str
     ) -> bool:
         """
-        Tell whether a callback of this job, submission and connection is for the task that stored these kwargs.
+        Return whether a callback for this job, submission and connection is for the task that stored these kwargs.
 
-        A task may not know which submission has made its job: a sensor, or one that an earlier version has deferred.
+        A sensor, or a task deferred by an earlier version, may not know which submission created its job.
         """
         stored = kwargs or {}
         expected = {"luma_conn_id": luma_conn_id, "luma_task_id": luma_task_id, "reference": reference}
@@ -89,7 +89,7 @@ class DeferralState(NamedTuple):
 
 @final
 class JobFinished(TypedDict):
-    """The job has ended well: ``LumaTask.as_dict()``, and ``LumaTask.request()``, what was asked for."""
+    """The job has succeeded: ``LumaTask.as_dict()``, and its request as ``LumaTask.request()``."""
 
     task: dict[str, Any]
     request: dict[str, str | None]
@@ -104,18 +104,18 @@ class WaitFailed(TypedDict):
 
 @final
 class CallbackReceived(TypedDict):
-    """The receiver has authenticated a callback. Nothing that the callback says is proven, not even the job's id."""
+    """The receiver has authenticated a callback. Its contents remain unverified, even the job's id."""
 
     callback: dict[str, str]
 
 
 @final
 class DeferralExpired(TypedDict):
-    """A trigger that only waits has reached its time, in seconds since the epoch. It repeats the deferral's state."""
+    """A trigger that only waits has fired, at a time in seconds since the epoch. It repeats the deferral's state."""
 
     state: dict[str, Any]
     at: float
 
 
-#: What resumes a task, as JSON values. One is told from another by its keys.
+#: The events that resume a task, as JSON values. Their keys distinguish them.
 Event = JobFinished | WaitFailed | CallbackReceived | DeferralExpired

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Sliding sample of job durations, and the slack of a status check that follows from it. No I/O, no clock of its own.
+A sliding sample of job durations, and the slack that it gives each status check. No I/O, no wall clock.
 
-Where more jobs wait than the rate limit allows status checks, the order of the checks decides how late the end of a
-job is seen. The slack says for how long a check can be put off because its job has most likely not ended yet.
+When more jobs wait than the rate limit allows status checks for, the order of the checks decides how late the end of a
+job is noticed. The slack is how long a check can be put off because its job has most likely not ended yet.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
-#: How many of the latest finished jobs are the sample, and how many of them are needed for a statement.
+#: How many of the latest finished jobs the sample holds, and how many an estimate needs.
 SAMPLE_SIZE, MIN_SAMPLES = 200, 20
 
-#: Seconds for which a job may be expected to have ended without being seen, before its status check is urgent.
+#: A status check becomes urgent once its job is expected to have ended this many seconds ago.
 EXPECTED_LATENESS = 1.0
 
 
 class JobDurations:
-    """How long the latest jobs took, and what follows for one that is still running."""
+    """How long the latest jobs took, and what that implies for one that is still running."""
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque()
@@ -34,13 +34,13 @@ class JobDurations:
 
     def likely_end(self, age: float) -> float | None:
         """
-        Return the age at which a job, still running at ``age``, is expected to have ended a second before.
+        Return the age at which checking a job, still running at ``age``, is expected to be a second late.
 
-        The expectation is taken over the jobs of the sample that took longer than ``age``; one that would still be
-        running counts as zero seconds late.
+        The expectation is taken over the sampled jobs that took longer than ``age``. A job that would still be running
+        counts as zero seconds late.
 
         :param age: seconds since the job was created
-        :returns: seconds since the job was created; None if too few jobs of the sample took that long
+        :returns: seconds since the job was created; None if too few sampled jobs took that long
         """
         first = bisect_right(self._sorted, age)
         longer = len(self._sorted) - first
@@ -55,10 +55,10 @@ class JobDurations:
 
     def slack(self, age: float, delay: float) -> float:
         """
-        Return for how many seconds a status check can be put off, as it would most likely come too early.
+        Return for how many seconds a status check can be put off because it would most likely come too early.
 
         :param age: the job's age in seconds when it was last seen running
-        :param delay: seconds after that at which the check is due
+        :param delay: seconds from then until the check is due
         """
         likely_end = self.likely_end(age)
         return max(0.0, likely_end - age - delay) if likely_end is not None else 0.0

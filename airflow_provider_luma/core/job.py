@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The values that everything else is about: what is asked of a service, the job that it makes of it, and an uploaded file.
+The central values: what to ask of a service, the job that it creates, and an uploaded file.
 
-:class:`Request` and :class:`Response` are what crosses the wire. A service (:mod:`airflow_provider_luma.services`)
-writes the one and reads the other.
+:class:`Request` and :class:`Response` cross the wire. A service (:mod:`airflow_provider_luma.services`) writes the one
+and reads the other.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class LumaTaskStatus(IntEnum):
     """
     A job's ``successFlag``, under the service's own names (https://docs.kie.ai/luma-api/get-luma-modify-details).
 
-    A flag that the pages do not list becomes a member named ``UNDOCUMENTED_n`` and counts as running: a new
-    flag must not end a job that is paid for.
+    An undocumented flag becomes a member named ``UNDOCUMENTED_n`` and counts as running: a new flag must not end the
+    wait for a job that is paid for.
     """
 
     GENERATING = 0
@@ -45,26 +45,26 @@ class LumaTaskStatus(IntEnum):
 
     @property
     def is_documented(self) -> bool:
-        """Whether the service's pages list this flag."""
+        """Whether the service's documentation lists this flag."""
         return self.name in type(self).__members__
 
 
 @dataclass(frozen=True)
 class LumaTask:
     """
-    A job, as one status check has seen it.
+    A job, as seen by one status check.
 
     :param luma_task_id: the job's id at Luma
-    :param status: where it stands
-    :param result_urls: the modified videos, once there are any; kept by the service for 14 days
-    :param origin_urls: the videos as they came out of the model, if the service gives them
+    :param status: its current status
+    :param result_urls: the modified videos, once available; the service keeps them for 14 days
+    :param origin_urls: the videos as output by the model, if the service provides them
     :param created_at: when Luma accepted the job (UTC)
     :param completed_at: when it ended (UTC), or None while it runs
     :param error_code: Luma's code for a failed job
-    :param error_message: Luma's words for a failed job
-    :param prompt: what was asked for, as the service has recorded it
-    :param video_url: the input, as the service has recorded it
-    :param callback_url: the address it calls when the job ends
+    :param error_message: Luma's error message for a failed job
+    :param prompt: the prompt, as recorded by the service
+    :param video_url: the input video, as recorded by the service
+    :param callback_url: the address that the service calls when the job ends
     """
 
     luma_task_id: str
@@ -81,19 +81,19 @@ class LumaTask:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the job has ended, well or badly."""
+        """Whether the job has succeeded or failed."""
         return self.status.is_documented and self.status is not LumaTaskStatus.GENERATING
 
     @property
     def is_successful(self) -> bool:
-        """Whether there is a video: CALLBACK_FAILED means that only the callback could not be delivered."""
+        """Whether there is a video. CALLBACK_FAILED only means that the callback could not be delivered."""
         return self.status in (LumaTaskStatus.SUCCESS, LumaTaskStatus.CALLBACK_FAILED)
 
     def as_dict(self) -> dict[str, Any]:
         """
-        Return what operators and sensors hand to the tasks after them: JSON values, times in ISO 8601 UTC.
+        Return what operators and sensors pass to downstream tasks: JSON values, times in ISO 8601 UTC.
 
-        The status of every job with a video reads SUCCESS, so that a pipeline needs one comparison.
+        Every job with a video has the status SUCCESS here, so that a pipeline needs only one comparison.
         """
         status = LumaTaskStatus.SUCCESS if self.is_successful else self.status
         return {
@@ -106,15 +106,15 @@ class LumaTask:
         }
 
     def _is_input(self, url: str) -> bool:
-        """Tell whether an address is that of the input, which may be a signed one."""
+        """Return whether an address is that of the input, which may be signed."""
         return self.video_url is not None and url.partition("?")[0] == self.video_url.partition("?")[0]
 
     def request(self) -> dict[str, str | None]:
-        """Return what was asked for, as the service has recorded it, for whoever shows it; without signatures."""
+        """Return the request as recorded by the service, without signatures, for display."""
         return {"prompt": self.prompt, "video_url": self.video_url and without_signatures(self.video_url)}
 
     def failure(self) -> LumaGenerationError:
-        """Return the error that a failed job stands for, with Luma's code and words."""
+        """Return the error to raise for a failed job, with Luma's code and message."""
         words = self.error_message or "the service gave no reason"
         return LumaGenerationError(self.error_code, f"{self.status.name}: {words}", luma_task_id=self.luma_task_id)
 
@@ -123,8 +123,8 @@ class Request(NamedTuple):
     """
     A call to make.
 
-    :param path: below the service's address
-    :param form: fields of a form; a file is added to it, and it goes to the address that takes files
+    :param path: the path below the service's address
+    :param form: form fields; a file is added to them, and the request goes to the upload host
     """
 
     method: str
@@ -136,10 +136,10 @@ class Request(NamedTuple):
 
 class Response(NamedTuple):
     """
-    An answer as it came over the wire.
+    A response as received.
 
-    :param retry_after: seconds from then on for which the service wants no other call, if it said so
-    :param location: where it redirects to, if it does
+    :param retry_after: seconds that the service asked to wait before the next call, if any
+    :param location: the redirect target, if any
     """
 
     http_status: int
@@ -154,8 +154,8 @@ class ModifyRequest:
     One job to submit. The service checks it before anything is recorded or sent.
 
     :param prompt: how to change the video, in English
-    :param video_url: address of an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public one, or a file in a
-        storage, which is given a public address before the submission
+    :param video_url: address of an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public address, or a file in
+        storage, which gets a public address before the submission
     :param watermark: text to put into the video, if any
     :param callback_url: public address that the service calls when the job ends, if any
     """
@@ -176,8 +176,8 @@ class LumaUpload:
     """
     An uploaded file.
 
-    :param url: its public address, which only whoever knows it can read
-    :param size: bytes
+    :param url: its public address; anyone who knows it can read the file
+    :param size: its size in bytes
     :param expires_at: when the service deletes it (UTC)
     """
 
@@ -191,7 +191,7 @@ class LumaUpload:
 
     @classmethod
     def load(cls, stored: Any) -> LumaUpload | None:
-        """Read what :meth:`as_dict` wrote; None if there is nothing, or something else."""
+        """Read what :meth:`as_dict` wrote; None if it is missing or malformed."""
         try:
             upload = cls(str(stored["url"]), int(stored["size"]), datetime.fromisoformat(stored["expires_at"]))
         except (KeyError, TypeError, ValueError):

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The poll state of one job: what each status check means, and when to check again. No I/O, no clock of its own.
+The poll state of one job: what each status check means, and when to check again. No I/O, no wall clock.
 
-A :class:`PollState` is told the result of each status check, and returns one of three outcomes: :class:`PollAgain`,
+A :class:`PollState` takes the result of each status check and returns one of three outcomes: :class:`PollAgain`,
 :class:`Finished` or :class:`Failed`. A worker's loop, a trigger and a sensor's poke all wait by these rules:
 
-* A running job, and one with an undocumented flag, is checked again after the poll interval; ten times as late if a
-  callback is expected, because then polling only makes up for a lost callback.
-* A job that is reported as a success without a video is checked a few more times; then the wait ends.
+* A running job, or one with an undocumented flag, is checked again after the poll interval. If a callback is expected,
+  the interval is ten times as long, because polling then only makes up for a lost callback.
+* A job that is reported as a success without a video is checked a few more times before the wait ends.
 * An id that the service does not know may be too new. It counts as unknown only after a grace period, and never once
-  the service has shown the job.
-* A refused API key ends the wait only for a job that is not known: one that is runs on, and is paid for, while the key
-  is being replaced.
+  the service has returned the job.
+* A refused API key ends the wait only if the job is not known to exist. A known job keeps running, and is paid for,
+  while the key is being replaced.
 * Any other error (429, 455, 5xx, a broken network, an error on our side) says nothing about the job. The check is
   repeated with exponential backoff, or after the service's Retry-After.
-* At the deadline there is one last check, also if the wait begins after it: the job may have ended while nobody polled.
-  If the rate limit does not let it be sent soon, the wait ends without.
+* At the deadline there is one last check, even if the wait starts after it: the job may have ended while nobody polled.
+  If the rate limit holds that check back for too long, the wait ends without it.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
 )
 
-#: Seconds for which "no such task" may only mean that the job is too new.
+#: Seconds for which "no such task" may just mean that the job is too new.
 NOT_FOUND_GRACE = 30.0
 
-#: Further status checks of a success that lists no video yet.
+#: How often a success that lists no video yet is checked again.
 POLLS_FOR_MISSING_URLS = 3
 
-#: Poll intervals between two status checks of a job for which a callback is expected.
+#: Poll intervals between two status checks of a job whose callback is expected.
 INTERVALS_WITH_CALLBACK = 10
 
-#: Seconds between two log lines about a job whose status does not change, and as a part of its age, if that is more.
+#: Time between two log lines about a job with an unchanged status: in seconds, or as a fraction of its age if longer.
 PROGRESS_INTERVAL, PROGRESS_PART_OF_AGE = 60.0, 1 / 3
 
 
@@ -55,8 +55,8 @@ class PollAgain:
     The job is not known to have ended.
 
     :param delay: seconds until the next status check
-    :param task: the job, as this check has seen it; None if it has not
-    :param error: the transient error with which this check failed, if it did
+    :param task: the job as this check saw it, if it did
+    :param error: the transient error of this check, if any
     """
 
     delay: float
@@ -65,14 +65,14 @@ class PollAgain:
 
     @property
     def is_running(self) -> bool:
-        """Whether the service has just said that the job is running."""
+        """Whether the service has just reported the job as running."""
         return self.task is not None and not self.task.is_finished
 
 
 @dataclass(frozen=True)
 class Finished:
     """
-    The job has ended well.
+    The job has succeeded.
 
     :param task: the job, with at least one result URL
     """
@@ -83,11 +83,11 @@ class Finished:
 @dataclass(frozen=True)
 class Failed:
     """
-    The job has failed, or waiting for it any longer cannot help.
+    The job has failed, or waiting any longer cannot help.
 
     :param reason: why
-    :param task: the job, as this check has seen it; None if it has not
-    :param error: the transient error with which this check failed, if it did
+    :param task: the job as this check saw it, if it did
+    :param error: the transient error of this check, if any
     """
 
     reason: LumaError
@@ -100,12 +100,12 @@ PollOutcome = PollAgain | Finished | Failed
 
 class PollState:
     """
-    What is known of one job that is being waited for.
+    What is known about a job while it is waited for.
 
     :param luma_task_id: the job's id at Luma
     :param poll_interval: seconds between two status checks of a running job
-    :param end_time: when to stop waiting, in seconds since the epoch; None to wait for ever
-    :param created_at: when the job was created, in seconds since the epoch, if that is known before the first check
+    :param end_time: when to stop waiting, in seconds since the epoch; None to wait indefinitely
+    :param created_at: when the job was created, in seconds since the epoch, if known before the first check
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class PollState:
         self.poll_interval = poll_interval
         self.end_time = end_time
         self.created_at = created_at
-        #: Whether a status check has shown the job.
+        #: Whether any status check has returned the job.
         self.is_known = False
-        #: Whether the connection was read anew after a refusal, and no status check has succeeded since.
+        #: Whether the connection was read again after a refusal, with no successful status check since.
         self.is_replacement_refused = False
         self._status_text = "has not been checked yet"
         self._log_level = logging.INFO
@@ -130,10 +130,10 @@ class PollState:
 
     def on_status(self, task: LumaTask, now: float, *, expects_callback: bool = False) -> PollOutcome:
         """
-        Take the job as a status check has shown it.
+        Handle a successful status check.
 
         :param now: seconds since the epoch
-        :param expects_callback: whether Luma resumes this wait by a callback when the job ends
+        :param expects_callback: whether a callback from Luma resumes this wait when the job ends
         """
         self.is_known, self.is_replacement_refused = True, False
         self._failures, self._not_found_since = 0, None
@@ -150,7 +150,7 @@ class PollState:
 
     def on_error(self, error: LumaError, now: float) -> PollOutcome:
         """
-        Take the error with which a status check failed.
+        Handle a failed status check.
 
         :param now: seconds since the epoch
         """
@@ -168,7 +168,7 @@ class PollState:
 
     def on_unsent(self, now: float) -> PollOutcome:
         """
-        Take it that the status check at the deadline has not been sent, because too many others were.
+        Handle the case that the rate limit kept the status check at the deadline from being sent.
 
         :param now: seconds since the epoch
         """
@@ -177,7 +177,7 @@ class PollState:
 
     def progress(self, now: float) -> tuple[int, str] | None:
         """
-        Return the level and the text to log now: after the first check, after every change, and then from time to time.
+        Return the level and text to log, if any: after the first check, after every change, and then now and again.
 
         :param now: seconds since the epoch
         """
@@ -217,7 +217,7 @@ class PollState:
     def _on_refused_key(self, error: LumaAuthError, now: float) -> PollOutcome:
         if not self.is_known and self.created_at is None:
             return Failed(error)
-        self._logged = None  # each of these checks is worth a line: a person has to act
+        self._logged = None  # log every one of these checks: a person has to act
         self._status_text += ". The job is paid for: put a valid API key into the connection"
         waited_out = LumaUnavailableError(error.code, error.msg, luma_task_id=self.luma_task_id)
         return self._again(max(self.poll_interval, backoff_delay(self._failures)), now, error=waited_out)
@@ -238,7 +238,7 @@ class PollState:
     def _again(
         self, delay: float, now: float, *, task: LumaTask | None = None, error: LumaError | None = None
     ) -> PollOutcome:
-        """Check again after a delay, or at the deadline; fail if that has passed."""
+        """Check again after a delay, or at the deadline if that is sooner; fail if the deadline has passed."""
         if self.end_time is None:
             return PollAgain(delay, task, error)
         if now < self.end_time:

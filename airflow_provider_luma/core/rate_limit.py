@@ -2,11 +2,13 @@
 """
 Adaptive (AIMD) rate limiter with a priority queue, for all requests of one event loop over one connection. No I/O.
 
-:class:`RequestRate` decides when the next request may be sent: evenly spaced, never more in any second than the service
-allows, more slowly after a 429, and faster again step by step (additive increase, multiplicative decrease), so that
-several event loops share the limit.
-:class:`RateLimiter` queues the requests: of those that are due, the one with the earliest priority is sent first. No
-request starves, because a priority is a point in time: only requests with an earlier one are sent before.
+Like TCP's congestion window, it lets several event loops share the limit of an account although they learn of each
+other only through 429s. That takes most of the code.
+
+:class:`RequestRate` decides when the next request may be sent: evenly spaced, and never more in any second than the
+service allows. It slows down after a 429, then speeds up step by step (additive increase, multiplicative decrease).
+:class:`RateLimiter` queues the requests. Of those that are due, the one with the earliest priority is sent first. No
+request starves, because a priority is a point in time: only requests with an earlier one go first.
 """
 
 from __future__ import annotations
@@ -23,78 +25,77 @@ from typing import NamedTuple
 
 from airflow_provider_luma.core.backoff import MAX_RETRY_AFTER
 
-#: The lowest rate, in requests a second, to which 429s can reduce it.
+#: The lowest rate, in requests per second: 429s never reduce it further.
 MIN_RATE = 0.1
 
-#: Seconds after a 429 until the rate is raised, at most, and from one raise to the next while there is no other 429.
-#: Each rate limiter of an account is refused about once in the first, and uses all of the limit a minute after the
-#: others have gone.
+#: Maximum seconds from a 429 until the rate is raised, and seconds between further raises until the next 429. So each
+#: rate limiter of an account gets about one 429 in the former, and uses the whole limit a minute after the others have
+#: gone.
 RAISE_AFTER, RAISE_INTERVAL = 45.0, 3.0
 
-#: Seconds within which requests are sent together: a timer for each would cost as much as the request itself.
+#: Requests due within this many seconds are sent together: a timer for each would cost as much as the request itself.
 TIMER_RESOLUTION = 0.01
 
-#: Seconds of a timer's lateness that the next request makes up for.
+#: Maximum delay of a timer, in seconds, that the next request makes up for.
 MAX_CATCH_UP = 0.1
 
 #: Seconds by which a request can arrive later than the fastest of the last hundred: the time to open a connection.
-#: A request that takes longer to be answered has arrived well before its answer, or never will.
+#: If a response takes longer, its request arrived long before the response was sent, or never will.
 MAX_TRANSIT_DELAY = 0.5
 
-#: Requests that may be unanswered at a time, unless the limit is higher. Each holds a socket, and many systems allow a
-#: process a thousand. Ten a second, each of which counts for 1.5 seconds and times out after 30, come to 200.
+#: Maximum number of requests in flight, unless the limit is higher. Each holds a socket, and many systems allow a
+#: process a thousand. If ten requests count at a time, for 1.5 seconds each, and time out after 30, 200 are in flight.
 MAX_UNANSWERED = 200
 
 
 class RequestRate:
     """
-    When the next request may be sent. It has no clock of its own: times are seconds by the caller's.
+    Decides when the next request may be sent. The caller passes all times, in seconds of its own clock.
 
-    Requests that are sent evenly do not arrive evenly. A request therefore counts until a second after the service can
-    have received it, which is when it is answered or :data:`MAX_TRANSIT_DELAY` after it was sent, whichever is earlier.
-    So requests that hang until their timeout do not delay others. There are never more counted requests than the
-    service allows a second.
+    Requests that are sent evenly do not arrive evenly. A request therefore counts until a second after the latest time
+    at which it may have arrived: when it is answered, or :data:`MAX_TRANSIT_DELAY` after it was sent, whichever is
+    earlier. So requests that hang until their timeout do not delay others. No more requests count at a time than the
+    service allows per second.
 
-    Several event loops may use the same account, and nothing tells one of another but a 429. So the rate is a share of
-    the limit: how many requests may count at a time, a whole number, because whole shares that add up to the limit fit
-    into every second, whenever their requests are sent. After a 429 a share of more than half of the limit is halved,
-    and a smaller one becomes what the service has accepted in the last second; it loses one request at least, and half
-    at most. Nothing is sent for a second, so that one 429 is enough. Half a minute to three quarters later the share is
-    raised by one request, and then every three seconds until a 429. The additional request is sent right behind
-    another: if nothing is free, it is mostly refused itself, rather than one of another event loop, and only the raise
-    is taken back. A share of more than half of the limit then gives one request back for others to take, and a smaller
-    one does so by chance: one of half the limit each fourth time, one of a fifth each twenty-fifth time. So large
-    shares shrink and small ones grow until they are alike.
+    Several event loops may use the same account, and they learn of each other only through 429s. So the rate is a share
+    of the limit: how many requests may count at a time. Shares are whole numbers, because whole shares that add up to
+    the limit fit into every second, whenever their requests are sent. After a 429, a share above half the limit is
+    halved. A smaller one drops to what the service accepted in the last second, but by at least one request and at most
+    half. Nothing is sent for a second, so that one 429 is enough. The share is raised by one request 30 to 45 s later,
+    and then every 3 s until the next 429. The additional request is sent right behind another: if the limit is used up,
+    the service usually refuses this request, not another event loop's, and only the raise is undone. Then a share
+    above half the limit gives up one request for others to take. A smaller one does so at random: at half the limit
+    one time in four, at a fifth one time in 25. So large shares shrink and small ones grow until they are equal.
 
-    :param limit: requests a second that the service allows
-    :param usable: the part of the limit that is used
-    :param raise_after: seconds after a 429 until the rate is raised, at most
+    :param limit: requests per second that the service allows
+    :param usable: the fraction of the limit to use
+    :param raise_after: maximum seconds from a 429 until the rate is raised
     """
 
     def __init__(self, limit: float, usable: float = 1.0, raise_after: float = RAISE_AFTER) -> None:
         self._usable = usable
         self._raise_after = raise_after
         self._take_limit(limit)
-        #: How many requests may count at a time. Below one, a single one may, for a part of the time.
+        #: How many requests may count at a time. Below one, a single request may, but only part of the time.
         self._share: float = self._max_share
         self._share_before_raise: float = self._share
         self._raised_at = self._reduced_at = self._next_at = -math.inf
         self._raise_at = math.inf
-        #: How many requests are unanswered, and when those that still count were sent.
+        #: How many requests are in flight, and when those that still count were sent.
         self._unanswered = 0
         self._sent: deque[float] = deque()
-        #: Until when each answered request counts.
+        #: When each answered request stops counting.
         self._counted_until: list[float] = []
-        # As long as the fastest is not known, a request may have arrived just before its answer was sent.
+        # Until the fastest is known, a request may have arrived just before its response was sent.
         self._round_trips = deque([0.0] * 100, maxlen=100)
 
     @property
     def rate(self) -> float:
-        """Requests a second, at present."""
+        """The current rate in requests per second."""
         return self.full_rate * self._share / self._max_share
 
     def set_limit(self, limit: float) -> None:
-        """Change the limit; a share that is reduced stays so in proportion."""
+        """Change the limit; a reduced share keeps its proportion."""
         if limit != self._limit:
             max_share = self._max_share
             self._take_limit(limit)
@@ -103,10 +104,10 @@ class RequestRate:
 
     def _take_limit(self, limit: float) -> None:
         self._limit = limit
-        #: Requests a second, if nobody else uses the account.
+        #: Requests per second, if nobody else uses the account.
         self.full_rate = limit * self._usable
-        #: How many requests may count at most: a second's, or slightly more if the limit is no whole number; and the
-        #: seconds in which the service allows so many.
+        #: How many requests may ever count at a time: those of one second, rounded up; and the seconds in which the
+        #: service allows that many.
         self._max_share = math.ceil(limit)
         self._period = self._max_share / limit
         self._max_unanswered = max(MAX_UNANSWERED, self._max_share)
@@ -116,7 +117,7 @@ class RequestRate:
         return self.rate * TIMER_RESOLUTION > 1
 
     def delay(self, now: float) -> float:
-        """Return the seconds until a request may be sent; infinite if one has to be answered first."""
+        """Return the seconds until a request may be sent; infinite if another must be answered first."""
         while self._counted_until and self._counted_until[0] <= now:
             heapq.heappop(self._counted_until)
         while self._sent and self._counts_until(self._sent[0]) <= now:
@@ -134,8 +135,8 @@ class RequestRate:
         return max(delay, first_end - now)
 
     def on_request_sent(self, now: float) -> None:
-        """Count a request that is sent now."""
-        # A timer's lateness is made up for; time in which nothing was sent is not saved up.
+        """Count a request that is being sent."""
+        # Make up for a late timer, but do not save up idle time.
         self._next_at = (self._next_at if now - self._next_at <= MAX_CATCH_UP else now) + 1 / self.rate
         self._unanswered += 1
         self._sent.append(now)
@@ -144,11 +145,11 @@ class RequestRate:
 
     def on_response(self, now: float, *, sent_at: float, is_answered: bool = True) -> float:
         """
-        Take note that a request has ended.
+        Record that a request has ended.
 
         :param sent_at: when it was sent
         :param is_answered: whether it was answered, rather than cancelled
-        :returns: until when it counts
+        :returns: when it stops counting
         """
         self._unanswered -= 1
         if sent_at in self._sent:
@@ -156,7 +157,7 @@ class RequestRate:
         transit_delay = MAX_TRANSIT_DELAY
         if is_answered:
             self._round_trips.append(now - sent_at)
-            # The fastest round trip is known to the timer's resolution only.
+            # The fastest round trip is known only to the timer's resolution.
             fastest = max(0.0, min(self._round_trips) - TIMER_RESOLUTION)
             transit_delay = min(transit_delay, now - sent_at - fastest)
         until = self._counts_until(sent_at, transit_delay)
@@ -175,8 +176,8 @@ class RequestRate:
         """
         Reduce the rate after a 429, and honour its Retry-After.
 
-        :param sent_at: when the refused request was sent; one from before the rate was last reduced says nothing about
-            the rate after that
+        :param sent_at: when the refused request was sent; if that was before the last reduction, it says nothing about
+            the current rate
         """
         if sent_at > self._reduced_at:
             if sent_at <= self._raised_at + self._period:
@@ -185,18 +186,18 @@ class RequestRate:
                 self._reduce()
                 self._next_at = max(self._next_at, now + self._period)
             self._reduced_at, self._raised_at = now, -math.inf
-            # Those that were refused together do not raise their rates together.
+            # Rate limiters that were refused together must not raise their rates together.
             wait = self._raise_after * random.uniform(0.7, 1.0) if self._share >= 1 else RAISE_INTERVAL
             self._raise_at = now + wait
         self.block(now, retry_after)
         self._next_at = max(self._next_at, now + 1 / self.rate)
 
     def block(self, now: float, seconds: float | None) -> None:
-        """Send nothing for so many seconds, as the service has asked; five minutes at most."""
+        """Send nothing for this many seconds, as the service has asked; at most five minutes."""
         self._next_at = max(self._next_at, now + min(seconds or 0.0, MAX_RETRY_AFTER))
 
     def _raise(self, now: float) -> None:
-        """Raise the share, and let the additional request follow at once."""
+        """Raise the share, and let the additional request be sent at once."""
         self._share_before_raise, self._raised_at = self._share, now
         step = max(1, self._max_share // 10) if self._share >= 1 else min(self._share, 1 - self._share)
         self._share = min(self._max_share, self._share + step)
@@ -219,7 +220,7 @@ class RequestRate:
 
 
 class _Queued(NamedTuple):
-    """A request in the queue, ordered by the time first."""
+    """A queued request. Queues sort by ``order``, a time."""
 
     order: float
     number: int
@@ -231,14 +232,14 @@ class RateLimiter:
     """
     The queue of all requests of one event loop over one connection.
 
-    :param limit: requests a second that the service allows
-    :param usable: the part of the limit that is used
-    :param raise_after: seconds after a 429 until the rate is raised, at most
+    :param limit: requests per second that the service allows
+    :param usable: the fraction of the limit to use
+    :param raise_after: maximum seconds from a 429 until the rate is raised
     """
 
     def __init__(self, limit: float, usable: float = 1.0, raise_after: float = RAISE_AFTER) -> None:
         self._numbers = itertools.count()
-        #: Requests that are not due yet, ordered by when they are; and the others, ordered by priority.
+        #: Requests that are not due yet, by due time; and those that are, by priority.
         self._scheduled: list[_Queued] = []
         self._due: list[_Queued] = []
         self._wakes_at = math.inf
@@ -253,10 +254,10 @@ class RateLimiter:
 
         :param due: the earliest time, by the event loop's clock
         :param priority: of the requests that are due, the one with the earliest is sent next; ``due`` if not given
-        :param until: the latest time
-        :returns: whether the request may be sent; False if the latest time has come first
+        :param until: the latest time to send it
+        :returns: whether the request may be sent; False if ``until`` has passed
         """
-        # When the request may be sent; None if its latest time has come first.
+        # When the request was permitted; None if ``until`` has passed.
         permit: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
         heapq.heappush(
             self._scheduled, _Queued(due, next(self._numbers), permit, due if priority is None else priority)
@@ -270,7 +271,7 @@ class RateLimiter:
             sent_at = await permit
         except asyncio.CancelledError:
             if permit.done() and not permit.cancelled() and (sent_at := permit.result()) is not None:
-                self._on_response(sent_at, is_answered=False)  # permitted in the moment in which it was cancelled
+                self._on_response(sent_at, is_answered=False)  # permitted just as it was cancelled
             raise
         finally:
             if expiry is not None:
@@ -289,7 +290,7 @@ class RateLimiter:
 
     @property
     def queue_length(self) -> int:
-        """How many requests wait to be sent."""
+        """How many requests are waiting to be sent."""
         return sum(not queued.permit.done() for queued in self._scheduled + self._due)
 
     def on_rate_limited(self, retry_after: float | None, *, sent_at: float) -> None:
@@ -301,11 +302,11 @@ class RateLimiter:
         self._rate.on_rate_limited(_now(), retry_after, sent_at=sent_at)
 
     def block(self, seconds: float | None) -> None:
-        """Send nothing for so many seconds."""
+        """Send nothing for this many seconds."""
         self._rate.block(_now(), seconds)
 
     def set_limit(self, limit: float) -> None:
-        """Change how many requests a second the service allows."""
+        """Change how many requests per second the service allows."""
         self._rate.set_limit(limit)
 
     def close(self) -> None:
@@ -319,14 +320,14 @@ class RateLimiter:
             self._wake.set()
 
     async def _dispatch(self) -> None:
-        """Permit the requests that are due, one by one, at the current rate."""
+        """Permit due requests one by one, at the current rate."""
         while True:
             permit, now = await self._next_permit(), _now()
             self._rate.on_request_sent(now)
             permit.set_result(now)
 
     async def _next_permit(self) -> asyncio.Future[float | None]:
-        """Wait until a request is due and may be sent; drop those that were cancelled."""
+        """Wait until a request is due and may be sent; drop cancelled ones."""
         while True:
             now = _now()
             self._move_due(now)
@@ -344,7 +345,7 @@ class RateLimiter:
                 continue
 
     def _move_due(self, now: float) -> None:
-        """Move requests that are due, or cancelled, from the schedule to the queue of priorities."""
+        """Move due or cancelled requests from the schedule to the priority queue."""
         while self._scheduled and (
             self._scheduled[0].order <= now + TIMER_RESOLUTION or self._scheduled[0].permit.done()
         ):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Input validation: what is refused before anything is sent, with an error that names the parameter and the remedy.
+Input validation before anything is sent. Each error names the parameter and the remedy.
 
-Pure functions without I/O. A DAG file imports this module at every parse, so it imports nothing of the service.
+Pure functions without I/O. DAG files import this module at every parse, so it imports no service.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from airflow_provider_luma.core.addresses import is_private_host, is_web_address
 from airflow_provider_luma.core.wire import plain_text
 from airflow_provider_luma.exceptions import LumaValidationError
 
-#: Extensions of files with a prompt.
+#: Extensions of prompt files.
 PROMPT_FILE_EXTENSIONS = (".txt", ".md")
 
-#: Extensions that name a file of another kind. Any other ending (``.php``, ``.v2``) is a web address like
-#: any other, and only the service can tell what is behind it.
+#: Extensions of files that are not videos. A web address with any other ending (``.php``, ``.v2``) may lead to a
+#: video; only the service can find out.
 _NO_VIDEO_EXTENSIONS = frozenset(
     "aac avif bmp csv doc docx flac gif gz heic heif html htm jpeg jpg json m3u8 m4a mp3 mpd pdf png rar rm svg tar "
     "tif tiff txt wav webp xml zip".split()
 )
 
-#: Extensions of videos. A service takes some of them; films of any other kind can be split into clips that it takes.
+#: Extensions of videos. A service accepts some of them; films in other formats can be split into clips that it accepts.
 VIDEO_EXTENSIONS = frozenset(
     "3g2 3gp asf avi f4v flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogg ogv ts vob webm wmv".split()
 )
 
-#: What a film that is made ends in: it is an MP4, and players and services go by the ending.
+#: Extensions allowed for a film that we write: it is an MP4, and players and services go by the extension.
 _FILM_EXTENSIONS = (".mp4", ".m4v")
 
-#: Schemes of storages whose files have a key, and no folders.
+#: Schemes of object stores, whose files have a key and no folders.
 OBJECT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
 
 #: Maximum bytes of a name on a disk and of an object's key, and the bytes that a temporary name adds.
@@ -46,7 +46,7 @@ def check_prompt(prompt: object) -> None:
     """
     Check the prompt of a submission.
 
-    :raises LumaValidationError: it is blank, the name of a file, or cannot be stored
+    :raises LumaValidationError: it is blank, is a file name, or cannot be stored
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise LumaValidationError(
@@ -63,7 +63,7 @@ def check_prompt(prompt: object) -> None:
 
 def check_english(prompt: str) -> None:
     """
-    Check that a prompt is in the Latin script. A Greek letter that stands alone is a symbol, such as π or Ω.
+    Check that a prompt is in Latin script. A single Greek letter counts as a symbol, such as π or Ω.
 
     :raises LumaValidationError: it is not
     """
@@ -80,7 +80,7 @@ def check_english(prompt: str) -> None:
 
 
 def _is_latin(letter: str) -> bool:
-    # An apostrophe typed as a modifier letter is English too.
+    # An apostrophe typed as a modifier letter counts as English, too.
     return unicodedata.category(letter) == "Lm" or "LATIN" in _name(letter)
 
 
@@ -89,7 +89,7 @@ def _is_greek(letters: str) -> bool:
 
 
 def _name(letter: str) -> str:
-    # The compatibility form brings styled and full-width letters back to the alphabet they belong to.
+    # The compatibility form maps styled and full-width letters to their plain alphabet.
     return unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "")
 
 
@@ -106,8 +106,8 @@ def check_video_url(
     """
     Check the address of an input video.
 
-    :param containers: extensions that the service takes; None if the service is not known yet
-    :param service_is_public: the service is on the Internet, and so cannot reach private addresses
+    :param containers: extensions that the service accepts; None if the service is not known yet
+    :param service_is_public: whether the service is on the Internet, and so cannot reach private addresses
     :raises LumaValidationError: the service could never read a video from there
     """
     _check_url("video_url", video_url, service_is_public=service_is_public)
@@ -119,11 +119,11 @@ def check_video_address(
     video_url: object, *, containers: Collection[str] | None = None, service_is_public: bool = False
 ) -> None:
     """
-    Check the address of an input video: a public one, or a file in a storage.
+    Check the address of an input video: a public address, or a file in storage.
 
-    :param containers: extensions that the service takes; None if the service is not known yet
-    :param service_is_public: the service is on the Internet, and so cannot reach private addresses
-    :raises LumaValidationError: there could be no video that the service takes
+    :param containers: extensions that the service accepts; None if the service is not known yet
+    :param service_is_public: whether the service is on the Internet, and so cannot reach private addresses
+    :raises LumaValidationError: it cannot lead to a video that the service accepts
     """
     if isinstance(video_url, str) and is_web_address(video_url):
         check_video_url(video_url, containers=containers, service_is_public=service_is_public)
@@ -133,10 +133,10 @@ def check_video_address(
 
 def check_file_address(parameter: str, address: object, *, containers: Collection[str] | None = None) -> None:
     """
-    Check the address of a video in a storage.
+    Check the address of a video in storage.
 
-    :param containers: extensions that the service takes; None for a film, and if the service is not known yet
-    :raises LumaValidationError: it is no absolute path or address, or names a file of another kind
+    :param containers: extensions that the service accepts; None for a film, or if the service is not known yet
+    :raises LumaValidationError: it is not an absolute path or address, or names a file of another kind
     """
     text = str(address) if hasattr(address, "as_uri") else address
     what_it_is = (
@@ -157,13 +157,13 @@ def check_file_address(parameter: str, address: object, *, containers: Collectio
 
 
 def _is_absolute(address: str) -> bool:
-    # A storage of files reads what is behind two slashes only from the process's own folder, whatever that is.
+    # After only two slashes, local storage reads a path relative to the process's working directory, whatever that is.
     return re.match(r"/.|(?!(?:file|local)://[^/])[a-z][a-z0-9+.-]*://.", address, re.IGNORECASE) is not None
 
 
 def check_no_outer_blanks(parameter: str, address: object) -> None:
     """
-    Check that a path or address has no blanks around it. A leading one makes an absolute path a relative one.
+    Check that a path or address has no blanks around it. A leading blank makes an absolute path relative.
 
     :raises LumaValidationError: it begins or ends with a blank
     """
@@ -174,10 +174,10 @@ def check_no_outer_blanks(parameter: str, address: object) -> None:
 
 def check_film_destination(parameter: str, destination: object, *, relative: bool = False) -> None:
     """
-    Check where a film is to be written: a file that ends in ``.mp4`` or ``.m4v``.
+    Check the file that a film is to be written to: its name must end in ``.mp4`` or ``.m4v``.
 
     :param relative: accept a path relative to the working directory of the task
-    :raises LumaValidationError: it names no such file
+    :raises LumaValidationError: it does not name such a file
     """
     text = str(destination or "")
     example = "name a file in a storage that ends in .mp4, such as s3://my_aws@bucket/film.mp4"
@@ -201,7 +201,7 @@ def check_film_destination(parameter: str, destination: object, *, relative: boo
 
 
 def names_a_file(destination: str) -> bool:
-    """Tell whether a destination is a file: its last part ends in an extension such as ``.mp4``."""
+    """Return whether a destination is a file: its last part ends in an extension such as ``.mp4``."""
     name = split_address(destination).name
     return re.search(r"[^/]\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}\Z", name) is not None
 
@@ -210,7 +210,7 @@ def check_destination(destination: object, parameter: str = "destination") -> No
     """
     Check the length of the names in a destination. A file's temporary name is longer than its final one.
 
-    :param destination: a folder, or a file, as in :func:`names_a_file`
+    :param destination: a folder, or a file as defined by :func:`names_a_file`
     :raises LumaValidationError: a name is too long
     """
     destination = str(destination or "")
@@ -247,9 +247,9 @@ def _check_extension(parameter: str, suffix: str, address: str, containers: Coll
 
 def check_callback_url(callback_url: object, *, service_is_public: bool = False) -> None:
     """
-    Check the address that the service shall call when a job ends.
+    Check the address for the service to call when a job ends.
 
-    :raises LumaValidationError: the service could never call there
+    :raises LumaValidationError: the service could never call this address
     """
     _check_url("callback_url", callback_url, service_is_public=service_is_public)
 
@@ -258,7 +258,7 @@ def check_watermark(watermark: object) -> None:
     """
     Check the text to put into the video.
 
-    :raises LumaValidationError: it is neither a text that can be stored nor none
+    :raises LumaValidationError: it is neither None nor a text that can be stored
     """
     if watermark is not None and not isinstance(watermark, str):
         raise LumaValidationError(None, f"watermark is {watermark!r}: give a text, or none")
@@ -267,9 +267,9 @@ def check_watermark(watermark: object) -> None:
 
 def check_luma_task_id(luma_task_id: object) -> None:
     """
-    Check the id of a job. It is opaque: that it is a text is all one can tell.
+    Check the id of a job. It is opaque, so only its type can be checked.
 
-    :raises LumaValidationError: there is none, or it cannot be stored
+    :raises LumaValidationError: it is missing, or cannot be stored
     """
     if not isinstance(luma_task_id, str) or not luma_task_id.strip():
         raise LumaValidationError(
@@ -282,9 +282,9 @@ def check_luma_task_id(luma_task_id: object) -> None:
 
 def check_positive(parameter: str, number: object) -> None:
     """
-    Check a number, such as of seconds.
+    Check a number, such as a number of seconds.
 
-    :raises LumaValidationError: it is no number above zero
+    :raises LumaValidationError: it is not a number above zero
     """
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
         raise LumaValidationError(None, f"{parameter} is {number!r}: give a number above 0")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Readers of untrusted values: each takes whatever the service has sent, and returns a plain value or none.
+Readers of untrusted values: each takes whatever the service sent, and returns a plain value or None.
 
-The service writes some numbers as strings and some objects as JSON in a string, and nothing it sends is relied on
-to have the documented type. A plain value is one that every serialiser behind this takes (msgpack, strict UTF-8,
-PostgreSQL): half an emoji in a trigger's event would end the triggerer, and with it the wait of every other job.
+The service writes some numbers as strings and some objects as JSON in a string, so no value is trusted to have its
+documented type. A plain value is one that every later serialiser accepts (msgpack, strict UTF-8, PostgreSQL): half an
+emoji in a trigger's event would crash the triggerer, and so end the wait for every other job.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-#: Levels of lists and objects that are read; what lies deeper counts as absent. The service's own answers have three.
+#: Maximum nesting of lists and objects; anything deeper counts as absent. The service itself nests three levels deep.
 MAX_DEPTH = 16
 
 _UNSTORABLE = "[\x00\ud800-\udfff]"
 
 
 def plain_text(text: str) -> str:
-    """Return a text without lone surrogates and NUL, in whose place it has U+FFFD."""
+    """Return the text with lone surrogates and NULs replaced by U+FFFD."""
     return text if text.isascii() and "\x00" not in text else re.sub(_UNSTORABLE, "\ufffd", text)
 
 
 def read_json(document: str | bytes) -> Any:
-    """Read JSON as plain values; None if it is none. A number that is not finite or beyond 64 bits counts as absent."""
+    """Read JSON as plain values; None if invalid. Numbers that are not finite, or exceed 64 bits, count as absent."""
     try:
         if isinstance(document, bytes):
             document = document.decode(json.detect_encoding(document), "surrogatepass")
@@ -40,7 +40,7 @@ def read_json(document: str | bytes) -> Any:
 
 
 def _integer(digits: str) -> int | None:
-    return read_integer(int(digits)) if len(digits) <= 20 else None  # int() refuses a few thousand digits
+    return read_integer(int(digits)) if len(digits) <= 20 else None  # int() rejects thousands of digits
 
 
 def _finite(digits: str) -> float | None:
@@ -48,12 +48,12 @@ def _finite(digits: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-# One for all: json.loads makes a new one for each document.
+# Shared, because json.loads creates a new decoder for each document.
 _decoder = json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=lambda _: None)
 
 
 def _is_plain(document: str) -> bool:
-    """Tell from the JSON itself that its texts and its depth are harmless, as those of nearly all answers are."""
+    """Return whether the JSON text alone shows that its strings and depth are harmless, as in nearly all responses."""
     return document.isascii() and "\\u" not in document and document.count("[") + document.count("{") <= MAX_DEPTH
 
 
@@ -70,7 +70,7 @@ def _plain(value: Any, depth: int) -> Any:
 
 
 def read_integer(value: object) -> int | None:
-    """Read an integer of 64 bits, which the service may also write as a string."""
+    """Read a 64-bit integer, which may also be written as a string."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -81,14 +81,14 @@ def read_integer(value: object) -> int | None:
 
 
 def read_object(value: object) -> Mapping[str, Any]:
-    """Read an object, which sibling endpoints of the service write as JSON in a string; empty if it is none."""
+    """Read an object, which other endpoints of the service write as JSON in a string; empty if it is not an object."""
     if isinstance(value, str):
         value = read_json(value)
     return value if isinstance(value, dict) else {}
 
 
 def read_strings(value: object) -> tuple[str, ...]:
-    """Read a list of texts, or a single text; whatever else the list holds is left out."""
+    """Read a list of texts, or a single text; anything else in the list is left out."""
     if isinstance(value, str):
         value = [value]
     return tuple(item for item in value if isinstance(item, str) and item) if isinstance(value, list) else ()
@@ -100,7 +100,7 @@ def read_text(value: object) -> str | None:
 
 
 def read_time(value: object) -> datetime | None:
-    """Read milliseconds since the epoch as a UTC time; one that no calendar holds counts as absent."""
+    """Read milliseconds since the epoch as a UTC time; times out of range count as absent."""
     milliseconds = read_integer(value)
     if not milliseconds:
         return None
@@ -114,12 +114,12 @@ def read_retry_after(header: str | None, now: datetime) -> float | None:
     """
     Read a Retry-After header: a number of seconds, or the date until which to wait (RFC 9110, 10.2.3).
 
-    :param now: when it came
-    :returns: seconds from then on; None without a readable header
+    :param now: when the response arrived
+    :returns: seconds to wait from then on; None without a readable header
     """
     if header is None:
         return None
-    header = header.strip()  # of more than float() strips, such as control characters
+    header = header.strip()  # strips more than float() does, such as control characters
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", header, re.ASCII):
         return float(header)
     try:

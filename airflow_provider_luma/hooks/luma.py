@@ -2,7 +2,7 @@
 """
 The hooks: :class:`LumaHook` for workers, :class:`LumaAsyncHook` for the triggerer's event loop.
 
-They read the Airflow connection, and leave the calls to the clients (:mod:`airflow_provider_luma.client`).
+They read the Airflow connection and leave the calls to the clients (:mod:`airflow_provider_luma.client`).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ __all__ = ["LumaAsyncHook", "LumaHook"]
 
 
 def _connection_form_widgets() -> dict[str, Any]:
-    """Return the form's fields for the extra, on Airflow 3.1; later ones read the same data from the provider info."""
-    # Airflow's API server brings wtforms, or a stand-in. Numbers are texts: 3.1 has fields for whole numbers only.
+    """Return the form's fields for the extra on Airflow 3.1. Later releases read the same from the provider info."""
+    # Airflow's API server provides wtforms, or a stand-in. Numbers use text fields: 3.1 only has integer fields.
     from wtforms import PasswordField, StringField  # type: ignore[import-untyped, unused-ignore]
 
     return {
@@ -64,7 +64,7 @@ def _connection_form_widgets() -> dict[str, Any]:
 
 
 def _ui_field_behaviour() -> dict[str, Any]:
-    """Return what the form calls Airflow's own fields of a connection, and which of them it hides."""
+    """Return the form's labels for Airflow's own connection fields, and which of these it hides."""
     return {name.replace("-", "_"): value for name, value in _connection_type()["ui-field-behaviour"].items()}
 
 
@@ -100,7 +100,7 @@ class LumaHook(_ConnectionType):
 
     def get_luma_connection(self) -> LumaConnection:
         """
-        Read the connection, afresh at every call, so that a new API key is used as soon as there is one.
+        Read the connection anew at every call, so that a new API key takes effect at once.
 
         :raises AirflowNotFoundException: there is no such connection
         :raises LumaAuthError: it holds no usable API key
@@ -113,25 +113,25 @@ class LumaHook(_ConnectionType):
         return LumaConnection.of(connection)
 
     def get_client(self) -> LumaClient:
-        """Return a client bound to the connection as it is now; raises as :meth:`get_luma_connection` does."""
+        """Return a client bound to the current connection; raise the same errors as :meth:`get_luma_connection`."""
         return LumaClient(self.get_luma_connection(), self.log)
 
     def get_checked_client(self) -> LumaClient:
-        """Return a client, as :meth:`get_client` does; refuse a connection whose files cannot be read here."""
+        """Return a client like :meth:`get_client`, but refuse a connection whose files cannot be read here."""
         client = self.get_client()
         check_options(client.connection)
         return client
 
     def get_conn(self) -> requests.Session:
-        """Return a session that carries the API key and the connection's transport options, and nothing else."""
+        """Return a session with the API key and the connection's transport options, and nothing else."""
         return api_session(self.get_luma_connection())
 
     def test_connection(self) -> tuple[bool, str]:
         """
-        Return whether the connection works, and how many credits remain, or what is wrong and how to correct it.
+        Return whether the connection works, with the credits left, or with what is wrong and how to correct it.
 
         A status check of a job that cannot exist shows whether the Luma endpoint is there. Neither call costs anything.
-        With ``callback_base_url``, that address is called as the service would, with a probe that resumes nothing.
+        With ``callback_base_url``, that address is also called as the service would, with a probe that resumes nothing.
         """
         try:
             client = self.get_client()
@@ -151,7 +151,7 @@ class LumaHook(_ConnectionType):
 
         finding = check_callbacks(client.connection, self.luma_conn_id)
         if finding.is_in_doubt:
-            self.log.warning("%s", finding.text)  # the command line shows no message of a test that succeeds
+            self.log.warning("%s", finding.text)  # the command line shows no message if the test succeeds
         return not finding.is_broken, f"{message}. {finding.text}"
 
     # -- jobs -------------------------------------------------------------------------------------------------------
@@ -162,17 +162,17 @@ class LumaHook(_ConnectionType):
         """
         Submit a job. It costs credits, and cannot be cancelled.
 
-        Repeated, for two minutes at most, where the service surely did not accept it: over the rate limit,
-        under maintenance, refused with a transient reason, or never reached.
+        The submission is retried for at most two minutes if the service certainly did not accept it: over the rate
+        limit, under maintenance, refused for a transient reason, or never reached.
 
         :param prompt: how to change the video, in English
         :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB
         :param callback_url: public address that the service calls when the job ends
         :param watermark: text to put into the video
         :returns: the job's id at Luma
-        :raises LumaValidationError: the prompt or an address is refused, by us before sending or by the service
+        :raises LumaValidationError: the prompt or an address was refused, by us before sending or by the service
         :raises LumaInsufficientCreditsError: the account lacks credits
-        :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
+        :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
         :raises LumaError: any other refusal
         """
         check_video_url(video_url)
@@ -187,7 +187,7 @@ class LumaHook(_ConnectionType):
 
     def get_task(self, luma_task_id: str) -> LumaTask:
         """
-        Check the status of a job. Transient errors are waited out, for a minute at most.
+        Check the status of a job. Transient errors are waited out for at most a minute.
 
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaError: any other refusal
@@ -196,7 +196,7 @@ class LumaHook(_ConnectionType):
 
     def get_credits(self) -> float:
         """
-        Return the account's remaining credits. Transient errors are waited out, for a minute at most.
+        Return the account's remaining credits. Transient errors are waited out for at most a minute.
 
         :raises LumaError: the service refused
         """
@@ -211,32 +211,32 @@ class LumaHook(_ConnectionType):
         created_at: float | None = None,
     ) -> LumaTask:
         """
-        Wait, in this process, until a job has ended well.
+        Wait in this process until a job has succeeded.
 
-        :param timeout: seconds to wait at most
+        :param timeout: maximum seconds to wait
         :param poll_interval: seconds between two status checks; the service recommends 30
-        :param created_at: when the job was created, in seconds since the epoch, if it is known that there is one: an
-            API key that is refused while it is being replaced then does not end the wait
+        :param created_at: when the job was created, in seconds since the epoch, if the job is known to exist: then an
+            API key that is refused while it is being replaced does not end the wait
         :returns: the finished job, with at least one result URL
         :raises LumaGenerationError: the job failed
         :raises LumaTimeoutError: the job is still running after the timeout
-        :raises LumaError: the service refused for good
+        :raises LumaError: the service refused permanently
         """
         check_luma_task_id(luma_task_id)
         check_positive("timeout", timeout)
         check_positive("poll_interval", poll_interval)
-        self.get_checked_client()  # an error in the connection is better raised now than waited out
+        self.get_checked_client()  # better to raise an error in the connection now than to wait it out
         end_time = time.time() + timeout
         return wait_for_job(
             self.poll, PollState(luma_task_id, poll_interval=poll_interval, end_time=end_time, created_at=created_at)
         )
 
     def check_job(self, luma_task_id: str, *, retry_timeout: float = 0.0) -> LumaTask:
-        """Check the status of a job, with the connection as it is now; see :func:`.client.check_job`."""
+        """Check the status of a job over the current connection; see :func:`.client.check_job`."""
         return check_job(self.poll, luma_task_id, retry_timeout=retry_timeout)
 
     def poll(self, state: PollState) -> PollOutcome:
-        """Check the status of a job once, with the connection as it is now."""
+        """Check the status of a job once over the current connection."""
         try:
             client = self.get_client()
         except Exception as error:
@@ -258,22 +258,23 @@ class LumaHook(_ConnectionType):
         self, url: str, destination: str | ObjectStoragePath, *, name: str | None = None, overwrite: bool = False
     ) -> ObjectStoragePath:
         """
-        Stream a file, such as a result, to any storage that Airflow knows. The API key is not sent along.
+        Stream a file, such as a result, to any storage that Airflow supports. The API key is not sent.
 
-        Until it is whole the file bears another name. A broken connection is resumed where it broke.
+        The file has a temporary name until it is complete. After a broken connection, the download resumes where it
+        stopped.
 
         :param url: http(s) address
-        :param destination: a file (its name ends in an extension), or a folder, in which the file gets the name
-            it has in the URL, as far as that is harmless
-        :param name: the file's name; then the destination is a folder in any case
-        :param overwrite: fetch, and replace, a file that is there already; otherwise one that is shown to be the
-            same is kept as it is
+        :param destination: a file (its name ends in an extension), or a folder, in which the file gets its name from
+            the URL, made safe
+        :param name: the file's name; the destination is then always a folder
+        :param overwrite: fetch and replace a file that already exists; otherwise it is kept if it is verifiably the
+            same
         :returns: where the file is
-        :raises LumaValidationError: the address is no http(s) address, or leads to a private network, or the file
-            is longer than 10 GiB
+        :raises LumaValidationError: the address is not an http(s) address or leads to a private network, or the file
+            is larger than 10 GiB
         :raises LumaNotFoundError: there is no such file, e.g. because the result has expired
-        :raises LumaUnavailableError: the file could not be had in one piece
-        :raises FileExistsError: what may be another file has that name, and ``overwrite`` is off
+        :raises LumaUnavailableError: the file could not be downloaded completely
+        :raises FileExistsError: a file that may be different has that name, and ``overwrite`` is off
         """
         connection = self.get_luma_connection()
         return Download(
@@ -292,15 +293,15 @@ class LumaHook(_ConnectionType):
         fail_if_killed: Callable[[], None] = lambda: None,
     ) -> LumaUpload:
         """
-        Upload a file from any storage that Airflow knows, so that the service can read it. It costs nothing.
+        Upload a file from any storage that Airflow supports, so that the service can read it. Uploads are free.
 
-        Streamed with constant memory; the service keeps the file for 24 hours at least.
+        The file is streamed with constant memory. The service keeps it for at least 24 hours.
 
         :param source: a path on this machine, or an address such as ``s3://my_aws@bucket/clip.mp4``
-        :param check_video: look into the file first, and refuse what is no video that the service takes
-        :param fail_if_killed: called before each piece is sent; what it raises ends the upload
+        :param check_video: validate the file first, and refuse it unless it is a video that the service accepts
+        :param fail_if_killed: called before each piece is sent; if it raises, the upload ends
         :returns: its public address, its size in bytes, and when the service deletes it
-        :raises LumaValidationError: there is no such file, or the service does not take it
+        :raises LumaValidationError: there is no such file, or the service does not accept it
         :raises AirflowException: the file cannot be read
         :raises LumaError: any other refusal
         """
@@ -317,8 +318,8 @@ class LumaAsyncHook(_ConnectionType):
     """
     Call Luma from the triggerer's event loop.
 
-    Used as ``async with LumaAsyncHook(...) as hook``, all calls share one kept connection, opened by the first.
-    Without that, close the hook with :meth:`close` when done.
+    In ``async with LumaAsyncHook(...) as hook``, all calls share one keep-alive connection, which the first call opens.
+    Otherwise, close the hook with :meth:`close` when done.
 
     :param luma_conn_id: the connection, of type Luma, that holds the API key
     """
@@ -328,7 +329,7 @@ class LumaAsyncHook(_ConnectionType):
         self.client = LumaAsyncClient(self.get_luma_connection, self.log)
 
     async def __aenter__(self) -> LumaAsyncHook:
-        """Return the hook; its session is opened by the first call."""
+        """Return the hook; the first call opens its session."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -348,8 +349,8 @@ class LumaAsyncHook(_ConnectionType):
         :raises LumaValidationError: it names no usable address
         """
         try:
-            # Also read to its end if the trigger is cancelled: on Airflow 3.1 the answer would be left to whoever asks
-            # Airflow next, and from then on no trigger of this triggerer would get its own.
+            # Finish this read even if the trigger is cancelled: on Airflow 3.1, the next caller would otherwise get
+            # this response, and from then on no trigger of this triggerer would get its own.
             connection = await asyncio.shield(get_async_connection(self.luma_conn_id))
         except AirflowNotFoundException:
             raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
@@ -357,7 +358,7 @@ class LumaAsyncHook(_ConnectionType):
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """
-        Check the status of a job. Transient errors are waited out, for a minute at most.
+        Check the status of a job. Transient errors are waited out for at most a minute.
 
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaError: any other refusal

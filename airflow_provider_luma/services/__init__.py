@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The services that modify videos, a file for each: how its calls are written and read, what it takes and can."""
+"""The services that modify videos, one file each, with its requests, responses, limits and features."""
 
 from __future__ import annotations
 

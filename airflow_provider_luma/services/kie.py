@@ -2,18 +2,18 @@
 """
 kie.ai's Luma Modify API, its File Upload API, and its download addresses.
 
-Everything this package knows about the service is in this module: how a call is written (a :class:`Request`), and how
-an answer (a :class:`Response`) becomes a value or a typed error. It does no I/O. Facts about the service come from
-https://docs.kie.ai/luma-api/quickstart and the pages beside it.
+Everything this package knows about the service is here: how to build each call (a :class:`Request`), and how to turn a
+response (a :class:`Response`) into a value or a typed error. It does no I/O. Facts about the service come from
+https://docs.kie.ai/luma-api/quickstart and its neighbouring pages.
 
-An answer is an *envelope*, JSON ``{"code": int, "msg": str, "data": ...}``. A refusal comes as an HTTP status or as
-HTTP 200 with the code inside, and an edge in front of the service may answer with HTML, with nothing, or with half a
-document. A submission is read more carefully than the rest (:func:`read_submission`): what matters there is whether the
-service may have accepted, and billed, the job.
+A response is an *envelope*, JSON ``{"code": int, "msg": str, "data": ...}``. A refusal comes as an HTTP status or as
+HTTP 200 with the code inside. An edge in front of the service may respond with HTML, with nothing, or with half a
+document. The response to a submission is read with more care than others (:func:`read_submission`): what matters is
+whether the service may have accepted, and billed, the job.
 
-Files are uploaded to a host of their own, with the same API key (https://docs.kie.ai/file-upload-api/quickstart). The
-answer to an upload comes in two shapes, and the pages disagree on whether a file is kept for 24 hours or three days, so
-we count on 24 hours where the answer itself does not tell.
+Files are uploaded to a separate host, with the same API key (https://docs.kie.ai/file-upload-api/quickstart). The
+response to an upload comes in two shapes. The pages disagree on whether a file is kept for 24 hours or three days, so
+we assume 24 hours unless the response says otherwise.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ name = "kie"
 
 host = "https://api.kie.ai"
 
-#: Where files are uploaded if the service itself is used.
+#: Where files are uploaded if the connection leads to the service itself.
 upload_host = "https://kieai.redpandaai.co"
 
-#: https://docs.kie.ai/luma-api/generate-luma-modify-video. No size is stated for uploaded files, which it then fetches.
+#: https://docs.kie.ai/luma-api/generate-luma-modify-video. It states no limit for uploads, which it also fetches.
 limits = Limits(seconds=10.0, bytes_by_url=500 * 1024**2, bytes_as_file=500 * 1024**2, containers=("mp4", "mov", "avi"))
 
 has_callbacks = True
@@ -70,16 +70,16 @@ has_callbacks = True
 #: Two months.
 records_kept = RECORDS_KEPT
 
-#: The endpoint that takes a multipart form of any size.
+#: The endpoint that accepts multipart forms of any size.
 UPLOAD_PATH = "/api/file-stream-upload"
 
-#: The folder in the account that our files go to. The pages disagree on whether it may be left out.
+#: The account's folder for our files. The pages disagree on whether it may be omitted.
 UPLOAD_FOLDER = "airflow-provider-luma"
 
-#: For how long an uploaded file is surely kept, where the answer does not say.
+#: How long an uploaded file is kept at least, if the response does not say.
 UPLOADS_KEPT = timedelta(hours=24)
 
-#: Address of an uploaded file, without a user, and its characters at most: it goes into XComs and triggers.
+#: Address of an uploaded file, without a user name, and its maximum length: it goes into XComs and triggers.
 _UPLOADED = re.compile(r"https?://[^\s/?#@\\]+[/?#][^\s\\\x00-\x1f\x7f]*")
 _MAX_ADDRESS = 8192
 
@@ -98,30 +98,30 @@ def check(request: ModifyRequest, *, is_public: bool) -> None:
 
 
 def submission(request: ModifyRequest) -> Request:
-    """Write a submission. Optional keys are left out when unset: the service refuses null."""
+    """Build the request that submits a job. Unset optional keys are left out: the service refuses null."""
     optional = {"callBackUrl": request.callback_url, "watermark": request.watermark}
     body = {"prompt": request.prompt, "videoUrl": request.video_url}
     return Request("POST", "/api/v1/modify/generate", json=body | {k: v for k, v in optional.items() if v})
 
 
 def status(luma_task_id: str) -> Request:
-    """Write a status check."""
+    """Build the request for a status check."""
     return Request("GET", "/api/v1/modify/record-info", query={"taskId": luma_task_id})
 
 
 def liveness() -> Request:
-    """Write the question whether the Luma endpoint is there: a status check of a job that cannot exist."""
+    """Build a request that shows whether the Luma endpoint exists: a status check of a job that cannot exist."""
     return status("0" * 32)
 
 
 def balance() -> Request:
-    """Write the question for the account's remaining credits."""
+    """Build the request for the account's remaining credits."""
     return Request("GET", "/api/v1/chat/credit")
 
 
-# -- reading answers --------------------------------------------------------------------------------------------
+# -- reading responses ------------------------------------------------------------------------------------------
 
-#: The service's codes (https://docs.kie.ai/luma-api/quickstart) and what they are for us.
+#: The service's codes (https://docs.kie.ai/luma-api/quickstart) and the errors we raise for them.
 REFUSALS: dict[int, type[LumaError]] = {
     401: LumaAuthError,
     402: LumaInsufficientCreditsError,
@@ -136,7 +136,7 @@ REFUSALS: dict[int, type[LumaError]] = {
 }
 
 
-#: The same at the endpoint that takes files.
+#: The same for the upload endpoint.
 _UPLOAD_REFUSALS: dict[int, type[LumaError]] = {
     **REFUSALS,
     400: LumaValidationError,
@@ -144,13 +144,13 @@ _UPLOAD_REFUSALS: dict[int, type[LumaError]] = {
     413: LumaValidationError,
 }
 
-#: What it means that the endpoint is not found (`docs/connection.md`).
+#: What to tell users when the endpoint is not found (`docs/connection.md`).
 ENDPOINT_MISSING = (
     f"The address in the connection has no Luma endpoint. If its Host is not {host}, correct that; otherwise "
     "kie.ai has probably withdrawn it: copies of its documentation since April 2026 do not list it"
 )
 
-#: Codes that say that an answer came too late, or that the job is there.
+#: Codes that may mean that only the response timed out, or that the job already exists.
 _TOO_LATE = {408, 409, 499}
 
 
@@ -161,7 +161,7 @@ class _Envelope(NamedTuple):
 
 
 def _envelope(response: Response) -> _Envelope | None:
-    """Take the answer apart; None if it is not an envelope, and so not from the service itself."""
+    """Parse a response; None if it is not an envelope, and so not from the service itself."""
     document = read_json(response.body)
     if not isinstance(document, dict):
         return None
@@ -177,19 +177,19 @@ def _is_success(response: Response, envelope: _Envelope) -> bool:
 
 
 def _is_own_refusal(response: Response, envelope: _Envelope) -> bool:
-    """Tell whether the service refuses by itself: an edge that has lost its answer has a status of its own."""
+    """Return whether the refusal is the service's own: an edge that lost its response sends a status of its own."""
     return envelope.code != 200 and response.http_status in (envelope.code, *range(200, 300), *range(400, 500))
 
 
 def _is_refused_by_edge(response: Response) -> bool:
-    """Tell whether Cloudflare, in front of the service, has refused a call by itself and passed nothing on."""
+    """Return whether Cloudflare, in front of the service, refused the call itself without forwarding it."""
     return response.http_status in (403, 429) and re.match(rb"\s*error code: 10\d\d\s*$", response.body) is not None
 
 
 def _refusal(
     response: Response, envelope: _Envelope | None, refusals: Mapping[int, type[LumaError]] = REFUSALS
 ) -> LumaError:
-    """Return the error that a refused or unreadable answer stands for."""
+    """Return the error for a refusal or an unreadable response."""
     retry_after = response.retry_after
     if envelope is not None and envelope.code != 200:
         kind = refusals.get(envelope.code, LumaUnavailableError)
@@ -218,10 +218,10 @@ def _refusal(
 
 def read_data(response: Response, refusals: Mapping[int, type[LumaError]] = REFUSALS) -> Any:
     """
-    Return the data of a successful answer.
+    Return the data of a successful response.
 
     :param refusals: what the service's codes, and the HTTP statuses of an edge, mean at this endpoint
-    :raises LumaError: the service refused, or the answer is not readable
+    :raises LumaError: the service refused, or the response is unreadable
     """
     envelope = _envelope(response)
     if envelope is not None and _is_success(response, envelope):
@@ -230,10 +230,10 @@ def read_data(response: Response, refusals: Mapping[int, type[LumaError]] = REFU
 
 
 def _is_page_missing(response: Response, envelope: _Envelope | None) -> bool:
-    """Tell whether an answer says that there is no such endpoint, and nothing about what was asked."""
+    """Return whether a response says that there is no such endpoint, rather than no such job."""
     if envelope is None:
         return response.http_status in (404, 410)
-    # What models that moved have answered.
+    # The response of models that have moved.
     return "page does not exist" in envelope.msg.lower()
 
 
@@ -247,12 +247,12 @@ def read_submission(response: Response) -> str:
     """
     Return the id of an accepted job.
 
-    Only the service's own 4xx, 455 and 505 are refusals. What it calls 500 is "an unexpected error while processing the
-    request" (https://docs.kie.ai/luma-api/quickstart), an edge or a redirect may have passed the request on, and 408,
-    409 and 499 say that an answer came too late, or that the job is there.
+    Only the service's own 4xx, 455 and 505 are refusals. Its 500 means "an unexpected error while processing the
+    request" (https://docs.kie.ai/luma-api/quickstart). An edge or a redirect may have forwarded the request. And 408,
+    409 and 499 may mean that only the response timed out, or that the job already exists.
 
-    :raises LumaError: the service refused, and surely did not start anything
-    :raises LumaSubmissionUnknownError: the answer does not tell; the job may run, and be billed
+    :raises LumaError: the service refused, and certainly did not start anything
+    :raises LumaSubmissionUnknownError: the response leaves it open; the job may run, and be billed
     """
     envelope = _envelope(response)
     luma_task_id = envelope.data.get("taskId") if envelope is not None and isinstance(envelope.data, dict) else None
@@ -279,19 +279,19 @@ def read_submission(response: Response) -> str:
 
 def read_status(response: Response, luma_task_id: str) -> LumaTask:
     """
-    Return the job that a status check has seen.
+    Return the job from the response to a status check.
 
     :raises LumaAuthError: the service refuses the key
     :raises LumaNotFoundError: the service does not know the job, or not yet
-    :raises LumaRateLimitError, LumaUnavailableError: everything else, as it says nothing of the job
+    :raises LumaRateLimitError, LumaUnavailableError: any other error, because it says nothing about the job
     """
     envelope = _envelope(response)
     if envelope is None or not _is_success(response, envelope):
         raise _task_error(response, envelope, luma_task_id)
     data = envelope.data if isinstance(envelope.data, dict) else {}
-    told_id = str(data.get("taskId") or "").strip().lower()  # an edge's cache may answer for another job
+    told_id = str(data.get("taskId") or "").strip().lower()  # an edge's cache may return another job
     flag = read_integer(data.get("successFlag")) if told_id in ("", luma_task_id.strip().lower()) else None
-    # An answer that ends a wait must name the job.
+    # A response that ends a wait must name the job.
     if flag is None or (flag != LumaTaskStatus.GENERATING and not told_id):
         raise LumaUnavailableError(
             None, f"the answer says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
@@ -313,13 +313,13 @@ def read_status(response: Response, luma_task_id: str) -> LumaTask:
 
 
 def _task_error(response: Response, envelope: _Envelope | None, luma_task_id: str) -> LumaError:
-    """Return the error of a status check; only what the service itself says of the key or the job may end a wait."""
+    """Return the error of a status check. Only the service's own verdict on the key or the job may end a wait."""
     error = _refusal(response, envelope)
     kind: type[LumaError] = LumaUnavailableError
     if isinstance(error, LumaRateLimitError):
         kind = LumaRateLimitError
     elif envelope is not None and _is_own_refusal(response, envelope):
-        # Of a job that was only just made the service says 422, "recordInfo is null".
+        # For a job created a moment ago, the service returns 422, "recordInfo is null".
         own: dict[int, type[LumaError]] = {401: LumaAuthError, 404: LumaNotFoundError, 422: LumaNotFoundError}
         kind = own.get(envelope.code, LumaUnavailableError)
     return kind(error.code, error.msg, luma_task_id=luma_task_id, retry_after=error.retry_after)
@@ -327,10 +327,10 @@ def _task_error(response: Response, envelope: _Envelope | None, luma_task_id: st
 
 def read_liveness(response: Response) -> None:
     """
-    Take the answer to :func:`liveness`.
+    Read the response to :func:`liveness`.
 
     :raises LumaNotFoundError: there is no Luma endpoint at this address
-    :raises LumaError: the answer does not say whether there is one
+    :raises LumaError: the response does not show whether there is one
     """
     envelope = _envelope(response)
     if _is_page_missing(response, envelope):
@@ -338,7 +338,7 @@ def read_liveness(response: Response) -> None:
     if envelope is not None and _is_success(response, envelope):
         return
     error = _task_error(response, envelope, "")
-    if not isinstance(error, LumaNotFoundError):  # otherwise it has looked for the job
+    if not isinstance(error, LumaNotFoundError):  # "not found" means that the endpoint looked for the job
         raise error
 
 
@@ -346,7 +346,7 @@ def read_balance(response: Response) -> float:
     """
     Return the account's remaining credits.
 
-    :raises LumaError: the service refused, or the answer is no number
+    :raises LumaError: the service refused, or the response is not a number
     """
     remaining = read_data(response)
     if isinstance(remaining, bool) or not isinstance(remaining, (int, float)) or not abs(remaining) < 1e15:
@@ -355,7 +355,7 @@ def read_balance(response: Response) -> float:
 
 
 def excerpt(response: Response) -> str:
-    """Return the beginning of an answer's body, for a message."""
+    """Return the start of a response's body, for a message."""
     text = " ".join(response.body[:300].decode("utf-8", "replace").split())
     return repr(text[:150]) if text else "an empty body"
 
@@ -367,10 +367,10 @@ def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
     """
     Return the uploaded file.
 
-    :param size: the bytes that were sent
-    :param now: the time of the answer
-    :raises LumaValidationError: the service does not take this file
-    :raises LumaUnavailableError: the answer names no address, or another size
+    :param size: how many bytes were sent
+    :param now: when the response arrived
+    :raises LumaValidationError: the service does not accept this file
+    :raises LumaUnavailableError: the response has no address, or a different size
     :raises LumaError: any other refusal
     """
     data = read_object(read_data(response, _UPLOAD_REFUSALS))
@@ -384,7 +384,7 @@ def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
 
 
 def _read_expiry(value: object) -> datetime | None:
-    """Read a time in ISO 8601, in UTC if it names no zone, or in milliseconds since the epoch."""
+    """Read a time in ISO 8601 (UTC unless it names a zone) or in milliseconds since the epoch."""
     try:
         expiry = datetime.fromisoformat(value) if isinstance(value, str) else None
         return (expiry.astimezone(UTC) if expiry.tzinfo else expiry.replace(tzinfo=UTC)) if expiry else read_time(value)
@@ -393,12 +393,12 @@ def _read_expiry(value: object) -> datetime | None:
 
 
 def upload(name: str) -> Request:
-    """Write the upload of a file: a form, which the file is added to."""
+    """Build the request that uploads a file: a form, to which the file is added."""
     return Request("POST", UPLOAD_PATH, form={"uploadPath": UPLOAD_FOLDER, "fileName": name})
 
 
 def renewal(result_url: str) -> Request:
-    """Write the request for a temporary download address of a result."""
+    """Build the request for a temporary download address of a result."""
     return Request("POST", "/api/v1/common/download-url", json={"url": result_url})
 
 
@@ -406,7 +406,7 @@ def read_renewal(response: Response) -> str:
     """
     Return a temporary download address, valid for 20 minutes.
 
-    :raises LumaError: the service refused, or the answer is no address
+    :raises LumaError: the service refused, or the response is not an address
     """
     url = read_data(response)
     if not isinstance(url, str) or not url:

@@ -2,8 +2,8 @@
 """
 Queue of refused submissions: the deferred tasks of one event loop that wait to submit over one connection.
 
-Luma does not queue what it refuses as too many. The task that has waited longest tries again first, at just below the
-rate that Luma accepts, and more slowly while it keeps refusing.
+Luma does not queue submissions that exceed its rate limit. Here, the task that has waited longest tries again first, at
+just below the rate that Luma accepts, and more slowly while Luma keeps refusing.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import time
 
 from airflow_provider_luma.core.rate_limit import RateLimiter
 
-#: The metric of how many tasks wait to submit.
+#: The metric that counts the tasks waiting to submit.
 WAITING_GAUGE = "luma.submission.waiting"
 
-#: What the service accepts of an account, says https://docs.kie.ai: 20 submissions in 10 seconds.
+#: The service's limit per account, according to https://docs.kie.ai: 20 submissions in 10 seconds.
 SUBMISSIONS_PER_SECOND, SUBMISSION_WINDOW = 2.0, 10.0
 
-#: The part of that rate that is used, because a worker takes an uncertain time to start and submit.
+#: The fraction of that rate to use, because the time a worker takes to start and submit varies.
 USABLE_PART = 0.9
 
-#: Seconds after a refusal until the rate is raised: most refusals end when a job does, which is any moment.
+#: Maximum seconds from a refusal until the rate is raised: most refusals end when a job does, which may be any moment.
 RAISE_AFTER = 10.0
 
 
 class SubmissionQueue:
-    """The deferred tasks that wait to submit, first the one with the earliest first attempt."""
+    """The deferred tasks waiting to submit, in order of their first attempts."""
 
     def __init__(self) -> None:
         self._limiter = RateLimiter(SUBMISSIONS_PER_SECOND, USABLE_PART, RAISE_AFTER)
-        # No task would be here if the submissions of the last window had not been used up.
+        # A task only gets here once the limit of the last window has been used up.
         self._limiter.block(SUBMISSION_WINDOW)
 
     async def wait(self, first_attempt_at: float) -> None:
@@ -45,14 +45,14 @@ class SubmissionQueue:
 
     @property
     def length(self) -> int:
-        """How many tasks wait."""
+        """How many tasks are waiting."""
         return self._limiter.queue_length
 
     def on_refused(self, not_before: float, *, permitted_at: float | None) -> None:
         """
-        Take note of a submission that was refused.
+        Record a refused submission.
 
-        :param not_before: until when the service wants no submissions, in seconds since the epoch
+        :param not_before: the earliest time at which the service wants another one, in seconds since the epoch
         :param permitted_at: when this queue permitted the submission, in seconds since the epoch; None if it did not
         """
         now = time.time()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Submission stores: where the record of a submission lives, so that it survives retries, crashes and deferrals.
+Submission stores: they keep the record of a submission, so that it survives retries, crashes and deferrals.
 
-With ``submission_store`` in the connection's extra it is a folder on any storage (:mod:`.store_folder`). Otherwise it
-is Airflow's task state store (Airflow 3.3 and newer), which keeps one record for each task instance; from Airflow 3.4 a
-Clear discards it by default. Below 3.3 there is none, and every try finds nothing.
+If the connection's extra has a ``submission_store``, records live in that folder on any storage (:mod:`.store_folder`).
+Otherwise they live in Airflow's task state store (Airflow 3.3 and newer), one for each task instance; from Airflow 3.4
+a Clear discards the record by default. Below 3.3 there is no such store, and no try finds a record.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ T = TypeVar("T")
 #: The key of the record in the task state store.
 STORE_KEY = "luma_submission"
 
-#: The key of what is kept of an upload.
+#: The key of the upload's details.
 UPLOAD_KEY = "luma_upload"
 
-#: The key under which the receiver of callbacks records, for an intent, which job it has become.
+#: The key under which the receiver of callbacks records which job an intent led to.
 CALLBACK_KEY = "luma_callback"
 
 
 class SubmissionStore(ABC):
-    """What a task instance keeps of its latest submission."""
+    """Keeps the record of a task instance's latest submission."""
 
     #: Whether the next try finds what this one writes.
     is_durable = True
 
-    #: What a person can do about a task that has failed while its job is running, without paying for another one.
+    #: What a person can do, without paying for another job, if a task has failed while its job is running.
     recovery_hint = "Clear this task to wait for it again: nothing new is billed"
 
     @abstractmethod
@@ -48,11 +48,11 @@ class SubmissionStore(ABC):
 
     @abstractmethod
     def begin(self, intent: SubmissionRecord) -> None:
-        """Write the intent of a new submission; raise if it cannot be written, so that nothing is submitted."""
+        """Write the intent of a new submission; raise if that fails, so that nothing is submitted."""
 
     @abstractmethod
     def save(self, record: SubmissionRecord) -> None:
-        """Write what has become of a submission that was begun."""
+        """Write the updated record of a submission that was begun."""
 
     @abstractmethod
     def forget(self, intent: SubmissionRecord) -> None:
@@ -60,11 +60,11 @@ class SubmissionStore(ABC):
 
     @abstractmethod
     def callback_task_id(self, reference: str) -> str | None:
-        """Return the id of the job that a callback has named for a submission; it is not verified."""
+        """Return the job id that a callback named for a submission; it is not verified."""
 
     @abstractmethod
     def load_upload(self) -> dict[str, Any] | None:
-        """Return what :meth:`save_upload` has kept, if anything."""
+        """Return the upload kept by :meth:`save_upload`, if any."""
 
     @abstractmethod
     def save_upload(self, upload: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class SubmissionStore(ABC):
         Change the record of a submission.
 
         :param reference: the submission's name
-        :returns: the record that is stored now; it is unchanged if it belongs to a later submission
+        :returns: the record that is now stored; unchanged if it belongs to a later submission
         """
         record = self.load()
         if record is None or record.reference != reference:
@@ -87,7 +87,7 @@ class SubmissionStore(ABC):
 
 
 class NoStore(SubmissionStore):
-    """Nothing is kept."""
+    """Keeps nothing."""
 
     is_durable = False
     recovery_hint = (
@@ -119,7 +119,7 @@ class NoStore(SubmissionStore):
 
 class TaskStateSubmissionStore(SubmissionStore):
     """
-    The record in Airflow's task state store.
+    Keeps the record in Airflow's task state store.
 
     :param state: the task instance's part of it
     """
@@ -165,7 +165,7 @@ class TaskStateSubmissionStore(SubmissionStore):
         return callback["luma_task_id"] if callback and callback["reference"] == reference else None
 
     def load_upload(self) -> dict[str, Any] | None:
-        """Return what :meth:`save_upload` has kept, if anything."""
+        """Return the upload kept by :meth:`save_upload`, if any."""
         upload: dict[str, Any] | None = self._state.get(UPLOAD_KEY)
         return upload
 
@@ -174,16 +174,16 @@ class TaskStateSubmissionStore(SubmissionStore):
         self._set(UPLOAD_KEY, upload)
 
     def _set(self, key: str, value: dict[str, Any]) -> None:
-        # As long as Luma's own records; by default Airflow's last for a month.
+        # Keep it as long as Luma keeps its records; Airflow's default is a month.
         self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
 
 
 def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str, outcome: Outcome | None) -> bool:
     """
-    Record what has been delivered of a job.
+    Record which outcome of a job has been delivered.
 
-    :param outcome: None if a person was told that Luma lists no video
-    :returns: whether that is recorded
+    :param outcome: the outcome; None if the missing video was reported to a person
+    :returns: whether it was recorded
     """
     record = try_store(log, store.load)
     if record is not None and record.luma_task_id == luma_task_id:
@@ -193,7 +193,7 @@ def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str, outco
 
 
 def try_store(log: Logger, access: Callable[..., T], *arguments: Any, **changes: Any) -> T | None:
-    """Use the store; if that fails, log it and return None, because what Luma has answered matters more."""
+    """Use the store; if that fails, log it and return None, because Luma's response matters more."""
     try:
         return access(*arguments, **changes)
     except Exception:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Submission records as small JSON files in a folder on any storage: durable on every Airflow, and over every Clear.
+Submission records as small JSON files in a folder on any storage. They survive every Clear, on every Airflow version.
 
 ``records/DAG/RUN/TASK/MAP-HASH/NUMBER.json`` is one submission of a task instance, and the highest number is the
-latest; ``upload.json`` beside them is the upload of its input video. The hash keeps two task instances apart whose
-names a path cannot tell apart. A number is created only if it is not there yet, so of two tries that run at once only
-one submits; local disks and S3 guarantee that. A file is replaced as a whole, so a crash leaves the one before or the
-one after. ``callbacks/REFERENCE.json`` is what a callback has told.
+latest; ``upload.json`` beside them is the upload of its input video. The hash distinguishes task instances whose names
+yield the same path. A numbered file is created only if it does not exist yet, so if two tries run at once, only one
+submits; local disks and S3 guarantee that. Files are replaced as a whole, so a crash leaves either the old or the new
+one. ``callbacks/REFERENCE.json`` is the job that a callback has named.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from airflow_provider_luma.submission.store import SubmissionStore
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two searches for expired files.
+#: Seconds between searches for expired files.
 CLEANUP_INTERVAL = 86_400.0
 
-#: What this module writes; the folder may hold files of others.
+#: The files that this module writes; the folder may contain others.
 _OWN_FILE = re.compile(r"(/-?\d+-[0-9a-f]{16}/(\d{6,}|upload)|/callbacks/[0-9a-f]{32})\.json(\.\w+\.part)?$")
 
-#: Where storages tell when a file was written: local disks, S3, Google, Azure.
+#: The keys under which storage systems report when a file was written: local disks, S3, Google, Azure.
 _MODIFIED_KEYS = ("mtime", "LastModified", "updated", "last_modified")
 
 
@@ -49,8 +49,8 @@ class ObjectSubmissionStore(SubmissionStore):
 
     :param folder: ``submission_store`` of the connection
     :param task_instance: dag id, run id, task id and map index
-    :param iteration: of the loop that the task is in, if it is in one
-    :param earlier: where the records were before the connection named the folder
+    :param iteration: the iteration, if the task is in a loop
+    :param earlier: the store that held the records before the connection named the folder
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ObjectSubmissionStore(SubmissionStore):
     ) -> None:
         self._root = _Folder(folder)
         self._earlier = earlier
-        #: The number of the submission by which this process decides: a later one is another try's.
+        #: The number of the submission that this process decides by: any later one is from another try.
         self._number = 0
         *names, map_index = task_instance
         identity = task_instance if iteration is None else (*task_instance, iteration)
@@ -75,7 +75,7 @@ class ObjectSubmissionStore(SubmissionStore):
         """
         Return the latest submission that was not refused.
 
-        :raises AirflowException: the storage cannot be read, or what is there is no record
+        :raises AirflowException: the storage cannot be read, or a file is not a record
         """
         numbers = sorted(self._root.numbers(self._path), reverse=True)
         self._number = max(numbers, default=0)
@@ -100,7 +100,7 @@ class ObjectSubmissionStore(SubmissionStore):
         if not numbers:
             self._root.create(self._file(self._number + 1), self._document(record))
         else:
-            # One that was forgotten stays so, should its answer come after all.
+            # A submission that was forgotten stays forgotten, even if its response arrives after all.
             is_refused = self._root.read(self._file(numbers[0])).get("refused", False)
             self._root.replace(self._file(numbers[0]), {**self._document(record), "refused": is_refused})
         try:
@@ -109,7 +109,7 @@ class ObjectSubmissionStore(SubmissionStore):
             log.warning("Old submission records could not be removed", exc_info=True)
 
     def forget(self, intent: SubmissionRecord) -> None:
-        """Mark a submission as refused: it then counts as none, and the one before it again."""
+        """Mark a submission as refused: it no longer counts, and the previous one applies again."""
         for number in self._numbers_of(intent):
             self._root.replace(self._file(number), {**self._document(intent), "refused": True})
         earlier = self._earlier.load() if self._earlier is not None else None
@@ -117,7 +117,7 @@ class ObjectSubmissionStore(SubmissionStore):
             self._earlier.forget(intent)
 
     def callback_task_id(self, reference: str) -> str | None:
-        """Return the id that the receiver of callbacks has written, here or where the records were before."""
+        """Return the id that the receiver of callbacks has written, here or in the earlier store."""
         try:
             named = self._root.read(_callback_file(reference)).get("luma_task_id")
         except FileNotFoundError:
@@ -142,8 +142,8 @@ class ObjectSubmissionStore(SubmissionStore):
         return {**self._identity, **record.as_dict()}
 
     def _numbers_of(self, record: SubmissionRecord) -> list[int]:
-        """Return the files of a submission, the latest first: each attempt has one."""
-        # A process whose task was cleared meanwhile may find that a later submission has been begun.
+        """Return the file numbers of a submission, latest first: each attempt has one."""
+        # If the task was cleared meanwhile, a later submission may have begun.
         return [
             number
             for number in sorted(self._root.numbers(self._path), reverse=True)
@@ -153,7 +153,7 @@ class ObjectSubmissionStore(SubmissionStore):
 
 def record_callback(folder: str, luma_task_id: str, reference: str) -> None:
     """
-    Record which job a submission has become, for a task that may have lost the answer.
+    Record which job a submission led to, for a task that may have lost the response.
 
     :param folder: ``submission_store`` of the connection
     """
@@ -171,7 +171,7 @@ class _Folder:
             raise self._unusable("found", FileNotFoundError("is its disk mounted on this machine?"))
 
     def numbers(self, path: str) -> list[int]:
-        """Return the numbers of the files in a folder; none if it is not there."""
+        """Return the numbers of the files in a folder; empty if there is no such folder."""
         try:
             self._root.fs.invalidate_cache()
             files = self._root.fs.ls(self._full(path), detail=False)
@@ -199,7 +199,7 @@ class _Folder:
         return document
 
     def create(self, file: str, document: dict[str, Any]) -> None:
-        """Create a file that is not there yet."""
+        """Create a file; raise if another submission has already created it."""
         path = self._full(file)
         try:
             if isinstance(self._root.fs, LocalFileSystem):
@@ -209,7 +209,7 @@ class _Folder:
                 self._root.fs.pipe_file(path, _encode(document), mode="create")
         except FileExistsError as error:
             if self.read(file).get("reference") == document["reference"]:
-                return  # it is this one: its storage was asked twice, as the first answer was lost
+                return  # it is ours: the request to the storage was retried after its first response was lost
             raise AirflowException(
                 f"{self._name}/{file} is there already: another try of this task has begun to submit at the same time. "
                 "Nothing was submitted by this one"
@@ -218,7 +218,7 @@ class _Folder:
             raise self._unusable("written", error) from error
 
     def replace(self, file: str, document: dict[str, Any]) -> None:
-        """Write a file as a whole, whether it is there or not."""
+        """Write a file as a whole, whether or not it exists."""
         path = self._full(file)
         if isinstance(self._root.fs, LocalFileSystem):
             with _WholeLocalFile(path, document) as part:
@@ -227,13 +227,13 @@ class _Folder:
             self._root.fs.pipe_file(path, _encode(document))
 
     def remove_expired(self) -> None:
-        """Remove all files that are older than Luma's records; look for them once a day."""
+        """Remove all files that are older than Luma's own records; search for them once a day."""
         fs, mark = self._root.fs, self._full("last-cleanup.json")
         now = time.time()
         if fs.exists(mark) and now - _modified(fs.info(mark)) < CLEANUP_INTERVAL:
             return
         self.replace("last-cleanup.json", {"at": now})
-        now = min(now, _modified(fs.info(mark)))  # a worker whose clock is ahead must not take all records for old
+        now = min(now, _modified(fs.info(mark)))  # a worker whose clock is ahead must not take records for expired
         for path, info in self._files():
             if now - _modified(info) > RECORDS_KEPT:
                 remove_file(fs, path)
@@ -242,7 +242,7 @@ class _Folder:
                         Path(path).parent.rmdir()
 
     def _files(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the files that this module has written, also those of a process that was killed while it wrote."""
+        """Return the files that this module has written, including those of processes killed while writing."""
         found = [self._root.fs.find(self._full(folder), detail=True) for folder in ("records", "callbacks")]
         return [(path, info) for files in found for path, info in files.items() if _OWN_FILE.search(path)]
 
@@ -257,7 +257,7 @@ class _Folder:
 
 
 class _WholeLocalFile:
-    """A temporary file beside a path that holds all of a document."""
+    """A temporary file beside a path, which holds the complete document."""
 
     def __init__(self, path: str, document: dict[str, Any]) -> None:
         self._part = f"{path}.{uuid.uuid4().hex[:8]}.part"
@@ -276,7 +276,7 @@ class _WholeLocalFile:
 
 
 def _create_local(path: str, part: str) -> None:
-    """Give a whole file its name, unless another one has it."""
+    """Give a complete file its final name, unless that is taken."""
     try:
         os.link(part, path)
     except FileExistsError:
@@ -291,7 +291,7 @@ def _encode(document: dict[str, Any]) -> bytes:
 
 
 def _path_part(name: str) -> str:
-    """Return a name as one part of a path; the hash at its end makes up for what is cut off."""
+    """Return a name as one part of a path; the hash at the path's end makes up for what is cut off."""
     return quote(name, safe="").replace(".", "%2E")[:100]
 
 
@@ -300,7 +300,7 @@ def _callback_file(reference: str) -> str:
 
 
 def _modified(info: dict[str, Any]) -> float:
-    """Return when a file was written, in seconds since the epoch; now, if the storage does not say."""
+    """Return when a file was written, in seconds since the epoch; the current time if the storage does not say."""
     value = next((info[key] for key in _MODIFIED_KEYS if info.get(key)), None)
     if isinstance(value, str):
         with suppress(ValueError):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One try's part in submitting a job once: decide by the record, ask the service about it, submit, recover a lost answer.
+One try's part in submitting a job only once: check the record and the job, decide, submit, recover a lost response.
 
-:class:`Submitter` returns what the task has to do next and leaves the doing to the operator. An intent is recorded
-before each request, and the id after its answer, so that the next try can take over from anywhere.
+:class:`Submitter` returns the task's next step, and the operator carries it out. An intent is recorded before each
+request and the id after its response, so that the next try can take over at any point.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class WaitForJob(NamedTuple):
     """
     Wait for a job, or return its result.
 
-    :param state: names the job, and is for a deferral
-    :param finished: the job, if it has ended well already
+    :param state: the state for a deferral; it names the job
+    :param finished: the job, if it has already succeeded
     """
 
     state: DeferralState
@@ -84,9 +84,9 @@ class WaitForJob(NamedTuple):
 
 class AwaitCallback(NamedTuple):
     """
-    Defer until the callback of a submission whose answer was lost, or until a time in seconds since the epoch.
+    Defer until the callback of a submission whose response was lost, or until a time in seconds since the epoch.
 
-    A callback that came just before the deferral would be missed without checking the store from time to time.
+    The store has to be checked from time to time, or a callback that came just before the deferral would be missed.
     """
 
     state: DeferralState
@@ -95,11 +95,11 @@ class AwaitCallback(NamedTuple):
 
 class Enqueue(NamedTuple):
     """
-    Defer until it is possible to submit again, as Luma has refused for now. Times are in seconds since the epoch.
+    Defer until the task may submit again, because Luma has refused for now. Times are in seconds since the epoch.
 
-    :param state: with the time of the first attempt, and the beginning of an outage
+    :param state: the state of the deferral, with the time of the first attempt and the start of any outage
     :param until: when to try for the last time
-    :param not_before: until when the service wants no submissions
+    :param not_before: the earliest time at which the service wants another submission
     """
 
     state: DeferralState
@@ -115,9 +115,9 @@ class Submission:
     """
     What a try may submit.
 
-    :param request: what is wanted; once published, with the video's public address
-    :param video: the input that it names
-    :param deferral: the state of the deferral that this process has resumed; an empty one at the start of a try
+    :param request: the request; once published, with the video's public address
+    :param video: the input video of the request
+    :param deferral: the state of the deferral from which this process resumed; empty at the start of a try
     """
 
     request: ModifyRequest
@@ -126,9 +126,9 @@ class Submission:
 
     def fingerprint(self, conn_id: str, record: SubmissionRecord | None = None) -> str:
         """
-        Return what distinguishes this submission from others.
+        Return the hash that distinguishes this submission from others.
 
-        :param record: of an earlier submission, whose input may no longer be readable
+        :param record: the record of an earlier submission, whose input may no longer be readable
         """
         recorded = [one.fingerprint for one in (record, record and record.replaced) if one is not None]
         try:
@@ -137,7 +137,7 @@ class Submission:
             _fail(error)
 
     def published(self, client: LumaClient) -> Submission:
-        """Return it with the public address of its video, and with what is kept of an upload."""
+        """Return the submission with its video's public address, and with the details of any upload."""
         published = self.video.publish(client, self.deferral.upload)
         request = replace(self.request, video_url=published.url)
         return replace(self, request=request, deferral=self.deferral._replace(upload=published.upload))
@@ -146,22 +146,22 @@ class Submission:
 @dataclass
 class Submitter:
     """
-    One try's part in submitting a job once.
+    One try's part in submitting a job only once.
 
-    :param client: the service, by the connection with which the request was checked
-    :param new_client: reads the connection anew, after a refused attempt
-    :param store: where the record of the task's submission lives
+    :param client: a client for the connection with which the request was checked
+    :param new_client: reads the connection again after a refused attempt, and returns a new client
+    :param store: the store with the record of the task's submission
     :param try_number: the number of this try
     :param max_tries: the task's ``max_tries``, which tells a Clear from a retry
-    :param clear_number: how often the DAG run was cleared, which tells that too
+    :param clear_number: how often the DAG run was cleared, for the same purpose
     :param can_defer: whether the task may wait in the triggerer
-    :param needs_result: whether it waits for the video at all
+    :param needs_result: whether the task waits for the video at all
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted
-    :param resubmit_on_failure: submit again when the job of an earlier try has failed at Luma
+    :param resubmit_on_failure: submit again when the job of an earlier try failed at Luma
     :param timeout: seconds to wait for the video, and before that for Luma to accept the job
     :param poll_interval: seconds between two status checks
     :param log: the task's log
-    :param on_job_known: is told the job's id as soon as there is one
+    :param on_job_known: called with the job's id as soon as it is known
     :param fail_if_killed: called just before anything is sent; raises if the task was killed
     :param task_instance_id: Airflow's id of this try, by which the receiver of callbacks finds the record
     """
@@ -200,7 +200,7 @@ class Submitter:
                 deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
             return self._submit(replace(submission, deferral=deferral), self._intent(submission, record))
         assert record is not None, "only a recorded submission can be continued"
-        if not submission.video.is_public:  # Airflow has discarded what the earlier try has shown of it
+        if not submission.video.is_public:  # Airflow has discarded what the earlier try showed
             submission.video.show_upload(try_store(self.log, self.store.load_upload))
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)
@@ -209,7 +209,7 @@ class Submitter:
         raise self._refusal(decision, record, told)
 
     def _decide(self, record: SubmissionRecord | None, fingerprint: str, status: JobStatus | None) -> Decision:
-        """Return what to do; the log says why."""
+        """Return what to do, and log why."""
         decision = decide(
             record,
             fingerprint=fingerprint,
@@ -232,7 +232,7 @@ class Submitter:
     def _refusal(
         self, decision: Decision, record: SubmissionRecord, told: LumaTask | LumaError | None
     ) -> LumaError | AirflowFailException:
-        """Return what to raise where the decision is neither to submit nor to wait."""
+        """Return the error to raise if the decision is neither to submit nor to wait."""
         if decision.step is Step.ASK_LATER:
             return LumaUnavailableError(None, f"{decision.reason} ({told})", luma_task_id=record.luma_task_id)
         if decision.step is Step.NOT_FOUND:
@@ -244,11 +244,11 @@ class Submitter:
 
     def recover(self, deferral: DeferralState, luma_task_id: str | None) -> NextStep:
         """
-        Find out what has become of a submission whose answer was lost.
+        Find out what became of a submission whose response was lost.
 
-        :param deferral: the state of the deferral in which the task has waited for the callback
-        :param luma_task_id: the job that a callback has named, if one has come
-        :raises AirflowFailException: it stays unknown
+        :param deferral: the state of the deferral in which the task waited for the callback
+        :param luma_task_id: the job that a callback has named, if one has arrived
+        :raises AirflowFailException: the outcome remains unknown
         """
         reference = deferral.reference
         assert reference is not None, "only a recorded submission is waited for"
@@ -284,9 +284,9 @@ class Submitter:
 
     def _put_back(self, record: SubmissionRecord | None, fingerprint: str) -> SubmissionRecord | None:
         """
-        Return the record to decide by: the one an intent replaced, if its job is requested again.
+        Return the record to base the decision on: the one that an intent replaced, if its job is requested again.
 
-        This drops the intent, so it waits until the intent's unknown outcome has been reported to a person.
+        That drops the intent, so it only happens once the intent's unknown outcome has been reported to a person.
         """
         while record is not None and is_for_replaced(record, fingerprint):
             if not (record.reported or self.resubmit_on_unknown):
@@ -303,7 +303,7 @@ class Submitter:
         return record
 
     def _load_record(self) -> SubmissionRecord | None:
-        """Return the record; with the job's id, if a callback has told that in the meantime."""
+        """Return the record, with the job's id if a callback has named it in the meantime."""
         record = self.store.load()
         if record is None or record.luma_task_id is not None:
             return record
@@ -313,19 +313,19 @@ class Submitter:
         return self._take_over(record.reference, named)
 
     def _take_over(self, reference: str, luma_task_id: str) -> SubmissionRecord | None:
-        """Record the job that a submission has turned out to have made; return the record that is stored now."""
-        # A person who has cleared the task since has not seen this job: it counts as one that a retry has found.
+        """Record the job that a submission turned out to have created; return the record that is now stored."""
+        # A person who has since cleared the task has not seen this job, so treat it as found by a retry.
         job = {"luma_task_id": luma_task_id, "reported": False, "replaced": None}
         return self.store.update(reference, **job, **self._this_run)
 
     def _is_our_job(self, luma_task_id: str, reference: str) -> bool | None:
-        """Ask Luma whether a job that a callback has named comes from a submission of this task; None if not known."""
+        """Ask Luma whether the job named by a callback comes from this submission; None if Luma does not know it."""
         try:
             task = retry_read(partial(self.client.get_status, luma_task_id))
         except LumaNotFoundError:
             self.log.warning("A callback named Luma task %s, which Luma does not know (yet)", luma_task_id)
             return None
-        # Not the token: Luma itself tells the address, and the API key may have been replaced since.
+        # No need to check the token: the address comes from Luma itself, and the API key may have been replaced since.
         if reference_of(task.callback_url) == reference:
             self.log.info("Recovered task id %s of the lost submission from a callback", luma_task_id)
             return True
@@ -333,7 +333,7 @@ class Submitter:
         return False
 
     def _ask(self, record: SubmissionRecord | None) -> tuple[JobStatus, LumaTask | LumaError | None]:
-        """Ask Luma about the recorded job; return the job if it has ended well, or the error that it has ended with."""
+        """Check the recorded job; return its status, with the job itself or the error of the check."""
         assert record is not None and record.luma_task_id is not None, "only a job with an id can be asked about"
         self.on_job_known(record.luma_task_id)
         try:
@@ -354,8 +354,7 @@ class Submitter:
 
     def _continue(self, record: SubmissionRecord, job: LumaTask | None, deferral: DeferralState) -> WaitForJob:
         assert record.luma_task_id is not None, "only a job with an id can be waited for"
-        # From here on a new try is a retry of this one, and no longer the one that a person cleared, or that has
-        # delivered something before.
+        # From here on, the next try is a retry of this one: forget any earlier Clear and delivery.
         self.store.update(record.reference, delivered=None, **self._this_run)
         created_at = record.submitted_at or time.time()
         return self._wait_for(record.luma_task_id, deferral, record.reference, created_at, job)
@@ -399,7 +398,7 @@ class Submitter:
             if is_elsewhere and self._finds_another_connection(submission.request):
                 return self._submit(replace(submission, deferral=attempt.submission.deferral), intent)
             if attempt.submission.deferral.upload is not None:
-                try_store(self.log, self.store.save_upload, {})  # whoever clears the task wants a new one
+                try_store(self.log, self.store.save_upload, {})  # a Clear of this task needs a new upload
             _fail(error)
         except TRANSIENT as error:
             if not self.can_defer or not attempt.is_forgotten:
@@ -422,16 +421,16 @@ class Submitter:
 
     def renew_client(self, request: ModifyRequest) -> None:
         """
-        Read the connection anew, and check the request with it.
+        Read the connection again, and check the request against it.
 
-        :raises LumaError: the request does not fit any more
+        :raises LumaError: the request no longer passes
         """
         client = self.new_client()
         client.check_request(request, expects_callback=not request.callback_url)
         self.client = client
 
     def _finds_another_connection(self, request: ModifyRequest) -> bool:
-        """Tell whether the connection was changed since it was read, as when a key is replaced; then use it."""
+        """Read the connection again and use it; return whether it has changed, e.g. because a key was replaced."""
         refused = self.client.connection
         try:
             self.renew_client(request)
@@ -440,7 +439,7 @@ class Submitter:
         return self.client.connection != refused
 
     def _check_before_paying(self, submission: Submission) -> None:
-        """Submit nothing whose end the triggerer could not see, no unusable video, and nothing from the reserve."""
+        """Refuse to submit if the triggerer could not poll, the video is unusable, or credits are below the reserve."""
         if self.can_defer and self.needs_result:
             self.client.check_wait_in_triggerer()
         if submission.deferral.first_attempt_at is None:
@@ -458,7 +457,7 @@ class Submitter:
             )
 
     def _publish(self, submission: Submission) -> Submission:
-        """Return it with the video's public address; keep an upload for a later attempt."""
+        """Return the submission with the video's public address; keep an upload for a later attempt."""
         published = submission.published(self.client)
         upload = published.deferral.upload
         if upload is not None and upload != submission.deferral.upload:
@@ -469,7 +468,7 @@ class Submitter:
     def _intent(self, submission: Submission, record: SubmissionRecord | None) -> SubmissionRecord:
         return SubmissionRecord(
             new_reference(),
-            # A file that could not be looked up before may be there now, and another one than the recorded one.
+            # A file that could not be found before may exist now, and differ from the recorded one.
             submission.fingerprint(self._conn_id),
             None,
             try_number=self.try_number,
@@ -478,7 +477,7 @@ class Submitter:
         )
 
     def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
-        """Wait to submit again; rate limits for ``timeout`` seconds at most, an outage for two minutes."""
+        """Wait to submit again: for at most ``timeout`` seconds if rate limited, or two minutes in an outage."""
         metrics.submission_refused()
         now = time.time()
         first_attempt_at = deferral.first_attempt_at or now
@@ -493,7 +492,7 @@ class Submitter:
         return Enqueue(state, until, now + (error.retry_after or 0.0))
 
     def _give_up(self, reference: str) -> NoReturn:
-        """Fail, as no callback has told what became of a submission."""
+        """Fail, because no callback has shown what became of a submission."""
         error = LumaSubmissionUnknownError(
             None,
             f"no answer to the submission is known, and no callback has come within {self.timeout:g} s. "
@@ -507,7 +506,7 @@ class Submitter:
         raise error
 
     def _reported(self, error: LumaSubmissionUnknownError, reference: str) -> AirflowFailException:
-        """Return what fails the task without using its retries; record that a person is asked: then a Clear submits."""
+        """Record that the unknown outcome is reported, so that a Clear submits; return an error that skips retries."""
         self.log.error("%s", error)
         try_store(self.log, self.store.update, reference, reported=True, **self._this_run)
         failure = AirflowFailException(str(error))
@@ -519,9 +518,9 @@ def execution_timeout_error(
     store: SubmissionStore | None, execution_timeout: timedelta | None, luma_task_id: str | None
 ) -> LumaTimeoutError:
     """
-    Return the error of a task whose ``execution_timeout`` has ended the wait; it tells what became of the money.
+    Return the error of a task whose ``execution_timeout`` ended the wait; it says whether a job was billed.
 
-    :param store: where the record of the task's submission lives; None if the job's id is known
+    :param store: the store with the record of the task's submission; None if the job's id is known
     """
     if luma_task_id:
         consequence = (
@@ -547,18 +546,18 @@ def _fail(error: LumaError) -> NoReturn:
     raise AirflowFailException(str(error)) from error
 
 
-#: Seconds before the job's id is written once more, if that has failed: without it, a person has to look for the job.
+#: Seconds until writing the job's id is retried: without the id, a person has to look for the job.
 SAVE_RETRY_DELAY = 1.0
 
 
 class SubmissionAttempt:
     """
-    A submission that is sent once each time it is called.
+    A submission, which each call sends once.
 
     :param submitter: the try that it belongs to
-    :param submission: what to submit, published
-    :param intent: the record to write before
-    :ivar is_forgotten: whether the store holds no intent of an attempt that was refused
+    :param submission: the published submission to send
+    :param intent: the record to write before sending
+    :ivar is_forgotten: whether the store is free of the intents of refused attempts
     """
 
     def __init__(self, submitter: Submitter, submission: Submission, intent: SubmissionRecord) -> None:
@@ -573,10 +572,10 @@ class SubmissionAttempt:
         Submit.
 
         :returns: the job's id at Luma
-        :raises LumaSubmissionUnknownError: sent, but the answer was lost: the job may run, and be billed
+        :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
         :raises AirflowException: the storage could not sign, the intent could not be recorded, another try has taken
             over, or the task was killed; nothing was sent
-        :raises LumaError: surely nothing was accepted
+        :raises LumaError: certainly nothing was accepted
         """
         self._submitter.fail_if_killed()
         if not self.is_forgotten:
@@ -590,14 +589,14 @@ class SubmissionAttempt:
             self._store.begin(self.intent)
         except Exception:
             self._log.warning("The submission could not be recorded, so nothing was submitted")
-            self._try_to_forget()  # the write may have been done all the same, and only its answer lost
+            self._try_to_forget()  # the write may have succeeded, with only its response lost
             raise
         try:
             luma_task_id = self._submitter.client.submit(request, before_send=self._fail_if_overtaken)
         except LumaSubmissionUnknownError:
             raise  # the intent stays, for the next try to find
         except (LumaError, AirflowException, AirflowRuntimeError):
-            # Refused, or never sent: surely nothing was accepted.
+            # Refused, or never sent: certainly nothing was accepted.
             self._try_to_forget()
             raise
         self._log.info("Luma accepted the job as Luma task %s", luma_task_id)
@@ -605,7 +604,7 @@ class SubmissionAttempt:
         return luma_task_id
 
     def _prepare(self) -> ModifyRequest:
-        """Return what this attempt sends, by the connection as it is now; name its callback in the intent."""
+        """Return what to send over the current connection; note in the intent whether a callback is expected."""
         wanted = self.submission.request
         if not self._is_first:
             self._submitter.renew_client(wanted)
@@ -621,10 +620,10 @@ class SubmissionAttempt:
 
     def _fail_if_overtaken(self) -> None:
         """
-        Raise if this process must send nothing any more.
+        Raise if this process must no longer send anything.
 
-        It may have been frozen, with its machine, since it wrote the intent. Meanwhile the next try has reported that
-        the outcome is unknown, and a person has cleared the task.
+        Its machine may have been frozen since it wrote the intent. Meanwhile, the next try may have reported the
+        outcome as unknown, and a person may have cleared the task.
         """
         self._submitter.fail_if_killed()
         if not self._store.is_durable:

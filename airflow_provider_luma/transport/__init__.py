@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP: requests in workers, aiohttp in the triggerer, and the proxies and certificates that both use alike."""
+"""HTTP: requests in workers, aiohttp in the triggerer, and the proxies and certificates that both share."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Which proxy and which certificates a connection uses: what requests decides, for aiohttp, too.
+The proxy and certificates that a connection uses, chosen as requests does, but for aiohttp as well.
 
-A job is submitted by requests in a worker, and waited for by aiohttp in the triggerer. If only the former trusts the
-server or finds the proxy, a job that is paid for is waited for in vain.
+A worker submits a job with requests, and the triggerer waits for it with aiohttp. If only requests trusted the server
+or found the proxy, the triggerer could never see the end of a job that is paid for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.exceptions import LumaValidationError
 
-#: Address of a proxy: user and password, host, port, path. A password that is not percent-encoded makes it none.
+#: Address of a proxy: user and password, host, port, path. It does not match if the password is not percent-encoded.
 _PROXY = re.compile(
     r"[a-z0-9+.-]+://([^\s/?#\\\[\]]*@)?(\[[0-9a-f:.]+\]|[^\s/?#\\@:\[\]]+)(:\d{1,5})?(/[^\s@]*)?", re.IGNORECASE
 )
@@ -35,17 +35,17 @@ class Session(requests.Session):
     """A session whose own proxies and certificates take precedence over the environment's."""
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        """Return what a request uses."""
+        """Return the settings that a request uses."""
         own = {**self.proxies, **(proxies or {})}
         if (proxy := requests.utils.select_proxy(url, own)) is not None:
-            # Of all the keys this one wins; "all" would lose against the environment's "https".
+            # This key takes precedence over all others; "all" would lose to the environment's "https".
             parts = urlsplit(url)
             own.setdefault(f"{parts.scheme}://{parts.hostname}", proxy)
         return super().merge_environment_settings(url, own, stream, self.verify if verify is None else verify, cert)
 
 
 def configure(session: requests.Session, connection: LumaConnection) -> None:
-    """Give a session a connection's options, apart from credentials and client certificates."""
+    """Apply a connection's options to a session, except for credentials and client certificates."""
     session.proxies = dict(connection.proxies)
     session.verify = connection.verify
     session.trust_env = connection.trust_env
@@ -54,7 +54,7 @@ def configure(session: requests.Session, connection: LumaConnection) -> None:
 
 def check_options(connection: LumaConnection) -> None:
     """
-    Refuse what cannot work on this machine. Reads files.
+    Refuse options that cannot work on this machine. Reads files.
 
     :raises LumaValidationError: the certificates cannot be read, or the proxy's address is malformed
     """
@@ -66,9 +66,9 @@ def check_options(connection: LumaConnection) -> None:
 
 def proxy_of(connection: LumaConnection) -> str | None:
     """
-    Return the proxy on the way to the service, chosen as requests does.
+    Return the proxy to use for the service, chosen as requests does.
 
-    :raises LumaValidationError: it is no address; HTTP clients would quote it in their errors, password included
+    :raises LumaValidationError: its address is malformed; HTTP clients' errors would quote it, password included
     """
     proxy: str | None = requests.utils.select_proxy(connection.base_url, _settings(connection)["proxies"])
     if proxy is None:
@@ -85,9 +85,9 @@ def proxy_of(connection: LumaConnection) -> str | None:
 
 def triggerer_proxy_of(connection: LumaConnection) -> str | None:
     """
-    Return the proxy on the way from the triggerer to the service.
+    Return the proxy that the triggerer uses for the service.
 
-    :raises LumaValidationError: it is no address, or aiohttp cannot use it
+    :raises LumaValidationError: its address is malformed, or aiohttp cannot use it
     """
     proxy = proxy_of(connection)
     scheme = proxy.partition("://")[0].lower() if proxy else "http"
@@ -103,13 +103,12 @@ def triggerer_proxy_of(connection: LumaConnection) -> str | None:
 @dataclass(frozen=True)
 class Certificates:
     """
-    The certificates that a connection uses; two that are equal need not be read again.
+    The certificates that a connection uses. If two of these are equal, the files need not be read again.
 
-    :param verify: a file or a folder of certificates of authorities; True for those bundled with requests; False
-        to check none
+    :param verify: a file or folder of CA certificates; True for those bundled with requests; False to check none
     :param cert: a client certificate: one file, or certificate and key
-    :param files: the files that were chosen, each with what changes when it is replaced
-    :param source: where the authorities were chosen, for errors
+    :param files: the chosen files, each with a version that changes when the file is replaced
+    :param source: the setting that chose the CA certificates, for errors
     """
 
     verify: bool | str
@@ -119,7 +118,7 @@ class Certificates:
 
     @classmethod
     def of(cls, connection: LumaConnection) -> Certificates:
-        """Choose the certificates as requests does; reads no more than the dates of files."""
+        """Choose the certificates as requests does; read only the files' metadata."""
         verify, source = connection.verify, "verify or cert in the connection's extra"
         if _uses_tls(connection) and verify != (chosen := _settings(connection)["verify"]):
             verify = chosen
@@ -132,7 +131,7 @@ class Certificates:
 
 def triggerer_certificates(connection: LumaConnection) -> ssl.SSLContext | bool:
     """
-    Return the certificates on the way from the triggerer to the service, as aiohttp takes them. Reads files.
+    Return the certificates that the triggerer uses for the service, in the form that aiohttp expects. Reads files.
 
     :raises LumaValidationError: they cannot be read on this machine
     """
@@ -142,7 +141,7 @@ def triggerer_certificates(connection: LumaConnection) -> ssl.SSLContext | bool:
 
 def ssl_context(certificates: Certificates) -> ssl.SSLContext:
     """
-    Return what checks servers as requests does.
+    Return an SSL context that verifies servers as requests does.
 
     :raises LumaValidationError: the files cannot be read on this machine
     """
@@ -162,25 +161,25 @@ def _load(certificates: Certificates) -> ssl.SSLContext:
             raise FileNotFoundError(f"there is no {name}")
     context = _new_context(checks_servers=bool(certificates.verify))
     if isinstance(certificates.verify, str):
-        is_folder = os.path.isdir(certificates.verify)  # noqa: PTH112  (a path as requests takes it)
+        is_folder = os.path.isdir(certificates.verify)  # noqa: PTH112  (the path as requests interprets it)
         context.load_verify_locations(**{"capath" if is_folder else "cafile": certificates.verify})
     elif certificates.verify:
         context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
-        context.load_default_certs()  # aiohttp's own choice, with SSL_CERT_FILE; requests does without
+        context.load_default_certs()  # aiohttp's default, including SSL_CERT_FILE; requests does not use it
     if certificates.cert is not None:
         certificate, key = (certificates.cert, None) if isinstance(certificates.cert, str) else certificates.cert
-        # Without a password OpenSSL would ask the terminal for that of an encrypted key.
+        # Without a password here, OpenSSL would prompt on the terminal for that of an encrypted key.
         context.load_cert_chain(certificate, key, password="")
     return context
 
 
 def _new_context(*, checks_servers: bool) -> ssl.SSLContext:
-    # With the very flags that requests uses: of Python's own context, they depend on the version.
+    # Use the same flags as requests: those of Python's own context depend on its version.
     context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if checks_servers else ssl.CERT_NONE)
     if not isinstance(context, ssl.SSLContext):
-        # Another library of the process, as google-auth for a client certificate, has put pyOpenSSL into urllib3.
+        # Another library, such as google-auth for a client certificate, has patched pyOpenSSL into urllib3.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = checks_servers  # urllib3 before 2.0 compares names by itself, and aiohttp does not
+    context.check_hostname = checks_servers  # urllib3 before 2.0 checks host names itself; aiohttp does not
     context.verify_mode = ssl.CERT_REQUIRED if checks_servers else ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
     return context
@@ -199,7 +198,7 @@ def _uses_tls(connection: LumaConnection) -> bool:
 
 def _version(file: str) -> tuple[int, int, int] | None:
     try:
-        status = os.stat(file)  # noqa: PTH116  (a path as requests takes it)
+        status = os.stat(file)  # noqa: PTH116  (the path as requests interprets it)
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-HTTP in the triggerer, with aiohttp: kept connections that all status checks of an event loop share.
+HTTP in the triggerer, with aiohttp: keep-alive connections that all status checks of an event loop share.
 
 See :mod:`~airflow_provider_luma.transport.options` for proxies and certificates.
 """
@@ -20,20 +20,20 @@ from airflow_provider_luma.core.redaction import without_key
 from airflow_provider_luma.transport.options import Certificates, triggerer_certificates, triggerer_proxy_of
 from airflow_provider_luma.transport.workers import MAX_BODY_SIZE, USER_AGENT, to_response
 
-#: Bytes of an answer above which it is read in a thread: all triggers share the event loop.
+#: Responses of more bytes than this are parsed in a thread, because all triggers share the event loop.
 LONG_BODY = 16 * 1024
 
-#: What may be raised where no answer came; the last of a malformed address.
+#: What may be raised if there is no response; ValueError if an address is malformed.
 FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
 
 @dataclass(frozen=True)
 class OpenConnection:
     """
-    A connection, and the session that was opened for it.
+    A connection, and the session opened for it.
 
-    :param certificates: those that the session uses
-    :param proxy: the proxy on the way to the service, if any
+    :param certificates: the certificates that the session uses
+    :param proxy: the proxy to use for the service, if any
     """
 
     connection: LumaConnection
@@ -44,7 +44,7 @@ class OpenConnection:
     @classmethod
     async def open(cls, connection: LumaConnection, certificates: Certificates) -> OpenConnection:
         """
-        Open a session, in an event loop.
+        Open a session in an event loop.
 
         :raises LumaValidationError: proxy or certificates cannot be used here
         """
@@ -56,7 +56,7 @@ class OpenConnection:
             cookie_jar=aiohttp.DummyCookieJar(),  # the service uses no cookies
             connector=aiohttp.TCPConnector(
                 ssl=context,
-                # The rate limiter bounds requests. One that waited here for a socket would use up its own timeout.
+                # The rate limiter bounds requests. Waiting here for a socket would use up a request's timeout.
                 limit=max(MAX_UNANSWERED, math.ceil(connection.requests_per_second)),
             ),
         )
@@ -66,7 +66,7 @@ class OpenConnection:
         """
         Send a request with the API key.
 
-        :raises FAILURES: no answer came
+        :raises FAILURES: there was no response
         """
         async with self.session.request(
             request.method,
@@ -88,7 +88,7 @@ class OpenConnection:
 
 
 def reason_of(error: Exception, connection: LumaConnection) -> str:
-    """Return what happened, without the API key."""
+    """Return a description of the error, without the API key."""
     if isinstance(error, aiohttp.TooManyRedirects):
         return "too many redirects"
     if isinstance(error, aiohttp.ClientHttpProxyError):

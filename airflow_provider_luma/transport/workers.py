@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-HTTP in workers, with requests: one call a session, with exactly what the connection lists, and bounded in time.
+HTTP in workers, with requests: one session per call, with only the connection's options, and bounded in time.
 
 See :mod:`~airflow_provider_luma.transport.options` for proxies and certificates.
 """
@@ -32,20 +32,20 @@ from airflow_provider_luma.transport.options import Session, check_options, conf
 
 T = TypeVar("T")
 
-#: Bytes of an answer that are read; the service's own are a few thousand. What is cut off here is no readable answer.
+#: Maximum bytes read of a response. The service's own have a few thousand; a response cut off here is unreadable.
 MAX_BODY_SIZE = 256 * 1024
 
-#: Seconds in which an answer to a worker must have arrived, from its first byte on.
+#: Seconds, from its first byte on, within which a worker must have received a response.
 ANSWER_TIMEOUT = 120.0
 
-#: Seconds for the answer to an upload at least: the service may store the whole file before it answers.
+#: Minimum seconds to wait for the response to an upload: the service may store the whole file before it responds.
 UPLOAD_ANSWER_TIMEOUT = 120.0
 
 
 #: Sent with every request: the edge in front of the service refuses unusual user agents.
 USER_AGENT = f"airflow-provider-luma/{version('airflow-provider-luma')}"
 
-#: What the HTTP library puts before a reason: an object, as its older and newer versions show it.
+#: What the HTTP library puts before a reason: the repr of an object, as in its older and newer versions.
 _HTTP_OBJECT = re.compile(r"(<[^<>]* object at 0x[0-9a-f]+>|\w*Connection(Pool)?\(host=[^()]*\))(: )?")
 
 #: Errors that quote the malformed response, which may echo our request headers and so the API key.
@@ -63,7 +63,7 @@ class Form(Protocol):
 
     @property
     def content_type(self) -> str:
-        """The type, with the boundary of its parts."""
+        """The content type, with the boundary of the parts."""
 
     def __len__(self) -> int: ...
 
@@ -72,22 +72,22 @@ class Form(Protocol):
 
 class _ApiSession(Session):
     """
-    A session that does not look at a redirect which it is not to follow.
+    A session that ignores redirects it must not follow.
 
-    requests would fail on a malformed target after the request was sent. It also logs every target it follows, so one
-    that contains the API key is not followed.
+    requests would fail on a malformed target after sending the request. It also logs every target it follows, so a
+    target that contains the API key is not followed.
     """
 
     api_key = ""
 
     def get_redirect_target(self, response: Any) -> str | None:
-        """Return where an answer leads."""
+        """Return the redirect target of a response, if it may be followed."""
         target: str | None = super().get_redirect_target(response)
         is_leak = target is not None and len(self.api_key) >= MIN_KEY_LENGTH
         return None if is_leak and self.api_key.lower() in unquote(target or "").lower() else target
 
     def resolve_redirects(self, *arguments: Any, yield_requests: bool = False, **options: Any) -> Any:
-        """Yield the answers of the redirects that are followed."""
+        """Yield the responses of the redirects that are followed."""
         return iter(()) if yield_requests else super().resolve_redirects(*arguments, **options)
 
 
@@ -108,7 +108,7 @@ class BearerAuth(requests.auth.AuthBase):
 
 
 class _Reader(io.RawIOBase):
-    """Reads an answer, unless it takes too long. In one that drips each byte is in time for the socket's timeout."""
+    """Reads a response unless it takes too long. If it drips, each byte arrives within the socket's own timeout."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw, self._deadline = raw, math.inf
@@ -141,7 +141,7 @@ class _Answer(HTTPResponse):
 
 
 class _CheckedAdapter(HTTPAdapter):
-    """Calls ``check`` on each open connection, just before a request is sent; reads no answer for ever."""
+    """Calls ``check`` on each open connection, just before a request is sent; bounds the total response time."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
@@ -157,7 +157,7 @@ class _CheckedAdapter(HTTPAdapter):
         return manager
 
     def _check_pools_of(self, manager: Any) -> None:
-        pools = manager.pool_classes_by_scheme  # a SOCKS proxy has pools of its own
+        pools = manager.pool_classes_by_scheme  # a SOCKS proxy has its own pools
         manager.pool_classes_by_scheme = {scheme: _checked_pool(pool, self._check) for scheme, pool in pools.items()}
 
 
@@ -166,7 +166,7 @@ def _checked_pool(pool: Any, check: Callable[[], None]) -> Any:
         response_class = _Answer
 
         def endheaders(self, *arguments: Any, **options: Any) -> None:
-            # Called once for a request, and not for the CONNECT that opens a tunnel through a proxy.
+            # Called once per request, but not for the CONNECT that opens a tunnel through a proxy.
             if self.sock is None:
                 self.connect()
             check()
@@ -177,9 +177,9 @@ def _checked_pool(pool: Any, check: Callable[[], None]) -> Any:
 
 def check_before_send(session: requests.Session, check: Callable[[], None]) -> None:
     """
-    Have a session call ``check`` on each open connection, just before a request is sent, and read no answer for ever.
+    Make a session call ``check`` on each open connection just before a request is sent, and bound its response times.
 
-    Opening a connection can take half a minute, in which the reason for the request may have gone.
+    Opening a connection can take half a minute, and by then the request may no longer be wanted.
     """
     for prefix in ("https://", "http://"):
         session.mount(prefix, _CheckedAdapter(check))
@@ -187,7 +187,7 @@ def check_before_send(session: requests.Session, check: Callable[[], None]) -> N
 
 def requests_session(connection: LumaConnection) -> requests.Session:
     """
-    Return a session with the connection's transport options, and without any credentials.
+    Return a session with the connection's transport options, but without any credentials.
 
     :raises LumaValidationError: its certificates cannot be read on this machine
     """
@@ -196,7 +196,7 @@ def requests_session(connection: LumaConnection) -> requests.Session:
 
 def api_session(connection: LumaConnection) -> requests.Session:
     """
-    Return a session that carries the API key beside the connection's transport options.
+    Return a session with the API key and the connection's transport options.
 
     :raises LumaValidationError: its certificates cannot be read on this machine
     """
@@ -225,14 +225,14 @@ def send(
     """
     Send a request with the API key.
 
-    A session for each call: a kept connection that the server has closed meanwhile would make the outcome of a
-    submission unknown without need.
+    Each call has its own session: a keep-alive connection that the server has since closed would needlessly make the
+    outcome of a submission unknown.
 
-    :param form: the body, of a request that is a form
+    :param form: the body, if the request is a form
     :param may_repeat: whether redirects are followed, if the connection allows that: they may deliver a request twice
-    :param before_send: called on the open connection, just before anything is sent; what it raises ends the call
-    :raises OSError: no answer came; it does not show whether the request was sent
-    :raises ValueError: an address is malformed, also that of a redirect
+    :param before_send: called on the open connection, just before anything is sent; if it raises, the call ends
+    :raises OSError: there was no response; the error does not show whether the request was sent
+    :raises ValueError: an address is malformed, perhaps that of a redirect
     :raises LumaValidationError: the connection's certificates cannot be read on this machine
     """
     is_upload = request.form is not None
@@ -255,9 +255,9 @@ def send(
 
 def within(seconds: float, call: Callable[[], T]) -> T:
     """
-    Return what a call returns. A server that drips is always about to answer: no timeout of a read ends that.
+    Return what a call returns, within a time limit. If a server drips bytes, read timeouts alone cannot end the call.
 
-    :raises TimeoutError: it has taken too long, and is left to itself
+    :raises TimeoutError: the call took too long; it is left running in its thread
     """
     outcome: Future[T] = Future()
 
@@ -272,7 +272,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def read_body(response: requests.Response) -> bytes:
-    """Read the body of a streamed answer, up to :data:`MAX_BODY_SIZE`."""
+    """Read the body of a streamed response, up to :data:`MAX_BODY_SIZE`."""
     body = bytearray()
     for chunk in response.iter_content(65536):
         body += chunk
@@ -282,7 +282,7 @@ def read_body(response: requests.Response) -> bytes:
 
 
 def to_response(connection: LumaConnection, status: int, body: bytes, headers: Mapping[str, str]) -> Response:
-    """Return what the protocol reads of an HTTP answer, without the API key, should the service repeat it."""
+    """Return the parts of an HTTP response that a service reads, without the API key, in case it was echoed."""
     location = headers.get("Location")
     return Response(
         status,
@@ -294,9 +294,9 @@ def to_response(connection: LumaConnection, status: int, body: bytes, headers: M
 
 def reason_of(error: Exception, connection: LumaConnection) -> str:
     """
-    Return what happened, without the layers around it, the addresses of objects, and the API key.
+    Return the root cause of an error as text, without object addresses or the API key.
 
-    :param connection: over which the call was made
+    :param connection: the connection over which the call was made
     """
     cause = getattr(error.args[0], "reason", error.args[0]) if error.args else error
     if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:

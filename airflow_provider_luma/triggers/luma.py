@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Triggers: waiting in the triggerer for a job, for a permission to submit, or for a callback.
+Triggers that wait in the triggerer for a job, for permission to submit, or for a callback.
 
-The triggerer imports this module in its event loop, so what takes long to import, the HTTP libraries, is imported in a
-thread by the first trigger that runs.
+The triggerer imports this module in its event loop. So the first trigger to run imports the HTTP libraries, which take
+long to import, in a thread.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
 
 
 class _LumaTrigger(BaseTrigger):
-    """A trigger that is stored as the arguments that it was created with, under the same names."""
+    """A trigger that is serialized as its constructor arguments, under the same names."""
 
     arguments: ClassVar[tuple[str, ...]]
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments to create this trigger anew."""
+        """Return the class path and arguments that recreate this trigger."""
         arguments = {name: getattr(self, name) for name in self.arguments}
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
 
 class LumaTaskTrigger(_LumaTrigger):
     """
-    Fire when a Luma job has ended, or when waiting for it cannot help any more.
+    Fire when a Luma job has ended, or when waiting any longer cannot help.
 
-    The event is ``{"task": ...}`` with the finished job as :meth:`.LumaTask.as_dict` gives it, and ``"request"`` with
-    what was asked for; or ``{"error": ...}`` as :meth:`.LumaError.as_dict` gives it. If a callback comes first, its
-    receiver resumes the task with ``{"callback": ...}``. The trigger can be stopped and started again at any time, also
-    on another triggerer: it has no state but its arguments.
+    The event is ``{"task": ..., "request": ...}``, with the finished job from :meth:`.LumaTask.as_dict` and its request
+    from :meth:`.LumaTask.request`; or ``{"error": ...}`` from :meth:`.LumaError.as_dict`. If a callback comes first,
+    its receiver resumes the task with ``{"callback": ...}``. The trigger can be stopped at any time and restarted, even
+    on another triggerer, because its arguments are its only state.
 
     :param luma_task_id: the job's id at Luma
     :param luma_conn_id: the connection that holds the API key
     :param poll_interval: seconds between two status checks
-    :param end_time: when to stop waiting, in seconds since the epoch, or None to wait for ever
-    :param created_at: when the job was created, in seconds since the epoch, if that is known
+    :param end_time: when to stop waiting, in seconds since the epoch, or None to wait indefinitely
+    :param created_at: when the job was created, in seconds since the epoch, if known
     """
 
     arguments = ("luma_task_id", "luma_conn_id", "poll_interval", "end_time")
@@ -71,12 +71,12 @@ class LumaTaskTrigger(_LumaTrigger):
         self.created_at = created_at
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments to create this trigger anew."""
+        """Return the class path and arguments that recreate this trigger."""
         path, arguments = super().serialize()
         return path, arguments if self.created_at is None else {**arguments, "created_at": self.created_at}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll the job until the wait has ended; yield one event."""
+        """Poll the job until the wait has ended; then yield one event."""
         started = time.monotonic()
         event = await self._wait()
         await asyncio.sleep(max(0.0, SHORTEST_DEFERRAL - (time.monotonic() - started)))
@@ -104,9 +104,9 @@ class LumaTaskTrigger(_LumaTrigger):
 
     async def on_kill(self) -> None:
         """
-        Log that the job goes on.
+        Log that the job continues.
 
-        Airflow calls this whenever something else resumes or ends the task: a callback, as well as a person.
+        Airflow calls this whenever something else resumes or ends the task, be it a callback or a person.
         """
         self.log.info(
             "Trigger ended (callback received, or task cleared). Luma task %s is unaffected", self.luma_task_id
@@ -115,16 +115,16 @@ class LumaTaskTrigger(_LumaTrigger):
 
 class LumaSubmissionTrigger(_LumaTrigger):
     """
-    Fire when a task that Luma has refused for now may submit again.
+    Fire when a task whose submission Luma has refused for now may submit again.
 
-    Nothing was accepted so far, and nothing billed.
+    Nothing has been accepted or billed yet.
 
     :param luma_conn_id: the connection that holds the API key
     :param state: the deferral's :class:`~airflow_provider_luma.core.deferral.DeferralState`, with ``first_attempt_at``
-    :param until: when to fire in any case, in seconds since the epoch
+    :param until: when to fire regardless, in seconds since the epoch
     :param permitted_at: when an earlier trigger permitted the submission that was refused, in seconds since the epoch;
         None if none did
-    :param not_before: until when Luma wants no submission, in seconds since the epoch
+    :param not_before: the earliest time at which Luma wants another submission, in seconds since the epoch
     """
 
     arguments = ("luma_conn_id", "state", "until", "permitted_at", "not_before")
@@ -145,7 +145,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
         self.not_before = not_before
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait in the queue; yield one event."""
+        """Wait in the queue; then yield one event."""
         from airflow_provider_luma.submission.queue import WAITING_GAUGE, SubmissionQueue
         from airflow_provider_luma.waiting.per_loop import shared
 
@@ -173,9 +173,9 @@ class LumaSubmissionTrigger(_LumaTrigger):
 
 class LumaCallbackTrigger(_LumaTrigger):
     """
-    Keep a task deferred that waits for the callback of a submission whose answer was lost.
+    Keep a task deferred while it waits for the callback of a submission whose response was lost.
 
-    The receiver of callbacks resumes the task. This trigger only fires to let the task check whether it has missed one.
+    The receiver of callbacks resumes the task. This trigger only fires to let the task check for a missed callback.
 
     :param state: the deferral's :class:`~airflow_provider_luma.core.deferral.DeferralState`, with ``reference``
     :param until: when to fire, in seconds since the epoch
@@ -189,7 +189,7 @@ class LumaCallbackTrigger(_LumaTrigger):
         self.until = until
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Sleep until then; yield one event."""
+        """Sleep until it is time to fire; then yield one event."""
         await asyncio.sleep(max(SHORTEST_DEFERRAL, self.until - time.time()))
         yield TriggerEvent(DeferralExpired(state=self.state, at=time.time()))
 
@@ -198,7 +198,7 @@ _imports: dict[asyncio.AbstractEventLoop, asyncio.Task[ModuleType]] = {}
 
 
 async def _import_hooks() -> None:
-    """Import the HTTP libraries in a thread: once for all triggers that start together, which may be a thousand."""
+    """Import the HTTP libraries in a thread, once for all triggers that start together: there may be a thousand."""
     loop = asyncio.get_running_loop()
     if loop not in _imports:
         _imports[loop] = loop.create_task(

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for jobs by checking their status."""
+"""Waiting for jobs by polling their status."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Reference-counted objects, one for each event loop and connection, which all triggers there share.
+Reference-counted objects that all triggers of an event loop share, one per connection.
 
-All triggers of a triggerer run in one event loop. What they share is created for the first of them and closed after
-the last, and its number of users is an Airflow metric.
+All triggers of a triggerer run in one event loop. A shared object is created for the first of them and closed after the
+last, and its number of users is an Airflow metric.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _users: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], _User
 @asynccontextmanager
 async def shared(create: Callable[[], S], gauge: str, luma_conn_id: str) -> AsyncIterator[S]:
     """
-    Use the object that this event loop shares for a connection.
+    Use this event loop's shared object for a connection.
 
     :param create: creates it for the first user
-    :param gauge: the name of the metric that counts its users; together with the connection also its identity
+    :param gauge: the name of the metric that counts its users; with the connection, it also identifies the object
     :param luma_conn_id: the connection
     """
     of_loop = _users.setdefault(asyncio.get_running_loop(), {})

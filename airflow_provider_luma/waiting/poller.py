@@ -2,9 +2,9 @@
 """
 Shared poller: the status checks of all triggers that wait in one event loop over one connection.
 
-They share one client with its kept connections, one rate limiter, and one sample of job durations, which decides whose
-check comes first. Each trigger sends its requests itself, so that what is logged belongs to its own task, and an error
-or a cancellation concerns no other trigger.
+They share one client with its keep-alive connections, one rate limiter, and one sample of job durations, which decides
+whose check goes first. Each trigger sends its own requests, so that its log lines belong to its own task, and an error
+or a cancellation affects no other trigger.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from airflow_provider_luma.metrics import Stats
 if TYPE_CHECKING:
     from airflow_provider_luma.client import LumaAsyncClient
 
-#: The metric of how many triggers wait for a job.
+#: The metric that counts the triggers waiting for a job.
 WAITING_GAUGE = "luma.waiting"
 
-#: Seconds after a job's deadline for which its last status check may be held back by the rate limiter.
+#: Seconds after a job's deadline for which the rate limiter may hold back its last status check.
 LAST_CHECK_TIMEOUT = 30.0
 
-#: Seconds that a status check can be put off in favour of others if the job's last one got no answer.
+#: Seconds by which a status check can be put off in favour of others if the job's last one got no response.
 UNANSWERED_SLACK = 60.0
 
 
@@ -40,7 +40,7 @@ class Poller:
     """
     The status checks of one event loop over one connection.
 
-    :param client: sends them; closed with the poller
+    :param client: sends the status checks; closed with the poller
     """
 
     def __init__(self, client: LumaAsyncClient) -> None:
@@ -49,7 +49,7 @@ class Poller:
         self._durations = JobDurations()
 
     async def wait_for(self, state: PollState) -> Finished | Failed:
-        """Check the status of a job, within the rate limit that all jobs share, until the wait has ended."""
+        """Poll a job until the wait has ended, within the rate limit that all jobs share."""
         clock = asyncio.get_running_loop().time
         due, last, is_completed = clock(), None, False
         while True:
@@ -65,7 +65,7 @@ class Poller:
 
     async def _open(self, state: PollState) -> PollOutcome | None:
         """
-        Read the connection unless it is open, so that a request is sent as soon as the rate limiter permits it.
+        Read the connection unless it is open, so that the next request is sent as soon as the rate limiter permits it.
 
         :returns: None, or the outcome for a job whose connection cannot be read
         """
@@ -77,7 +77,7 @@ class Poller:
 
     async def _check_in_turn(self, state: PollState, due: float, last: PollAgain | None) -> PollOutcome:
         """
-        Check the status of a job when that is due and the rate limit permits it.
+        Check the status of a job once the check is due and the rate limit permits it.
 
         :param last: the outcome of the last status check; None before the first
         """
@@ -105,7 +105,7 @@ class Poller:
 
     def _slack(self, state: PollState, last: PollAgain | None) -> float:
         """
-        Return for how many seconds the next status check of a job can be put off in favour of others.
+        Return how many seconds the next status check of a job can be put off in favour of others.
 
         :param last: the outcome of the last one; None before the first
         """
@@ -115,18 +115,18 @@ class Poller:
             return 0.0
         now = time.time()
         age, delay = max(0.0, now - state.created_at), last.delay if last is not None else 0.0
-        # Before the first check nothing more is known of a job than that it was created.
+        # Before the first check, all we know about a job is when it was created.
         slack = self._durations.slack(age, delay) if last is not None else self._durations.slack(0.0, age)
         return slack if state.end_time is None else max(0.0, min(slack, state.end_time - now - delay))
 
     def _on_error(self, error: LumaError | None, sent_at: float) -> None:
-        """Reduce the rate for all, if the service has refused this check as one too many."""
+        """Reduce the rate for all jobs if the service refused this check with a 429."""
         if isinstance(error, LumaRateLimitError):
             Stats.incr("luma.poll.refused")
             self._limiter.on_rate_limited(error.retry_after, sent_at=sent_at)
 
     def _on_completed(self, task: LumaTask | None) -> bool:
-        """Learn how long a job took, once it has ended; return whether it has."""
+        """If a job has ended, record how long it took; return whether it has ended."""
         if task is None or not task.is_finished:
             return False
         metrics.job_ended(task)
