@@ -110,7 +110,7 @@ class LumaHook(_ConnectionType):
             connection = self.get_connection(self.luma_conn_id)
         except AirflowNotFoundException:
             raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
-        return LumaConnection.of(connection)
+        return LumaConnection.of(connection, self.luma_conn_id)
 
     def get_client(self) -> LumaClient:
         """Return a client bound to the connection as it is now; raises as :meth:`get_luma_connection` does."""
@@ -352,7 +352,7 @@ class LumaAsyncHook(_ConnectionType):
             connection = await asyncio.shield(get_async_connection(self.luma_conn_id))
         except AirflowNotFoundException:
             raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
-        return LumaConnection.of(connection)
+        return LumaConnection.of(connection, self.luma_conn_id)
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """

@@ -82,3 +82,27 @@ def test_attempt_that_follows_a_refusal_uses_the_connection_as_it_is_then(
     modify(deferrable=False).execute(context)
     assert luma.accepted == 1
     assert callback_token.is_ours(luma.jobs[0].request["callBackUrl"], LumaHook().get_luma_connection())
+
+
+def test_job_is_found_again_when_the_secrets_backend_gives_the_connection_another_id(
+    luma, modify, set_connection, context, monkeypatch
+):
+    """Fingerprints and callback addresses hold the id that the task names, as those of 1.1.0 do."""
+    set_connection(luma.base_url, callback_base_url="http://127.0.0.1:9")
+    with pytest.raises(TaskDeferred):
+        modify().execute(context)
+    read = LumaHook.get_connection
+
+    def rename(_, conn_id):
+        connection = read(conn_id)
+        connection.conn_id = "secrets/luma"
+        return connection
+
+    monkeypatch.setattr(LumaHook, "get_connection", classmethod(rename))
+    with pytest.raises(TaskDeferred):
+        modify().execute(context)
+    assert luma.accepted == 1
+    assert callback_token.is_ours(
+        luma.jobs[0].request["callBackUrl"], LumaHook().get_luma_connection(), conn_id="luma_default"
+    )
+    assert LumaHook().get_luma_connection().conn_id == "luma_default"
