@@ -388,16 +388,17 @@ class Submitter:
 
     # -- submitting -------------------------------------------------------------------------------------------------
 
-    def _submit(self, submission: Submission, intent: SubmissionRecord) -> NextStep:
+    def _submit(self, submission: Submission, intent: SubmissionRecord, *, may_renew: bool = True) -> NextStep:
         attempt = SubmissionAttempt(self, submission, intent)
         try:
             self._check_before_paying(submission)
             attempt.submission = self._publish(submission)
             luma_task_id = attempt() if self.can_defer else retry_submission(attempt, self.timeout, self.log)
         except PERMANENT as error:
-            is_elsewhere = isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
-            if is_elsewhere and self._finds_another_connection(submission.request):
-                return self._submit(replace(submission, deferral=attempt.submission.deferral), intent)
+            may_renew = may_renew and isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
+            if may_renew and self._finds_another_connection(submission.request):
+                again = replace(submission, deferral=attempt.submission.deferral)
+                return self._submit(again, intent, may_renew=False)  # a key that is new at each reading is refused, too
             if attempt.submission.deferral.upload is not None:
                 try_store(self.log, self.store.save_upload, {})  # whoever clears the task wants a new one
             _fail(error)

@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_provider_luma.core import callback_token
 from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.hooks.luma import LumaHook
+from tests.support.calls import submissions
 from tests.support.network_fixtures import connection_reads
 
 __all__ = ["connection_reads"]
@@ -63,6 +64,24 @@ def test_key_that_is_refused_and_was_not_replaced_fails_the_task_at_once(luma, m
     with pytest.raises(AirflowFailException, match="API key"):
         modify().execute(context)
     assert luma.accepted == 0
+    assert context["task_state_store"].record is None
+
+
+def test_connection_that_is_another_one_at_each_reading_is_tried_twice(
+    luma, modify, luma_conn, context, connection_reads, monkeypatch
+):
+    luma.configure(api_key=NEXT_KEY)
+    read = LumaHook.get_connection
+
+    def lease_a_key(_, conn_id):
+        connection = read(conn_id)
+        connection.password = f"leased-key-{len(connection_reads)}"
+        return connection
+
+    monkeypatch.setattr(LumaHook, "get_connection", classmethod(lease_a_key))
+    with pytest.raises(AirflowFailException, match="API key"):
+        modify().execute(context)
+    assert len(submissions(luma)) == 2
     assert context["task_state_store"].record is None
 
 
