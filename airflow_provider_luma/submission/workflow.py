@@ -426,9 +426,15 @@ class Submitter:
         Read the connection anew, and check the request with it.
 
         :raises LumaError: the request does not fit any more
+        :raises AirflowException: the records are elsewhere now, and the next try has to decide by those
         """
         client = self.new_client()
         client.check_request(request, expects_callback=not request.callback_url)
+        if client.connection.submission_store != self.client.connection.submission_store:
+            raise AirflowException(
+                f"submission_store of connection {self._conn_id!r} was changed while this try was submitting. Nothing "
+                "was submitted; the next try uses the new one"
+            )
         self.client = client
 
     def _finds_another_connection(self, request: ModifyRequest) -> bool:

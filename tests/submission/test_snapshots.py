@@ -7,11 +7,14 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk.exceptions import TaskDeferred
 
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core import callback_token
 from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
 from tests.support.calls import submissions
 from tests.support.network_fixtures import connection_reads
+from tests.support.task_instance import TaskRun, TaskStateStore
 
 __all__ = ["connection_reads"]
 
@@ -125,3 +128,25 @@ def test_job_is_found_again_when_the_secrets_backend_gives_the_connection_anothe
         luma.jobs[0].request["callBackUrl"], LumaHook().get_luma_connection(), conn_id="luma_default"
     )
     assert LumaHook().get_luma_connection().conn_id == "luma_default"
+
+
+def test_store_that_is_changed_between_two_attempts_ends_the_try(
+    luma, modify, set_connection, short_backoff, monkeypatch, tmp_path
+):
+    """Otherwise the next try would not find the job in the new store, and pay for another."""
+    set_connection(luma.base_url, submission_store=str(tmp_path / "old"))
+    luma.configure(processing_seconds=0, faults=["submit:refuse,code=429,times=1"])
+    task = TaskRun(lambda **changes: modify(deferrable=False, **changes), TaskStateStore())
+    forget = ObjectSubmissionStore.forget
+
+    def change_the_store(self, intent):
+        set_connection(luma.base_url, submission_store=str(tmp_path / "new"))
+        return forget(self, intent)
+
+    monkeypatch.setattr(ObjectSubmissionStore, "forget", change_the_store)
+    with pytest.raises(AirflowException, match="submission_store .* was changed .* Nothing was submitted"):
+        task.run_try()
+    assert luma.accepted == 0
+    for _ in range(2):
+        task.run_try()
+    assert luma.accepted == 1
