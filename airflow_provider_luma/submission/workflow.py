@@ -452,6 +452,14 @@ class Submitter:
             self.client.check_wait_in_triggerer()
         if submission.deferral.first_attempt_at is None:
             submission.video.check_public(self.client)
+        self.check_reserve()
+
+    def check_reserve(self) -> None:
+        """
+        Submit nothing from the credits that the connection reserves.
+
+        :raises LumaInsufficientCreditsError: it would be
+        """
         reserve = self.client.connection.min_credits
         if reserve is None:
             return
@@ -616,6 +624,7 @@ class SubmissionAttempt:
         wanted = self.submission.request
         if not self._is_first:
             self._submitter.renew_client(wanted)
+            self._submitter.check_reserve()
         self._is_first = False
         callback_url = wanted.callback_url or self._submitter.client.callback_url(
             self.intent.reference, self._submitter.task_instance_id

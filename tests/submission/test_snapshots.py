@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core import callback_token
+from airflow_provider_luma.exceptions import LumaInsufficientCreditsError
 from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
@@ -128,6 +129,23 @@ def test_job_is_found_again_when_the_secrets_backend_gives_the_connection_anothe
         luma.jobs[0].request["callBackUrl"], LumaHook().get_luma_connection(), conn_id="luma_default"
     )
     assert LumaHook().get_luma_connection().conn_id == "luma_default"
+
+
+def test_attempt_that_follows_a_refusal_keeps_the_reserve_of_the_connection_as_it_is_then(
+    luma, modify, set_connection, context, short_backoff, monkeypatch
+):
+    luma.configure(faults=["submit:refuse,code=429,times=1"])
+    forget = type(context["task_state_store"]).delete
+
+    def raise_the_reserve(self, key):
+        set_connection(luma.base_url, min_credits=luma.credits + 1)
+        return forget(self, key)
+
+    monkeypatch.setattr(type(context["task_state_store"]), "delete", raise_the_reserve)
+    with pytest.raises(LumaInsufficientCreditsError, match="min_credits"):
+        modify(deferrable=False).execute(context)
+    assert luma.accepted == 0
+    assert context["task_state_store"].record is None
 
 
 def test_store_that_is_changed_between_two_attempts_ends_the_try(
