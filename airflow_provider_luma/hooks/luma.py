@@ -36,7 +36,7 @@ from airflow_provider_luma.core.validation import (
     check_positive,
     check_video_url,
 )
-from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError
+from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError
 from airflow_provider_luma.files.download import Download
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
@@ -309,7 +309,13 @@ class LumaHook(_ConnectionType):
         file = StoredFile.find(str(source), "source")
         if check_video:
             file.check(self.log)
-        return Upload(client, self.log, fail_if_killed).run(file)
+        try:
+            return Upload(client, self.log, fail_if_killed).run(file)
+        except LumaAuthError:
+            current = self.get_checked_client()  # the key may have been replaced during the upload
+            if current.connection == client.connection:
+                raise
+            return Upload(current, self.log, fail_if_killed).run(file)
 
 
 class LumaAsyncHook(_ConnectionType):
