@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
-from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core import callback_token
 from airflow_provider_luma.exceptions import LumaInsufficientCreditsError
 from airflow_provider_luma.files.upload import Upload
