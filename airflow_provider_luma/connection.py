@@ -66,7 +66,7 @@ class LumaConnection:
     :param upload_url: where files are uploaded, without a trailing slash
     :param sign_inputs: seconds for which a signed address of an input video is valid; None to upload the video
     :param min_credits: the credits below which nothing is submitted; None to submit as long as the service accepts
-    :param conn_id: its id in Airflow
+    :param conn_id: the id under which tasks ask for it
     """
 
     base_url: str
@@ -88,14 +88,17 @@ class LumaConnection:
     conn_id: str = ""
 
     @classmethod
-    def of(cls, connection: Connection) -> LumaConnection:
+    def of(cls, connection: Connection, conn_id: str | None = None) -> LumaConnection:
         """
         Read an Airflow connection.
 
+        :param conn_id: the id under which it was asked for, which records and callbacks hold: a secrets backend may
+            return a connection that has another one
         :raises LumaAuthError: it holds no usable API key
         :raises LumaValidationError: its address is unusable, or an option is invalid
         """
-        name = f"connection {connection.conn_id!r}"
+        conn_id = conn_id or connection.conn_id
+        name = f"connection {conn_id!r}"
         extra = _extra(connection, name)
         base_url = _base_url(connection, name)
         return cls(
@@ -117,7 +120,7 @@ class LumaConnection:
             upload_url=_upload_url(extra.get("upload_host"), base_url, name),
             sign_inputs=_sign_inputs(extra.get("sign_inputs"), name),
             min_credits=_optional_number(extra.get("min_credits"), "min_credits", name),
-            conn_id=connection.conn_id,
+            conn_id=conn_id,
         )
 
     @property

@@ -7,6 +7,7 @@ import ast
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ LAYERS = (
 )
 
 #: Import paths of version 1.1.0, from which the package itself imports nothing.
-OLD_PATHS = {"protocol", "protocol_files"}
+OLD_PATHS = {"protocol", "protocol_files", "hooks.luma_async"}
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
 HTTP_LIBRARIES = {"aiohttp", "httpx", "requests", "urllib3"}
@@ -113,7 +114,7 @@ def layered() -> list[str]:
 
 
 def test_every_module_belongs_to_a_layer():
-    assert set(modules()) - set(layered()) == {"__init__", *OLD_PATHS}
+    assert set(modules()) - set(layered()) == {"__init__", *OLD_PATHS} - set(layered())
 
 
 @pytest.mark.parametrize("name", layered())
@@ -205,6 +206,32 @@ def test_only_two_modules_of_the_receiver_import_airflows_database_models():
 
 def test_nothing_imports_from_the_paths_of_an_earlier_version():
     assert [name for name in modules() if own(name) & OLD_PATHS] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "hooks.luma.LumaHook",
+        "hooks.luma_async.LumaAsyncHook",
+        "links.luma.LumaResultLink",
+        "operators.luma.LumaDownloadOperator",
+        "operators.luma.LumaModifyOperator",
+        "operators.luma.LumaUploadOperator",
+        "operators.transfers.LumaDownloadOperator",
+        "operators.transfers.LumaUploadOperator",
+        "operators.video.VideoJoinOperator",
+        "operators.video.VideoSplitOperator",
+        "protocol.LumaTask",
+        "protocol.LumaTaskStatus",
+        "protocol_files.LumaUpload",
+        "sensors.luma.LumaTaskSensor",
+        "task_groups.video.modify_long_video",
+        "triggers.luma.LumaTaskTrigger",
+    ],
+)
+def test_what_version_1_1_0_documents_is_still_there(path):
+    module, _, name = path.rpartition(".")
+    assert hasattr(import_module(f"{NAME}.{module}"), name)
 
 
 def test_nothing_imports_the_simulator():

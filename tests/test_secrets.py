@@ -21,6 +21,8 @@ from airflow_provider_luma.core import backoff, poll_state
 from airflow_provider_luma.hooks.luma import LumaAsyncHook, LumaHook
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
+from airflow_provider_luma.transport.options import Certificates
+from airflow_provider_luma.transport.triggerer import OpenConnection
 from tests.support.task_instance import TaskInstance, TaskStateStore
 
 FAULTS = {
@@ -282,3 +284,15 @@ async def test_api_key_is_in_no_text_of_a_connection(luma, luma_conn, api_key):
         assert api_key not in repr(connection)
         assert api_key not in str(connection)
         assert api_key not in f"{connection}"
+
+
+async def test_password_of_the_proxy_is_in_no_text_of_an_open_connection(luma, set_connection):
+    """In the debug mode of asyncio, the result of a slow task is logged."""
+    set_connection(luma.base_url, proxies={"http": "http://user:hidden-word@proxy.example.com:8080"})
+    connection = await LumaAsyncHook().get_luma_connection()
+    opened = await OpenConnection.open(connection, Certificates.of(connection))
+    try:
+        assert opened.proxy == "http://user:hidden-word@proxy.example.com:8080"
+        assert "hidden-word" not in repr(opened)
+    finally:
+        await opened.session.close()

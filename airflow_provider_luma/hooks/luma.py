@@ -36,7 +36,7 @@ from airflow_provider_luma.core.validation import (
     check_positive,
     check_video_url,
 )
-from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError
+from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError
 from airflow_provider_luma.files.download import Download
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
@@ -110,7 +110,7 @@ class LumaHook(_ConnectionType):
             connection = self.get_connection(self.luma_conn_id)
         except AirflowNotFoundException:
             raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
-        return LumaConnection.of(connection)
+        return LumaConnection.of(connection, self.luma_conn_id)
 
     def get_client(self) -> LumaClient:
         """Return a client bound to the current connection; raise the same errors as :meth:`get_luma_connection`."""
@@ -311,7 +311,13 @@ class LumaHook(_ConnectionType):
         file = StoredFile.find(str(source), "source")
         if check_video:
             file.check(limits, self.log)
-        return Upload(client, self.log, fail_if_killed).run(file)
+        try:
+            return Upload(client, self.log, fail_if_killed).run(file)
+        except LumaAuthError:
+            current = self.get_checked_client()  # the key may have been replaced during the upload
+            if current.connection == client.connection:
+                raise
+            return Upload(current, self.log, fail_if_killed).run(file)
 
 
 class LumaAsyncHook(_ConnectionType):
@@ -354,7 +360,7 @@ class LumaAsyncHook(_ConnectionType):
             connection = await asyncio.shield(get_async_connection(self.luma_conn_id))
         except AirflowNotFoundException:
             raise AirflowNotFoundException(missing_connection(self.luma_conn_id)) from None
-        return LumaConnection.of(connection)
+        return LumaConnection.of(connection, self.luma_conn_id)
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """

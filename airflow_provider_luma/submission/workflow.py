@@ -387,16 +387,17 @@ class Submitter:
 
     # -- submitting -------------------------------------------------------------------------------------------------
 
-    def _submit(self, submission: Submission, intent: SubmissionRecord) -> NextStep:
+    def _submit(self, submission: Submission, intent: SubmissionRecord, *, may_renew: bool = True) -> NextStep:
         attempt = SubmissionAttempt(self, submission, intent)
         try:
             self._check_before_paying(submission)
             attempt.submission = self._publish(submission)
             luma_task_id = attempt() if self.can_defer else retry_submission(attempt, self.timeout, self.log)
         except PERMANENT as error:
-            is_elsewhere = isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
-            if is_elsewhere and self._finds_another_connection(submission.request):
-                return self._submit(replace(submission, deferral=attempt.submission.deferral), intent)
+            may_renew = may_renew and isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
+            if may_renew and self._finds_another_connection(submission.request):
+                again = replace(submission, deferral=attempt.submission.deferral)
+                return self._submit(again, intent, may_renew=False)  # a key that is new at each reading is refused, too
             if attempt.submission.deferral.upload is not None:
                 try_store(self.log, self.store.save_upload, {})  # a Clear of this task needs a new upload
             _fail(error)
@@ -424,9 +425,15 @@ class Submitter:
         Read the connection again, and check the request against it.
 
         :raises LumaError: the request no longer passes
+        :raises AirflowException: the records are elsewhere now, and the next try must decide by those
         """
         client = self.new_client()
         client.check_request(request, expects_callback=not request.callback_url)
+        if client.connection.submission_store != self.client.connection.submission_store:
+            raise AirflowException(
+                f"submission_store of connection {self._conn_id!r} was changed while this try was submitting. Nothing "
+                "was submitted; the next try uses the new one"
+            )
         self.client = client
 
     def _finds_another_connection(self, request: ModifyRequest) -> bool:
@@ -444,6 +451,14 @@ class Submitter:
             self.client.check_wait_in_triggerer()
         if submission.deferral.first_attempt_at is None:
             submission.video.check_public(self.client)
+        self.check_reserve()
+
+    def check_reserve(self) -> None:
+        """
+        Submit nothing from the credits that the connection reserves.
+
+        :raises LumaInsufficientCreditsError: it would be
+        """
         reserve = self.client.connection.min_credits
         if reserve is None:
             return
@@ -608,6 +623,7 @@ class SubmissionAttempt:
         wanted = self.submission.request
         if not self._is_first:
             self._submitter.renew_client(wanted)
+            self._submitter.check_reserve()
         self._is_first = False
         callback_url = wanted.callback_url or self._submitter.client.callback_url(
             self.intent.reference, self._submitter.task_instance_id

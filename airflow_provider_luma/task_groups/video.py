@@ -140,7 +140,9 @@ def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) 
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
     if isinstance(prompt, Sequence):
         prompt = [_included(one) for one in prompt]
-    pairs = _pairs(split.output, prompt).map(_as_literals)  # type: ignore[arg-type]
+    defaults = {"luma_conn_id": "luma_default", **split.dag.default_args, **split.task_group.default_args}  # type: ignore[union-attr]
+    luma_conn_id = {**defaults, **parameters}["luma_conn_id"]
+    pairs = _pairs(split.output, prompt, luma_conn_id=luma_conn_id).map(_as_literals)  # type: ignore[arg-type]
     return LumaModifyOperator.partial(task_id="modify", **parameters).expand_kwargs(pairs)
 
 
@@ -151,9 +153,10 @@ def _included(prompt: Any) -> Any:
 
 
 @task(task_id="prompts", trigger_rule=_RULE)
-def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]:
+def _pairs(clips: Sequence[str], prompts: Sequence[str], luma_conn_id: str) -> list[dict[str, str]]:
     """Give each clip its prompt, with the templates in the DAG author's own prompts rendered."""
-    from airflow_provider_luma.core.validation import check_prompt
+    from airflow_provider_luma.core.job import ModifyRequest
+    from airflow_provider_luma.hooks.luma import LumaHook
 
     # A text, or a dict, of as many characters, or keys, as there are clips would be paid for.
     if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
@@ -163,9 +166,11 @@ def _pairs(clips: Sequence[str], prompts: Sequence[str]) -> list[dict[str, str]]
         raise LumaValidationError(
             None, f"prompt holds {len(prompts)} prompts, and the film makes {len(clips)} clips: give one for each clip"
         )
-    for prompt in prompts:
-        check_prompt(prompt)
-    return [{"video_url": clip, "prompt": prompt} for clip, prompt in zip(clips, prompts, strict=True)]
+    pairs = [{"video_url": clip, "prompt": prompt} for clip, prompt in zip(clips, prompts, strict=True)]
+    client = LumaHook(luma_conn_id).get_client()
+    for pair in pairs:
+        client.check_request(ModifyRequest(**pair))
+    return pairs
 
 
 @task(task_id="clean_up", trigger_rule=_RULE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -39,7 +39,7 @@ class OpenConnection:
     connection: LumaConnection
     certificates: Certificates
     session: aiohttp.ClientSession
-    proxy: str | None
+    proxy: str | None = field(repr=False)  # it may hold a password
 
     @classmethod
     async def open(cls, connection: LumaConnection, certificates: Certificates) -> OpenConnection:

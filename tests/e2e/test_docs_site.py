@@ -116,7 +116,8 @@ def test_every_public_name_has_its_place_in_the_api(pages: dict[Path, Page], sit
         hooks.luma.LumaHook.get_task hooks.luma.LumaHook.get_credits hooks.luma.LumaHook.wait_for_completion
         hooks.luma.LumaHook.get_download_url hooks.luma.LumaHook.download hooks.luma.LumaHook.upload
         hooks.luma.LumaHook.test_connection hooks.luma.LumaAsyncHook.get_task core.job.LumaTask
-        core.job.LumaTaskStatus core.job.LumaUpload exceptions.LumaError exceptions.LumaSubmissionUnknownError simulator.Simulator
+        core.job.LumaTaskStatus core.job.LumaUpload exceptions.LumaError exceptions.LumaSubmissionUnknownError
+        simulator.Simulator
     """.split():
         assert f"airflow_provider_luma.{name}" in ids
 

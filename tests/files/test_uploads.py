@@ -178,6 +178,20 @@ class TestAnswers:
             hook.upload(str(file))
         assert len(uploads.uploads) == 1
 
+    def test_key_that_is_replaced_between_two_attempts_is_used(
+        self, luma, hook, uploads, file, set_connection, short_backoff, monkeypatch
+    ):
+        uploads.answers = [(503, {"code": 503, "msg": "busy"}), (401, {"code": 401, "msg": "revoked"}), accepted()]
+        log_retry = Upload._log_retry
+
+        def replace_the_key(upload, state):
+            set_connection(luma.base_url, key="the-next-api-key", upload_host=uploads.url)
+            log_retry(upload, state)
+
+        monkeypatch.setattr(Upload, "_log_retry", replace_the_key)
+        assert hook.upload(str(file)).url == URL
+        assert uploads.uploads[-1].headers["authorization"] == "Bearer the-next-api-key"
+
     def test_redirect_is_not_followed(self, hook, uploads, file):
         uploads.answers = [(307, {})]
         with pytest.raises(LumaUnavailableError, match="HTTP 307"):

@@ -126,23 +126,54 @@ def test_invalid_parameter_is_refused_when_the_dag_is_parsed(changes, names):
         modify_long_video(**{"prompt": "make it snow", **FILM, **changes})
 
 
-def test_prompts_that_are_not_one_for_each_clip_are_refused_before_anything_is_paid():
+CLIPS = ["/data/a.mp4", "/data/b.mp4"]
+
+
+def test_prompts_that_are_not_one_for_each_clip_are_refused_before_anything_is_paid(luma_conn):
     pair = _pairs.function
-    assert pair(["a.mp4", "b.mp4"], ["x", "y"]) == [
-        {"video_url": "a.mp4", "prompt": "x"},
-        {"video_url": "b.mp4", "prompt": "y"},
+    assert pair(CLIPS, ["x", "y"], luma_conn) == [
+        {"video_url": "/data/a.mp4", "prompt": "x"},
+        {"video_url": "/data/b.mp4", "prompt": "y"},
     ]
     with pytest.raises(LumaValidationError, match="prompt holds 1 prompts, and the film makes 2 clips"):
-        pair(["a.mp4", "b.mp4"], ["x"])
+        pair(CLIPS, ["x"], luma_conn)
 
 
 @pytest.mark.parametrize(
     "prompts",
     ["ab", {"a": "make it snow", "b": "x"}, None, 5, ["make it snow", ""], ["make it snow", None], ["x", ["y"]]],
 )
-def test_prompts_that_luma_would_not_take_are_refused_before_anything_is_paid(prompts):
+def test_prompts_that_luma_would_not_take_are_refused_before_anything_is_paid(luma_conn, prompts):
     with pytest.raises(LumaValidationError, match="prompt"):
-        _pairs.function(["a.mp4", "b.mp4"], prompts)
+        _pairs.function(CLIPS, prompts, luma_conn)
+
+
+def test_prompt_that_the_connections_service_would_not_take_is_refused_before_anything_is_paid(luma_conn):
+    with pytest.raises(LumaValidationError, match="English only"):
+        _pairs.function(CLIPS, ["make it snow", "пусть идёт снег"], luma_conn)
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ({}, "luma_default"),
+        ({"dag": "of_the_dag"}, "of_the_dag"),
+        ({"dag": "of_the_dag", "around": "of_the_group"}, "of_the_group"),
+        ({"dag": "of_the_dag", "call_defaults": "of_the_call"}, "of_the_call"),
+        ({"dag": "of_the_dag", "call": "mine"}, "mine"),
+    ],
+)
+def test_prompts_are_checked_with_the_connection_of_the_task_that_submits(places, expected):
+    def default_args(place: str) -> dict[str, Any]:
+        return {"default_args": {"luma_conn_id": places[place]}} if place in places else {}
+
+    with DAG("x", schedule=None, **default_args("dag")) as dag, TaskGroup("around", **default_args("around")):
+        modify_long_video(
+            prompt=["make it snow"], luma_conn_id=places.get("call"), **default_args("call_defaults"), **FILM
+        )
+    assert dag.get_task("around.film.prompts").op_kwargs["luma_conn_id"] == expected
+    pair = {"video_url": CLIPS[0], "prompt": "make it snow"}
+    assert dag.get_task("around.film.modify").unmap(pair).luma_conn_id == expected
 
 
 def test_films_of_the_same_name_in_two_groups_have_folders_of_their_own():
@@ -157,7 +188,7 @@ class TestPromptOfAnotherTask:
     """It may come from anywhere, and a template can read passwords and files: it is data."""
 
     @pytest.fixture
-    def modify(self, tmp_path: Path) -> Any:
+    def modify(self, tmp_path: Path, luma_conn: str) -> Any:
         """Render, as Airflow does when it runs, the task that modifies the clip with a prompt."""
         (tmp_path / "notes.txt").write_text("the content of a file")
 
@@ -170,7 +201,7 @@ class TestPromptOfAnotherTask:
             pairs = dag.get_task("film.prompts")
             context["ti"] = SimpleNamespace(task=pairs, map_index=0, xcom_pull=lambda task_ids, **_: [prompt])
             prompts = [pairs.render_template(one, context) for one in pairs.op_args][1]
-            made = _pairs.function(["s3://b/{{ word }}.mp4"], prompts)
+            made = _pairs.function(["s3://b/{{ word }}.mp4"], prompts, luma_conn)
             modify = dag.get_task("film.modify")
             context["ti"] = SimpleNamespace(task=modify, map_index=0, xcom_pull=lambda task_ids, **_: made)
             modify.render_template_fields(context)
