@@ -42,7 +42,7 @@ class LumaTaskTrigger(_LumaTrigger):
     Fire when a Luma job has ended, or when waiting any longer cannot help.
 
     The event is ``{"task": ..., "request": ...}``, with the finished job from :meth:`.LumaTask.as_dict` and its request
-    from :meth:`.LumaTask.request`; or ``{"error": ...}`` from :meth:`.LumaError.as_dict`. If a callback comes first,
+    from ``LumaTask.request()``; or ``{"error": ...}`` from :meth:`.LumaError.as_dict`. If a callback comes first,
     its receiver resumes the task with ``{"callback": ...}``. The trigger can be stopped at any time and restarted, even
     on another triggerer, because its arguments are its only state.
 
