@@ -47,8 +47,8 @@ class Held(LumaModifyOperator):
         if self.checks == 2:  # the intent is recorded, and the connection to Luma is open
             self._hold(self.context, "before_sending")
 
-    def open_store(self, context: Any) -> Any:
-        store = super().open_store(context)
+    def open_store(self, context: Any, *connection: Any) -> Any:
+        store = super().open_store(context, *connection)
         if self.hold_at == "intent_lost":
             lose_answers(store, context["ti"].try_number)
         return store
