@@ -15,6 +15,12 @@ _INTEGRATION = "Luma"
 
 #: Fields of the connection's extra in the form of the UI.
 _CONNECTION_FIELDS = {
+    "service": {
+        "label": "Service",
+        "description": "kie (kie.ai's Luma API) or luma (Luma's own API). Leave empty to go by the host; without one, "
+        "it is kie.",
+        "schema": {"type": ["string", "null"], "enum": ["kie", "luma", None]},
+    },
     "callback_base_url": {
         "label": "Callback base URL",
         "description": "Public address of Airflow, e.g. https://airflow.example.com, for Luma to call "

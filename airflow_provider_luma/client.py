@@ -89,6 +89,7 @@ class LumaClient:
         """
         check_options(self.connection)
         self.connection.service.check(request, is_public=self.connection.is_public)
+        expects_callback = expects_callback and self.connection.service.has_callbacks
         if expects_callback and (problem := self.connection.callback_problem):
             raise LumaValidationError(None, f"connection {self.connection.conn_id!r}: {problem}")
 
@@ -107,15 +108,18 @@ class LumaClient:
         :param reference: a name for the submission that nobody can guess
         :param task_instance_id: the try that submits; it makes callbacks cheaper to handle
         """
+        if not self.connection.service.has_callbacks:
+            return None
         url = callback_token.callback_url(self.connection, self.connection.conn_id, reference, task_instance_id)
         if url is not None:
             mask_secret(callback_token.token_of(url))
         return url
 
-    def submit(self, request: ModifyRequest, *, before_send: Callable[[], None] = lambda: None) -> str:
+    def submit(self, request: ModifyRequest, reference: str, *, before_send: Callable[[], None] = lambda: None) -> str:
         """
         Submit a job in a single attempt. It costs credits, and cannot be cancelled.
 
+        :param reference: our own name for the submission
         :param before_send: called on the open connection, just before anything is sent; if it raises, the attempt ends
         :returns: the job's id at Luma
         :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
@@ -128,20 +132,27 @@ class LumaClient:
             before_send()
             is_sent = True
 
+        service, sent_at = self.connection.service, time.time()
         try:
-            submission = self.connection.service.submission(request)
+            submission = service.submission(request, reference)
             response = workers.send(self.connection, submission, may_repeat=False, before_send=on_connected)
         except Exception as error:
             # The exception type does not show whether the request was sent.
             reason, address = workers.reason_of(error, self.connection), self.connection.base_url
             if is_sent:
                 told = f"the submission was sent to {address}, but no answer came: {reason}"
-                raise LumaSubmissionUnknownError(None, f"{told}. It may have been accepted") from None
+                unknown = LumaSubmissionUnknownError(None, f"{told}. It may have been accepted")
+                unknown.remedy = service.unknown_outcome_remedy(reference, sent_at)
+                raise unknown from None
             # A malformed address, such as a misspelt host, raises a ValueError.
             if isinstance(error, LumaError) or not isinstance(error, (OSError, ValueError)):
                 raise
             raise LumaUnavailableError(None, f"{address} could not be reached: {reason}") from None
-        return self.connection.service.read_submission(response)
+        try:
+            return service.read_submission(response)
+        except LumaSubmissionUnknownError as error:
+            error.remedy = service.unknown_outcome_remedy(reference, sent_at)
+            raise
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -165,21 +176,25 @@ class LumaClient:
         return self._read(service.balance(), service.read_balance)
 
     def credits_left(self) -> float | None:
-        """Return the account's remaining credits, or None if they cannot be read quickly; never raises."""
+        """Return the account's remaining credits, or None if they cannot be read (quickly); never raises."""
+        if not self.connection.service.has_balance:
+            return None
         try:
             return workers.within(QUICK_DEADLINE, self.quick().get_credits)
         except Exception as error:  # a job was paid for, and must not be lost over this
             self.log.debug("The remaining credits could not be had: %s", error)
             return None
 
-    def get_download_url(self, result_url: str) -> str:
+    def get_download_url(self, result_url: str, luma_task_id: str | None = None) -> str:
         """
         Return a temporary download address of a result, without retrying.
 
+        :param luma_task_id: the result's job, if known
         :raises LumaError: the service refused, e.g. because the file is not one of its own, or did not respond
         """
         service = self.connection.service
-        return self._read(service.renewal(result_url), service.read_renewal)
+        read = partial(service.read_renewal, result_url=result_url, luma_task_id=luma_task_id)
+        return self._read(service.renewal(result_url, luma_task_id), read)
 
     def check_liveness(self) -> None:
         """
@@ -200,6 +215,7 @@ class LumaClient:
         """Check the status of a job once, and log any progress."""
         result: LumaTask | Exception
         try:
+            _check_service(self.connection, state)
             result = self.get_status(state.luma_task_id)
         except POLL_ERRORS as error:
             result = error
@@ -262,6 +278,16 @@ def retry_submission(attempt: Callable[[], str], timeout: float, log: Logger) ->
 def retry_read(read: Callable[[], T]) -> T:
     """Call a function that only reads, and retry it for at most a minute while it fails with a transient error."""
     return tenacity.Retrying(**backoff.retry_options(backoff.READ_RETRY_TIMEOUT))(read)
+
+
+def _check_service(connection: LumaConnection, state: PollState) -> None:
+    """
+    Ask the connection's service for no job of another one.
+
+    :raises LumaUnavailableError: the connection leads elsewhere now; it may lead to the job's service again
+    """
+    if problem := connection.service_problem(state.service):
+        raise LumaUnavailableError(None, problem)
 
 
 def _unanswered(connection: LumaConnection, reason: str) -> LumaUnavailableError:
@@ -332,6 +358,7 @@ def check_job(
     *,
     retry_timeout: float = 0.0,
     sends_metrics: bool = True,
+    service: str | None = None,
 ) -> LumaTask:
     """
     Check the status of a job; check again for some seconds if its id is unknown or its result is missing.
@@ -339,13 +366,14 @@ def check_job(
     :param poll: checks the status once
     :param retry_timeout: seconds for which transient errors are waited out; 0 to raise the first
     :param sends_metrics: whether to record a job that has ended in Airflow's metrics: False if it already was
+    :param service: the name of the job's service; None if it is that of the connection
     :returns: the job, which is running, or has succeeded and lists a video
     :raises LumaGenerationError: the job failed
     :raises LumaNotFoundError: the service does not know the id
     :raises LumaRateLimitError, LumaUnavailableError: the status could not be checked
     :raises LumaError: any other refusal
     """
-    state = PollState(luma_task_id, poll_interval=backoff.READ_RETRY_TIMEOUT)
+    state = PollState(luma_task_id, poll_interval=backoff.READ_RETRY_TIMEOUT, service=service)
     give_up_at = time.monotonic() + retry_timeout
     while True:
         outcome = poll(state)
@@ -418,6 +446,7 @@ class LumaAsyncClient:
         except Exception as error:
             return self.on_unreadable(state, error)
         try:
+            _check_service(opened.connection, state)
             result = await self._get_status(state.luma_task_id, opened)
         except (LumaAuthError, LumaNotFoundError) as error:
             # The key, or the whole account, may have been replaced during the wait.

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.core.validation import check_positive
 from airflow_provider_luma.exceptions import LumaAuthError, LumaValidationError
-from airflow_provider_luma.services import kie
+from airflow_provider_luma.services import SERVICES, kie
 from airflow_provider_luma.services.base import Service
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 #: Seconds until a call times out, unless the connection's extra says otherwise.
 DEFAULT_TIMEOUT = 30.0
-
-#: Status checks per second, unless the connection's extra says otherwise: the limit per key of a sibling endpoint.
-DEFAULT_REQUESTS_PER_SECOND = 10.0
 
 #: Seconds for which a signed input address is valid, unless the connection's extra says otherwise: the service may not
 #: fetch the video until the job starts.
@@ -67,6 +64,7 @@ class LumaConnection:
     :param sign_inputs: seconds for which a signed address of an input video is valid; None to upload the video
     :param min_credits: the credits below which nothing is submitted; None to submit as long as the service accepts
     :param conn_id: the id under which tasks ask for it
+    :param service_name: the service that it leads to: ``kie`` or ``luma``
     """
 
     base_url: str
@@ -79,13 +77,14 @@ class LumaConnection:
     allow_redirects: bool = False
     max_redirects: int = 10
     callback_base_url: str | None = None
-    requests_per_second: float = DEFAULT_REQUESTS_PER_SECOND
+    requests_per_second: float = kie.requests_per_second
     webhook_secret: str | None = field(default=None, repr=False)
     submission_store: str | None = None
     upload_url: str = kie.upload_host
     sign_inputs: float | None = None
     min_credits: float | None = None
     conn_id: str = ""
+    service_name: str = kie.name
 
     @classmethod
     def of(cls, connection: Connection, conn_id: str | None = None) -> LumaConnection:
@@ -100,7 +99,8 @@ class LumaConnection:
         conn_id = conn_id or connection.conn_id
         name = f"connection {conn_id!r}"
         extra = _extra(connection, name)
-        base_url = _base_url(connection, name)
+        service = _service(extra.get("service"), connection, name)
+        base_url = _base_url(connection, service, name)
         return cls(
             base_url=base_url,
             api_key=_api_key(connection, name),
@@ -113,20 +113,34 @@ class LumaConnection:
             max_redirects=_max_redirects(extra.get("max_redirects", 10), name),
             callback_base_url=_callback_base_url(extra.get("callback_base_url"), name),
             requests_per_second=_number(
-                extra.get("requests_per_second", DEFAULT_REQUESTS_PER_SECOND), "requests_per_second", name
+                extra.get("requests_per_second", service.requests_per_second), "requests_per_second", name
             ),
             webhook_secret=_webhook_secret(extra.get("webhook_secret"), name),
             submission_store=_submission_store(extra.get("submission_store"), name),
-            upload_url=_upload_url(extra.get("upload_host"), base_url, name),
+            upload_url=_upload_url(extra.get("upload_host"), base_url, service, name),
             sign_inputs=_sign_inputs(extra.get("sign_inputs"), name),
-            min_credits=_optional_number(extra.get("min_credits"), "min_credits", name),
+            min_credits=_min_credits(extra.get("min_credits"), service, name),
             conn_id=conn_id,
+            service_name=service.name,
         )
 
     @property
     def service(self) -> Service:
         """The service that the connection leads to."""
-        return kie
+        return SERVICES[self.service_name]
+
+    def service_problem(self, service_name: str | None) -> str | None:
+        """
+        Return what to tell a user whose job is of another service than the connection is now.
+
+        :param service_name: the job's service; None if it is that of the connection, whichever that is
+        """
+        if service_name in (None, self.service_name):
+            return None
+        return (
+            f"connection {self.conn_id!r} leads to the service {self.service_name!r} now, and the job is of "
+            f"{service_name!r}: let the connection lead there again, or use another one for new jobs"
+        )
 
     @property
     def is_public(self) -> bool:
@@ -177,13 +191,33 @@ def _extra(connection: Connection, name: str) -> dict[str, Any]:
     return {option: value for option, value in extra.items() if value not in (None, "")}
 
 
-def _base_url(connection: Connection, name: str) -> str:
-    host = (connection.host or "").strip() or kie.host
+def _service(value: object, connection: Connection, name: str) -> Service:
+    """Return the service that the extra names, or else the one whose host the connection has."""
+    if value is None:
+        host = (connection.host or "").strip().lower()
+        return next((one for one in SERVICES.values() if _host_of(one.host) in re.split("[/:@]", host)), kie)
+    service = SERVICES.get(value.strip().lower()) if isinstance(value, str) else None
+    if service is None:
+        raise LumaValidationError(
+            None, f"{name}: service in its extra is {value!r}: give one of {', '.join(SERVICES)}, or leave it empty"
+        )
+    return service
+
+
+def _host_of(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def _base_url(connection: Connection, service: Service, name: str) -> str:
+    host = (connection.host or "").strip() or service.host
     if host.count(":") > 1 and "://" not in host and not host.startswith("["):
         host = f"[{host}]"  # an IPv6 address
-    url = host if "://" in host else f"{connection.schema or 'https'}://{host}"
+    scheme, path = connection.schema or "https", service.base_path
+    if f"/{scheme}" == path:
+        scheme = "https"  # Airflow reads the path of a URI as the schema
+    url = host if "://" in host else f"{scheme}://{host}"
     # The host is not quoted: somebody may have entered the key there.
-    what_it_is = f"{name}: its host must be a name, or an http(s) address such as {kie.host}"
+    what_it_is = f"{name}: its host must be a name, or an http(s) address such as {service.host}"
     try:
         parts = urlsplit(url)
         hostname, port = parts.hostname, parts.port
@@ -194,7 +228,7 @@ def _base_url(connection: Connection, name: str) -> str:
         raise LumaValidationError(None, f"{what_it_is}, without a user, a query, or blanks")
     if connection.port and port is None:
         parts = parts._replace(netloc=f"{parts.netloc}:{connection.port}")
-    return parts.geturl().rstrip("/")
+    return parts.geturl().rstrip("/").removesuffix(path).rstrip("/")
 
 
 def _callback_base_url(value: object, name: str) -> str | None:
@@ -229,15 +263,15 @@ def _submission_store(value: object, name: str) -> str | None:
     return folder or None
 
 
-def _upload_url(value: object, base_url: str, name: str) -> str:
+def _upload_url(value: object, base_url: str, service: Service, name: str) -> str:
     if value is None:
-        return kie.upload_host if base_url == kie.host else base_url
+        return service.upload_host if base_url == service.host else base_url
     url = value.strip().rstrip("/") if isinstance(value, str) else ""
     url = url if "://" in url else f"https://{url}"
     if not _is_http_address(url) or re.search(r"[?#@\s\\]", url):
         raise LumaValidationError(
             None,
-            f"{name}: upload_host in its extra must be an http(s) address such as {kie.upload_host}",
+            f"{name}: upload_host in its extra must be an http(s) address such as {service.upload_host}",
         )
     return url
 
@@ -257,8 +291,15 @@ def _sign_inputs(value: object, name: str) -> float | None:
     return seconds
 
 
-def _optional_number(value: object, option: str, name: str) -> float | None:
-    return None if value in (None, 0, "0") else _number(value, option, name)
+def _min_credits(value: object, service: Service, name: str) -> float | None:
+    if value in (None, 0, "0"):
+        return None
+    if not service.has_balance:
+        raise LumaValidationError(
+            None,
+            f"{name}: min_credits in its extra has no effect, as the service {service.name!r} tells no balance: remove it",
+        )
+    return _number(value, "min_credits", name)
 
 
 def _api_key(connection: Connection, name: str) -> str:

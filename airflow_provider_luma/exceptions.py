@@ -114,6 +114,10 @@ class LumaGenerationError(LumaError):
     remedy = "Change the prompt or the clip, then clear the task: that submits a new, separately billed job"
 
 
+class LumaRequestFailedError(LumaGenerationError):
+    """A job that failed because of its prompt or clip, which would fail again. A retry cannot help."""
+
+
 class LumaResultMissingError(LumaError):
     """The job has succeeded, but Luma lists no video. It is paid for; a later status check may find the video."""
 

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
+from airflow_provider_luma.core.job import DEFAULT_SERVICE
+
 #: Seconds for which Luma keeps the record of a job: two months (https://docs.kie.ai). We keep ours as long.
 RECORDS_KEPT = 62 * 86_400.0
 
@@ -55,6 +57,8 @@ class SubmissionRecord:
     :param clear_number: how often the DAG run had been cleared when the record was written; None before version 1.2.0
     :param replaced: for an intent, the record of the job that it replaced, which applies again if the submission is
         refused
+    :param service: the name of the service that it was submitted to
+    :param luma_conn_id: the connection over which it was submitted; None before version 2.0.0
     """
 
     reference: str
@@ -68,6 +72,8 @@ class SubmissionRecord:
     reported: bool = False
     clear_number: int | None = None
     replaced: SubmissionRecord | None = None
+    service: str = DEFAULT_SERVICE
+    luma_conn_id: str | None = None
 
     @classmethod
     def load(cls, stored: Any) -> SubmissionRecord | None:
@@ -110,7 +116,7 @@ class JobStatus(Enum):
     RESULT_MISSING = "succeeded, but lists no video"
     FAILED = "failed"
     FORGOTTEN = "no longer known, after more than two months"
-    NOT_FOUND = "not known, although it keeps records for two months"
+    NOT_FOUND = "not known, although it may exist"
     UNAVAILABLE = "cannot be asked"
 
 
@@ -146,6 +152,7 @@ class Step(Enum):
     RAISE_FAILURE = "fail as the recorded job did"
     NOT_FOUND = "fail"
     ASK_LATER = "fail; the next try asks again"
+    REFUSE = "fail without further retries; ask and submit nothing"
 
 
 #: Matches every value of a column in a row of the table.
@@ -180,7 +187,11 @@ class Intent(NamedTuple):
     resubmit: Resubmit | None = ANY
 
 
-Situation = NoRecord | Job | JobOfAnotherRequest | Intent
+class JobOfAnotherService(NamedTuple):
+    """The connection leads to another service than the one that the record names, with or without an id."""
+
+
+Situation = NoRecord | Job | JobOfAnotherRequest | Intent | JobOfAnotherService
 
 
 class Row(NamedTuple):
@@ -226,8 +237,7 @@ TABLE = (
     Row(Job(ANY, JobStatus.FORGOTTEN), Step.SUBMIT,
         "Luma no longer knows Luma task {id}, submitted by try {number} over two months ago; submitting a new job"),
     Row(Job(ANY, JobStatus.NOT_FOUND), Step.NOT_FOUND,
-        "Luma does not know Luma task {id}, submitted by try {number}, although it keeps records for two months; "
-        "nothing is submitted"),
+        "Luma does not know Luma task {id}, submitted by try {number}, although it may exist; nothing is submitted"),
 
     # A Clear asks for a new video only if the one already paid for was seen. Only Luma knows whether there is one.
     Row(Job(Try.CLEARED, JobStatus.RUNNING), Step.WAIT,
@@ -284,6 +294,11 @@ TABLE = (
         "A job may have been accepted; submitting again, as resubmit_on_unknown is on"),
     Row(Intent(Try.CLEARED, Seen.YES), Step.SUBMIT,
         "Task cleared after it was reported that try {number} may have submitted a job; submitting"),
+
+    # Neither service can say anything about the other's jobs, and a switch may be a mistake.
+    Row(JobOfAnotherService(), Step.REFUSE,
+        "Try {number} submitted to the service {service!r}, and connection {connection!r} leads to {current!r} now; "
+        "nothing is asked or submitted. Let the connection lead there again, or use another one for a new job"),
 )  # fmt: skip
 
 
@@ -307,6 +322,20 @@ def is_for_replaced(record: SubmissionRecord, fingerprint: str) -> bool:
 def must_ask(record: SubmissionRecord | None, fingerprint: str) -> bool:
     """Return whether the decision depends on the status of the recorded job at Luma."""
     return record is not None and record.luma_task_id is not None and record.fingerprint == fingerprint
+
+
+def refusal_of_service(record: SubmissionRecord | None, *, service: str, luma_conn_id: str) -> Decision | None:
+    """
+    Return the decision if the connection leads to another service than the record names.
+
+    :param service: the service that the connection leads to
+    :param luma_conn_id: the connection; with another one than the record's, it is a new request
+    """
+    if record is None or record.service == service or record.luma_conn_id not in (None, luma_conn_id):
+        return None
+    row = next(row for row in TABLE if row.covers(JobOfAnotherService()))
+    names = {"service": record.service, "connection": luma_conn_id, "current": service}
+    return Decision(row.step, row.reason.format(number=record.try_number, **names))
 
 
 def decide(

@@ -38,6 +38,7 @@ class DeferralState(NamedTuple):
     :param first_attempt_at: when the task first tried to submit
     :param outage_since: when Luma became unavailable for the submission
     :param upload: the stored details of the input video's upload
+    :param service: the name of the job's service; None if it is the default
     :param luma_conn_id: the task's connection; None if an earlier version, without this field, deferred the task
     :param parameters: the rendered return value of the ``@task.luma_modify`` function
     """
@@ -53,6 +54,7 @@ class DeferralState(NamedTuple):
     luma_conn_id: str | None = None
     parameters: dict[str, Any] | None = None
     created_at: float | None = None
+    service: str | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
         """Return the set fields as JSON values. Airflow stores them in plain text, as :meth:`is_resumed_by` needs."""

@@ -14,10 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from airflow_provider_luma.core.redaction import without_signatures
-from airflow_provider_luma.exceptions import LumaGenerationError
+from airflow_provider_luma.exceptions import LumaGenerationError, LumaRequestFailedError
+
+#: The service of whatever names none: jobs, records and deferrals from before version 2.0.0.
+DEFAULT_SERVICE = "kie"
 
 
 class LumaTaskStatus(IntEnum):
@@ -36,10 +40,13 @@ class LumaTaskStatus(IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> LumaTaskStatus | None:
-        if not isinstance(value, int):
-            return None
+        return cls.undocumented(str(value), value) if isinstance(value, int) else None
+
+    @classmethod
+    def undocumented(cls, name: str, value: int = -1) -> LumaTaskStatus:
+        """Return the status of a job in a state that the service's documentation does not list."""
         undocumented = int.__new__(cls, value)
-        undocumented._name_ = f"UNDOCUMENTED_{value}"
+        undocumented._name_ = f"UNDOCUMENTED_{name}"
         undocumented._value_ = value
         return undocumented
 
@@ -56,15 +63,18 @@ class LumaTask:
 
     :param luma_task_id: the job's id at Luma
     :param status: its current status
-    :param result_urls: the modified videos, once available; the service keeps them for 14 days
+    :param result_urls: the modified videos, once available; they expire after the service's ``results_kept``
     :param origin_urls: the videos as output by the model, if the service provides them
     :param created_at: when Luma accepted the job (UTC)
-    :param completed_at: when it ended (UTC), or None while it runs
+    :param completed_at: when it ended (UTC), or None while it runs; the first status check that saw the end, if the
+        service does not say
     :param error_code: Luma's code for a failed job
     :param error_message: Luma's error message for a failed job
     :param prompt: the prompt, as recorded by the service
     :param video_url: the input video, as recorded by the service
     :param callback_url: the address that the service calls when the job ends
+    :param service: the name of the service that made it
+    :param is_request_at_fault: whether a failed job's request would fail again
     """
 
     luma_task_id: str
@@ -78,6 +88,8 @@ class LumaTask:
     prompt: str | None = None
     video_url: str | None = None
     callback_url: str | None = field(default=None, repr=False)  # it may hold a token
+    service: str = DEFAULT_SERVICE
+    is_request_at_fault: bool = False
 
     @property
     def is_finished(self) -> bool:
@@ -93,10 +105,11 @@ class LumaTask:
         """
         Return what operators and sensors pass to downstream tasks: JSON values, times in ISO 8601 UTC.
 
-        Every job with a video has the status SUCCESS here, so that a pipeline needs only one comparison.
+        Every job with a video has the status SUCCESS here, so that a pipeline needs only one comparison. The service is
+        named unless it is the default.
         """
         status = LumaTaskStatus.SUCCESS if self.is_successful else self.status
-        return {
+        result = {
             "luma_task_id": self.luma_task_id,
             "status": status.name,
             "result_urls": list(self.result_urls),
@@ -104,6 +117,7 @@ class LumaTask:
             "created_at": self.created_at and self.created_at.isoformat(),
             "completed_at": self.completed_at and self.completed_at.isoformat(),
         }
+        return result if self.service == DEFAULT_SERVICE else {**result, "service": self.service}
 
     def _is_input(self, url: str) -> bool:
         """Return whether an address is that of the input, which may be signed."""
@@ -116,7 +130,8 @@ class LumaTask:
     def failure(self) -> LumaGenerationError:
         """Return the error to raise for a failed job, with Luma's code and message."""
         words = self.error_message or "the service gave no reason"
-        return LumaGenerationError(self.error_code, f"{self.status.name}: {words}", luma_task_id=self.luma_task_id)
+        kind = LumaRequestFailedError if self.is_request_at_fault else LumaGenerationError
+        return kind(self.error_code, f"{self.status.name}: {words}", luma_task_id=self.luma_task_id)
 
 
 class Request(NamedTuple):
@@ -125,13 +140,15 @@ class Request(NamedTuple):
 
     :param path: the path below the service's address
     :param form: form fields; a file is added to them, and the request goes to the upload host
+    :param headers: headers to add
     """
 
     method: str
     path: str
     query: Mapping[str, str] | None = None
-    json: Mapping[str, str] | None = None
+    json: Mapping[str, Any] | None = None
     form: Mapping[str, str] | None = None
+    headers: Mapping[str, str] | None = None
 
 
 class Response(NamedTuple):
@@ -140,12 +157,14 @@ class Response(NamedTuple):
 
     :param retry_after: seconds that the service asked to wait before the next call, if any
     :param location: the redirect target, if any
+    :param headers: the headers whose names begin with ``X-``, in lower case
     """
 
     http_status: int
     body: bytes
     retry_after: float | None = None
     location: str | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -158,17 +177,21 @@ class ModifyRequest:
         storage, which gets a public address before the submission
     :param watermark: text to put into the video, if any
     :param callback_url: public address that the service calls when the job ends, if any
+    :param options: further fields of the service's own request, if any
     """
 
     prompt: str
     video_url: str
     watermark: str | None = None
     callback_url: str | None = field(default=None, repr=False)  # it may hold a token
+    options: Mapping[str, Any] | None = None
 
     def fingerprint(self, luma_conn_id: str) -> str:
         """Return a hash of what distinguishes one job from another: everything but the callback address."""
-        identity = json.dumps([self.prompt, self.video_url, self.watermark or None, luma_conn_id])
-        return hashlib.sha256(identity.encode()).hexdigest()
+        identity: list[Any] = [self.prompt, self.video_url, self.watermark or None, luma_conn_id]
+        if self.options:
+            identity.append(self.options)
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

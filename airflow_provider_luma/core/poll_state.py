@@ -21,7 +21,7 @@ A :class:`PollState` takes the result of each status check and returns one of th
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from airflow_provider_luma.core.backoff import backoff_delay
@@ -106,12 +106,20 @@ class PollState:
     :param poll_interval: seconds between two status checks of a running job
     :param end_time: when to stop waiting, in seconds since the epoch; None to wait indefinitely
     :param created_at: when the job was created, in seconds since the epoch, if known before the first check
+    :param service: the name of the job's service; None if it is that of the connection, whichever that is
     """
 
     def __init__(
-        self, luma_task_id: str, *, poll_interval: float, end_time: float | None = None, created_at: float | None = None
+        self,
+        luma_task_id: str,
+        *,
+        poll_interval: float,
+        end_time: float | None = None,
+        created_at: float | None = None,
+        service: str | None = None,
     ) -> None:
         self.luma_task_id = luma_task_id
+        self.service = service
         self.poll_interval = poll_interval
         self.end_time = end_time
         self.created_at = created_at
@@ -127,6 +135,7 @@ class PollState:
         self._first_poll_at: float | None = None
         self._logged: tuple[float, str] | None = None
         self._undocumented: set[str] = set()
+        self._ended_at: float | None = None
 
     def on_status(self, task: LumaTask, now: float, *, expects_callback: bool = False) -> PollOutcome:
         """
@@ -141,6 +150,9 @@ class PollState:
         self._status_text, self._log_level = f"is {task.status.name}", logging.INFO
         if not task.is_finished:
             return self._on_running(task, now, expects_callback=expects_callback)
+        self._ended_at = self._ended_at or now
+        if task.completed_at is None:
+            task = replace(task, completed_at=datetime.fromtimestamp(self._ended_at, UTC))
         if expects_callback and task.status is LumaTaskStatus.CALLBACK_FAILED:
             self._status_text += ": the callback could not be delivered; check callback_base_url in the connection"
             self._log_level = logging.WARNING
@@ -230,7 +242,7 @@ class PollState:
         unknown = LumaNotFoundError(
             error.code,
             f"Luma does not know this task ({error.msg}). Check luma_task_id and the account behind luma_conn_id; "
-            "Luma forgets tasks after two months",
+            "the service forgets old jobs",
             luma_task_id=self.luma_task_id,
         )
         return Failed(unknown)

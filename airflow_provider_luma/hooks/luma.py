@@ -28,6 +28,7 @@ from airflow_provider_luma.client import (
 from airflow_provider_luma.compat import AirflowNotFoundException, get_async_connection
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.core import backoff
+from airflow_provider_luma.core.decision import new_reference
 from airflow_provider_luma.core.job import LumaTask, LumaUpload, ModifyRequest
 from airflow_provider_luma.core.poll_state import PollOutcome, PollState
 from airflow_provider_luma.core.validation import (
@@ -36,7 +37,7 @@ from airflow_provider_luma.core.validation import (
     check_positive,
     check_video_url,
 )
-from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError
+from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.download import Download
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
@@ -135,16 +136,21 @@ class LumaHook(_ConnectionType):
         """
         try:
             client = self.get_client()
-            remaining = client.get_credits()
+            message = f"Connected to {client.connection.base_url}"
+            if client.connection.service.has_balance:
+                message = f"{message}: {client.get_credits():g} credits left"
         except (LumaError, AirflowNotFoundException) as error:
             return False, str(error)
-        message = f"Connected to {client.connection.base_url}: {remaining:g} credits left"
         try:
             client.check_liveness()
         except LumaNotFoundError as error:
             return False, f"{message}. {error.msg}"
         except LumaError as error:
+            if not client.connection.service.has_balance:  # then nothing has shown yet that the key works
+                return False, str(error)
             message = f"{message}. Whether the Luma endpoint is there could not be checked: {error}"
+        if not client.connection.service.has_callbacks:
+            return True, f"{message}. The service {client.connection.service_name!r} has no callbacks: jobs are polled"
         if client.connection.callback_base_url is None:
             return True, message
         from airflow_provider_luma.hooks.callback_check import check_callbacks
@@ -157,7 +163,13 @@ class LumaHook(_ConnectionType):
     # -- jobs -------------------------------------------------------------------------------------------------------
 
     def modify_video(
-        self, prompt: str, video_url: str, *, callback_url: str | None = None, watermark: str | None = None
+        self,
+        prompt: str,
+        video_url: str,
+        *,
+        callback_url: str | None = None,
+        watermark: str | None = None,
+        options: dict[str, Any] | None = None,
     ) -> str:
         """
         Submit a job. It costs credits, and cannot be cancelled.
@@ -169,6 +181,7 @@ class LumaHook(_ConnectionType):
         :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB
         :param callback_url: public address that the service calls when the job ends
         :param watermark: text to put into the video
+        :param options: further fields of the service's own request
         :returns: the job's id at Luma
         :raises LumaValidationError: the prompt or an address was refused, by us before sending or by the service
         :raises LumaInsufficientCreditsError: the account lacks credits
@@ -176,12 +189,15 @@ class LumaHook(_ConnectionType):
         :raises LumaError: any other refusal
         """
         check_video_url(video_url)
-        request = ModifyRequest(prompt, video_url, watermark, callback_url)
+        request = ModifyRequest(prompt, video_url, watermark, callback_url, options)
+        service = self.get_luma_connection().service_name
 
         def submit() -> str:
             client = self.get_client()
+            if problem := client.connection.service_problem(service):
+                raise LumaValidationError(None, f"{problem}. Nothing was submitted")
             client.check_request(request)
-            return client.submit(request)
+            return client.submit(request, new_reference())
 
         return retry_submission(submit, backoff.OUTAGE_TIMEOUT, self.log)
 
@@ -209,6 +225,7 @@ class LumaHook(_ConnectionType):
         timeout: float = 1800,
         poll_interval: float = 30,
         created_at: float | None = None,
+        service: str | None = None,
     ) -> LumaTask:
         """
         Wait in this process until a job has succeeded.
@@ -217,6 +234,7 @@ class LumaHook(_ConnectionType):
         :param poll_interval: seconds between two status checks; the service recommends 30
         :param created_at: when the job was created, in seconds since the epoch, if the job is known to exist: then an
             API key that is refused while it is being replaced does not end the wait
+        :param service: the name of the job's service; by default that of the connection
         :returns: the finished job, with at least one result URL
         :raises LumaGenerationError: the job failed
         :raises LumaTimeoutError: the job is still running after the timeout
@@ -225,15 +243,19 @@ class LumaHook(_ConnectionType):
         check_luma_task_id(luma_task_id)
         check_positive("timeout", timeout)
         check_positive("poll_interval", poll_interval)
-        self.get_checked_client()  # better to raise an error in the connection now than to wait it out
-        end_time = time.time() + timeout
-        return wait_for_job(
-            self.poll, PollState(luma_task_id, poll_interval=poll_interval, end_time=end_time, created_at=created_at)
+        client = self.get_checked_client()  # better to raise an error in the connection now than to wait it out
+        state = PollState(
+            luma_task_id,
+            poll_interval=poll_interval,
+            end_time=time.time() + timeout,
+            created_at=created_at,
+            service=service or client.connection.service_name,
         )
+        return wait_for_job(self.poll, state)
 
-    def check_job(self, luma_task_id: str, *, retry_timeout: float = 0.0) -> LumaTask:
+    def check_job(self, luma_task_id: str, *, retry_timeout: float = 0.0, service: str | None = None) -> LumaTask:
         """Check the status of a job over the current connection; see :func:`.client.check_job`."""
-        return check_job(self.poll, luma_task_id, retry_timeout=retry_timeout)
+        return check_job(self.poll, luma_task_id, retry_timeout=retry_timeout, service=service)
 
     def poll(self, state: PollState) -> PollOutcome:
         """Check the status of a job once over the current connection."""

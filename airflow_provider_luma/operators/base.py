@@ -123,7 +123,7 @@ class LumaBaseOperator(TemplatedOperator):
 
         assert state.luma_task_id is not None, "only a job with an id can be waited for"
         trigger = LumaTaskTrigger(
-            state.luma_task_id, self.luma_conn_id, poll_interval, state.end_time, state.created_at
+            state.luma_task_id, self.luma_conn_id, poll_interval, state.end_time, state.created_at, state.service
         )
         self.defer_with(trigger, "execute_complete", state)
 
@@ -139,6 +139,7 @@ class LumaBaseOperator(TemplatedOperator):
         from airflow_provider_luma.core.backoff import READ_RETRY_TIMEOUT
         from airflow_provider_luma.core.callback_token import is_ours, reference_of
         from airflow_provider_luma.core.decision import new_reference
+        from airflow_provider_luma.core.job import DEFAULT_SERVICE
         from airflow_provider_luma.core.poll_state import INTERVALS_WITH_CALLBACK
 
         if "task" in event:
@@ -148,7 +149,8 @@ class LumaBaseOperator(TemplatedOperator):
         assert state.luma_task_id is not None, "only a task that waits for a job is resumed by its callback"
         task, polls_rarely = None, True
         try:
-            task = self.hook.check_job(state.luma_task_id, retry_timeout=READ_RETRY_TIMEOUT)
+            service = state.service or DEFAULT_SERVICE
+            task = self.hook.check_job(state.luma_task_id, retry_timeout=READ_RETRY_TIMEOUT, service=service)
         except (*TRANSIENT, LumaAuthError) as error:
             self.log.warning("A callback has come, but the status check failed: %s", error)
             if isinstance(error, LumaAuthError):  # which ends no wait for a job that is known to be there

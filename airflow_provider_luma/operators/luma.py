@@ -27,6 +27,7 @@ from airflow_provider_luma.core.validation import (
 from airflow_provider_luma.exceptions import (
     PERMANENT,
     LumaGenerationError,
+    LumaRequestFailedError,
     LumaResultMissingError,
     LumaTimeoutError,
     LumaValidationError,
@@ -88,7 +89,9 @@ class LumaJobOperator(LumaBaseOperator):
         """
         result, asked = job["task"], job.get("request") or {}
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
-        self.report_job(result, context, prompt=asked.get("prompt"), source=source or asked.get("video_url"))
+        # Luma's own API repeats neither.
+        prompt = asked.get("prompt") or getattr(self, "prompt", None)
+        self.report_job(result, context, prompt=prompt, source=source or asked.get("video_url"))
         return result
 
     def on_result_stored(self, context: Context) -> None:
@@ -115,7 +118,7 @@ class LumaJobOperator(LumaBaseOperator):
                 raise
             except LumaGenerationError as failure:
                 self._mark(failure.luma_task_id, Outcome.FAILURE, context)
-                if self.resubmit_on_failure:
+                if self.resubmit_on_failure and not isinstance(failure, LumaRequestFailedError):
                     raise
                 raise AirflowFailException(str(failure)) from failure
             except LumaTimeoutError as failure:
@@ -244,6 +247,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     :param callback_url: a webhook of your own that Luma calls when the job ends; the task then waits by polling.
         If empty, and the connection holds a ``callback_base_url``, Luma calls Airflow, and there is next to no
         polling (templated)
+    :param options: further fields of the service's own request, as its documentation has them, such as
+        ``{"video": {"resolution": "1080p", "edit": {"strength": "flex_2"}}}`` for Luma's own API (templated)
     :param luma_conn_id: the connection, of type Luma, that holds the API key (templated)
     :param wait_for_completion: wait for the video. If False the task ends once Luma has accepted the job, with
         status ``GENERATING`` and no URLs, and a :class:`.LumaTaskSensor` can wait for it
@@ -262,7 +267,14 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         format and length are read, which needs the extra ``media`` of this package; of a public address, its beginning
     """
 
-    template_fields: Sequence[str] = ("prompt", "video_url", "watermark", "callback_url", "luma_conn_id")
+    template_fields: Sequence[str] = (
+        "prompt",
+        "video_url",
+        "watermark",
+        "callback_url",
+        "options",
+        "luma_conn_id",
+    )
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md"}
     operator_extra_links = (LumaResultLink(),)
     ui_color = "#e4d7f5"
@@ -274,6 +286,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         video_url: str,
         watermark: str | None = None,
         callback_url: str | None = None,
+        options: dict[str, Any] | None = None,
         luma_conn_id: str = "luma_default",
         wait_for_completion: bool = True,
         deferrable: bool = True,
@@ -290,6 +303,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         self.video_url = video_url
         self.watermark = watermark
         self.callback_url = callback_url
+        self.options = options
         self.luma_conn_id = luma_conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
@@ -399,7 +413,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
 
         # A task before this one may return a path of Airflow's object storage.
         address = str(self.video_url) if hasattr(self.video_url, "as_uri") else self.video_url
-        request = ModifyRequest(self.prompt, address, self.watermark, self.callback_url)
+        request = ModifyRequest(self.prompt, address, self.watermark, self.callback_url, self.options)
         try:
             client = self.hook.get_client()
             client.check_request(request, expects_callback=not self.callback_url)
@@ -459,12 +473,13 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         return self._wait_for_job(step, context)
 
     def _wait_for_job(self, job: WaitForJob, context: Context) -> dict[str, Any]:
-        from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus
+        from airflow_provider_luma.core.job import DEFAULT_SERVICE, LumaTask, LumaTaskStatus
 
         context["ti"].xcom_push(key="luma_task_id", value=job.luma_task_id)
         if not self.wait_for_completion:
             self.log.info("Not waiting for it, as wait_for_completion is off")
-            result = LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING).as_dict()
+            service = job.state.service or DEFAULT_SERVICE
+            result = LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING, service=service).as_dict()
             self.report_job(result, context, prompt=self.prompt, source=self._source)
             return dict(result)
         if job.finished is None and self.deferrable:
@@ -475,6 +490,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             timeout=self.timeout,
             poll_interval=self.poll_interval,
             created_at=job.state.created_at,
+            service=job.state.service or DEFAULT_SERVICE,
         )
         ended = JobFinished(task=finished.as_dict(), request=finished.request())
         return self.finished(ended, context, source=self._source)

@@ -92,7 +92,11 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
             push_request(context, prompt=None, video_url=None, recovery=SubmissionStore.recovery_hint)
             if self.deferrable:
                 self.log.info("Waiting for Luma task %s in the triggerer", self.luma_task_id)
-                state = DeferralState(luma_task_id=self.luma_task_id, end_time=time.time() + self.timeout)
+                from airflow_provider_luma.core.job import DEFAULT_SERVICE
+
+                name = client.connection.service_name
+                service = None if name == DEFAULT_SERVICE else name
+                state = DeferralState(self.luma_task_id, end_time=time.time() + self.timeout, service=service)
                 self.defer_for_job(state, poll_interval=self.poke_interval)
             return super().execute(context)
 

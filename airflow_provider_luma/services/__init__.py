@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from airflow_provider_luma.services import kie
+from airflow_provider_luma.services import kie, luma
 from airflow_provider_luma.services.base import Service
 
 #: The services by name; the first is the default.
-SERVICES: dict[str, Service] = {service.name: service for service in (kie,)}
+SERVICES: dict[str, Service] = {service.name: service for service in (kie, luma)}

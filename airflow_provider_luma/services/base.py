@@ -53,6 +53,10 @@ class Service(Protocol):
         """The address of its API."""
 
     @property
+    def base_path(self) -> str:
+        """The path that its address may end in, and that its requests begin with; empty if there is none."""
+
+    @property
     def upload_host(self) -> str:
         """The address for uploads, if the API is at :attr:`host`."""
 
@@ -65,8 +69,20 @@ class Service(Protocol):
         """Whether it can call an address when a job has ended."""
 
     @property
+    def has_balance(self) -> bool:
+        """Whether it tells the account's remaining credits."""
+
+    @property
+    def requests_per_second(self) -> float:
+        """How many status checks per second an account is allowed, unless its connection says otherwise."""
+
+    @property
     def records_kept(self) -> float | None:
         """Seconds for which it keeps its jobs' records; None if unknown: a 404 then never leads to a new submission."""
+
+    @property
+    def results_kept(self) -> float:
+        """Seconds for which the address of a result is valid."""
 
     def check(self, request: ModifyRequest, *, is_public: bool) -> None:
         """
@@ -76,11 +92,23 @@ class Service(Protocol):
         :raises LumaValidationError: names the parameter and the remedy
         """
 
-    def submission(self, request: ModifyRequest) -> Request:
-        """Build the request that submits a job."""
+    def submission(self, request: ModifyRequest, reference: str) -> Request:
+        """
+        Build the request that submits a job.
+
+        :param reference: our own name for the submission
+        """
 
     def read_submission(self, response: Response) -> str:
         """Return the id of the accepted job."""
+
+    def unknown_outcome_remedy(self, reference: str, submitted_at: float | None) -> str:
+        """
+        Return how a person finds out what became of a submission whose response was lost.
+
+        :param reference: our own name for the submission
+        :param submitted_at: when it was sent, in seconds since the epoch, if known
+        """
 
     def status(self, luma_task_id: str) -> Request:
         """Build the request for a status check."""
@@ -95,15 +123,20 @@ class Service(Protocol):
         """Read the response to :meth:`liveness`; raise unless it shows that key and endpoint work."""
 
     def balance(self) -> Request:
-        """Build the request for the account's remaining credits."""
+        """Build the request for the account's remaining credits; raise if it :attr:`has_balance` not."""
 
     def read_balance(self, response: Response) -> float:
         """Return the account's remaining credits."""
 
-    def renewal(self, result_url: str) -> Request:
-        """Build the request for a temporary download address of a result."""
+    def renewal(self, result_url: str, luma_task_id: str | None) -> Request:
+        """
+        Build the request for a temporary download address of a result.
 
-    def read_renewal(self, response: Response) -> str:
+        :param luma_task_id: the result's job, if known
+        :raises LumaValidationError: the service needs to know the job
+        """
+
+    def read_renewal(self, response: Response, result_url: str, luma_task_id: str | None) -> str:
         """Return the temporary download address."""
 
     def upload(self, name: str) -> Request:

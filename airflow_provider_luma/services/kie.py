@@ -28,6 +28,7 @@ from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload,
 from airflow_provider_luma.core.validation import (
     check_callback_url,
     check_english,
+    check_options,
     check_prompt,
     check_video_address,
     check_watermark,
@@ -59,6 +60,8 @@ name = "kie"
 
 host = "https://api.kie.ai"
 
+base_path = ""
+
 #: Where files are uploaded if the connection leads to the service itself.
 upload_host = "https://kieai.redpandaai.co"
 
@@ -67,8 +70,16 @@ limits = Limits(seconds=10.0, bytes_by_url=500 * 1024**2, bytes_as_file=500 * 10
 
 has_callbacks = True
 
+has_balance = True
+
+#: The limit per key of a sibling endpoint.
+requests_per_second = 10.0
+
 #: Two months.
 records_kept = RECORDS_KEPT
+
+#: Two weeks.
+results_kept = 14 * 86_400.0
 
 #: The endpoint that accepts multipart forms of any size.
 UPLOAD_PATH = "/api/file-stream-upload"
@@ -95,13 +106,23 @@ def check(request: ModifyRequest, *, is_public: bool) -> None:
     check_watermark(request.watermark)
     if request.callback_url:
         check_callback_url(request.callback_url, service_is_public=is_public)
+    check_options(request.options, reserved=_PARAMETERS)
 
 
-def submission(request: ModifyRequest) -> Request:
+#: The operator's parameters for the fields of a submission.
+_PARAMETERS = {"prompt": "prompt", "videoUrl": "video_url", "watermark": "watermark", "callBackUrl": "callback_url"}
+
+
+def submission(request: ModifyRequest, reference: str) -> Request:
     """Build the request that submits a job. Unset optional keys are left out: the service refuses null."""
-    optional = {"callBackUrl": request.callback_url, "watermark": request.watermark}
-    body = {"prompt": request.prompt, "videoUrl": request.video_url}
-    return Request("POST", "/api/v1/modify/generate", json=body | {k: v for k, v in optional.items() if v})
+    fields = {name: getattr(request, parameter) for name, parameter in _PARAMETERS.items()}
+    body = {name: value for name, value in fields.items() if value}
+    return Request("POST", "/api/v1/modify/generate", json={**(request.options or {}), **body})
+
+
+def unknown_outcome_remedy(reference: str, submitted_at: float | None) -> str:
+    """Return how a person finds out what became of a submission whose response was lost."""
+    return LumaSubmissionUnknownError.remedy
 
 
 def status(luma_task_id: str) -> Request:
@@ -397,12 +418,12 @@ def upload(name: str) -> Request:
     return Request("POST", UPLOAD_PATH, form={"uploadPath": UPLOAD_FOLDER, "fileName": name})
 
 
-def renewal(result_url: str) -> Request:
+def renewal(result_url: str, luma_task_id: str | None = None) -> Request:
     """Build the request for a temporary download address of a result."""
     return Request("POST", "/api/v1/common/download-url", json={"url": result_url})
 
 
-def read_renewal(response: Response) -> str:
+def read_renewal(response: Response, result_url: str = "", luma_task_id: str | None = None) -> str:
     """
     Return a temporary download address, valid for 20 minutes.
 

@@ -32,8 +32,10 @@ from airflow_provider_luma.core.decision import (
     is_for_replaced,
     must_ask,
     new_reference,
+    refusal_of_service,
 )
 from airflow_provider_luma.core.deferral import DeferralState
+from airflow_provider_luma.core.job import DEFAULT_SERVICE
 from airflow_provider_luma.core.poll_state import INTERVALS_WITH_CALLBACK
 from airflow_provider_luma.exceptions import (
     PERMANENT,
@@ -43,10 +45,12 @@ from airflow_provider_luma.exceptions import (
     LumaGenerationError,
     LumaInsufficientCreditsError,
     LumaNotFoundError,
+    LumaRequestFailedError,
     LumaResultMissingError,
     LumaSubmissionUnknownError,
     LumaTimeoutError,
     LumaUnavailableError,
+    LumaValidationError,
 )
 from airflow_provider_luma.submission.store import SubmissionStore, try_store
 
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.core.deferral import DeferralState
     from airflow_provider_luma.core.job import LumaTask, ModifyRequest
     from airflow_provider_luma.files.input_video import InputVideo
+    from airflow_provider_luma.services.base import Service
     from airflow_provider_luma.submission.store import SubmissionStore
 
 
@@ -190,11 +195,14 @@ class Submitter:
         :raises AirflowFailException: a retry cannot help
         :raises LumaError: a retry may help
         """
-        record, deferral = self._load_record(), submission.deferral
+        deferral = submission.deferral
+        if deferral.first_attempt_at is not None and (problem := self._service_problem(deferral)):
+            _fail(LumaValidationError(None, f"{problem}. Nothing was submitted"))
+        record = self._load_record()
         fingerprint = submission.fingerprint(self._conn_id, record)
         record = self._put_back(record, fingerprint)
         status, told = self._ask(record) if must_ask(record, fingerprint) else (None, None)
-        decision = self._decide(record, fingerprint, status)
+        decision = self._decide(record, fingerprint, status, told)
         if decision.step is Step.SUBMIT:
             if record is None and deferral.upload is None:  # after a failed job, the clip is uploaded again
                 deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
@@ -208,7 +216,13 @@ class Submitter:
             return self._continue(record, None if isinstance(told, LumaError) else told, deferral)
         raise self._refusal(decision, record, told)
 
-    def _decide(self, record: SubmissionRecord | None, fingerprint: str, status: JobStatus | None) -> Decision:
+    def _decide(
+        self,
+        record: SubmissionRecord | None,
+        fingerprint: str,
+        status: JobStatus | None,
+        told: LumaTask | LumaError | None,
+    ) -> Decision:
         """Return what to do, and log why."""
         decision = decide(
             record,
@@ -218,7 +232,7 @@ class Submitter:
             status=status,
             can_await_callback=self.can_defer,
             resubmit_on_unknown=self.resubmit_on_unknown,
-            resubmit_on_failure=self.resubmit_on_failure,
+            resubmit_on_failure=self.resubmit_on_failure and not isinstance(told, LumaRequestFailedError),
         )
         if self.store.is_durable:
             self.log.info(decision.reason)
@@ -240,7 +254,9 @@ class Submitter:
             return LumaNotFoundError(None, f"{decision.reason}. {advice}", luma_task_id=record.luma_task_id)
         if decision.step is Step.RAISE_FAILURE and isinstance(told, LumaError):
             return told
-        return self._reported(LumaSubmissionUnknownError(None, decision.reason), record.reference)
+        unknown = LumaSubmissionUnknownError(None, decision.reason)
+        unknown.remedy = self._service.unknown_outcome_remedy(record.reference, record.submitted_at)
+        return self._reported(unknown, record.reference)
 
     def recover(self, deferral: DeferralState, luma_task_id: str | None) -> NextStep:
         """
@@ -254,6 +270,8 @@ class Submitter:
         assert reference is not None, "only a recorded submission is waited for"
         named = luma_task_id or self.store.callback_task_id(reference) or deferral.callback_task_id
         try:
+            if problem := self._service_problem(deferral):
+                raise LumaUnavailableError(None, problem)
             is_ours = self._is_our_job(named, reference) if named is not None else False
         except (*TRANSIENT, LumaAuthError) as error:
             self.log.warning("A callback named Luma task %s, but its status check failed: %s", named, error)
@@ -278,6 +296,24 @@ class Submitter:
         return self.client.connection.conn_id
 
     @property
+    def _service(self) -> Service:
+        return self.client.connection.service
+
+    @property
+    def _stored_service(self) -> str | None:
+        return None if self._service.name == DEFAULT_SERVICE else self._service.name
+
+    def _service_problem(self, deferral: DeferralState) -> str | None:
+        """Return what to tell a user whose connection was switched to another service during a deferral."""
+        return self.client.connection.service_problem(deferral.service or DEFAULT_SERVICE)
+
+    def _refuse_another_service(self, record: SubmissionRecord | None) -> None:
+        """Fail if the record names another service than the connection's: neither knows the other's jobs."""
+        refusal = refusal_of_service(record, service=self._service.name, luma_conn_id=self._conn_id)
+        if refusal is not None:
+            _fail(LumaValidationError(None, refusal.reason))
+
+    @property
     def _this_run(self) -> dict[str, Any]:
         """The counters by which a later try tells a retry from a Clear."""
         return {"max_tries": self.max_tries, "clear_number": self.clear_number}
@@ -300,11 +336,13 @@ class Submitter:
             forgotten, record = record, self.store.load()
             if record is not None and record.reference == forgotten.reference:
                 break
+        self._refuse_another_service(record)
         return record
 
     def _load_record(self) -> SubmissionRecord | None:
         """Return the record, with the job's id if a callback has named it in the meantime."""
         record = self.store.load()
+        self._refuse_another_service(record)
         if record is None or record.luma_task_id is not None:
             return record
         named = self.store.callback_task_id(record.reference)
@@ -347,7 +385,7 @@ class Submitter:
         except LumaResultMissingError as error:
             return JobStatus.RESULT_MISSING, error
         except LumaNotFoundError as error:
-            kept = self.client.connection.service.records_kept
+            kept = self._service.records_kept
             is_old = kept and record.submitted_at is not None and time.time() - record.submitted_at > kept
             return (JobStatus.FORGOTTEN if is_old else JobStatus.NOT_FOUND), error
         return (JobStatus.SUCCEEDED if task.is_finished else JobStatus.RUNNING), task
@@ -376,13 +414,16 @@ class Submitter:
             end_time=time.time() + self.timeout,
             execution_deadline=deferral.execution_deadline,
             created_at=created_at,
+            service=self._stored_service,
         )
         return WaitForJob(state, job if job is not None and job.is_finished else None)
 
     def _await_callback(self, reference: str, deferral: DeferralState, named: str | None = None) -> AwaitCallback:
         now = time.time()
         end_time = deferral.end_time or now + self.timeout
-        state = DeferralState(None, reference, named, end_time, deferral.execution_deadline)
+        state = DeferralState(
+            None, reference, named, end_time, deferral.execution_deadline, service=self._stored_service
+        )
         return AwaitCallback(state, min(end_time, now + INTERVALS_WITH_CALLBACK * self.poll_interval))
 
     # -- submitting -------------------------------------------------------------------------------------------------
@@ -434,6 +475,8 @@ class Submitter:
                 f"submission_store of connection {self._conn_id!r} was changed while this try was submitting. Nothing "
                 "was submitted; the next try uses the new one"
             )
+        if problem := client.connection.service_problem(self._service.name):
+            raise LumaValidationError(None, f"{problem}. Nothing was submitted")
         self.client = client
 
     def _finds_another_connection(self, request: ModifyRequest) -> bool:
@@ -488,6 +531,8 @@ class Submitter:
             None,
             try_number=self.try_number,
             replaced=record and record.job,
+            service=self._service.name,
+            luma_conn_id=self._conn_id,
             **self._this_run,
         )
 
@@ -503,7 +548,9 @@ class Submitter:
         if now >= until:
             raise error
         self.log.info("%s; queued in the triggerer", "Luma is unavailable" if outage_since else "Rate limited by Luma")
-        state = deferral._replace(first_attempt_at=first_attempt_at, outage_since=outage_since)
+        state = deferral._replace(
+            first_attempt_at=first_attempt_at, outage_since=outage_since, service=self._stored_service
+        )
         return Enqueue(state, until, now + (error.retry_after or 0.0))
 
     def _give_up(self, reference: str) -> NoReturn:
@@ -607,7 +654,9 @@ class SubmissionAttempt:
             self._try_to_forget()  # the write may have succeeded, with only its response lost
             raise
         try:
-            luma_task_id = self._submitter.client.submit(request, before_send=self._fail_if_overtaken)
+            luma_task_id = self._submitter.client.submit(
+                request, self.intent.reference, before_send=self._fail_if_overtaken
+            )
         except LumaSubmissionUnknownError:
             raise  # the intent stays, for the next try to find
         except (LumaError, AirflowException, AirflowRuntimeError):

@@ -73,6 +73,7 @@ class OpenConnection:
             self.connection.base_url + request.path,
             params=request.query,
             json=request.json,
+            headers=request.headers,
             allow_redirects=self.connection.allow_redirects,
             max_redirects=self.connection.max_redirects,
             proxy=self.proxy,

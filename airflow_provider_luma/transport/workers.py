@@ -27,7 +27,7 @@ from requests.adapters import HTTPAdapter
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.core.job import Request, Response
 from airflow_provider_luma.core.redaction import MIN_KEY_LENGTH, body_without_key, without_key
-from airflow_provider_luma.core.wire import read_retry_after
+from airflow_provider_luma.core.wire import plain_text, read_retry_after
 from airflow_provider_luma.transport.options import Session, check_options, configure
 
 T = TypeVar("T")
@@ -245,7 +245,7 @@ def send(
             params=request.query,
             json=request.json,
             data=form,
-            headers={"Content-Type": form.content_type} if form is not None else None,
+            headers={**(request.headers or {}), **({"Content-Type": form.content_type} if form is not None else {})},
             timeout=(connection.timeout, answer_timeout),
             allow_redirects=connection.allow_redirects and may_repeat,
             stream=True,
@@ -289,6 +289,11 @@ def to_response(connection: LumaConnection, status: int, body: bytes, headers: M
         body_without_key(body, connection.api_key),
         read_retry_after(headers.get("Retry-After"), datetime.now(UTC)),
         location and without_key(location, connection.api_key),
+        {
+            name.lower(): plain_text(without_key(value, connection.api_key))
+            for name, value in headers.items()
+            if name.lower().startswith("x-")
+        },
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.core.deferral import SHORTEST_DEFERRAL, DeferralExpired, JobFinished, WaitFailed
+from airflow_provider_luma.core.job import DEFAULT_SERVICE
 from airflow_provider_luma.core.poll_state import PROGRESS_INTERVAL, Finished, PollState
 from airflow_provider_luma.exceptions import LumaError
 
@@ -51,6 +52,7 @@ class LumaTaskTrigger(_LumaTrigger):
     :param poll_interval: seconds between two status checks
     :param end_time: when to stop waiting, in seconds since the epoch, or None to wait indefinitely
     :param created_at: when the job was created, in seconds since the epoch, if known
+    :param service: the name of the job's service: ``luma`` for Luma's own API; None for kie.ai
     """
 
     arguments = ("luma_task_id", "luma_conn_id", "poll_interval", "end_time")
@@ -62,6 +64,7 @@ class LumaTaskTrigger(_LumaTrigger):
         poll_interval: float = 30.0,
         end_time: float | None = None,
         created_at: float | None = None,
+        service: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.luma_task_id = luma_task_id
@@ -69,11 +72,13 @@ class LumaTaskTrigger(_LumaTrigger):
         self.poll_interval = poll_interval
         self.end_time = end_time
         self.created_at = created_at
+        self.service = service
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and arguments that recreate this trigger."""
+        """Return the class path and arguments that recreate this trigger; earlier versions do not know the last two."""
         path, arguments = super().serialize()
-        return path, arguments if self.created_at is None else {**arguments, "created_at": self.created_at}
+        newer = {"created_at": self.created_at, "service": self.service}
+        return path, {**arguments, **{name: value for name, value in newer.items() if value is not None}}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll the job until the wait has ended; then yield one event."""
@@ -84,7 +89,11 @@ class LumaTaskTrigger(_LumaTrigger):
 
     async def _wait(self) -> JobFinished | WaitFailed:
         state = PollState(
-            self.luma_task_id, poll_interval=self.poll_interval, end_time=self.end_time, created_at=self.created_at
+            self.luma_task_id,
+            poll_interval=self.poll_interval,
+            end_time=self.end_time,
+            created_at=self.created_at,
+            service=self.service or DEFAULT_SERVICE,
         )
         await _import_hooks()
         from airflow_provider_luma.hooks.luma import LumaAsyncHook

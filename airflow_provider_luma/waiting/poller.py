@@ -15,13 +15,13 @@ import time
 from typing import TYPE_CHECKING
 
 from airflow_provider_luma import metrics
-from airflow_provider_luma.connection import DEFAULT_REQUESTS_PER_SECOND
 from airflow_provider_luma.core.durations import JobDurations
 from airflow_provider_luma.core.job import LumaTask
 from airflow_provider_luma.core.poll_state import Failed, Finished, PollAgain, PollOutcome, PollState
 from airflow_provider_luma.core.rate_limit import RateLimiter
 from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, LumaUnavailableError
 from airflow_provider_luma.metrics import Stats
+from airflow_provider_luma.services import kie
 
 if TYPE_CHECKING:
     from airflow_provider_luma.client import LumaAsyncClient
@@ -45,7 +45,7 @@ class Poller:
 
     def __init__(self, client: LumaAsyncClient) -> None:
         self._client = client
-        self._limiter = RateLimiter(DEFAULT_REQUESTS_PER_SECOND)
+        self._limiter = RateLimiter(kie.requests_per_second)
         self._durations = JobDurations()
 
     async def wait_for(self, state: PollState) -> Finished | Failed:

@@ -1,0 +1,484 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Luma's own API ("Luma Agents API"), with the model that edits videos.
+
+Facts about it come from https://docs.agents.lumalabs.ai and from Luma's Python SDK, ``luma-agents`` 0.5.0. They disagree
+in places, and say nothing about others: where a job may have been paid for, the code assumes that it was.
+
+Responses are decided by their HTTP status, never by their words: an error is ``{"detail": ...}``, but may also be HTML or
+nothing. The service has no callbacks, no balance, no list of jobs, and no idempotency key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload, ModifyRequest, Request, Response
+from airflow_provider_luma.core.validation import check_options, check_prompt, check_video_address
+from airflow_provider_luma.core.wire import plain_text, read_json, read_object, read_text
+from airflow_provider_luma.exceptions import (
+    LumaAuthError,
+    LumaError,
+    LumaFeatureDisabledError,
+    LumaInsufficientCreditsError,
+    LumaNotFoundError,
+    LumaRateLimitError,
+    LumaSubmissionUnknownError,
+    LumaUnavailableError,
+    LumaValidationError,
+)
+from airflow_provider_luma.services.base import Limits
+
+name = "luma"
+
+host = "https://agents.lumalabs.ai"
+
+base_path = "/v1"
+
+upload_host = host
+
+#: The SDK says 18 seconds and 200 MB; older pages say 30 seconds, and 100 MB. No page lists the formats: an MP4 with
+#: H.264 is safe.
+limits = Limits(
+    seconds=18.0,
+    bytes_by_url=200 * 1024**2,
+    bytes_as_file=5 * 1024**3,
+    containers=("mp4", "mov", "webm"),
+    prompt_characters=6000,
+)
+
+has_callbacks = False
+
+has_balance = False
+
+#: Status checks do not count against the limit of a minute's requests, but too many are refused.
+requests_per_second = 1.0
+
+#: Unknown.
+records_kept = None
+
+#: The address of a result is signed for an hour; each status check returns another one.
+results_kept = 3600.0
+
+DEFAULT_MODEL = "ray-3.2"
+
+#: What ``video.edit`` must hold exactly one of.
+CONTROLS = ("auto_controls", "strength", "controls")
+
+STRENGTHS = tuple(f"{kind}_{degree}" for kind in ("adhere", "flex", "reimagine") for degree in (1, 2, 3))
+
+RESOLUTIONS = ("360p", "540p", "720p", "1080p")
+
+MAX_KEYFRAMES = 64
+
+#: Fields that we set, and the parameters they come from.
+_PARAMETERS = {"prompt": "prompt", "source": "video_url"}
+
+#: Media types by file extension. Without an extension, a video counts as an MP4.
+_MEDIA_TYPES = {"mov": "video/quicktime", "webm": "video/webm"}
+
+
+# -- requests ---------------------------------------------------------------------------------------------------
+
+
+def check(request: ModifyRequest, *, is_public: bool) -> None:
+    """Refuse what the service is sure to refuse; see :meth:`~airflow_provider_luma.services.base.Service.check`."""
+    check_prompt(request.prompt)
+    if limits.prompt_characters is not None and len(request.prompt) > limits.prompt_characters:
+        raise LumaValidationError(
+            None,
+            f"prompt has {len(request.prompt):,} characters, and Luma's own API takes {limits.prompt_characters:,}: "
+            "shorten it",
+        )
+    for parameter in ("watermark", "callback_url"):
+        if getattr(request, parameter):
+            raise LumaValidationError(
+                None, f"{parameter} is set, and Luma's own API has nothing of the kind: leave it out"
+            )
+    _check_own_options(request.options)
+    check_video_address(request.video_url, containers=limits.containers, service_is_public=is_public)
+    if is_public and request.video_url.lower().startswith("http:"):
+        raise LumaValidationError(None, "video_url begins with http://, and Luma's own API reads https:// only")
+
+
+def _check_own_options(options: Mapping[str, Any] | None) -> None:
+    check_options(options, reserved=_PARAMETERS)
+    options = options or {}
+    if "type" in options:
+        raise LumaValidationError(None, "options sets 'type': leave it out, it is always video_edit")
+    for field in ("aspect_ratio", "duration"):
+        if field in options or field in read_object(options.get("video")):
+            raise LumaValidationError(None, f"options sets {field!r}: leave it out, the result has that of the source")
+    _check_video_options(_member(options, "video", "options"))
+
+
+def _check_video_options(video: Mapping[str, Any]) -> None:
+    edit, path = _member(video, "edit", "options['video']"), "options['video']['edit']"
+    resolution = video.get("resolution", "720p")
+    if resolution not in RESOLUTIONS:
+        raise LumaValidationError(
+            None, f"options['video']['resolution'] is {resolution!r}: give one of {', '.join(RESOLUTIONS)}"
+        )
+    if video.get("hdr") and resolution not in ("720p", "1080p"):
+        raise LumaValidationError(
+            None, f"options['video']['hdr'] needs a resolution of 720p or 1080p, not {resolution}"
+        )
+    if video.get("exr_export") and not video.get("hdr"):
+        raise LumaValidationError(None, "options['video']['exr_export'] needs options['video']['hdr']")
+    chosen = [control for control in CONTROLS if control in edit]
+    if len(chosen) > 1:
+        raise LumaValidationError(None, f"{path} has {' and '.join(chosen)}: give one of {', '.join(CONTROLS)}")
+    if "auto_controls" in edit and edit["auto_controls"] is not True:
+        raise LumaValidationError(
+            None, f"{path}['auto_controls'] is {edit['auto_controls']!r}: give True, or leave it out"
+        )
+    if "strength" in edit and edit["strength"] not in STRENGTHS:
+        raise LumaValidationError(
+            None, f"{path}['strength'] is {edit['strength']!r}: give one of {', '.join(STRENGTHS)}"
+        )
+    _check_keyframes(edit, path)
+
+
+def _check_keyframes(edit: Mapping[str, Any], path: str) -> None:
+    keyframes, indexes = edit.get("keyframes", []), edit.get("keyframe_indexes", [])
+    if not isinstance(keyframes, list) or not isinstance(indexes, list) or len(keyframes) != len(indexes):
+        raise LumaValidationError(None, f"{path}: keyframes and keyframe_indexes must be two lists of the same length")
+    if len(keyframes) > MAX_KEYFRAMES:
+        raise LumaValidationError(None, f"{path} has {len(keyframes)} keyframes: give at most {MAX_KEYFRAMES}")
+    positions = [index for index in indexes if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
+    if len(set(positions)) != len(indexes):
+        raise LumaValidationError(
+            None, f"{path}['keyframe_indexes'] is {indexes!r}: give different frame numbers of the source, from 0 on"
+        )
+
+
+def _member(options: Mapping[str, Any], field: str, path: str) -> Mapping[str, Any]:
+    value = options.get(field, {})
+    if not isinstance(value, dict):
+        raise LumaValidationError(None, f"{path}[{field!r}] is {value!r}: give a dict")
+    return value
+
+
+def submission(request: ModifyRequest, reference: str) -> Request:
+    """Build the request that submits a job; its ``X-Request-Id`` lets Luma's support find it in their logs."""
+    options = request.options or {}
+    video = _member(options, "video", "options")
+    edit = _member(video, "edit", "options['video']")
+    if not any(control in edit for control in CONTROLS):
+        edit = {"auto_controls": True, **edit}
+    body = {
+        "model": DEFAULT_MODEL,
+        **options,
+        "type": "video_edit",
+        "prompt": request.prompt,
+        "source": {"url": request.video_url, "media_type": _media_type(request.video_url)},
+        "video": {**video, "edit": edit},
+    }
+    return Request("POST", "/v1/generations", json=body, headers={"X-Request-Id": reference})
+
+
+def _media_type(url: str) -> str:
+    extension = PurePosixPath(unquote(urlsplit(url).path)).suffix[1:].lower()
+    return _MEDIA_TYPES.get(extension, "video/mp4")
+
+
+def unknown_outcome_remedy(reference: str, submitted_at: float | None) -> str:
+    """Return how a person finds out what became of a submission whose response was lost."""
+    sent = (
+        "" if submitted_at is None else f", sent at {datetime.fromtimestamp(submitted_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    )
+    return (
+        f"Ask Luma's support whether it accepted the request with X-Request-Id {reference}{sent}. If it did, a "
+        "LumaTaskSensor with the job's id waits for it. Clearing this task submits another, separately billed, job"
+    )
+
+
+def status(luma_task_id: str) -> Request:
+    """Build the request for a status check."""
+    return Request("GET", f"/v1/generations/{_path_part(luma_task_id)}")
+
+
+def _path_part(luma_task_id: str) -> str:
+    """Return an id as part of a path. One with other characters cannot be an id of this service."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", luma_task_id):
+        raise LumaNotFoundError(
+            None, "Luma's own API has no such id; its ids look like 0b8f6a52-4c1d-4e9a-9a77-2f0d5c3e1a11"
+        )
+    return luma_task_id
+
+
+def liveness() -> Request:
+    """Build a free request that shows whether key and endpoint work: a list of one file."""
+    return Request("GET", "/v1/files", query={"limit": "1"})
+
+
+def balance() -> Request:
+    """
+    Refuse: the service tells no balance.
+
+    :raises LumaFeatureDisabledError: always
+    """
+    raise LumaFeatureDisabledError(None, "Luma's own API tells no balance: see the account's page")
+
+
+def renewal(result_url: str, luma_task_id: str | None) -> Request:
+    """
+    Build the request for a temporary download address of a result: a status check.
+
+    :raises LumaValidationError: the job is not known
+    """
+    if luma_task_id is None:
+        raise LumaValidationError(
+            None,
+            "the address of a result of Luma's own API is valid for an hour, and only its job gives another: pass what "
+            "the modify task returned, urls=modify.output",
+        )
+    return status(luma_task_id)
+
+
+# -- reading responses ------------------------------------------------------------------------------------------
+
+#: The HTTP statuses that mean: not accepted, not charged.
+REFUSALS: dict[int, type[LumaError]] = {
+    400: LumaValidationError,
+    401: LumaAuthError,
+    402: LumaInsufficientCreditsError,
+    403: LumaFeatureDisabledError,
+    404: LumaNotFoundError,
+    413: LumaValidationError,
+    422: LumaValidationError,
+    429: LumaRateLimitError,
+}
+
+
+class Failure(NamedTuple):
+    """
+    What a job's ``failure_code`` means.
+
+    :param advice: what to tell the user
+    :param is_request_at_fault: whether the same request would fail again
+    """
+
+    advice: str
+    is_request_at_fault: bool
+
+
+FAILURES = {
+    "content_moderated": Failure("Luma's moderation refused the prompt, the clip or the result; refunded", True),
+    "generation_failed": Failure("refunded; the same request may succeed as a new job", False),
+    "output_not_found": Failure("the result was lost; refunded; the same request may succeed as a new job", False),
+    "budget_exhausted": Failure("the account ran out of money, and may have been charged in part: top it up", False),
+    "rate_limited": Failure("the service was overloaded, and may have charged the job", False),
+    "image_too_large": Failure("the pictures are too large; the job may have been charged", True),
+    "unsupported_format": Failure("the clip's format is not supported; the job may have been charged", True),
+    "corrupt_input": Failure("the clip is damaged; the job may have been charged", True),
+    "invalid_request": Failure("the request is invalid; the job may have been charged", True),
+}
+
+_STATES = {
+    "queued": LumaTaskStatus.GENERATING,
+    "processing": LumaTaskStatus.GENERATING,
+    "completed": LumaTaskStatus.SUCCESS,
+    "failed": LumaTaskStatus.GENERATE_FAILED,
+}
+
+
+def read_submission(response: Response) -> str:
+    """
+    Return the id of an accepted job.
+
+    :raises LumaError: the service refused, and certainly did not start anything
+    :raises LumaSubmissionUnknownError: the response leaves it open; the job may run, and be billed
+    """
+    http_status = response.http_status
+    luma_task_id = _document(response).get("id")
+    if (
+        200 <= http_status < 300
+        and isinstance(luma_task_id, str)
+        and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", luma_task_id)
+    ):
+        return luma_task_id
+    if http_status in REFUSALS or _is_source_unreadable(response):
+        raise _refusal(response)
+    raise LumaSubmissionUnknownError(
+        None,
+        f"the submission was sent, but the response (HTTP {http_status}) names no job: {_reason(response)}. It may have "
+        "been accepted",
+    )
+
+
+def _is_source_unreadable(response: Response) -> bool:
+    """Return whether the service refused because it could not fetch the clip: 502 or 503 that say so in JSON."""
+    detail = _detail(response)
+    return response.http_status in (502, 503) and detail is not None and "source" in detail.lower()
+
+
+def read_status(response: Response, luma_task_id: str) -> LumaTask:
+    """
+    Return the job from the response to a status check.
+
+    :raises LumaAuthError: the service refuses the key
+    :raises LumaNotFoundError: the service does not know the job, or not yet
+    :raises LumaRateLimitError, LumaUnavailableError: any other error, because it says nothing about the job
+    """
+    if not 200 <= response.http_status < 300:
+        raise _status_error(response, luma_task_id)
+    job = _document(response)
+    state = job.get("state")
+    # A response that ends a wait must name the job: an edge's cache may return another one.
+    if not isinstance(state, str) or str(job.get("id") or "").lower() != luma_task_id.lower():
+        raise LumaUnavailableError(
+            None, f"the response says nothing about the job: {_excerpt(response)}", luma_task_id=luma_task_id
+        )
+    code = read_text(job.get("failure_code"))
+    return LumaTask(
+        luma_task_id=luma_task_id,
+        status=_STATES.get(state) or LumaTaskStatus.undocumented(state[:40]),
+        result_urls=_results(job.get("output")),
+        created_at=_time(job.get("created_at")),
+        error_message=_failure_text(read_text(job.get("failure_reason")), code) if state == "failed" else None,
+        service=name,
+        is_request_at_fault=code in FAILURES and FAILURES[code].is_request_at_fault,
+    )
+
+
+def _results(output: object) -> tuple[str, ...]:
+    entries = output if isinstance(output, list) else []
+    urls = (entry.get("url") for entry in entries if isinstance(entry, dict) and entry.get("type") == "video")
+    return tuple(url for url in urls if isinstance(url, str) and url)
+
+
+def _failure_text(reason: str | None, code: str | None) -> str:
+    words = reason or "the service gave no reason"
+    if code is None:
+        return words
+    return f"{words} ({code}: {FAILURES[code].advice})" if code in FAILURES else f"{words} ({code})"
+
+
+def _status_error(response: Response, luma_task_id: str) -> LumaError:
+    """Return the error of a status check. Only the service's own verdict on the key or the job may end a wait."""
+    error = _refusal(response)
+    kind: type[LumaError] = LumaUnavailableError
+    own: dict[int, type[LumaError]] = {401: LumaAuthError, 404: LumaNotFoundError}
+    if isinstance(error, LumaRateLimitError):
+        kind = LumaRateLimitError
+    elif _detail(response) is not None:
+        kind = own.get(response.http_status, LumaUnavailableError)
+    return kind(error.code, error.msg, luma_task_id=luma_task_id, retry_after=error.retry_after)
+
+
+def read_liveness(response: Response) -> None:
+    """
+    Read the response to :func:`liveness`.
+
+    :raises LumaError: the key is refused, or the response does not show whether the endpoint works
+    """
+    if not (200 <= response.http_status < 300 and _document(response)):
+        raise _refusal(response)
+
+
+def read_balance(response: Response) -> float:
+    """
+    Refuse: the service tells no balance.
+
+    :raises LumaFeatureDisabledError: always
+    """
+    raise LumaFeatureDisabledError(None, "Luma's own API tells no balance: see the account's page")
+
+
+def read_renewal(response: Response, result_url: str, luma_task_id: str | None) -> str:
+    """
+    Return another address of a result.
+
+    :raises LumaNotFoundError: the job no longer lists it
+    :raises LumaError: the service refused
+    """
+    assert luma_task_id is not None, "a result without its job cannot be renewed"
+    task = read_status(response, luma_task_id)
+    path = urlsplit(result_url).path
+    matching = [url for url in task.result_urls if urlsplit(url).path == path] or task.result_urls
+    if not matching:
+        raise LumaNotFoundError(None, "the job lists no video any more", luma_task_id=luma_task_id)
+    return matching[0]
+
+
+def _refusal(response: Response) -> LumaError:
+    http_status = response.http_status
+    if 300 <= http_status < 400:
+        return LumaUnavailableError(
+            None,
+            f"the address in the connection redirects (HTTP {http_status}) to {response.location!r}: put the service's "
+            "own address into its Host, or set allow_redirects in its extra",
+        )
+    kind = REFUSALS.get(http_status, LumaUnavailableError)
+    refusal = kind(http_status, _reason(response), retry_after=response.retry_after)
+    if isinstance(refusal, LumaNotFoundError) and _detail(response) is None:
+        refusal.remedy = f"If the Host of the connection is not {host}, correct it"
+    return refusal
+
+
+def _reason(response: Response) -> str:
+    detail = _detail(response)
+    return f"HTTP {response.http_status}: {_excerpt(response)}" if detail is None else detail or "no reason given"
+
+
+def _detail(response: Response) -> str | None:
+    """Return the reason that the service gives; None if the response is not its own."""
+    document = read_json(response.body)
+    if not isinstance(document, dict) or "detail" not in document:
+        return None
+    detail = document["detail"]
+    if isinstance(detail, list):  # of a framework's validation: where, and what
+        detail = "; ".join(_validation_text(item) for item in detail)
+    return detail if isinstance(detail, str) else ""
+
+
+def _validation_text(item: object) -> str:
+    fields = read_object(item)
+    where = fields.get("loc")
+    path = ".".join(map(str, where)) if isinstance(where, list) else ""
+    return f"{path}: {fields.get('msg')}" if path else plain_text(str(item))
+
+
+def _document(response: Response) -> Mapping[str, Any]:
+    document = read_json(response.body)
+    return document if isinstance(document, dict) else {}
+
+
+def _excerpt(response: Response) -> str:
+    text = " ".join(response.body[:300].decode("utf-8", "replace").split())
+    return repr(text[:150]) if text else "an empty body"
+
+
+def _time(value: object) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return time if time is None or time.tzinfo else time.replace(tzinfo=UTC)
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+def upload(file_name: str) -> Request:
+    """
+    Refuse: files are not uploaded yet.
+
+    :raises LumaFeatureDisabledError: always
+    """
+    raise LumaFeatureDisabledError(None, "a file cannot be uploaded to Luma's own API: give a public https address")
+
+
+def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
+    """
+    Refuse: files are not uploaded yet.
+
+    :raises LumaFeatureDisabledError: always
+    """
+    raise LumaFeatureDisabledError(None, "a file cannot be uploaded to Luma's own API: give a public https address")
