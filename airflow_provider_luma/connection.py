@@ -297,7 +297,7 @@ def _min_credits(value: object, service: Service, name: str) -> float | None:
     if not service.has_balance:
         raise LumaValidationError(
             None,
-            f"{name}: min_credits in its extra has no effect, as the service {service.name!r} tells no balance: remove it",
+            f"{name}: min_credits in its extra cannot work, as the service {service.name!r} has no balance: remove it",
         )
     return _number(value, "min_credits", name)
 

@@ -2,10 +2,10 @@
 """
 Luma's own API ("Luma Agents API"), with the model that edits videos.
 
-Facts about it come from https://docs.agents.lumalabs.ai and from Luma's Python SDK, ``luma-agents`` 0.5.0. They disagree
-in places, and say nothing about others: where a job may have been paid for, the code assumes that it was.
+Facts about it come from https://docs.agents.lumalabs.ai and from Luma's Python SDK, ``luma-agents`` 0.5.0. They
+disagree in places and leave others open. Where a job may have been paid for, the code assumes that it was.
 
-Responses are decided by their HTTP status, never by their words: an error is ``{"detail": ...}``, but may also be HTML or
+The HTTP status decides what a response means, not its words: an error is ``{"detail": ...}``, but may also be HTML or
 nothing. The service has no callbacks, no balance, no list of jobs, and no idempotency key.
 """
 
@@ -81,6 +81,10 @@ _PARAMETERS = {"prompt": "prompt", "source": "video_url"}
 
 #: Media types by file extension. Without an extension, a video counts as an MP4.
 _MEDIA_TYPES = {"mov": "video/quicktime", "webm": "video/webm"}
+
+
+#: Ids go into paths, so that anything but a UUID or the like is refused.
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 # -- requests ---------------------------------------------------------------------------------------------------
@@ -205,7 +209,7 @@ def status(luma_task_id: str) -> Request:
 
 def _path_part(luma_task_id: str) -> str:
     """Return an id as part of a path. One with other characters cannot be an id of this service."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", luma_task_id):
+    if not _ID.fullmatch(luma_task_id):
         raise LumaNotFoundError(
             None, "Luma's own API has no such id; its ids look like 0b8f6a52-4c1d-4e9a-9a77-2f0d5c3e1a11"
         )
@@ -296,19 +300,15 @@ def read_submission(response: Response) -> str:
     :raises LumaSubmissionUnknownError: the response leaves it open; the job may run, and be billed
     """
     http_status = response.http_status
-    luma_task_id = _document(response).get("id")
-    if (
-        200 <= http_status < 300
-        and isinstance(luma_task_id, str)
-        and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", luma_task_id)
-    ):
+    luma_task_id = read_text(_document(response).get("id")) or ""
+    if 200 <= http_status < 300 and _ID.fullmatch(luma_task_id):
         return luma_task_id
     if http_status in REFUSALS or _is_source_unreadable(response):
         raise _refusal(response)
     raise LumaSubmissionUnknownError(
         None,
-        f"the submission was sent, but the response (HTTP {http_status}) names no job: {_reason(response)}. It may have "
-        "been accepted",
+        f"the submission was sent, but the response names no job: {_reason(response)} (HTTP {http_status}). "
+        "It may have been accepted",
     )
 
 

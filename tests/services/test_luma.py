@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Luma's own API: what is sent for each call, and how each response becomes a value or a typed error."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, ModifyRequest, Response
+from airflow_provider_luma.exceptions import (
+    LumaAuthError,
+    LumaError,
+    LumaFeatureDisabledError,
+    LumaGenerationError,
+    LumaInsufficientCreditsError,
+    LumaNotFoundError,
+    LumaRateLimitError,
+    LumaRequestFailedError,
+    LumaSubmissionUnknownError,
+    LumaUnavailableError,
+    LumaValidationError,
+)
+from airflow_provider_luma.services import luma
+from tests.support.hostile_answers import responses, texts, values
+
+JOB = "0b8f6a52-4c1d-4e9a-9a77-2f0d5c3e1a11"
+RESULT = "https://s3.example.com/o.mp4?X-Amz-Signature=abc&X-Amz-Expires=3600"
+
+
+def response(http_status: int, document: Any, **more: Any) -> Response:
+    return Response(http_status, json.dumps(document).encode(), **more)
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": JOB,
+        "type": "video_edit",
+        "state": "completed",
+        "model": "ray-3.2",
+        "created_at": "2026-11-28T12:00:00Z",
+        "output": [{"type": "video", "url": RESULT}],
+        "failure_reason": None,
+        "failure_code": None,
+        **changes,
+    }
+
+
+def read(**changes: Any) -> LumaTask:
+    return luma.read_status(response(200, job(**changes)), JOB)
+
+
+def request(**changes: Any) -> ModifyRequest:
+    return ModifyRequest(**{"prompt": "make it snow", "video_url": "https://example.com/a.mp4", **changes})
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return dict(luma.submission(request(**changes), "our-name").json or {})
+
+
+# -- submitting -------------------------------------------------------------------------------------------------
+
+
+def test_submission_lets_the_model_choose_its_controls():
+    assert body() == {
+        "model": "ray-3.2",
+        "type": "video_edit",
+        "prompt": "make it snow",
+        "source": {"url": "https://example.com/a.mp4", "media_type": "video/mp4"},
+        "video": {"edit": {"auto_controls": True}},
+    }
+
+
+def test_submission_carries_our_name_for_the_support():
+    assert luma.submission(request(), "our-name").headers == {"X-Request-Id": "our-name"}
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [("a.mov?x=1", "video/quicktime"), ("a.WEBM", "video/webm"), ("a%2Emov", "video/quicktime"), ("a", "video/mp4")],
+)
+def test_media_type_follows_the_extension(name, media_type):
+    assert body(video_url=f"https://example.com/{name}")["source"]["media_type"] == media_type
+
+
+def test_options_are_merged_into_the_request():
+    options = {"model": "ray-9", "user_id": "af", "video": {"resolution": "1080p", "edit": {"strength": "flex_2"}}}
+    sent = body(options=options)
+    assert (sent["model"], sent["user_id"]) == ("ray-9", "af")
+    assert sent["video"] == {"resolution": "1080p", "edit": {"strength": "flex_2"}}
+
+
+def test_keyframes_alone_keep_automatic_controls():
+    edit = {"keyframes": [{"url": "https://example.com/k.png"}], "keyframe_indexes": [3]}
+    assert body(options={"video": {"edit": edit}})["video"]["edit"] == {"auto_controls": True, **edit}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": "another"},
+        {"source": {"url": "https://example.com/b.mp4"}},
+        {"type": "image"},
+        {"duration": 5},
+        {"video": {"aspect_ratio": "16:9"}},
+        {"video": "1080p"},
+        {"video": {"edit": None}},
+        {"video": {"resolution": "4k"}},
+        {"video": {"hdr": True, "resolution": "540p"}},
+        {"video": {"exr_export": True}},
+        {"video": {"edit": {"strength": "flex_4"}}},
+        {"video": {"edit": {"strength": "flex_2", "auto_controls": True}}},
+        {"video": {"edit": {"auto_controls": False}}},
+        {"video": {"edit": {"keyframes": [{}], "keyframe_indexes": [1, 2]}}},
+        {"video": {"edit": {"keyframes": [{}, {}], "keyframe_indexes": [1, 1]}}},
+        {"video": {"edit": {"keyframes": [{}], "keyframe_indexes": [-1]}}},
+        {"video": {"edit": {"keyframes": [{}] * 65, "keyframe_indexes": list(range(65))}}},
+        {"video": {"seed": float("nan")}},
+        {"video": {"seed": {1: 2}}},
+        ["video"],
+        {"note": "half \ud83d"},
+    ],
+    ids=repr,
+)
+def test_options_that_cannot_work_are_refused(options):
+    with pytest.raises(LumaValidationError, match="options"):
+        luma.check(request(options=options), is_public=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parameter"),
+    [
+        ({"prompt": "x" * 6001}, "prompt"),
+        ({"prompt": " "}, "prompt"),
+        ({"watermark": "me"}, "watermark"),
+        ({"callback_url": "https://example.com/hook"}, "callback_url"),
+        ({"video_url": "http://example.com/a.mp4"}, "video_url"),
+        ({"video_url": "https://example.com/a.avi"}, "video_url"),
+        ({"video_url": "https://10.0.0.1/a.mp4"}, "video_url"),
+    ],
+)
+def test_what_the_service_cannot_do_is_refused(changes, parameter):
+    with pytest.raises(LumaValidationError) as caught:
+        luma.check(request(**changes), is_public=True)
+    assert caught.value.msg.startswith(parameter)
+
+
+def test_prompt_in_another_language_is_left_to_the_service():
+    luma.check(request(prompt="сделай снег"), is_public=True)
+
+
+def test_accepted_job_is_known_by_its_id():
+    assert luma.read_submission(response(201, job(state="queued", output=[]))) == JOB
+
+
+@pytest.mark.parametrize(
+    ("http_status", "kind"),
+    [
+        (400, LumaValidationError),
+        (401, LumaAuthError),
+        (402, LumaInsufficientCreditsError),
+        (403, LumaFeatureDisabledError),
+        (404, LumaNotFoundError),
+        (413, LumaValidationError),
+        (422, LumaValidationError),
+        (429, LumaRateLimitError),
+    ],
+)
+@pytest.mark.parametrize("content", [b'{"detail": "no"}', b"<html>no</html>", b"", b'{"detail": [{"loc": [1]}]}'])
+def test_refusal_is_decided_by_the_status_alone(http_status, kind, content):
+    with pytest.raises(kind):
+        luma.read_submission(Response(http_status, content))
+
+
+@pytest.mark.parametrize("http_status", [200, 201, 202, 302, 405, 408, 409, 410, 418, 500, 502, 503, 504, 520])
+@pytest.mark.parametrize(
+    "content", [b'{"detail": "busy"}', b"<html>source</html>", b"", b'{"id": 7}', b'{"id": "../a"}']
+)
+def test_anything_else_may_have_been_accepted(http_status, content):
+    with pytest.raises(LumaSubmissionUnknownError):
+        luma.read_submission(Response(http_status, content))
+
+
+@pytest.mark.parametrize("http_status", [502, 503])
+def test_source_that_the_service_cannot_fetch_is_a_refusal(http_status):
+    with pytest.raises(LumaUnavailableError, match="source"):
+        luma.read_submission(response(http_status, {"detail": "Could not fetch source url"}))
+
+
+def test_unknown_outcome_names_the_request_and_its_time():
+    told = luma.unknown_outcome_remedy("our-name", datetime(2026, 11, 28, 12, tzinfo=UTC).timestamp())
+    assert "X-Request-Id our-name, sent at 2026-11-28 12:00:00 UTC" in told
+
+
+def test_validation_of_a_framework_is_readable():
+    detail = [{"loc": ["body", "video", "resolution"], "msg": "Input should be '360p'", "type": "enum"}]
+    with pytest.raises(LumaValidationError, match=r"body\.video\.resolution: Input should be '360p'"):
+        luma.read_submission(response(422, {"detail": detail}))
+
+
+# -- status -----------------------------------------------------------------------------------------------------
+
+
+def test_completed_job_lists_its_video():
+    task = read()
+    assert (task.status, task.result_urls, task.service) == (LumaTaskStatus.SUCCESS, (RESULT,), "luma")
+    assert task.created_at == datetime(2026, 11, 28, 12, tzinfo=UTC)
+    assert task.completed_at is None
+
+
+def test_result_names_the_service():
+    assert read().as_dict()["service"] == "luma"
+
+
+def test_only_the_video_of_the_output_counts():
+    output = [
+        {"type": "exr", "url": "https://example.com/x"},
+        None,
+        {"type": "video"},
+        {"type": "video", "url": RESULT},
+    ]
+    assert read(output=output).result_urls == (RESULT,)
+
+
+@pytest.mark.parametrize("state", ["queued", "processing", "paused", ""])
+def test_other_states_keep_the_wait(state):
+    for output in ([], None):
+        assert not read(state=state, output=output).is_finished
+
+
+def test_unknown_state_has_a_name_for_the_log():
+    assert read(state="paused").status.name == "UNDOCUMENTED_paused"
+
+
+@pytest.mark.parametrize("code", luma.FAILURES)
+def test_failure_tells_reason_code_and_charge(code):
+    failure = read(state="failed", output=[], failure_reason="no luck", failure_code=code).failure()
+    assert f"no luck ({code}: {luma.FAILURES[code].advice})" in failure.msg
+    assert isinstance(failure, LumaRequestFailedError) is luma.FAILURES[code].is_request_at_fault
+
+
+@pytest.mark.parametrize("code", [None, "brand_new", 7])
+def test_failure_of_an_unknown_kind_may_be_tried_again(code):
+    failure = read(state="failed", failure_reason=None, failure_code=code).failure()
+    assert type(failure) is LumaGenerationError
+
+
+@pytest.mark.parametrize("changes", [{"id": None}, {"id": "another"}, {"state": None}, {"state": 4}])
+def test_response_that_does_not_name_the_job_ends_no_wait(changes):
+    with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
+        read(**changes)
+
+
+@pytest.mark.parametrize(
+    ("http_status", "kind"),
+    [(401, LumaAuthError), (404, LumaNotFoundError), (429, LumaRateLimitError), (403, LumaUnavailableError)],
+)
+def test_refused_status_check(http_status, kind):
+    with pytest.raises(LumaError) as caught:
+        luma.read_status(response(http_status, {"detail": "no"}, retry_after=7.0), JOB)
+    assert type(caught.value) is kind
+    assert (caught.value.retry_after, caught.value.luma_task_id) == (7.0, JOB)
+
+
+@pytest.mark.parametrize("http_status", [401, 404])
+def test_page_of_an_edge_ends_no_wait(http_status):
+    with pytest.raises(LumaUnavailableError):
+        luma.read_status(Response(http_status, b"<html>not here</html>"), JOB)
+
+
+@pytest.mark.parametrize("luma_task_id", ["../files", "a/b", "a?b", "", "x" * 129, "a\n"])
+def test_id_that_would_lead_elsewhere_is_not_asked_for(luma_task_id):
+    with pytest.raises(LumaNotFoundError):
+        luma.status(luma_task_id)
+
+
+# -- other calls ------------------------------------------------------------------------------------------------
+
+
+def test_liveness_is_a_free_list_of_files():
+    asked = luma.liveness()
+    assert (asked.method, asked.path, asked.query) == ("GET", "/v1/files", {"limit": "1"})
+    luma.read_liveness(response(200, {"data": [], "has_more": False}))
+
+
+@pytest.mark.parametrize(("http_status", "kind"), [(401, LumaAuthError), (404, LumaNotFoundError), (200, LumaError)])
+def test_liveness_that_shows_nothing_is_an_error(http_status, kind):
+    with pytest.raises(kind):
+        luma.read_liveness(Response(http_status, b"<html></html>"))
+
+
+def test_balance_is_not_told():
+    with pytest.raises(LumaFeatureDisabledError, match="balance"):
+        luma.balance()
+
+
+def test_result_is_renewed_by_asking_for_its_job():
+    assert luma.renewal(RESULT, JOB) == luma.status(JOB)
+    fresh = RESULT.replace("abc", "def")
+    assert luma.read_renewal(response(200, job(output=[{"type": "video", "url": fresh}])), RESULT, JOB) == fresh
+
+
+def test_result_without_its_job_cannot_be_renewed():
+    with pytest.raises(LumaValidationError, match=r"urls=modify\.output"):
+        luma.renewal(RESULT, None)
+
+
+_OTHERS = ["output", "created_at", "failure_reason", "failure_code", "type"]
+_JOBS = st.fixed_dictionaries(
+    {"id": st.just(JOB), "state": st.sampled_from(["completed", "failed"]) | texts | values},
+    optional={
+        **dict.fromkeys(_OTHERS, texts | values),
+        "output": st.lists(values | st.just({"type": "video", "url": "\ud83d"})),
+    },
+).map(lambda document: response(200, document))
+
+
+@given(responses | _JOBS)
+def test_any_response_becomes_a_value_or_a_typed_error(answer):
+    for reader in (luma.read_submission, lambda got: luma.read_status(got, JOB), luma.read_liveness):
+        try:
+            value = reader(answer)
+        except LumaError as error:
+            msgspec.json.encode(error.as_dict())
+        else:
+            msgspec.json.encode(value.as_dict() if isinstance(value, LumaTask) else value)
