@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
@@ -95,20 +93,20 @@ def test_queued_submission_is_not_sent_to_another_service(modify, switch_to, con
     assert luma.calls == []
 
 
-def test_another_connection_of_another_service_submits_a_new_job(task, switch_to, luma, monkeypatch, leave_running):
+def test_without_its_record_a_task_submits_to_the_other_service(task, switch_to, luma, leave_running):
     leave_running(task)
     switch_to("luma")
-    monkeypatch.setenv("AIRFLOW_CONN_LUMA_NEW", os.environ["AIRFLOW_CONN_LUMA_DEFAULT"])
-    assert task.run_try(luma_conn_id="luma_new")["service"] == "luma"
+    task.store.delete(STORE_KEY)
+    assert task.run_try()["service"] == "luma"
     assert luma.accepted == 2
 
 
-def test_record_names_service_and_connection(task, switch_to):
+def test_record_names_the_service(task, switch_to):
     switch_to("luma")
     task.run_try()
     record = SubmissionRecord.load(task.store.get(STORE_KEY))
     assert record is not None
-    assert (record.service, record.luma_conn_id) == ("luma", "luma_default")
+    assert record.service == "luma"
 
 
 def test_deferral_and_trigger_name_the_service(modify, switch_to, context):
