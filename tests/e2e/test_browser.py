@@ -370,7 +370,7 @@ def test_result_page_shows_the_wait_and_then_the_video_without_a_reload(
     browser.get(address(airflow.url, run_id))
 
     wait_for_text(browser, "state", "waiting for Luma")
-    wait_for_text(browser, "modified-note", "Luma is at work")
+    wait_for_text(browser, "modified-note", "Luma is processing the video")
     assert text(browser, "prompt") == PROMPT
     assert luma.jobs[-1].task_id in text(browser, "facts")
     before = text(browser, "elapsed")
@@ -398,7 +398,7 @@ def test_result_page_says_that_a_submission_is_queued(
     browser.get(address(airflow.url, run_id))
 
     wait_for_text(browser, "state", "queued for submission")
-    wait_for_text(browser, "modified-note", "Luma accepts no more submissions at the moment")
+    wait_for_text(browser, "modified-note", "Luma is not accepting submissions at the moment")
     assert complaints(browser) == []
     configure(submissions_per_10_seconds=20, processing_seconds=0.5)
     wait_for_text(browser, "state", "finished")
