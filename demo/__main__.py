@@ -115,7 +115,7 @@ def run(home: Path, connection: dict[str, Any], video: str, file: str | None, *,
 
 
 def prepare(home: Path, environment: dict[str, str], running: ExitStack, *, cluster: bool) -> LocalAirflow:
-    """Return an Airflow that is not started yet; what it needs runs until ``running`` ends."""
+    """Return an Airflow to start; the services that it needs run until ``running`` closes."""
     if not cluster:
         say("Starting Airflow (about half a minute) ...")
         return LocalAirflow(home / f"airflow-{AIRFLOW}", DAGS, environment)

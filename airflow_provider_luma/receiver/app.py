@@ -215,7 +215,8 @@ async def _resume(
     Tasks that are deferred again in the meantime have already checked the job's status, and are not resumed.
     """
     try:
-        # First record the callback: a resumed task may look for the record. One that is being deferred already has.
+        # Find the tasks after the record is written: a resumed task may read it, and a task that is deferred before that
+        # has looked for it too early.
         await asyncio.wait([recording], timeout=RECORD_TIMEOUT)
         job = luma_task_id, proof.reference, proof.conn_id
         waiting = await _in_thread(_resuming, resume.find_waiting, *job, teams)

@@ -138,8 +138,8 @@ def _warn_of_missing(conn_id: str) -> None:
     elif row is None:
         warn(
             "missing connections",
-            "Callbacks for connections that the API server cannot find, such as %r, are refused. If it exists, "
-            "make it available to the API server: in the metadata database, a secrets backend or the environment",
+            "Callbacks for connections that the API server cannot find, such as %r, are refused. If that "
+            "one exists, make it available to the API server in its metadata database, secrets backend or environment",
             conn_id,
         )
     elif row[1] is None:
