@@ -176,7 +176,7 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
     open_lumas_fields()
     for label, name, help_text in (
         ("Callback base URL", "callback_base_url", "Leave empty to poll Luma instead."),
-        ("Webhook secret", "webhook_secret", "callbacks without its signature are then refused"),
+        ("Webhook secret", "webhook_secret", "Callbacks without a valid signature are then refused"),
         ("Timeout", "timeout", "Timeout of a call to Luma, in seconds (30 if empty)."),
     ):
         find(browser, f"{form}//*[normalize-space()='{label}']")
