@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-### Let another DAG work on the video
+### Process the video in another DAG
 
-`luma_asset` makes a video and updates the asset `luma_video`. `luma_asset_news` is scheduled on that asset, and so runs
-whenever there is a new video. The asset's event tells it what was made: the address of the file, the job at Luma, its
-prompt and its source. Nothing needs to be handed on, and the two DAGs do not know each other.
+`luma_asset` makes a video and updates the asset `luma_video`. `luma_asset_news` is scheduled on that asset, so it runs
+whenever there is a new video. The asset event contains the address of the file, the job at Luma, its prompt and its
+source. The two DAGs pass nothing else to each other and do not depend on each other.
 
 Needs a connection `luma_default` of type Luma, with your API key.
 """
@@ -19,7 +19,7 @@ from airflow.sdk import DAG, Asset, Param, task
 
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
 
-# An asset of a name alone: with an address such as s3://, Airflow imports the storage's provider at every parse.
+# An asset with a name only: for an address such as s3://, Airflow would import the storage's provider at every parse.
 VIDEO = Asset("luma_video")
 
 with DAG(
@@ -66,7 +66,7 @@ with DAG(
 def tell(triggering_asset_events: Any = None) -> list[dict[str, Any]]:
     videos = [event.extra for event in triggering_asset_events[VIDEO]]
     for video in videos:
-        print(f"New: {video['files']}, made of {video['sources']} with {video['prompts']} by {video['luma_task_ids']}")
+        print(f"New: {video['files']} from {video['sources']} with {video['prompts']}, jobs {video['luma_task_ids']}")
     return videos
 
 

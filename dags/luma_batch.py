@@ -2,15 +2,15 @@
 """
 ### Modify many clips
 
-Each clip goes its own way: it is submitted, waited for, retried and downloaded independently, so that a clip that fails
-keeps no other from its video. At the end `collect` lists the videos. If any is missing, `collect` fails, and names each
-clip without a video and the reason. Then clear the failed tasks, and nothing else is paid for again.
+Each clip is submitted, retried and downloaded independently, so a clip that fails does not affect the others. At the
+end, `collect` lists the videos. If any is missing, `collect` fails and lists each clip without a video, with the
+reason. In that case, clear the failed tasks: no other clip is paid for again.
 
-The page behind *Luma result* of any clip leads to the gallery, which shows all of them, before and after, while the run
-goes on.
+The *Luma result* page of any clip links to the gallery, which shows all clips before and after, even while the run is
+in progress.
 
-The pool `luma` limits how many jobs run at Luma at the same time. Create it once, **with deferred tasks
-included**, because a task that waits in the triggerer still has a job running at Luma:
+The pool `luma` limits the number of jobs that run at Luma at the same time. Create it once, **including deferred
+tasks**, because a task that waits in the triggerer still has a job running at Luma:
 
     airflow pools set --include-deferred luma 20 "Jobs running at Luma"
 
@@ -28,7 +28,7 @@ from airflow.sdk import DAG, Param, task, task_group
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModifyOperator
 
 SAMPLE = os.environ.get("LUMA_VIDEO_URL", "http://127.0.0.1:8765/files/sample.mp4")
-# The simulator serves three different clips. An address of your own remains one clip, and costs one job.
+# The simulator serves three different clips. An address of your own stays a single clip, and a single job.
 CLIPS = list(
     dict.fromkeys(SAMPLE.replace("/sample.mp4", f"/{name}.mp4") for name in ("sample", "sample-2", "sample-3"))
 )
@@ -41,13 +41,13 @@ def clips(params: dict[str, Any]) -> list[str]:
 
 @task_group
 def clip(video_url: str) -> None:
-    """Modify one clip, and download it. What else each video needs goes here, too."""
+    """Modify one clip, and download it. Add whatever else each video needs."""
     modify = LumaModifyOperator(
         task_id="modify",
         prompt="{{ params.prompt }}",
         video_url=video_url,
         pool="luma",
-        # Without its query, which is the secret of a signed address.
+        # Without the query, which contains the signature of a signed address.
         map_index_template="{{ task.video_url.split('?')[0].rsplit('/', 1)[-1] }}",
     )
     LumaDownloadOperator(
@@ -63,7 +63,7 @@ def collect(asked: list[str], ti: Any) -> list[str]:
     steps = ["clip.modify", "clip.download"]
     states = ti.get_task_states(dag_id=ti.dag_id, task_ids=steps, run_ids=[ti.run_id])[ti.run_id]
     files, missing = [], []
-    # By map index: what has failed has no XCom, so a list of all XComs would not match the clips.
+    # By map index: failed tasks have no XCom, so a list of all XComs would not match the clips.
     for index, video_url in enumerate(asked):
         failed = next((step for step in steps if states.get(f"{step}_{index}") != "success"), None)
         if failed is None:

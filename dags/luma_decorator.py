@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-### A prompt that a function writes
+### A function that returns the prompt
 
-What a function decorated with `@task.luma_modify` returns is the prompt, or a dict of the operator's templated
-parameters. Everything else is as in `LumaModifyOperator`: the task waits in the triggerer, and a retry whose function
-returns the same continues the same job.
+A function decorated with `@task.luma_modify` returns the prompt, or a dict of the operator's templated parameters.
+Everything else works as in `LumaModifyOperator`: the task waits in the triggerer, and a retry continues the same job if
+the function returns the same again.
 
-`season` writes a prompt for the month of the run. `weather` is mapped, and makes a version for each weather.
+`season` returns a prompt for the month of the run. `weather` is mapped, and makes one version for each weather.
 
 Needs a connection `luma_default` of type Luma, with your API key.
 """
@@ -29,13 +29,13 @@ with DAG(
     doc_md=__doc__,
     tags=["luma", "example"],
     params={
-        "place": Param("by the sea", type="string", description="Where it shall be, in English."),
+        "place": Param("by the sea", type="string", description="Where the scene is, in English."),
         "weathers": Param(
             ["rain", "snow"],
             type="array",
             items={"type": "string"},
             minItems=1,
-            description="In English; one version for each line, and one job to pay.",
+            description="In English, one per line; each makes one version and costs one job.",
         ),
         "video_url": Param(
             os.environ.get("LUMA_VIDEO_URL", "http://127.0.0.1:8765/files/sample.mp4"),
@@ -55,7 +55,7 @@ with DAG(
     @task.luma_modify(video_url="{{ params.video_url }}")
     def season(dag_run: Any, params: dict[str, Any]) -> Any:
         name = SEASONS[dag_run.run_after.month % 12 // 3]
-        # What is returned is a template, and a template can read passwords: not what somebody has typed in.
+        # The returned text is rendered as a template, which can read passwords: use a literal for what a user typed in.
         return literal(f"Make it a day in {name} {params['place']}")
 
     @task

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-### Modify a film that is longer than Luma takes
+### Modify a film that is too long for Luma
 
-Luma takes clips of at most ten seconds. The film is cut into clips, each is modified by a job of its own, and the
-results are joined to a film again, in time and with the film's own sound.
+Luma accepts clips of at most ten seconds. The film is split into clips, a separate job modifies each clip, and the
+results are joined into a film, in sync and with the original sound.
 
-**Each clip is a job to pay for**: the log of `split` says how many there are before the first is submitted, and
-`max_clips` is a limit. A clip that fails is retried, or cleared, alone.
+**Each clip is a job that you pay for**: the log of `split` shows how many there are before the first is submitted, and
+`max_clips` limits their number. A failed clip can be retried or cleared without the others.
 
 Needs a connection `luma_default` of type Luma, with your API key, the extra `media` of the provider
 package, and a pool `luma` that counts deferred tasks:

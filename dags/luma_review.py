@@ -2,12 +2,12 @@
 """
 ### A person approves the video
 
-The video is modified and fetched, then the task `review` waits for a person, who sees the original and the modified
-video side by side on the page **Luma result**, and approves or rejects in Airflow's own form, with a word to say why.
-Only an approved video is published; after a rejection `publish` is skipped.
+The video is modified and downloaded. Then the task `review` waits for a person, who sees the original and the modified
+video side by side on the **Luma result** page, and approves or rejects the video in Airflow's own form, with an
+optional comment. Only an approved video is published; after a rejection, `publish` is skipped.
 
-The answer is found under *Required Actions* in Airflow, and on the page itself. While it is awaited, no worker slot is
-held. The video is fetched before, since Luma keeps it for 14 days only.
+The form is under *Required Actions* in Airflow, and linked from the result page. The waiting task holds no worker slot.
+The video is downloaded first because Luma keeps it for only 14 days.
 
 On Airflow 3.4, `luma_review_versions` makes another version after each rejection.
 
@@ -67,7 +67,7 @@ with DAG(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
             type="string",
             minLength=1,
-            description="Folder for the videos; those that are approved are copied to published/ in it.",
+            description="Folder for the videos; approved ones are copied to its subfolder published/.",
         ),
     },
 ):
@@ -83,7 +83,7 @@ with DAG(
         task_id="review",
         subject="Publish this video?",
         body=BODY % LumaResultLink().xcom_key,
-        params={"comment": Param("", type=["string", "null"], title="A word to say why")},
+        params={"comment": Param("", type=["string", "null"], title="Comment")},
     )
 
     fetch >> review >> publish(fetch.output)

@@ -2,10 +2,11 @@
 """
 ### Another version after each rejection
 
-As `luma_review`, but a rejection asks for a new prompt, which makes the next version: three at most, as each one is a
-job to pay. The last one is published if it is approved; if not, the run fails at its gate, and nothing is published.
+Like `luma_review`, but with each rejection the person gives a new prompt for the next version, up to three versions,
+since each is a job that you pay for. Once a version is approved, it is published. If the last one is not approved
+either, the run fails and nothing is published.
 
-Needs Airflow 3.4, with its loops, and a connection `luma_default` of type Luma, with your API key.
+Needs Airflow 3.4, which has loops, and a connection `luma_default` of type Luma, with your API key.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ def version() -> None:
         subject="Publish this version?",
         body=BODY % LumaResultLink().xcom_key,
         options=[APPROVE, ANOTHER],
-        params={"prompt": Param("", type=["string", "null"], title="For another version: its prompt")},
+        params={"prompt": Param("", type=["string", "null"], title="Prompt for another version")},
     )
     fetch >> review
 
 
 def approved(*, loop: Any) -> bool:
-    """Go on until a person approves a version."""
+    """End the loop once a person approves a version."""
     return loop.result["chosen_options"] == [APPROVE]
 
 
@@ -93,7 +94,7 @@ if hasattr(version, "loop"):
                 os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
                 type="string",
                 minLength=1,
-                description="Folder for the videos; the approved one is copied to published/ in it.",
+                description="Folder for the videos; the approved one is copied to its subfolder published/.",
             ),
         },
     ) as dag:

@@ -2,9 +2,9 @@
 """
 ### Submit now, wait elsewhere
 
-Submitting and waiting are two tasks: `submit` ends as soon as Luma has accepted the job, and the sensor `wait`
-waits for that job by its id. Use this where other work depends on the *submission* rather than on the video, where
-the wait belongs in another DAG, or where the job was submitted elsewhere: the sensor needs only the id.
+Submitting and waiting are separate tasks: `submit` ends as soon as Luma has accepted the job, and the sensor `wait`
+waits for that job by its id. Use this if other work depends on the *submission* rather than on the video, if the wait
+belongs in another DAG, or if the job was submitted elsewhere: the sensor needs only the id.
 
 Needs a connection `luma_default` of type Luma, with your API key.
 """

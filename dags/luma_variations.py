@@ -2,14 +2,14 @@
 """
 ### Several versions of one private clip
 
-A clip from a disk or a private bucket is uploaded once, and each prompt makes a version of its own of it, which is
-downloaded as soon as it is there. A version that fails does not affect the others: at the end `collect` lists the
-videos, each beside its prompt, and fails if any is missing, naming the prompt and the reason.
+A clip from a disk or a private bucket is uploaded once. Each prompt makes its own version of the clip, which is
+downloaded as soon as it is ready. A version that fails does not affect the others: at the end, `collect` lists the
+videos with their prompts. If any is missing, `collect` fails and names the prompt and the reason.
 
-The page behind *Luma result* of any version leads to the gallery, which shows all of them.
+The *Luma result* page of any version links to the gallery, which shows all of them.
 
-Luma reads public addresses only. `LumaModifyOperator` uploads a file by itself; where many tasks share one, an upload
-of its own saves the others. Luma keeps it for a day, and deletes it.
+Luma only reads public addresses. `LumaModifyOperator` uploads files itself; with several tasks for the same file, a
+separate upload task avoids uploading it several times. Luma deletes the upload after a day.
 
 Needs a connection `luma_default` of type Luma, with your API key, and a pool `luma` that counts
 deferred tasks:
@@ -35,7 +35,7 @@ def prompts(params: dict[str, Any]) -> list[str]:
 
 @task_group
 def version(prompt: str) -> None:
-    """Make one version, and download it. What else each video needs goes here, too."""
+    """Make one version, and download it. Add whatever else each video needs."""
     modify = LumaModifyOperator(
         task_id="modify",
         prompt=prompt,
@@ -56,7 +56,7 @@ def collect(asked: list[str], ti: Any) -> list[dict[str, str]]:
     steps = ["version.modify", "version.download"]
     states = ti.get_task_states(dag_id=ti.dag_id, task_ids=steps, run_ids=[ti.run_id])[ti.run_id]
     versions, missing = [], []
-    # By map index: what has failed has no XCom, so a list of all XComs would not match the prompts.
+    # By map index: failed tasks have no XCom, so a list of all XComs would not match the prompts.
     for index, prompt in enumerate(asked):
         failed = next((step for step in steps if states.get(f"{step}_{index}") != "success"), None)
         if failed is None:
@@ -89,7 +89,7 @@ with DAG(
             type="array",
             items={"type": "string"},
             minItems=1,
-            description="How to change the clip, in English; one version for each line, and one job to pay.",
+            description="Prompts in English, one per line; each makes one version and costs one job.",
         ),
         "destination": Param(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),

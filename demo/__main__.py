@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What ``make demo`` runs: a clip goes in, a modified video comes out, on a real Airflow.
+The demo that ``make demo`` runs: a real Airflow modifies a clip.
 
-With ``--cluster`` (``make demo-cluster``) that Airflow is one with PostgreSQL, Redis, Celery, two workers and two
-triggerers. Without an API key, the simulator takes the place of Luma. Environment variables:
+With ``--cluster`` (``make demo-cluster``), Airflow runs with PostgreSQL, Redis, Celery, two workers and two triggerers.
+Without an API key, the simulator replaces Luma. Environment variables:
 
-* ``LUMA_API_KEY``: the key of a Luma account; with it the service itself is used, and credits are spent
-* ``LUMA_VIDEO``: the clip, a file on this machine; a film longer than Luma takes goes in as several clips
-* ``LUMA_VIDEO_URL``: the clip, at a public address (with a key, this or a file is required)
+* ``LUMA_API_KEY``: the key of a Luma account; with it, the demo calls Luma and spends credits
+* ``LUMA_VIDEO``: the clip, a file on this machine; a film that is too long for Luma is split into clips
+* ``LUMA_VIDEO_URL``: the public address of the clip (with an API key, this or ``LUMA_VIDEO`` is required)
 * ``LUMA_PROMPT``: how to change the clip, in English
-* ``DEMO_ONCE=1``: end with the DAG run, with exit code 0 if it succeeded
-* ``DEMO_HOME``: the folder for everything the demo writes (``.demo`` if unset); each Airflow has a database of its own
-  there, as an older Airflow cannot use that of a newer one
+* ``DEMO_ONCE=1``: exit after the DAG run, with exit code 0 if it succeeded
+* ``DEMO_HOME``: the folder for everything the demo writes (``.demo`` if unset); each version of Airflow has its own
+  database there, because an older Airflow cannot use the database of a newer one
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(*, cluster: bool = False) -> int:
         print("LUMA_API_KEY is set, but no clip: set LUMA_VIDEO to a file, or LUMA_VIDEO_URL to a public address.")
         return 2
     if file and not Path(file).is_file():
-        print(f"LUMA_VIDEO is {file}, and there is no such file.")
+        print(f"LUMA_VIDEO is {file}, but there is no such file.")
         return 2
     home = Path(os.environ.get("DEMO_HOME", ".demo")).absolute()
     home.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def run(home: Path, connection: dict[str, Any], video: str, file: str | None, *,
 
 
 def prepare(home: Path, environment: dict[str, str], running: ExitStack, *, cluster: bool) -> LocalAirflow:
-    """Return an Airflow that is not started yet; what it needs runs until ``running`` ends."""
+    """Return an Airflow to start; the services that it needs run until ``running`` closes."""
     if not cluster:
         say("Starting Airflow (about half a minute) ...")
         return LocalAirflow(home / f"airflow-{AIRFLOW}", DAGS, environment)
@@ -124,7 +124,7 @@ def prepare(home: Path, environment: dict[str, str], running: ExitStack, *, clus
 
 
 def show(airflow: LocalAirflow, video: str, *, with_simulator: bool) -> bool:
-    """Run the example for a video, and print where it is to be seen; return whether it succeeded."""
+    """Run the example DAG on a video, and print where to see the result; return whether it succeeded."""
     airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
     say(f"Airflow is up: {airflow.url} (no login needed)")
     example = Example.of(video)
@@ -176,12 +176,12 @@ def report(airflow: LocalAirflow, example: Example, run_id: str, *, succeeded: b
 @dataclass(frozen=True)
 class Example:
     """
-    What is run.
+    A run of an example DAG.
 
     :param dag_id: the example DAG
-    :param params: of the run
-    :param modify: its task that modifies the video, or its first clip
-    :param last: its task that returns the file, or a list of it
+    :param params: the params of the run
+    :param modify: the task that modifies the video, or its first clip
+    :param last: the task that returns the file, or a list with it
     """
 
     dag_id: str
@@ -191,7 +191,7 @@ class Example:
 
     @classmethod
     def of(cls, video: str) -> Example:
-        """Choose the example for a video: a clip, or a film that is longer than Luma takes."""
+        """Choose the example for a video: for a clip, or for a film that is too long for Luma."""
         prompt = os.environ.get("LUMA_PROMPT", PROMPT)
         if video.startswith("/") and _seconds(video) > LONGEST_CLIP:
             modify = {"task_id": "film.modify", "map_index": 0}
@@ -204,7 +204,7 @@ def _seconds(file: str) -> float:
         with av.open(file) as container:
             return (container.duration or 0) / av.time_base
     except av.error.FFmpegError:
-        return 0.0  # the task says what is wrong with it
+        return 0.0  # the task will report what is wrong with the file
 
 
 @contextmanager
@@ -230,7 +230,7 @@ def simulator(output: Path, webhook_secret: str) -> Iterator[str]:
             raise AirflowProblem(f"the simulator did not start; see {output}")
         threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
         address = line.removeprefix(READY).strip()
-        say(f"No LUMA_API_KEY is set, so a simulator takes the place of Luma: {address}")
+        say(f"LUMA_API_KEY is not set, so a simulator replaces Luma: {address}")
         yield address
     finally:
         process.terminate()
@@ -238,7 +238,7 @@ def simulator(output: Path, webhook_secret: str) -> Iterator[str]:
 
 
 def say(text: str) -> None:
-    """Print without buffering, also into a pipe."""
+    """Print without buffering, even into a pipe."""
     print(text, flush=True)
 
 
@@ -254,7 +254,7 @@ def _drain(stream: IO[str]) -> None:
 def _interrupt(*_: object) -> NoReturn:
     for ending in ENDING:  # a second Ctrl-C must not end the shutdown before everything has stopped
         signal.signal(ending, signal.SIG_IGN)
-    with suppress(OSError):  # of a terminal that was closed; print() cannot be used while another prints
+    with suppress(OSError):  # the terminal may be closed; print() is not reentrant
         os.write(1, b"\nStopping ...\n")
     raise KeyboardInterrupt
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Take the pictures of the documentation: ``make screenshots``.
+Take the screenshots for the documentation: ``make screenshots``.
 
-An Airflow runs the example DAGs against a simulator, and Chromium (Debian's ``chromium`` and ``chromium-driver``) shows
-what a user sees. The pictures are written to ``docs/images``.
+Airflow runs the example DAGs against a simulator, and Chromium (Debian's ``chromium`` and ``chromium-driver``) opens
+the pages. The screenshots are written to ``docs/images``.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ PROMPT = "Make it a rainy night with neon lights"
 STILL = """
     return document.getAnimations().every(
         moving => moving.playState !== 'running' || moving.effect.getComputedTiming().iterations === Infinity)
-        && !document.querySelector('[data-testid=skeleton]')"""  # what Airflow shows in place of rows that are loading
+        && !document.querySelector('[data-testid=skeleton]')"""  # Airflow's placeholder for rows that are still loading
 FILM_SECONDS, FILM_SIZE = 25.0, (640, 360)
 
 
 def main() -> None:
-    """Take all pictures."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which stops Airflow and the browser
+    """Take all screenshots."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that Airflow and the browser are stopped
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, Simulator(Settings(processing_seconds=4)) as luma:
         home = Path(folder)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def make_film(luma: Simulator, folder: Path) -> Path:
-    """Return a film that is longer than Luma takes, made of the simulator's clips."""
+    """Return a film that is too long for Luma, made from the simulator's clips."""
     film = folder / "film.mp4"
     clips = [folder / f"{name}.mp4" for name in ("sample", "sample-2", "sample-3")]
     for clip in clips:
@@ -84,7 +84,7 @@ def make_film(luma: Simulator, folder: Path) -> Path:
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Chrome]:
-    """Start a browser that has never been anywhere."""
+    """Start a browser with an empty profile."""
     options, driver = ChromeOptions(), shutil.which("chromedriver")
     binary = shutil.which("chromium")
     if binary is None or driver is None:
@@ -101,10 +101,10 @@ def chromium(folder: Path) -> Iterator[Chrome]:
 
 class Camera:
     """
-    A browser in front of an Airflow.
+    A browser that is signed in to an Airflow.
 
-    :param browser: signed in by the first address that is opened
-    :param airflow: a running one
+    :param browser: the browser; opening the first page signs it in
+    :param airflow: a running Airflow
     """
 
     def __init__(self, browser: Chrome, airflow: LocalAirflow) -> None:
@@ -114,7 +114,7 @@ class Camera:
         browser.execute_script("localStorage.setItem('theme', 'light')")
 
     def finish(self, dag_id: str, **params: str) -> str:
-        """Run a DAG to its end; return the run's id."""
+        """Run a DAG until it has ended; return the run's id."""
         run_id = self.airflow.trigger(dag_id, **params)
         ended = ("success", "failed")
         self.airflow.wait_until(lambda: self.airflow.run_state(dag_id, run_id) in ended, dag_id, seconds=300)
@@ -132,7 +132,7 @@ class Camera:
         WebDriverWait(self.browser, 90, poll_frequency=0.2).until(lambda shown: shown.execute_script(script), script)
 
     def act(self, xpath: str, text: str | None = None) -> None:
-        """Click on what can be seen, or type into it."""
+        """Click the first visible element, or type into it."""
 
         def acted(browser: Chrome) -> bool:
             try:
@@ -145,7 +145,7 @@ class Camera:
         WebDriverWait(self.browser, 60, poll_frequency=0.2).until(acted, xpath)
 
     def take(self, name: str) -> None:
-        """Write what is shown, once nothing moves any more that comes to an end."""
+        """Save a screenshot once all finite animations have ended."""
         self.until(STILL)
         shot = self.browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "webp", "quality": 80})
         file = IMAGES / f"{name}.webp"
@@ -154,7 +154,7 @@ class Camera:
 
 
 def take_all(camera: Camera) -> None:
-    """Take one picture after the other."""
+    """Take one screenshot after the other."""
     run_id = camera.finish("luma_modify", prompt=PROMPT)
     camera.open(
         f"/luma/result?{urlencode({'dag_id': 'luma_modify', 'run_id': run_id, 'task_id': 'modify'})}", (1280, 960)

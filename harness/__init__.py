@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo, the tests and the benchmarks share: Airflows to start, a database to fill, and simulated time."""
+"""Shared code for the demo, the tests and the benchmarks: local Airflows, a database to fill, and simulated time."""

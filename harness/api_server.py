@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server: it mounts the plugin's application as Airflow does, and is called as Luma and others call it."""
+"""An API server that mounts the plugin's application as Airflow does, with calls like those of Luma and others."""
 
 from __future__ import annotations
 
@@ -52,27 +52,27 @@ class ApiServer:
         await self.app(scope, receive, send)
 
     async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request, and return without waiting for what the server does after its answer."""
+        """Send a request, and return the response without waiting for the server's work after it."""
         return await self._client.request(method, path, **options)
 
     async def callback(self, query: str, body: Any = ENDED, **options: Any) -> httpx.Response:
         """Send a callback as Luma does, and wait until the server has resumed the tasks."""
         content = body if not isinstance(body, (dict, list)) else json.dumps(body).encode()
-        answer = await self.request("POST", f"/luma/callback?{query}", content=content, **options)
+        response = await self.request("POST", f"/luma/callback?{query}", content=content, **options)
         await self.tasks_resumed()
-        return answer
+        return response
 
     @staticmethod
     async def tasks_resumed() -> None:
-        """Wait until no callback is being processed any more."""
+        """Wait until all callbacks have been processed."""
         while receiver_app._running:
             await asyncio.gather(*receiver_app._running)
 
     async def raw_request(self, scope: dict[str, Any], chunks: list[bytes], *, is_whole: bool = True) -> int:
         """
-        Send a request byte by byte as it is, then disconnect.
+        Send exactly these chunks as a request, then disconnect.
 
-        :returns: the status of the answer, or 0 if none came
+        :returns: the status of the response, or 0 if there was none
         """
         statuses: list[int] = []
         bodies = [
@@ -102,7 +102,7 @@ class ApiServer:
         return statuses[0] if statuses else 0
 
     async def close(self) -> None:
-        """Wait for the tasks that are being resumed, and end."""
+        """Wait for the tasks that are being resumed, and close the client."""
         await self.tasks_resumed()
         await self._client.aclose()
 
@@ -110,12 +110,12 @@ class ApiServer:
 @contextmanager
 def api_server_process(**environment: str) -> Iterator[int]:
     """
-    Run the API server in a process of its own, on the loopback address; yield its port.
+    Run the API server in a separate process, on the loopback address; yield its port.
 
     :param environment: further environment variables
     """
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
-        # It listens already: whoever connects before the process has started waits.
+        # The socket already listens: clients that connect before the process has started wait.
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(listening.fileno())],
             env={**os.environ, **environment},
@@ -133,7 +133,7 @@ def api_server_thread(app: FastAPI | None = None) -> Iterator[int]:
     """
     Run the API server in a thread of this process, on the loopback address; yield its port.
 
-    :param app: what to run in its place
+    :param app: another application to run instead
     """
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         server = uvicorn.Server(uvicorn.Config(app or ApiServer().app, log_level="warning", lifespan="off"))
@@ -150,9 +150,9 @@ def proof(
     reference: str | None = None, *, conn_id: str = "luma_default", key: str = KEY, submitted_by: Any = None
 ) -> str:
     """
-    Return the query of the address that a submission gives to Luma.
+    Return the query of the callback address that a submission passes to Luma.
 
-    :param submitted_by: the id of the try; None for an address of version 1.0.0, which does not name it
+    :param submitted_by: the id of the try; None for an address of version 1.0.0, which does not contain it
     """
     connection = LumaConnection("http://127.0.0.1:9", key, callback_base_url="http://airflow")
     try_id = UUID(str(submitted_by)) if submitted_by is not None else None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Status checks in the order of their due times, or of the likely ends: the rate limiter in simulated time.
+Status checks ordered by due time, or by the likely end of the job: the rate limiter in simulated time.
 
-More jobs wait than the rate limit allows status checks, so the order decides how late the end of a job is seen. Each
-scenario says when jobs arrive and how long they take. A job's status check is due every five seconds.
+More jobs wait than the rate limit allows status checks for, so the order decides how late the end of a job is noticed.
+Each scenario defines when jobs arrive and how long they take. A job's status check is due every five seconds.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ Jobs = list[tuple[float, float]]
 
 
 def at_once(rng: random.Random) -> Jobs:
-    """Create five hundred jobs at once, of 60 to 120 seconds: all of one age, so that no order is better."""
+    """Create 500 jobs of 60 to 120 seconds at once: all have the same age, so no order is better than another."""
     return [(0.0, rng.uniform(60, 120)) for _ in range(500)]
 
 
 def steady(rng: random.Random) -> Jobs:
-    """Create two jobs a second, as many as Luma accepts, of two to five minutes: about 420 wait."""
+    """Create two jobs of two to five minutes per second, as many as Luma accepts: about 420 wait."""
     return [(i / 2, rng.uniform(120, 300)) for i in range(2000)]
 
 
 def five_hundred(rng: random.Random) -> Jobs:
-    """Create jobs of two to five minutes at such a rate that five hundred wait."""
+    """Create jobs of two to five minutes at such a rate that 500 wait."""
     return [(i * 210 / 500, rng.uniform(120, 300)) for i in range(2500)]
 
 
 def a_thousand(rng: random.Random) -> Jobs:
-    """Create them so often that a thousand wait."""
+    """Create jobs of two to five minutes at such a rate that 1000 wait."""
     return [(i * 210 / 1000, rng.uniform(120, 300)) for i in range(5000)]
 
 
 def three_kinds(rng: random.Random) -> Jobs:
-    """Create two jobs a second: 70 % of two to five minutes, 20 % of five to fifteen, 10 % of ten to twenty."""
+    """Create two jobs per second: 70 % take two to five minutes, 20 % five to fifteen, 10 % ten to twenty."""
     kinds = rng.choices([(120, 300), (300, 900), (600, 1200)], [7, 2, 1], k=2500)
     return [(i / 2, rng.uniform(*kind)) for i, kind in enumerate(kinds)]
 
 
 def slower_at_half_time(rng: random.Random) -> Jobs:
-    """Create two jobs a second, which from one minute to the next take twice as long."""
+    """Create two jobs per second; the second half of them takes twice as long."""
     return [(i / 2, rng.uniform(120, 300) * (1 if i < 1000 else 2)) for i in range(2000)]
 
 
 async def lateness(jobs: Jobs, *, by_likely_end: bool) -> list[float]:
     """
-    Return how late the end of each job was seen, in seconds.
+    Return how late the end of each job was noticed, in seconds.
 
-    :param by_likely_end: whether a status check is put off while its job has most likely not ended; otherwise the one
-        that has been due the longest is sent first
+    :param by_likely_end: postpone the status check of a job that has most likely not ended; otherwise, the check that
+        has been due the longest is sent first
     """
     clock = asyncio.get_running_loop().time
     limiter, durations = RateLimiter(REQUESTS_PER_SECOND), JobDurations()

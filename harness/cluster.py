@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Airflow as a cluster on this machine: PostgreSQL, Redis, the Celery executor, two workers and two triggerers.
+An Airflow cluster on this machine: PostgreSQL, Redis, the Celery executor, two workers and two triggerers.
 
-PostgreSQL and Redis are Debian's, or whatever is on the ``PATH``.
+PostgreSQL and Redis come from Debian's packages, or from the ``PATH``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 from harness.local_airflow import AirflowProblem, LocalAirflow, free_ports
 from harness.postgres import binaries, postgres
 
-#: Tasks that a worker runs at a time.
+#: Number of tasks that a worker runs concurrently.
 SLOTS = 4
 
 WORKERS = ("worker-1", "worker-2")
@@ -30,17 +30,17 @@ TRIGGERERS = ("triggerer-1", "triggerer-2")
 
 class AirflowCluster(LocalAirflow):
     """
-    A :class:`LocalAirflow` whose tasks run on two workers, and wait in two triggerers.
+    A :class:`LocalAirflow` whose tasks run on two workers and wait in two triggerers.
 
     :param database: the address of an empty PostgreSQL database, see :func:`services`
-    :param broker: the address of a Redis
+    :param broker: the address of a Redis server
     """
 
     components = MappingProxyType(
         {
             "api-server": ("api-server",),
             "dag-processor": ("dag-processor",),
-            # The log server of each would want a port of its own; here all logs lie in one folder.
+            # Each log server would need its own port; here, all logs are in one folder.
             **dict.fromkeys(TRIGGERERS, ("triggerer", "--skip-serve-logs")),
             **{
                 name: ("celery", "worker", "--skip-serve-logs", "--celery-hostname", name, "--pid", f"{name}.pid")
@@ -90,7 +90,7 @@ def _redis(program: str) -> Iterator[str]:
         )
         try:
             assert server.stdin is not None
-            server.stdin.write(settings.encode())  # not as arguments, which every user of the machine can read
+            server.stdin.write(settings.encode())  # not as arguments, which all users of the machine can see
             server.stdin.close()
             LocalAirflow.wait_until(lambda: _listens(server, port), "Redis to start", seconds=30)
             yield f"redis://:{password}@127.0.0.1:{port}/0"

@@ -2,7 +2,7 @@
 """
 The decision table of submit-once as Markdown: ``python -m harness.decision_table`` copies it to docs/operations.md.
 
-A test fails if the page holds another one.
+A test fails if the table on that page differs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ END = "<!-- end of the decision table -->\n"
 
 HEAD = ("record", "request", "this try is", "Luma says", "if", "what it does", "what its log says")
 
-#: What it means that an outcome was seen, and that it was not; None is the status of an intent.
+#: The meaning of an outcome that was seen, and of one that was not; None is the status of an intent.
 SEEN: dict[JobStatus | None, tuple[str, str]] = {
     JobStatus.SUCCEEDED: ("Airflow has stored the result", "Airflow has not stored the result"),
     JobStatus.RESULT_MISSING: ("that was reported, or a result stored", "that was not reported, and no result stored"),
@@ -38,7 +38,7 @@ SEEN: dict[JobStatus | None, tuple[str, str]] = {
     None: ("the unknown outcome was reported", "nothing was reported yet"),
 }
 
-#: What kind of intent a row is about, and of which request; None stands for all.
+#: The kind of intent in a row, and its request; None stands for all kinds.
 INTENT = {
     Callback.EXPECTED: ("intent, callback expected", "same"),
     Callback.NONE: ("other intent", ""),
@@ -47,7 +47,7 @@ INTENT = {
 
 
 def conditions(status: JobStatus | None, seen: Seen | None, option: str, resubmit: Resubmit | None) -> str:
-    """Return when a row applies, beyond what its other columns say."""
+    """Return the conditions of a row that have no column of their own."""
     found = [] if seen is None else [SEEN[status][0 if seen is Seen.YES else 1]]
     return ", ".join([*found, *([] if resubmit is None else [f"`{option}={resubmit.value}`"])])
 
@@ -77,11 +77,11 @@ def render() -> str:
 
 
 def replaced(page: str) -> str:
-    """Return a page with the table as it is now between its two marks."""
+    """Return the page with the current table between its two markers."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     if not after:
-        raise ValueError("the page lacks a mark of the table")
+        raise ValueError("the page lacks a marker of the table")
     return f"{before}{BEGIN}\n{render()}\n{END}{after}"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deferring and resuming a task step by step, with the events that Airflow or the receiver of callbacks sends."""
+"""Defer and resume a task step by step, with the events that Airflow or the receiver of callbacks sends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_luma.operators.luma import LumaModifyOperator
 
 
 def deferral_of(work: Callable[..., Any], *arguments: Any, **options: Any) -> TaskDeferred:
-    """Run a task until it is deferred; assert that what it hands over survives a database."""
+    """Run a task until it is deferred; assert that its kwargs survive a database."""
     with pytest.raises(TaskDeferred) as deferred:
         work(*arguments, **options)
     for handed_over in (deferred.value.kwargs, deferred.value.trigger.serialize()[1]):
@@ -24,7 +24,7 @@ def deferral_of(work: Callable[..., Any], *arguments: Any, **options: Any) -> Ta
 
 
 def resume(operator: LumaModifyOperator, deferred: TaskDeferred, context: Any, event: dict[str, Any]) -> Any:
-    """Run a deferred task in another process, resumed by an event."""
+    """Resume a deferred task with an event, as a new process does."""
     return operator.resume_execution(deferred.method_name, {**(deferred.kwargs or {}), "event": event}, context)
 
 
@@ -34,7 +34,7 @@ def callback_event(luma_task_id: str) -> dict[str, Any]:
 
 
 def expiry_event(deferred: TaskDeferred) -> dict[str, Any]:
-    """Return the event of a trigger that only waits and has reached its time."""
+    """Return the event of a trigger that only waits for a time, once that has come."""
     return {"state": dict(deferred.kwargs or {}), "at": time.time()}
 
 

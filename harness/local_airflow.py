@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A complete Airflow in a folder of its own: API server, scheduler, DAG processor and triggerer on SQLite.
+A complete Airflow in its own folder: API server, scheduler, DAG processor and triggerer on SQLite.
 
-Every component is a process of its own, so that each can be killed and restarted. Everything they need (ports, secrets,
-database, logs) belongs to this one Airflow. The demo, the benchmarks and the end-to-end tests run on it.
+Every component is a separate process, so that each can be killed and restarted. Each Airflow has its own ports,
+secrets, database and logs. The demo, the benchmarks and the end-to-end tests run on it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from typing import Any, Self
 import psutil
 import requests
 
-#: What a terminal, a shell or a supervisor sends to end a process.
+#: The signals with which a terminal, a shell or a supervisor ends a process.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class AirflowProblem(RuntimeError):
-    """A command, a component or a call of Airflow failed, or took too long."""
+    """An Airflow command, component or API call failed or took too long."""
 
 
 class LocalAirflow:
     """
-    An Airflow that runs as long as the ``with`` block.
+    An Airflow that runs for the duration of the ``with`` block.
 
-    Its components are started in their order, and stopped in the reverse one.
+    Its components are started in order, and stopped in reverse order.
 
-    :param home: its folder; an Airflow that ran there before continues with its database
+    :param home: its folder; the database of an Airflow that ran there before is used again
     :param dags: the folder of the DAG files
     :param environment: further environment variables, e.g. connections
     """
@@ -71,7 +71,7 @@ class LocalAirflow:
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "AIRFLOW__CORE__FERNET_KEY": self._secret("fernet-key"),
-            # A writer waits for another one for a minute; SQLite's default is to fail after five seconds.
+            # Writers wait for each other for up to a minute; by default, SQLite fails after five seconds.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home}/airflow.db?timeout=60",
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__HOST": "127.0.0.1",
@@ -107,7 +107,7 @@ class LocalAirflow:
         return done.stdout
 
     def start(self, component: str) -> None:
-        """Start a component in a process group of its own; its output goes to ``logs/COMPONENT.txt``."""
+        """Start a component in its own process group; its output goes to ``logs/COMPONENT.txt``."""
         self.logs.mkdir(exist_ok=True)
         with (self.logs / f"{component}.txt").open("ab") as output, uninterrupted():
             self.processes[component] = subprocess.Popen(
@@ -131,7 +131,7 @@ class LocalAirflow:
             raise
 
     def stop(self, component: str, how: signal.Signals = signal.SIGTERM) -> None:
-        """Stop a component and its child processes; by force if they do not end in time."""
+        """Stop a component and its child processes; kill those that do not end in time."""
         self._wait_for_end(component, self._signal(component, how))
 
     def stop_all(self) -> None:
@@ -143,7 +143,7 @@ class LocalAirflow:
                 self._wait_for_end(component, family)
 
     def _signal(self, component: str, how: signal.Signals) -> list[psutil.Process]:
-        """Send a signal to a component, a deadly one also to its child processes; return all of them."""
+        """Send a signal to a component, and SIGKILL also to its child processes; return all of these processes."""
         process = self.processes[component]
         family = _family(process.pid)
         if how is signal.SIGKILL:
@@ -154,7 +154,7 @@ class LocalAirflow:
         return family
 
     def _wait_for_end(self, component: str, family: list[psutil.Process], seconds: float = 5) -> None:
-        """Wait for the end of a component's processes; end those by force that take too long."""
+        """Wait for a component's processes to end; kill those that take too long."""
         _, alive = psutil.wait_procs(family, timeout=seconds)
         for member in alive:
             _send(member, signal.SIGKILL)
@@ -164,19 +164,19 @@ class LocalAirflow:
     # -- REST API ---------------------------------------------------------------------------------------------------
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        """Call Airflow's REST API; return the JSON it answers with."""
+        """Call Airflow's REST API; return the JSON of the response."""
         if not self._token:
-            answer = requests.get(f"{self.url}/auth/token", timeout=120)
-            answer.raise_for_status()
-            self._token = answer.json()["access_token"]
+            response = requests.get(f"{self.url}/auth/token", timeout=120)
+            response.raise_for_status()
+            self._token = response.json()["access_token"]
         headers = {"Authorization": f"Bearer {self._token}"}
-        answer = requests.request(method, f"{self.url}/api/v2{path}", headers=headers, timeout=120, **arguments)
-        if not answer.ok:
-            raise AirflowProblem(f"{method} {path}: HTTP {answer.status_code}: {answer.text[:500]}")
-        return answer.json() if answer.content else None
+        response = requests.request(method, f"{self.url}/api/v2{path}", headers=headers, timeout=120, **arguments)
+        if not response.ok:
+            raise AirflowProblem(f"{method} {path}: HTTP {response.status_code}: {response.text[:500]}")
+        return response.json() if response.content else None
 
     def is_healthy(self) -> bool:
-        """Tell whether every component reports that it is healthy."""
+        """Return whether every component reports that it is healthy."""
         for component, process in self.processes.items():
             if process.poll() is not None:
                 raise AirflowProblem(
@@ -192,7 +192,7 @@ class LocalAirflow:
         )
 
     def has_dag(self, dag_id: str) -> bool:
-        """Tell whether a DAG has been read; raise the error if a DAG file cannot be read."""
+        """Return whether a DAG has been parsed; raise the error if a DAG file cannot be parsed."""
         errors = self.call("GET", "/importErrors")["import_errors"]
         if errors:
             raise AirflowProblem(f"{errors[0]['filename']} cannot be read:\n{errors[0]['stack_trace']}")
@@ -217,12 +217,12 @@ class LocalAirflow:
         return sorted(tasks, key=lambda task: task["start_date"] or "9")
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
-        """Return what a task has pushed under a key."""
+        """Return the XCom that a task pushed under a key."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         return self.call("GET", path, params={"map_index": map_index, "deserialize": "true"})["value"]
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
-        """Return the log of one try of a task, as the UI shows it."""
+        """Return the log of one try of a task, as shown in the UI."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
         content = self.call("GET", path, params={"map_index": map_index, "full_content": "true"})["content"]
         return "\n".join(str(line.get("event", line)) + "".join(_details(line)) for line in content)
@@ -230,7 +230,7 @@ class LocalAirflow:
     def wait_for_log(
         self, words: str, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
     ) -> str:
-        """Wait for words in a task's log, which may be written a moment after the task has ended; return the log."""
+        """Wait for words in a task's log, which may appear a moment after the task has ended; return the log."""
         log = ""
 
         def is_logged() -> bool:
@@ -245,7 +245,7 @@ class LocalAirflow:
         return log
 
     def story(self, dag_id: str, run_id: str, lines: int = 15) -> str:
-        """Describe a DAG run: every task's state, and the end of the log of each task that failed."""
+        """Describe a DAG run: the state of every task, and the end of the log of each failed task."""
         described = []
         for task in self.tasks(dag_id, run_id):
             described.append(f"{task['task_id']}[{task['map_index']}]: {task['state']}")
@@ -257,9 +257,13 @@ class LocalAirflow:
     @staticmethod
     def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 600, every: float = 1.5) -> None:
         """
-        Wait for a condition; raise if it is not true in time.
+        Wait until a condition is true.
 
-        :param every: seconds between two looks; each question to Airflow's API costs a busy machine a tenth of one
+        :param condition: returns whether the wait is over
+        :param what: what is waited for, for the error
+        :param seconds: maximum seconds to wait
+        :param every: seconds between two checks; on a busy machine, a call to Airflow's API costs a tenth of a second
+        :raises AirflowProblem: the condition is not true in time
         """
         deadline = time.monotonic() + seconds
         while not condition():
@@ -268,7 +272,7 @@ class LocalAirflow:
             time.sleep(every)
 
     def _secret(self, name: str) -> str:
-        """Return a secret that all components share, and that is kept in the folder."""
+        """Return a secret that all components share; it is kept in a file."""
         file = self.home / "secrets" / name
         if not file.exists():
             file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -279,11 +283,11 @@ class LocalAirflow:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """
-    Hold back what would end this process until the block is done, so that no component is left running.
+    Delay signals that would end this process until the block is done, so that no component is left running.
 
-    A second Ctrl-C comes while the first one stops everything.
+    For example, a user may press Ctrl-C a second time while the first one stops everything.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
     held: list[int] = []
@@ -298,7 +302,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports on which nothing listens."""
+    """Return distinct free ports."""
     with_port = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listening.getsockname()[1] for listening in with_port]
     for listening in with_port:
@@ -307,7 +311,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _details(line: Mapping[str, Any]) -> list[str]:
-    """Return the errors that an entry of a task's log holds beside its text."""
+    """Return the errors in an entry of a task's log, which come in addition to its text."""
     errors = line.get("error_detail") or []
     return [f"\n{error.get('exc_type')}: {error.get('exc_value')}" for error in errors]
 

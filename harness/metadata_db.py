@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Airflow's metadata database with deferred tasks, written there as the worker and the API server do it."""
+"""Airflow's metadata database with deferred tasks, written as the worker and the API server write them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ TaskStateStoreModel = None
 if HAS_TASK_STATE_STORE:
     from airflow.models.task_state_store import TaskStateStoreModel
 
-#: The Luma task that the deferred tasks wait for, unless they say otherwise.
+#: The Luma task that the deferred tasks wait for by default.
 JOB = "6b7e5e3f2a1d4c0b9a8f7e6d5c4b3a29"
 
 needs_task_state = pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="Airflow below 3.3 keeps no task state")
 
 
 class TaskInstanceState(NamedTuple):
-    """What of a task instance a callback may change."""
+    """The columns of a task instance that a callback may change."""
 
     state: str
     trigger_id: int | None
@@ -65,7 +65,7 @@ class MetadataDb:
         Write the task instances of a new run, one for each deferral; return their ids.
 
         :param seconds: how long ago they were deferred
-        :param state: the state in which they are
+        :param state: their state
         """
         run_id, deferred_at = f"manual__{next(self._numbers)}", datetime.now(UTC) - timedelta(seconds=seconds)
         triggers, tasks = [], []
@@ -74,7 +74,7 @@ class MetadataDb:
             sent, _ = _defer_task(
                 deferral, SimpleNamespace(dag_id=dag_id, run_id=run_id, task_id=task_id), structlog.get_logger()
             )
-            # Through JSON, as on the way from the worker to the API server.
+            # Through JSON, as between the worker and the API server.
             sent = json.loads(
                 sent.model_dump_json(include={"classpath", "trigger_kwargs", "next_method", "next_kwargs"})
             )
@@ -99,7 +99,7 @@ class MetadataDb:
         return [ids[task["task_id"]] for task in tasks]
 
     def retry(self, task_instance_id: Any) -> Any:
-        """End the try of a task, and return the id of its next one, as Airflow does for a retry or a Clear."""
+        """End the try of a task as Airflow does for a retry or a Clear; return the id of its next try."""
         with create_session() as session:
             task = session.get(TaskInstance, task_instance_id)
             task.task = None
@@ -108,16 +108,16 @@ class MetadataDb:
             return successor.id
 
     def in_region(self, task_instance_id: Any, index: int, region_id: UUID | None) -> None:
-        """Make a task a mapped one; from Airflow 3.4 on, of a region, such as an iteration of a loop."""
+        """Give a task a map index or, from Airflow 3.4 on, a region, such as an iteration of a loop."""
         columns = {"map_index": index} if region_id is None else {"region_index": index, "region_id": region_id}
         with create_session() as session:
             session.execute(update(TaskInstance).where(TaskInstance.id == task_instance_id).values(columns))
 
     def defer_again(self, task_instance_id: Any, trigger_id: int | None = None) -> None:
         """
-        Defer a task anew, with the same kwargs, as if it had found its job still running.
+        Defer a task again with the same kwargs, as if its job were still running.
 
-        :param trigger_id: the id of the new trigger; the next one if there is none
+        :param trigger_id: the id of the new trigger; the next free one by default
         """
         trigger = Trigger(classpath=RESUMABLE_TRIGGERS[0], kwargs={}, created_date=datetime.now(UTC))
         with create_session() as session:
@@ -131,7 +131,7 @@ class MetadataDb:
             session.execute(of_the_task.values(state="deferred", trigger_id=trigger.id))
 
     def states(self, ids: list[Any]) -> list[TaskInstanceState]:
-        """Return what callbacks may change, of each of these task instances."""
+        """Return the columns that callbacks may change for each of these task instances."""
         columns = [getattr(TaskInstance, name) for name in TaskInstanceState._fields]
         with create_session() as session:
             rows = [session.execute(select(*columns).where(TaskInstance.id == one)).one() for one in ids]
@@ -143,7 +143,7 @@ class MetadataDb:
             return set(session.scalars(select(TaskInstance.id).where(TaskInstance.state != "deferred")))
 
     def resumed_after(self, task_instance_id: Any) -> float:
-        """Return the seconds from the deferral of a task to its end."""
+        """Return the seconds between a task's deferral and the end of that deferral."""
         with create_session() as session:
             scheduled_at, deferred_at = session.execute(
                 select(TaskInstance.scheduled_dttm, DagRun.run_after)
@@ -153,14 +153,14 @@ class MetadataDb:
         return (scheduled_at - deferred_at).total_seconds()
 
     def save_record(self, task_instance_id: Any, record: SubmissionRecord | str, **options: Any) -> None:
-        """Save a submission's record in the task state store, as a task does through the Execution API."""
+        """Save a submission record in the task state store, as a task does through the Execution API."""
         from airflow.state.metastore import MetastoreBackend
 
         value = record if isinstance(record, str) else json.dumps(record.as_dict())
         MetastoreBackend().set(self._scope(task_instance_id), STORE_KEY, value, **options)
 
     def recorded_callback(self, task_instance_id: Any) -> Any:
-        """Return what a callback has recorded for a task."""
+        """Return what a callback recorded for a task."""
         from airflow.state.metastore import MetastoreBackend
 
         stored = MetastoreBackend().get(self._scope(task_instance_id), CALLBACK_KEY)
@@ -187,7 +187,7 @@ def operator_awaiting_job(luma_task_id: str = JOB, reference: str | None = None,
     """
     Return the deferral of an operator that has submitted a job.
 
-    :param reference: the submission; None if it was deferred by version 1.1.0, which did not tell
+    :param reference: the reference of the submission; None if version 1.1.0 deferred the task and did not store it
     """
     state = DeferralState(luma_task_id, reference, end_time=time.time() + 1800)
     return deferral_of(_operator(**options).defer_for_job, state, poll_interval=30)
@@ -201,7 +201,7 @@ def sensor_awaiting_job(luma_task_id: str = JOB) -> TaskDeferred:
 
 
 def operator_awaiting_callback(reference: str, **options: Any) -> TaskDeferred:
-    """Return the deferral of an operator that has lost the answer to its submission."""
+    """Return the deferral of an operator that lost the response to its submission."""
     state = DeferralState(reference=reference, end_time=time.time() + 1800)
     trigger = LumaCallbackTrigger(state.as_kwargs(), until=time.time() + 300)
     return deferral_of(_operator(**options).defer_with, trigger, "execute_with_callback", state)

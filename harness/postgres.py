@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A temporary PostgreSQL server, the database that clusters of Airflow use."""
+"""A temporary PostgreSQL server for an Airflow cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.local_airflow import LocalAirflow, free_ports
 
 
 def binaries() -> Path | None:
-    """Return the folder of the server's programs; Debian keeps them off the PATH."""
+    """Return the folder with the server's programs, which Debian keeps off the PATH; None if there is none."""
     folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
     folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *folders]
     needed = ("initdb", "postgres", "createdb")

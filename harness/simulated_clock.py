@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event loop in simulated time: where it would sleep, its clock is advanced instead."""
+"""An event loop in simulated time: instead of sleeping, it advances its clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class _Selector(selectors.DefaultSelector):
-    """A selector that does not wait for a timeout, but adds it to the simulated time."""
+    """A selector that adds timeouts to the simulated time instead of waiting."""
 
     now = 0.0
 
@@ -23,7 +23,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """An event loop for what does no I/O."""
+    """An event loop for coroutines without I/O."""
 
     def __init__(self) -> None:
         self._simulated = _Selector()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Import every module and have one video modified: ``python -m harness.smoke``.
+Import every module and run two jobs: ``python -m harness.smoke``.
 
-It needs the extra ``simulator`` and nothing else, so it also runs with the oldest versions that the package claims.
+It needs only the extra ``simulator``, so it also runs with the oldest versions that the package claims to support.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def run_jobs(home: Path) -> int:
         local.run("dags", "reserialize")
         local.run("dags", "test", "smoke")
         if not [video for video in videos.glob("*.mp4") if video.stat().st_size]:
-            sys.exit("the DAG succeeded, and no video was downloaded")
+            sys.exit("the DAG succeeded, but no video was downloaded")
         return luma.accepted
 
 
 def main() -> None:
-    """Import, run, and print with which versions."""
+    """Import all modules, run the jobs, and print the versions."""
     with tempfile.TemporaryDirectory() as home:
         modules, jobs = len(import_all()), run_jobs(Path(home))
     names = ("apache-airflow", "apache-airflow-providers-http", "apache-airflow-providers-common-compat", "av")

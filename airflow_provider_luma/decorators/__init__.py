@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task decorators: steps of a pipeline whose parameters a function writes."""
+"""Task decorators: Luma tasks whose parameters a function returns."""

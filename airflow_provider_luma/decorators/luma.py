@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task decorator ``@task.luma_modify``: a video is modified as a function says."""
+"""The task decorator ``@task.luma_modify``: a function returns the prompt for a video."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.submission.workflow import NextStep
 
-#: XCom with the connection that the function has chosen, for a process that is resumed without the deferral's state.
+#: XCom with the connection that the function chose, for a process that resumes without the deferral's state.
 CONN_ID_KEY = "luma_conn_id"
 
 
 class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
     """
-    Wraps a Python callable and has Luma modify a video as its return value says.
+    Wraps a Python callable and modifies a video with the parameters that it returns.
 
-    The callable is called once in each try: a deferral carries what it has returned.
+    The callable is called once per try: a deferral keeps what it returned.
 
-    :param python_callable: a function that returns the prompt, or a dict of the operator's templated parameters; what
-        it returns takes precedence over the decorator's own parameters, and is rendered like a template. A
-        template can read connections: return what is not the DAG author's own text as ``airflow.sdk.literal``
-    :param op_args: positional arguments of the function (templated)
-    :param op_kwargs: keyword arguments of the function (templated)
-    :param prompt: see :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`; needed unless the function
+    :param python_callable: a function that returns the prompt, or a dict of the operator's templated parameters. What
+        it returns overrides the decorator's own parameters, and is rendered as a template. A template can read
+        connections: return text from anyone but the DAG author as ``airflow.sdk.literal``
+    :param op_args: positional arguments for the function (templated)
+    :param op_kwargs: keyword arguments for the function (templated)
+    :param prompt: see :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`; required unless the function
         returns it (templated)
-    :param video_url: the same
+    :param video_url: likewise
     """
 
     template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *LumaModifyOperator.template_fields)
@@ -72,7 +72,7 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
         self._returned: dict[str, Any] = {}
 
     def execute(self, context: Context) -> Any:
-        """Call the function, and submit what it says."""
+        """Call the function, and submit a job with the parameters that it returns."""
         with pushed_failure(context):
             try:
                 self._call_function(context)
@@ -81,12 +81,12 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
         return super().execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Take over what the function has returned, as it is not called again."""
+        """Restore the parameters that the function returned before the deferral: it is not called again."""
         kwargs = dict(next_kwargs or {})
         state = DeferralState.read(kwargs, kwargs.pop("event", None))
         self._take_over(state.parameters or {})
         if state.luma_conn_id is None:
-            # After execution_timeout, and in dag.test() of Airflow 3.1 to 3.3, there is no state.
+            # There is no state after execution_timeout, or in dag.test() on Airflow 3.1 to 3.3.
             ti = context["ti"]
             chosen = ti.xcom_pull(task_ids=ti.task_id, key=CONN_ID_KEY, map_indexes=ti.map_index)
             self.luma_conn_id = chosen or self.luma_conn_id
@@ -94,7 +94,7 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
 
     @property
     def _source(self) -> str | None:
-        """The video that the function has returned; None if it has failed, or in a process that has no state."""
+        """The video that the function returned; None if the function failed, or if this process has no state."""
         return None if isinstance(self.video_url, SetDuringExecution) else super()._source
 
     def _call_function(self, context: Context) -> None:
@@ -102,37 +102,41 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
         returned = self.python_callable(*self.op_args, **determine_kwargs(self.python_callable, self.op_args, merged))
         env = self.get_template_env()
         for name, value in self._parameters_of(returned).items():
-            setattr(self, name, value)  # a prompt that names a file is recognised by its place
+            setattr(self, name, value)  # render_template recognises the prompt by its identity
             rendered = self.render_template(value, merged, env)
-            # A path of Airflow's object storage must survive a deferral, too.
+            # A deferral cannot carry an ObjectStoragePath.
             self._returned[name] = str(rendered) if hasattr(rendered, "as_uri") else rendered
-            setattr(self, name, self._returned[name])  # at once: Python may keep equal texts in one place
+            setattr(self, name, self._returned[name])  # now: equal strings may be one object
         for name in ("prompt", "video_url"):
             if isinstance(getattr(self, name), SetDuringExecution):
                 raise LumaValidationError(
-                    None, f"{self._function} has returned no {name}, and @task.luma_modify is given none"
+                    None, f"{self._function} returned no {name}, and @task.luma_modify has none either"
                 )
         if not isinstance(self.luma_conn_id, str):
-            raise LumaValidationError(None, f"luma_conn_id is {self.luma_conn_id!r}: give a connection's id")
-        context["ti"].xcom_push(key=CONN_ID_KEY, value=self.luma_conn_id)  # always: Airflow logs an XCom it cannot find
+            raise LumaValidationError(None, f"luma_conn_id is {self.luma_conn_id!r}: use the id of a connection")
+        context["ti"].xcom_push(key=CONN_ID_KEY, value=self.luma_conn_id)  # always: Airflow logs a missing XCom
 
     def _parameters_of(self, returned: Any) -> dict[str, Any]:
-        """Return the parameters that the function has returned, or refuse what is none."""
+        """
+        Return the parameters that the function returned.
+
+        :raises LumaValidationError: it returned something else
+        """
         if isinstance(returned, (str, LiteralValue)):
             return {"prompt": returned}
         allowed = LumaModifyOperator.template_fields
         if not isinstance(returned, Mapping):
             raise LumaValidationError(
                 None,
-                f"{self._function} has returned {type(returned).__name__}: return the prompt, a str, or a dict "
-                f"of {', '.join(allowed)}",
+                f"{self._function} returned {type(returned).__name__}: return the prompt as a str, or a dict "
+                f"with any of {', '.join(allowed)}",
             )
         unknown = [key for key in returned if key not in allowed]
         if unknown:
             raise LumaValidationError(
                 None,
-                f"{self._function} has returned a dict with {', '.join(map(repr, unknown))}: "
-                f"only {', '.join(allowed)} can be returned",
+                f"{self._function} returned a dict with {', '.join(map(repr, unknown))}: "
+                f"it can only return {', '.join(allowed)}",
             )
         return dict(returned)
 
@@ -146,7 +150,7 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
             setattr(self, name, value)
 
     def _take(self, step: NextStep, context: Context, permitted_at: float | None = None) -> dict[str, Any]:
-        """Let a deferral carry what the function has returned."""
+        """Keep the parameters that the function returned in the state of the deferral."""
         state = step.state._replace(parameters=self._returned or None)
         return super()._take(step._replace(state=state), context, permitted_at)
 
@@ -159,10 +163,10 @@ def luma_modify_task(
     """
     Wrap a function into a LumaModifyOperator.
 
-    Accepts the operator's parameters. Can be reused in a single DAG.
+    Accepts the parameters of the operator. Can be reused in a single DAG.
 
-    :param python_callable: the function, which returns the prompt, or a dict of the operator's templated parameters
-    :param multiple_outputs: push the result key by key, too
+    :param python_callable: a function that returns the prompt, or a dict of the operator's templated parameters
+    :param multiple_outputs: also push each key of the result as an XCom
 
     :meta private:
     """

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links from a task in Airflow's UI."""
+"""Extra links of tasks in Airflow's UI."""

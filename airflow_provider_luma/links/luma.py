@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The "Luma result" link on our tasks, and what the page behind it reads of a task.
+The "Luma result" link on our tasks, and the XComs that its page needs.
 
-The page is static and asks Airflow for the task's XComs, with the rights of the user who opens it. Beside the
-result that the task returns, it needs what was asked for, and what went wrong; both are pushed here.
+The page is static and reads the task's XComs from Airflow with the rights of the user who opens it. Besides the result
+that the task returns, it needs the request and any error; both are pushed here.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: XCom with the prompt and the input of a job, or with the source of a film.
+#: XCom with the prompt and the video of a job, or with the source of a film.
 REQUEST_KEY = "luma_request"
 
-#: What a request is about. Requests of 1.1.0 have no kind: theirs are all clips.
+#: The kind of a request. Version 1.1.0 pushed requests for clips only, without a kind.
 CLIP, FILM = "clip", "film"
 
-#: XCom with what Luma, or this package, said when the task failed.
+#: XCom with the error that failed the task, from Luma or from this package.
 ERROR_KEY = "luma_error"
 
 
 class LumaResultLink(BaseOperatorLink):
-    """Leads to the page that shows the original and the modified video side by side."""
+    """Links to the page that shows the original and the modified video side by side."""
 
     name = "Luma result"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """
-        Return the page's address for a task, from the root of the host under which the user has opened Airflow.
+        Return the page's address for a task instance, relative to the root of Airflow's host.
 
         :param operator: the task
         :param ti_key: the task instance to show
@@ -61,7 +61,7 @@ class LumaResultLink(BaseOperatorLink):
         return f"{prefix}/luma/result?{urlencode(query)}"
 
     def push(self, operator: BaseOperator, context: Context) -> None:
-        """Show the link now, and not only, as Airflow would by itself, once the task has given up its worker."""
+        """Show the link now. Airflow itself would show it only once the task has released its worker."""
         ti: Any = context["ti"]
         ti.xcom_push(key=self.xcom_key, value=self.get_link(operator, ti_key=ti))
 
@@ -75,11 +75,12 @@ def push_request(
     recovery: str | None = None,
 ) -> None:
     """
-    Let the page show what was asked for.
+    Show the request on the result page.
 
-    :param video_url: the clip's address; of a file that was uploaded, the address of the copy
-    :param source: the file that was uploaded to ``video_url``, for those who are told where the video is from
-    :param recovery: how to fetch the video of a job that is paid for, should the task fail for whatever reason
+    :param prompt: the job's prompt; None if not known yet
+    :param video_url: the address of the clip, or of its uploaded copy; None if not known yet
+    :param source: the file that was uploaded to ``video_url``
+    :param recovery: how to get the video of a paid job if the task fails
     """
     optional = {key: value for key, value in {"source": source, "recovery": recovery}.items() if value}
     request = {"kind": CLIP, "prompt": prompt, "video_url": video_url, **optional}
@@ -88,10 +89,10 @@ def push_request(
 
 def push_film(context: Context, *, source: str, modify_task_ids: list[str]) -> None:
     """
-    Let the page show which film was modified, and where its clips are.
+    Show on the result page which film was modified, and which tasks modified its clips.
 
     :param source: the film's address, without secrets
-    :param modify_task_ids: the tasks that have modified its clips
+    :param modify_task_ids: the tasks that modified its clips
     """
     request = {"kind": FILM, "source": source, "modify_task_ids": modify_task_ids}
     context["ti"].xcom_push(key=REQUEST_KEY, value=request)
@@ -99,21 +100,21 @@ def push_film(context: Context, *, source: str, modify_task_ids: list[str]) -> N
 
 @contextmanager
 def pushed_failure(context: Context) -> Iterator[None]:
-    """Let the page show what went wrong, in Luma's words, and what to do."""
+    """Show an error and its remedy on the result page, in Luma's words where it comes from Luma."""
     try:
         yield
     except Exception as error:
-        said = error if isinstance(error, LumaError) else error.__cause__
-        if isinstance(said, LumaError):
-            _push_error(context, said)
+        cause = error if isinstance(error, LumaError) else error.__cause__
+        if isinstance(cause, LumaError):
+            _push_error(context, cause)
         raise
 
 
 def _push_error(context: Context, error: LumaError) -> None:
     try:
         context["ti"].xcom_push(key=ERROR_KEY, value={**error.as_dict(), "remedy": error.remedy})
-        if error.luma_task_id is not None:  # a retry begins without the XComs of the try before
+        if error.luma_task_id is not None:  # a retry starts without the XComs of the previous try
             context["ti"].xcom_push(key="luma_task_id", value=error.luma_task_id)
     except Exception:
-        # How the task ends matters more than how the page tells of it.
-        log.exception("The result page will not tell why this task has failed")
+        # A problem with the page must not change how the task ends.
+        log.exception("The result page will not show why this task failed")

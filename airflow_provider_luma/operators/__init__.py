@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps a pipeline is made of."""
+"""Airflow operators for Luma jobs, their files and long videos."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators and sensors share: a cached hook, and being deferred until a job has ended."""
+"""What operators and sensors share: a cached hook, and deferring until a job has ended."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 def is_literal(value: object) -> bool:
-    """Tell whether a value is final when the DAG is parsed: neither a template nor another task's output."""
+    """Return whether a value is final when the DAG is parsed: neither a template nor another task's output."""
     return value is None or (isinstance(value, str) and "{{" not in value and "{%" not in value)
 
 
 def items_of(values: Iterable[Any]) -> list[Any]:
-    """Return the items. Airflow's sequence of XComs, if iterated, asks for one too many, and logs that as an error."""
+    """Return the items as a list. Iterating over Airflow's XCom sequence reads one item too many, and logs an error."""
     return [values[index] for index in range(len(values))] if isinstance(values, Sequence) else list(values)
 
 
-#: The type of what :func:`airflow.sdk.literal` returns; Airflow gives it no public name.
+#: The type that :func:`airflow.sdk.literal` returns; Airflow has no public name for it.
 LiteralValue = type(literal(""))
 
 
 class TemplatedOperator(BaseOperator):
-    """An operator whose templated fields take a literal wherever it comes from."""
+    """An operator whose template fields accept literals, including those from ``expand_kwargs``."""
 
     def render_template(
         self,
@@ -49,7 +49,7 @@ class TemplatedOperator(BaseOperator):
         jinja_env: jinja2.Environment | None = None,
         seen_oids: set[int] | None = None,
     ) -> Any:
-        """Render a template, and return a literal's value: Airflow leaves it unresolved after ``expand_kwargs``."""
+        """Render a template, or resolve a literal, which Airflow leaves unresolved after ``expand_kwargs``."""
         if isinstance(content, LiteralValue):
             return content.resolve(context)
         return super().render_template(content, context, jinja_env, seen_oids)
@@ -60,25 +60,25 @@ class LumaBaseOperator(TemplatedOperator):
 
     luma_conn_id: str
 
-    #: What the task has returned, for lineage; empty until it has succeeded.
+    #: The result that the task returned, for lineage; empty until it has succeeded.
     result: Mapping[str, Any] = MappingProxyType({})
 
-    #: Set by Airflow's call of ``on_kill``.
+    #: Set when Airflow calls ``on_kill``.
     is_killed = False
 
     @cached_property
     def hook(self) -> LumaHook:
-        """The hook of this task."""
+        """The hook for this task's connection."""
         from airflow_provider_luma.hooks.luma import LumaHook
 
         return LumaHook(self.luma_conn_id)
 
     def report_job(self, result: dict[str, Any], context: Context, *, prompt: object, source: object) -> None:
         """
-        Name the job that the task returns in the asset events of its outlets, and for lineage.
+        Add the job to the asset events of the task's outlets, and keep its result for lineage.
 
         :param result: what the task returns
-        :param prompt: what was asked for
+        :param prompt: the job's prompt
         :param source: the video that was modified
         """
         if self.outlets:
@@ -88,21 +88,25 @@ class LumaBaseOperator(TemplatedOperator):
         self.result = result
 
     def on_kill(self) -> None:
-        """Send nothing from now on."""
+        """Keep the task from sending anything else."""
         self.is_killed = True
 
     def fail_if_killed(self) -> None:
-        """Raise if the task was killed: called just before anything is sent."""
+        """
+        Stop a killed task just before it sends anything.
+
+        :raises AirflowException: the task was killed
+        """
         if self.is_killed:
             raise AirflowException("The task was killed before its submission was sent; nothing was submitted")
 
     def defer_with(self, trigger: BaseTrigger, method_name: str, state: DeferralState) -> NoReturn:
         """
-        Defer, and let ``execution_timeout`` count from the first deferral of this try.
+        Defer the task. ``execution_timeout`` counts from the first deferral of this try.
 
-        :param trigger: what resumes the task
-        :param method_name: the method that it resumes
-        :param state: what that method is given
+        :param trigger: the trigger that resumes the task
+        :param method_name: the method with which the task resumes
+        :param state: what that method receives
         """
         state = state._replace(luma_conn_id=self.luma_conn_id)
         timeout = self.execution_timeout
@@ -114,9 +118,9 @@ class LumaBaseOperator(TemplatedOperator):
 
     def defer_for_job(self, state: DeferralState, *, poll_interval: float) -> NoReturn:
         """
-        Wait for a job in the triggerer.
+        Defer the task until a job has ended.
 
-        :param state: names the job and the end of the wait
+        :param state: the job, and when the wait ends
         :param poll_interval: seconds between two status checks
         """
         from airflow_provider_luma.triggers.luma import LumaTaskTrigger
@@ -129,12 +133,12 @@ class LumaBaseOperator(TemplatedOperator):
 
     def resume_wait(self, event: Event, state: DeferralState, *, poll_interval: float) -> JobFinished:
         """
-        Take the event of a trigger, or a callback; keep waiting if the callback came too early.
+        Return the finished job, or defer again if a callback came too early.
 
-        :param event: what has resumed the task
-        :param state: of the deferral that it has ended
+        :param event: what resumed the task: a trigger's event or a callback
+        :param state: the state of the deferral that has ended
         :param poll_interval: seconds between two status checks
-        :raises LumaError: what ended the wait
+        :raises LumaError: the job failed, or the wait ended for another reason
         """
         from airflow_provider_luma.core.backoff import READ_RETRY_TIMEOUT
         from airflow_provider_luma.core.callback_token import is_ours, reference_of
@@ -152,17 +156,17 @@ class LumaBaseOperator(TemplatedOperator):
             service = state.service or DEFAULT_SERVICE
             task = self.hook.check_job(state.luma_task_id, retry_timeout=READ_RETRY_TIMEOUT, service=service)
         except (*TRANSIENT, LumaAuthError) as error:
-            self.log.warning("A callback has come, but the status check failed: %s", error)
-            if isinstance(error, LumaAuthError):  # which ends no wait for a job that is known to be there
+            self.log.warning("Received a callback, but the status check failed: %s", error)
+            if isinstance(error, LumaAuthError):  # does not end the wait for a job that is known to exist
                 state = state._replace(created_at=state.created_at or time.time())
         if task is None or not task.is_finished:
             if task is not None:
-                self.log.info("A callback has come for Luma task %s, but it has not ended yet", state.luma_task_id)
+                self.log.info("Received a callback for Luma task %s, but the job is still running", state.luma_task_id)
                 created_at = task.created_at.timestamp() if task.created_at else time.time()
                 polls_rarely = is_ours(task.callback_url, self.hook.get_luma_connection(), conn_id=self.luma_conn_id)
-                # A job whose callbacks do not come here has a reference that no token names.
+                # A job whose callbacks go elsewhere gets a new reference, which no token contains.
                 reference = state.reference or reference_of(task.callback_url) or new_reference()
                 state = state._replace(reference=reference, created_at=state.created_at or created_at)
-            # There will be no other callback, should Luma's records only be late: poll at the usual interval.
+            # Luma's records may only lag behind, and no second callback will come: poll at the usual interval.
             self.defer_for_job(state, poll_interval=poll_interval / (INTERVALS_WITH_CALLBACK if polls_rarely else 1))
         return JobFinished(task=task.as_dict(), request=task.request())

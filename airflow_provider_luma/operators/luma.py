@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The operator that has Luma modify a video; those that move files are beside it, in :mod:`.transfers`.
+The operator that has Luma modify a video. The operators that move files are in :mod:`.transfers`.
 
-A DAG file is parsed every half a minute, so this module imports the hook, and with it the HTTP libraries, only
-when a task runs.
+DAG files are parsed every 30 seconds, so this module imports the hook, and with it the HTTP libraries, only when a task
+runs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = ["LumaDownloadOperator", "LumaModifyOperator", "LumaUploadOperator"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the operators that move files at their first use: a DAG file pays for each class that it imports."""
+    """Import the operators that move files on first use: every class that a DAG file imports slows its parsing down."""
     if name in ("LumaDownloadOperator", "LumaUploadOperator"):
         from airflow_provider_luma.operators import transfers
 
@@ -64,15 +64,16 @@ def __getattr__(name: str) -> Any:
 
 
 class LumaJobOperator(LumaBaseOperator):
-    """An operator that has submitted a job, and delivers its outcome."""
+    """An operator that delivers the outcome of a job that it submitted."""
 
     resubmit_on_failure: bool
 
     def open_store(self, context: Context, connection: LumaConnection | None = None) -> SubmissionStore:
         """
-        Return where the record of this task's submission lives.
+        Return the store that keeps the record of this task's submission.
 
-        :param connection: the task's, if it was read already
+        :param connection: the task's connection, if it has been read already
+        :raises AirflowFailException: the connection's ``submission_store`` is invalid
         """
         from airflow_provider_luma.submission import open_store
 
@@ -83,31 +84,32 @@ class LumaJobOperator(LumaBaseOperator):
 
     def finished(self, job: JobFinished, context: Context, *, source: object = None) -> dict[str, Any]:
         """
-        Return the result of a job that has ended well.
+        Return the result of a job that succeeded.
 
-        :param source: the video that was modified, if Luma knows only a copy of it
+        :param job: the finished job
+        :param source: the video that was modified, if Luma only knows a copy of it
         """
-        result, asked = job["task"], job.get("request") or {}
+        result, request = job["task"], job.get("request") or {}
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
-        # Luma's own API repeats neither.
-        prompt = asked.get("prompt") or getattr(self, "prompt", None)
-        self.report_job(result, context, prompt=prompt, source=source or asked.get("video_url"))
+        # Luma's own API returns neither.
+        prompt = request.get("prompt") or getattr(self, "prompt", None)
+        self.report_job(result, context, prompt=prompt, source=source or request.get("video_url"))
         return result
 
     def on_result_stored(self, context: Context) -> None:
         """
-        Record that Airflow has the result: whoever clears the task from now on wants a new video.
+        Record that Airflow has stored the result, so that a Clear from now on submits a new job.
 
-        Called after the task has succeeded. Before that its ``post_execute`` or the XCom backend may still fail it.
+        Called after the task has succeeded: until then, its ``post_execute`` or the XCom backend may still fail it.
         """
         from airflow_provider_luma.core.decision import Outcome
 
         if self._mark(self.result.get("luma_task_id"), Outcome.RESULT, context):
-            self.log.info("Airflow has stored the result: a Clear of this task makes a new video")
+            self.log.info("Airflow has stored the result; clearing this task submits a new job")
 
     @contextmanager
     def delivered_failure(self, context: Context) -> Iterator[None]:
-        """Let a person know how the job has failed, and record that; spend no retries if a new job is not wanted."""
+        """Show why the job failed, and record that; without ``resubmit_on_failure``, fail without using retries."""
         from airflow_provider_luma.core.decision import Outcome
 
         with pushed_failure(context):
@@ -126,7 +128,7 @@ class LumaJobOperator(LumaBaseOperator):
                 raise
 
     def recovery_hint(self, context: Context) -> str:
-        """Return what a person can do about a task that has failed while its job is running, without paying again."""
+        """Return how to get the video without paying again, if the task has failed while its job was running."""
         from airflow_provider_luma.submission.store import NoStore, try_store
 
         return (try_store(self.log, self.open_store, context) or NoStore()).recovery_hint
@@ -144,8 +146,8 @@ class PromptOperator(BaseOperator):
     """
     An operator whose prompt may be in a file.
 
-    Airflow takes every templated field that ends in one of ``template_ext`` for a file's name, and so would a watermark
-    or an argument of a decorated function be. Here the prompt alone is.
+    Airflow treats every template field that ends in one of ``template_ext`` as a file name, even a watermark or an
+    argument of a decorated function. Here only the prompt can name a file.
     """
 
     template_ext: Sequence[str] = PROMPT_FILE_EXTENSIONS
@@ -153,20 +155,21 @@ class PromptOperator(BaseOperator):
     prompt: str
 
     def names_file(self, value: object) -> bool:
-        """Tell whether a field is what Airflow takes for a file's name."""
+        """Return whether Airflow would treat a template field as a file name."""
         return isinstance(value, str) and value.endswith(tuple(self.template_ext))
 
     def check_literal_prompt(self) -> None:
         """
-        Refuse in the DAG file a prompt that cannot work; one in a file is checked once it is read.
+        Check a literal prompt when the DAG is parsed. A prompt in a file is checked once it has been read.
 
-        :raises LumaValidationError: see :func:`~airflow_provider_luma.core.validation.check_prompt`
+        :raises LumaValidationError: the prompt cannot work, see
+            :func:`~airflow_provider_luma.core.validation.check_prompt`
         """
         if is_literal(self.prompt) and not self.names_file(self.prompt):
             check_prompt(self.prompt)
 
     def resolve_template_files(self) -> None:
-        """Read the prompt's file when the DAG is parsed."""
+        """Read the prompt file when the DAG is parsed."""
         if self.names_file(self.prompt):
             self.prompt = _read(self.prompt, self.get_template_env())
             self.check_literal_prompt()
@@ -179,7 +182,7 @@ class PromptOperator(BaseOperator):
         jinja_env: jinja2.Environment | None = None,
         seen_oids: set[int] | None = None,
     ) -> Any:
-        """Render a template; read the prompt's file, where that was not done when the DAG was parsed."""
+        """Render a template; first read the prompt file if that was not done when the DAG was parsed."""
         if not isinstance(content, str) or id(content) in (seen_oids or ()):
             return super().render_template(content, context, jinja_env, seen_oids)
         names_file = self.names_file(content)
@@ -190,22 +193,22 @@ class PromptOperator(BaseOperator):
                 raise AirflowFailException(str(error)) from error
         elif names_file:
             content = _as_text(content)
-        # Of a member of an enumeration of texts, Jinja would render the name.
+        # str.__str__: Jinja would render a member of a string enum as its name.
         rendered = super().render_template(str.__str__(content), context, jinja_env, seen_oids)
-        # The newline of _as_text, which the Jinja environment of a DAG may keep.
+        # Jinja keeps the newline of _as_text if the DAG says so.
         return rendered.removesuffix("\n") if names_file and isinstance(rendered, str) else rendered
 
 
 def _as_text(text: str) -> str:
-    """Return a template that Airflow does not take for a file's name, whatever it ends in."""
+    """Return a template that Airflow does not treat as a file name, whatever it ends in."""
     return f"{text}\n"
 
 
 def _read(name: str, env: jinja2.Environment) -> str:
     """
-    Return what a prompt's file holds, as a template.
+    Return the content of a prompt file as a template.
 
-    :raises LumaValidationError: there is no such file, or it cannot be read, or is empty
+    :raises LumaValidationError: the file is missing, empty or unreadable
     """
     import jinja2
 
@@ -217,54 +220,55 @@ def _read(name: str, env: jinja2.Environment) -> str:
         folders = ", ".join(map(str, getattr(env.loader, "searchpath", ()))) or "no folder, as there is no DAG"
         raise LumaValidationError(
             None,
-            f"prompt is {name!r}, and so names a file, which was not found. Searched in {folders} (the folder of the "
-            "DAG file and the DAG's template_searchpath). If it is the text itself, end it with a blank or a full stop",
+            f"prompt names the file {name!r}, which was not found. Searched in {folders} (the folder of the DAG file "
+            "and the DAG's template_searchpath). If this is the prompt itself, end it with a space or a full stop",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise LumaValidationError(None, f"prompt is {name!r}, a file that cannot be read: {error}") from error
+        raise LumaValidationError(None, f"prompt names the file {name!r}, which cannot be read: {error}") from error
     if not text:
-        raise LumaValidationError(None, f"prompt is {name!r}, a file that is empty")
+        raise LumaValidationError(None, f"prompt names the file {name!r}, which is empty")
     return _as_text(text)
 
 
 class LumaModifyOperator(PromptOperator, LumaJobOperator):
     """
-    Have Luma modify a video as an English prompt says, and wait for the result.
+    Modify a video with Luma according to an English prompt, and wait for the result.
 
-    Returns, and pushes key by key, ``{"luma_task_id", "status", "result_urls", "origin_urls", "created_at",
-    "completed_at"}``, so that ``modify.output["result_urls"]`` feeds the next task. The id is pushed as soon as
-    Luma has given it.
+    Returns ``{"luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"}``, and also pushes
+    each key as an XCom, so that ``modify.output["result_urls"]`` feeds the next task. The id is pushed as soon as Luma
+    has accepted the job.
 
-    A job costs credits, takes minutes, and cannot be cancelled. By default the wait is deferred to the triggerer
-    and holds no worker slot.
+    A job costs credits, takes minutes, and cannot be cancelled. By default the task waits in the triggerer and holds no
+    worker slot.
 
-    :param prompt: how to change the video, in English; or the name of a ``.txt`` or ``.md`` file that says so, beside
-        the DAG file or in the DAG's ``template_searchpath`` (templated)
+    :param prompt: how to change the video, in English, or the name of a ``.txt`` or ``.md`` file with the prompt, in
+        the folder of the DAG file or in the DAG's ``template_searchpath`` (templated)
     :param video_url: an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public http(s) address, or a file in any
-        storage that Airflow knows, such as ``/data/clip.mp4`` or ``s3://my_aws@bucket/clip.mp4``, which is uploaded to
-        Luma, or, with ``sign_inputs`` in the connection's extra, given a signed address (templated)
+        storage that Airflow knows, such as ``/data/clip.mp4`` or ``s3://my_aws@bucket/clip.mp4``. A file is uploaded to
+        Luma or, with ``sign_inputs`` in the connection's extra, passed as a signed address (templated)
     :param watermark: text to put into the video; empty for none (templated)
-    :param callback_url: a webhook of your own that Luma calls when the job ends; the task then waits by polling.
-        If empty, and the connection holds a ``callback_base_url``, Luma calls Airflow, and there is next to no
-        polling (templated)
+    :param callback_url: a webhook of your own that Luma calls when the job ends; the task then polls. If empty, and the
+        connection has a ``callback_base_url``, Luma calls Airflow and the task hardly polls (templated)
     :param options: further fields of the service's own request, as its documentation has them, such as
         ``{"video": {"resolution": "1080p", "edit": {"strength": "flex_2"}}}`` for Luma's own API (templated)
-    :param luma_conn_id: the connection, of type Luma, that holds the API key (templated)
-    :param wait_for_completion: wait for the video. If False the task ends once Luma has accepted the job, with
-        status ``GENERATING`` and no URLs, and a :class:`.LumaTaskSensor` can wait for it
-    :param deferrable: wait in the triggerer. If False the wait holds a worker slot
-    :param poll_interval: seconds between two status checks; the service recommends 30. If deferrable, and Luma
-        calls Airflow, ten times as long
-    :param timeout: seconds that a try waits for the video at most, and before that for Luma to accept the job while
-        it is over its limits or unavailable. The job itself keeps running at Luma
-    :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted, at
-        the risk of paying twice. By default such a task fails without using its retries. If a callback is expected,
-        and the task is deferrable, it waits for the callback first, which tells
-    :param resubmit_on_failure: let Airflow's retries submit a new, separately billed, job when one has failed at Luma.
-        If False such a task fails without using its retries: a prompt or a video that Luma's moderation refuses is
-        refused again, minutes after each submission
-    :param check_video: look into the video before the submission, and refuse what Luma would. Of a file in a storage,
-        format and length are read, which needs the extra ``media`` of this package; of a public address, its beginning
+    :param luma_conn_id: the connection of type Luma with the API key (templated)
+    :param wait_for_completion: wait for the video. If False, the task ends once Luma has accepted the job, with status
+        ``GENERATING`` and no URLs; a :class:`.LumaTaskSensor` can wait for the job
+    :param deferrable: wait in the triggerer. If False, the task holds a worker slot while it waits
+    :param poll_interval: seconds between two status checks; the service recommends 30. Ten times as long if the task is
+        deferrable and Luma calls Airflow when the job ends
+    :param timeout: maximum seconds that a try waits for the video; this also limits the wait before that, while Luma is
+        over its limits or unavailable and does not accept the job. The job itself keeps running at Luma
+    :param resubmit_on_unknown: submit again if it is unknown whether an earlier submission was accepted, at the risk of
+        paying twice. By default such a task fails without using its retries. A deferrable task that expects a callback
+        waits for the callback first, which settles the question
+    :param resubmit_on_failure: let Airflow's retries submit a new, separately billed job after one has failed at Luma.
+        If False, such a task fails without using its retries: a prompt or a video that Luma's moderation refuses will
+        be refused again, minutes after each submission
+    :param check_video: validate the video before submitting it, and refuse what Luma would refuse. For a file in a
+        storage, this reads its format and length, which needs the extra ``media`` of this package; for a public
+        address, it reads the first bytes
+    :raises LumaValidationError: a parameter cannot work
     """
 
     template_fields: Sequence[str] = (
@@ -317,7 +321,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         self._check_parameters()
 
     def _check_parameters(self) -> None:
-        """Refuse in the DAG file what cannot work; what templates give is checked when the task runs."""
+        """Refuse literals that cannot work; what templates render to is checked when the task runs."""
         check_positive("poll_interval", self.poll_interval)
         check_positive("timeout", self.timeout)
         self.check_literal_prompt()
@@ -329,17 +333,17 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     # -- Airflow's entry points -------------------------------------------------------------------------------------
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Submit the job and, unless told otherwise, wait for it."""
+        """Submit the job and, unless ``wait_for_completion`` is off, wait for it."""
         with self.delivered_failure(context):
             return self._submit(context, DeferralState())
 
     def execute_from_queue(self, context: Context, event: DeferralExpired, **state: Any) -> dict[str, Any]:
-        """Submit the job again, after Luma has refused it for a while."""
+        """Try again to submit a job that Luma has temporarily refused."""
         with self.delivered_failure(context):
             return self._submit(context, DeferralState.read(state, event), permitted_at=event["at"])
 
     def execute_with_callback(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
-        """Continue a submission whose answer was lost, with the job that its callback has named, if one has come."""
+        """Continue a submission whose response was lost, with the job that its callback named, if one was received."""
         deferral = DeferralState.read(state, event)
         named = event["callback"]["luma_task_id"] if "callback" in event else None
         with self.delivered_failure(context):
@@ -347,7 +351,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             return self._take(step, context)
 
     def execute_complete(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
-        """Return the job's result, raise what ended the wait, or keep waiting after a callback that came too early."""
+        """Return the job's result, raise the error that ended the wait, or defer again after a premature callback."""
         deferral = DeferralState.read(state, event)
         self._luma_task_id = deferral.luma_task_id
         with self.delivered_failure(context):
@@ -355,7 +359,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             return self.finished(job, context, source=self._source)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Name the job when ``execution_timeout`` has ended the wait for it."""
+        """Resume the task; if ``execution_timeout`` ended its wait, raise an error that names the job."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout as error:
@@ -364,31 +368,31 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             ti = context["ti"]
             luma_task_id = ti.xcom_pull(task_ids=ti.task_id, key="luma_task_id", map_indexes=ti.map_index)
             with pushed_failure(context):
-                # With an id no record is needed, and what keeps it may be what the task has waited for.
+                # With an id, no record is needed, and the store may be what kept the task waiting.
                 store = None if luma_task_id else self.open_store(context)
                 failure = execution_timeout_error(store, self.execution_timeout, luma_task_id)
                 failure.remedy = self.recovery_hint(context) if luma_task_id else ""
                 raise failure from error
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Name the source video, the result and the job, for OpenLineage."""
+        """Return the source video, the result and the job for OpenLineage."""
         from airflow_provider_luma.lineage import job_lineage
 
         return job_lineage(self._source, self.result)
 
     @property
     def _source(self) -> str | None:
-        """The video as the DAG names it; None where this process does not know it."""
+        """The video as the DAG names it; None if this process does not know it."""
         return str(self.video_url)
 
     def on_kill(self) -> None:
-        """Send no submission from now on; log that the job is not cancelled, and its id."""
+        """Send no submission after this; log that the job is not cancelled, with its id."""
         super().on_kill()
         if self._luma_task_id is None:
-            self.log.warning("Killed before Luma had given a task id; check the Luma account for the job")
+            self.log.warning("Killed before Luma returned a task id; check the Luma account for the job")
         else:
             self.log.warning(
-                "Luma cannot cancel a job: Luma task %s is still running there under this id, and is billed. "
+                "Luma cannot cancel a job: Luma task %s is still running there and will be billed. "
                 "A LumaTaskSensor with this luma_task_id fetches its result",
                 self._luma_task_id,
             )
@@ -408,10 +412,10 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         return self._take(step, context, permitted_at)
 
     def _checked_request(self) -> tuple[LumaClient, ModifyRequest]:
-        """Check what templates have rendered, before anything is sent or recorded; return with whom it was checked."""
+        """Check the rendered parameters before anything is sent or recorded; return the client that did, and them."""
         from airflow_provider_luma.core.job import ModifyRequest
 
-        # A task before this one may return a path of Airflow's object storage.
+        # An upstream task may return an ObjectStoragePath.
         address = str(self.video_url) if hasattr(self.video_url, "as_uri") else self.video_url
         request = ModifyRequest(self.prompt, address, self.watermark, self.callback_url, self.options)
         try:
@@ -458,7 +462,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         self._luma_task_id = luma_task_id
 
     def _take(self, step: NextStep, context: Context, permitted_at: float | None = None) -> dict[str, Any]:
-        """Wait for a permission to submit, for a callback, or for the job."""
+        """Wait for a turn to submit, for a callback, or for the job."""
         from airflow_provider_luma.submission.workflow import AwaitCallback, Enqueue
         from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger
 
@@ -477,13 +481,13 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
 
         context["ti"].xcom_push(key="luma_task_id", value=job.luma_task_id)
         if not self.wait_for_completion:
-            self.log.info("Not waiting for it, as wait_for_completion is off")
+            self.log.info("Not waiting for the job: wait_for_completion is False")
             service = job.state.service or DEFAULT_SERVICE
             result = LumaTask(job.luma_task_id, LumaTaskStatus.GENERATING, service=service).as_dict()
             self.report_job(result, context, prompt=self.prompt, source=self._source)
             return dict(result)
         if job.finished is None and self.deferrable:
-            self.log.info("Waiting for it in the triggerer")
+            self.log.info("Waiting for the job in the triggerer")
             self.defer_for_job(job.state, poll_interval=self.poll_interval)
         finished = job.finished or self.hook.wait_for_completion(
             job.luma_task_id,

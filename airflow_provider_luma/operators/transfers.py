@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Operators that move files: a video to Luma, results from there to any storage.
+Operators that move files: videos to Luma, and results from Luma to any storage.
 
-A DAG file is parsed every half a minute, so this module imports the hook, and with it the HTTP libraries, only
-when a task runs.
+DAG files are parsed every 30 seconds, so this module imports the hook, and with it the HTTP libraries, only when a task
+runs.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 
 class LumaUploadOperator(LumaBaseOperator):
     """
-    Upload a video to Luma, for many tasks that modify it: ``video_url=upload.output["url"]``.
+    Upload a video to Luma once for several tasks that modify it: ``video_url=upload.output["url"]``.
 
-    Returns, and pushes key by key, ``{"url", "size", "expires_at"}``: the file's public address, which only whoever
-    knows it can read, its size in bytes, and when Luma deletes it (ISO 8601 UTC), after 24 hours at the earliest.
+    Returns ``{"url", "size", "expires_at"}``, and also pushes each key as an XCom: the file's public address, which
+    anyone who knows it can read, its size in bytes, and when Luma deletes it (ISO 8601 UTC), at least 24 hours later.
 
-    An upload costs nothing. A single task needs none: :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`
-    uploads by itself.
+    An upload costs nothing. For a single task you do not need this operator:
+    :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator` uploads files itself.
 
     :param source: a file in any storage that Airflow knows, such as ``/data/clip.mp4`` or
         ``s3://my_aws@bucket/clip.mp4`` (templated)
-    :param luma_conn_id: the connection, of type Luma, of the account (templated)
-    :param check_video: look into the video first, and refuse what Luma would; format and length are read, which needs
-        the extra ``media`` of this package
+    :param luma_conn_id: the connection of type Luma with the API key (templated)
+    :param check_video: validate the video first, and refuse what Luma would refuse. This reads its format and length,
+        which needs the extra ``media`` of this package
+    :raises LumaValidationError: ``source`` cannot be the address of a file
     """
 
     template_fields: Sequence[str] = ("source", "luma_conn_id")
@@ -59,7 +60,7 @@ class LumaUploadOperator(LumaBaseOperator):
             check_file_address("source", source)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Check the video, and upload it."""
+        """Validate the video, and upload it."""
         with pushed_failure(context):
             return self._upload()
 
@@ -74,7 +75,7 @@ class LumaUploadOperator(LumaBaseOperator):
         return uploaded
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Name the file, and where it is at Luma, for OpenLineage."""
+        """Return the file and its address at Luma for OpenLineage."""
         from airflow_provider_luma.lineage import task_lineage
 
         return task_lineage([self.source], [self.result.get("url")])
@@ -82,29 +83,30 @@ class LumaUploadOperator(LumaBaseOperator):
 
 class LumaDownloadOperator(LumaBaseOperator):
     """
-    Stream results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
+    Download results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
 
-    Results stay at Luma for 14 days. Until a file is whole it has another name; a broken connection is resumed;
-    a file that is there already, and is the same one, is not fetched again.
+    Luma keeps results for 14 days. The files are streamed. An incomplete file has a temporary name, and an interrupted
+    download is resumed. A file that has already been downloaded is not fetched again.
 
-    Returns the list of the files written.
+    Returns the list of files.
 
-    The asset events of its ``outlets`` tell which files these are and, where ``urls`` are from the Luma tasks directly
-    before, which jobs have made them, of what, with which prompts, and when Luma deletes the results. That is read from
-    the XComs of those tasks, and each job is found by the address of its result: so it is right for mapped tasks, too,
-    and needs no parameter.
+    The asset events of its ``outlets`` list these files. If ``urls`` come from Luma tasks directly upstream, the events
+    also contain the jobs that made the files, their sources and prompts, and when Luma deletes the results. These are
+    read from the XComs of the upstream tasks, where each job is found by the address of its result; this also works for
+    mapped tasks.
 
     :param urls: one address or several, e.g. ``modify.output["result_urls"]`` (templated)
-    :param destination: where to: a folder, or, for a single address, a file, recognised by its extension. A path
-        or an address such as ``s3://my_conn@bucket/videos`` (templated)
-    :param luma_conn_id: the connection, of type Luma, of the account that made the videos (templated)
-    :param overwrite: fetch, and replace, files that are there already
+    :param destination: a path, or an address such as ``s3://my_conn@bucket/videos``: a folder or, for a single address
+        in ``urls``, a file, recognised by its extension (templated)
+    :param luma_conn_id: the connection of type Luma, of the account that made the videos (templated)
+    :param overwrite: fetch and replace files that already exist
+    :raises LumaValidationError: ``destination`` cannot be written to
     """
 
     template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id")
     ui_color = "#d7e9f5"
 
-    #: What was written, for lineage.
+    #: The files written, for lineage.
     files: Sequence[str] = ()
 
     def __init__(
@@ -125,7 +127,7 @@ class LumaDownloadOperator(LumaBaseOperator):
             check_destination(destination)
 
     def execute(self, context: Context) -> list[str]:
-        """Fetch one file after the other."""
+        """Download one file after the other."""
         with pushed_failure(context):
             return self._download(context)
 
@@ -148,13 +150,13 @@ class LumaDownloadOperator(LumaBaseOperator):
         return files
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Name what was fetched, and the files written, for OpenLineage."""
+        """Return the addresses and the files written for OpenLineage."""
         from airflow_provider_luma.lineage import task_lineage
 
         return task_lineage([self.urls] if isinstance(self.urls, str) else items_of(self.urls or ()), self.files)
 
     def _plan(self, destination: str) -> dict[str, str | None]:
-        """Return each address's file name in the destination, the same one at every try; None if that is the file."""
+        """Return a file name for each address, the same in every try; None if the destination itself is the file."""
         from airflow_provider_luma.files.download import safe_name
 
         urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(items_of(self.urls or ())))

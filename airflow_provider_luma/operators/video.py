@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Operators that cut a film into clips that Luma takes, and join the modified clips to a film again.
+Operators that split a film into clips short enough for Luma, and join the modified clips into a film.
 
-They need the extra ``media`` of this package, and are used together in
-:func:`~airflow_provider_luma.task_groups.video.modify_long_video`. Films are read from, and written to, any storage
-that Airflow knows. A DAG file is parsed every half a minute, so this module imports what reads videos only when a task
-runs.
+They need the extra ``media`` of this package.
+:func:`~airflow_provider_luma.task_groups.video.modify_long_video` combines them. Films are read from and written to any
+storage that Airflow knows. DAG files are parsed every 30 seconds, so this module imports the media code only when a
+task runs.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     from airflow_provider_luma.files.stored_file import StoredFile
     from airflow_provider_luma.media.split_plan import SplitPlan
 
-#: The XCom with what a join needs to know of a split.
+#: XCom with the plan of a split, which the join needs.
 PLAN_KEY = "luma_split"
 
-#: The XCom with the file that the film will be written to, as the split has checked it.
+#: XCom with the file that the film will be written to, as checked by the split.
 FILM_KEY = "luma_film_destination"
 
-#: Seconds that a clip lasts at most, if nothing else is said: every service takes so many.
+#: Default for the longest clip, in seconds: every service accepts clips of that length.
 CLIP_SECONDS = 10.0
 
-#: Clips from which on the log warns if nothing limits them: ten minutes of film.
+#: Without max_clips, more clips than this cause a warning: ten minutes of film.
 MANY_CLIPS = 60
 
-#: Seconds by which a clip differs from its piece of the film before the log says so.
+#: A clip is logged if its length differs from that of its segment of the film by this many seconds.
 WORTH_A_LINE = 0.1
 
 
 class _FilmOperator(TemplatedOperator):
-    """Films are decoded in another process."""
+    """An operator that decodes films, which happens in a child process."""
 
     def on_kill(self) -> None:
-        """End the process that decodes."""
+        """End the child process."""
         from airflow_provider_luma.media.film_work import end_all
 
         end_all()
@@ -60,29 +60,30 @@ class _FilmOperator(TemplatedOperator):
 
 class VideoSplitOperator(_FilmOperator):
     """
-    Cut a film into clips of equal length, none longer than Luma takes, exact to the frame and without sound.
+    Split a film into clips of equal length that Luma accepts, frame-accurate and without sound.
 
-    Returns the clips' addresses in order. How many there are, and so how many submissions they cost, is in the log
-    before the first is made, and in the XCom ``clip_count``.
+    Returns the addresses of the clips in order. The number of clips, and so of paid submissions, is logged before the
+    first clip is written, and pushed as the XCom ``clip_count``.
 
     :param source: the film, a file in any storage that Airflow knows: MP4, MOV, AVI, MKV, WebM, TS, MXF and others
         (templated)
     :param destination: the folder for the clips; those of an earlier try are replaced (templated)
-    :param clip_seconds: seconds that a clip lasts at most
-    :param detect_scenes: move the cuts to changes of scene, where that leaves no clip too long
-    :param max_clips: fail, before anything is written, if there would be more. Without it, the log warns if there are
-        more than 60
-    :param film_destination: the file that the film will be written to once the clips are modified. It is checked, and
-        so is whether the film's sound can be joined to it, before anything is written or paid for. The XCom
-        ``luma_film_destination`` holds it for the task that joins the clips (templated)
-    :param work_dir: a folder that will be removed once the film is made, in which neither the source nor the film may
-        be (templated)
+    :param clip_seconds: maximum length of a clip, in seconds
+    :param detect_scenes: move the cuts to scene changes where that makes no clip too long
+    :param max_clips: fail before anything is written if the film makes more clips. Without it, more than 60 clips cause
+        a warning in the log
+    :param film_destination: the file to which the film will be written once its clips are modified. Before anything is
+        written or paid for, the task checks this file, and whether the film's sound fits into it. The XCom
+        ``luma_film_destination`` passes it to the task that joins the clips (templated)
+    :param work_dir: the folder that is removed once the film is finished; it must contain neither the source nor the
+        film (templated)
+    :raises LumaValidationError: a parameter cannot work
     """
 
     template_fields: Sequence[str] = ("source", "destination", "film_destination", "work_dir")
     ui_color = "#f5ead7"
 
-    #: What was written, for lineage.
+    #: The files written, for lineage.
     files: Sequence[str] = ()
 
     def __init__(
@@ -117,7 +118,7 @@ class VideoSplitOperator(_FilmOperator):
             check_film_destination("film_destination", film_destination)
 
     def execute(self, context: Context) -> list[str]:
-        """Cut the film."""
+        """Split the film."""
         from airflow_provider_luma.files.destinations import refuse_overwriting
         from airflow_provider_luma.files.storage import file_in, written
         from airflow_provider_luma.files.stored_file import StoredFile
@@ -146,7 +147,7 @@ class VideoSplitOperator(_FilmOperator):
         return list(self.files)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Name the film and its clips, for OpenLineage."""
+        """Return the film and its clips for OpenLineage."""
         from airflow_provider_luma.lineage import task_lineage
 
         return task_lineage([self.source], self.files)
@@ -154,7 +155,7 @@ class VideoSplitOperator(_FilmOperator):
     def _checked_places(
         self, source: ObjectStoragePath, context: Context
     ) -> tuple[ObjectStoragePath, dict[str, list[ObjectStoragePath]]]:
-        """Return the folder for the clips, and the files that they must not replace. Hand on where the film goes."""
+        """Return the folder for the clips, and the files that they must not replace; push the film's destination."""
         from airflow_provider_luma.files import destinations
 
         folder, kept = destinations.folder_to_write("destination", self.destination, self.log), {"source": [source]}
@@ -168,7 +169,11 @@ class VideoSplitOperator(_FilmOperator):
         return folder, kept
 
     def _announce(self, plan: SplitPlan, shown: str, context: Context) -> None:
-        """Tell what the clips will cost, before they cost anything."""
+        """
+        Log how many submissions the film takes, before any of them.
+
+        :raises LumaValidationError: there are more clips than ``max_clips``
+        """
         count = plan.clips
         self.log.info("%s lasts %.1f s. Clips, each a submission to Luma: %d", shown, plan.seconds, count)
         context["ti"].xcom_push(key="clip_count", value=count)
@@ -181,34 +186,35 @@ class VideoSplitOperator(_FilmOperator):
         if self.max_clips is not None and count > self.max_clips:
             raise LumaValidationError(
                 None,
-                f"source: {shown} makes {count} clips, and max_clips is {self.max_clips}: raise it to pay for so many "
-                "submissions, or cut the film",
+                f"source: {shown} makes {count} clips, but max_clips is {self.max_clips}: raise it to pay for "
+                "all of them, or shorten the film",
             )
 
 
 class VideoJoinOperator(_FilmOperator):
     """
-    Join modified clips to a film, with the source's own sound.
+    Join modified clips into a film, with the sound of the source.
 
-    Each clip is fitted to the time of the piece that it was made of, whatever frame rate, size and exact length it came
-    back with. Returns the film's address.
+    Each clip is fitted into the time of the segment it was made from, whatever frame rate, size and exact length Luma
+    returned. Returns the film's address.
 
-    The asset events of its ``outlets`` tell the film's address, length in seconds and source and, where the tasks
-    directly before have downloaded the clips, which jobs have made them, with which prompts, and when Luma deletes the
-    results.
+    The asset events of its ``outlets`` contain the film's address, its length in seconds and its source. If the clips
+    were downloaded by tasks directly upstream, the events also contain the jobs that made them, their prompts, and when
+    Luma deletes the results.
 
     :param clips: the clips in order, files in any storage that Airflow knows (templated)
-    :param source: the film that they were cut from (templated)
-    :param destination: the file to write, which ends in ``.mp4`` or ``.m4v``; it replaces one that is there (templated)
-    :param plan: where the film was cut: the XCom ``luma_split`` of the task that did it. Without it, the film is taken
-        to have been cut into pieces of equal length (templated)
+    :param source: the film that was split into these clips (templated)
+    :param destination: the ``.mp4`` or ``.m4v`` file to write; an existing file is replaced (templated)
+    :param plan: where the film was cut: the XCom ``luma_split`` of the split task. Without it, all segments are assumed
+        to be equally long (templated)
+    :raises LumaValidationError: a parameter cannot work
     """
 
     template_fields: Sequence[str] = ("clips", "source", "destination", "plan")
     operator_extra_links = (LumaResultLink(),)
     ui_color = "#f5ead7"
 
-    #: What was written, for lineage.
+    #: The files written, for lineage.
     files: Sequence[str] = ()
 
     def __init__(
@@ -240,7 +246,7 @@ class VideoJoinOperator(_FilmOperator):
             return self._join(context)
 
     def _modify_task_ids(self) -> list[str]:
-        """Return the tasks before this one that have modified videos."""
+        """Return the upstream tasks that modify videos."""
         from airflow_provider_luma.operators.luma import LumaModifyOperator
 
         tasks = self.get_flat_relatives(upstream=True)
@@ -277,7 +283,7 @@ class VideoJoinOperator(_FilmOperator):
         return str(target)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Name the film, the clips and the film that they were joined to, for OpenLineage."""
+        """Return the source, the clips and the new film for OpenLineage."""
         from airflow_provider_luma.lineage import task_lineage
 
         return task_lineage([self.source, *_flat(self.clips)], self.files)
@@ -294,7 +300,7 @@ class VideoJoinOperator(_FilmOperator):
         for clip, seconds in zip(clips, lacking, strict=True):
             if abs(seconds) >= WORTH_A_LINE:
                 kind = "shorter" if seconds > 0 else "longer"
-                self.log.info("%s was %.2f s %s than its piece of the film", clip, abs(seconds), kind)
+                self.log.info("%s was %.2f s %s than its segment of the film", clip, abs(seconds), kind)
 
     def _load_plan(self, file: IO[bytes], film: StoredFile, clips: int) -> SplitPlan:
         from airflow_provider_luma.media.film_work import plan_split
@@ -307,36 +313,36 @@ class VideoJoinOperator(_FilmOperator):
             plan = SplitPlan.load(self.plan)
         except ValueError as error:
             raise LumaValidationError(
-                None, f"plan is no plan of a split ({error}): give its XCom luma_split"
+                None, f"plan is invalid ({error}): pass the XCom luma_split of the split task"
             ) from error
         if self.plan.get("source", film.version) != film.version:
-            raise LumaValidationError(None, f"source: {film.shown} was changed since it was split: split it again")
+            raise LumaValidationError(None, f"source: {film.shown} has changed since it was split; split it again")
         if plan.clips != clips:
             raise LumaValidationError(None, _wrong_number(clips, plan.clips))
         return plan
 
 
 def _check_clip_seconds(seconds: float) -> None:
-    """Check that the service takes clips of that length, which those of the default length need not be asked for."""
+    """Check that the service accepts clips of that length; every service accepts the default length."""
     from airflow_provider_luma.services import kie
 
     if seconds > kie.limits.seconds:
         raise LumaValidationError(
-            None, f"clip_seconds is {seconds:g}, and Luma takes clips of at most {kie.limits.seconds:g} s"
+            None, f"clip_seconds is {seconds:g}, but Luma accepts clips of at most {kie.limits.seconds:g} s"
         )
 
 
 def _wrong_number(clips: int, planned: int) -> str:
     if clips < planned:
-        return f"clips holds {clips} of the {planned} clips in plan: give all"
-    # Of a mapped task that is cleared and then expanded over less, Airflow keeps the old XComs behind the new ones.
+        return f"clips contains {clips} of the {planned} clips in plan: pass all of them"
+    # When a mapped task is cleared and then expands to fewer instances, Airflow keeps the XComs of the others.
     return (
-        f"clips holds {clips} clips, and plan {planned}. If an earlier split of this run made more, delete the XComs "
-        f"return_value of the task that downloads the clips from map index {planned} on, and clear this task: nothing "
-        "is billed. Otherwise give the clips of this plan alone"
+        f"clips contains {clips} clips, but plan only {planned}. If an earlier split of this run made more, delete the "
+        f"return_value XComs of the download task from map index {planned} on, and clear this task: nothing is billed. "
+        "Otherwise pass only the clips of this plan"
     )
 
 
 def _flat(clips: Iterable[Any]) -> list[str]:
-    """Return addresses in order; a mapped download returns a list for each of its clips."""
+    """Return the addresses in order; a mapped download returns a list per clip."""
     return [address for clip in items_of(clips) for address in (_flat(clip) if not isinstance(clip, str) else [clip])]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package adds to Airflow's API server."""
+"""Airflow plugin: callbacks and result pages in the API server, and a listener."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listener that learns when Airflow has stored a task's result; Airflow calls it after every task that succeeds."""
+"""Listener that records when Airflow has stored a task's result; Airflow calls it after every successful task."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from airflow.listeners import hookimpl
 
 
-@hookimpl(tryfirst=True)  # one that fails ends the others
+@hookimpl(tryfirst=True)  # a listener that fails prevents the calls of those after it
 def on_task_instance_success(task_instance: Any) -> None:
-    """Let one of our tasks record that its result was delivered."""
-    outcome = sys.modules.get("airflow_provider_luma.operators.luma")  # not loaded, it is none of ours
+    """Record that the result was delivered, if the task is one of ours."""
+    operators = sys.modules.get("airflow_provider_luma.operators.luma")  # if not loaded, the task is not ours
     task = getattr(task_instance, "task", None)
-    if outcome is not None and isinstance(task, outcome.LumaJobOperator):
+    if operators is not None and isinstance(task, operators.LumaJobOperator):
         task.on_result_stored(task_instance.get_template_context())

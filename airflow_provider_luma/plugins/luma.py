@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What Airflow loads as a plugin: ``/luma`` in the API server, and from Airflow 3.4 on a tab on our tasks.
+The Airflow plugin: ``/luma`` in the API server and, from Airflow 3.4 on, a tab on our tasks.
 
-Every Airflow process imports its plugins, and only the API server serves anything. So the application behind
-``/luma`` is imported by the first request, and costs the workers nothing.
+Every Airflow process imports the plugins, but only the API server serves requests. The application behind ``/luma`` is
+therefore imported with the first request, and costs the workers nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _Messages = Callable[..., Awaitable[Any]]
 
 
 async def application(scope: MutableMapping[str, Any], receive: _Messages, send: _Messages) -> None:
-    """Hand a request to the application, which is made by the first one."""
+    """Pass a request to the application, which the first request imports."""
     from airflow_provider_luma.receiver.app import app
 
     await app(scope, receive, send)
 
 
-#: The result page as a tab; its address is relative to that of the UI.
+#: The result page as a tab; its address is relative to the UI's.
 _TAB = {
     "name": "Luma",
     "destination": "task_instance",
@@ -38,7 +38,7 @@ _TAB = {
 
 
 class LumaPlugin(AirflowPlugin):
-    """The receiver of Luma's callbacks, the pages that show results, and the listener that knows of them."""
+    """The receiver of Luma's callbacks, the result pages, and the listener that records delivered results."""
 
     name = "luma"
     fastapi_apps = [  # noqa: RUF012
@@ -48,6 +48,6 @@ class LumaPlugin(AirflowPlugin):
     external_views = [_TAB] if HAS_TABS_BY_OPERATOR else []
 
 
-#: What the entry point ``airflow.plugins`` names. Airflow loads a plugin that is declared in the provider info only if
-#: ``[core] lazy_discover_providers`` is off; then it would be loaded twice, and warned about.
+#: The target of the entry point ``airflow.plugins``. With ``[core] lazy_discover_providers`` off, Airflow loads the
+#: plugin from the provider info; loading it twice would cause a warning.
 entry_point = LumaPlugin if conf.getboolean("core", "lazy_discover_providers", fallback=True) else None

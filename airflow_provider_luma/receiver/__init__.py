@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of Luma: their signed addresses, their receiver, and the result page beside it."""
+"""The receiver of Luma's callbacks, the result page and the gallery."""

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-FastAPI application below ``/luma``: the receiver of callbacks, the result page, and the gallery.
+FastAPI application under ``/luma``: the receiver of callbacks, the result page, and the gallery.
 
-Airflow's API server mounts it without authentication, so it answers nobody without proof. A callback is taken only with
-its token (and, where the connection holds a ``webhook_secret``, with the service's signature), and then only resumes
-tasks, which ask Luma themselves. A probe of a connection's test needs proof of its own, and resumes nothing. The pages
-and their scripts are static and hold no data: they ask Airflow's own REST API, which knows what the user may see.
+Airflow's API server mounts it without authentication, so every callback needs proof. A callback is only accepted with
+its token and, if the connection has a ``webhook_secret``, with the service's signature. Even then it only resumes
+tasks, which check the job's status at Luma themselves. The probe of a connection test needs a token of its own, and
+resumes nothing. The pages and their scripts are static and contain no data: they read Airflow's REST API, which decides
+what the user may see.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from airflow_provider_luma.submission import store_folder
 
 log = logging.getLogger(__name__)
 
-#: Bytes of a callback that are read; the service's own are a few thousand.
+#: Maximum size of a callback, in bytes; the service's callbacks have a few thousand.
 MAX_BODY_BYTES = 256 * 1024
 
-#: Seconds in which a callback must have been received; the service itself gives up after 15.
+#: Seconds within which a callback must be complete; the service gives up after 15.
 BODY_TIMEOUT = 10.0
 
-#: Seconds after which tasks are resumed although the callback has not been recorded yet.
+#: Seconds after which tasks are resumed even if the callback has not been recorded yet.
 RECORD_TIMEOUT = 5.0
 
 _PAGE_HEADERS = {
-    # Videos come from wherever the input lies and Luma keeps its results; everything else from here, or not at all.
+    # Videos may come from any host, as inputs and results do. Everything else must come from this server.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "media-src http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -61,10 +62,10 @@ _STATIC_FILES = {
 
 app = FastAPI(title="Luma", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 _connections = ConnectionLookups()
-# What goes on after the answer, or after its recipient has left.
+# Work that continues after the response, or after the client has disconnected.
 _running: set[asyncio.Task[Any]] = set()
-# Few and our own: however many call, the API server keeps its threads and its database connections. And apart: tasks
-# are resumed while a store hangs.
+# Small pools of our own, so that no number of callbacks exhausts the API server's threads or database connections.
+# Separate pools, so that tasks are resumed even while a store hangs.
 _resuming, _recording, _storing = (
     ThreadPoolExecutor(threads, thread_name_prefix=f"luma-callback-{purpose}")
     for purpose, threads in (("resume", 4), ("record", 2), ("store", 4))
@@ -72,12 +73,12 @@ _resuming, _recording, _storing = (
 
 T = TypeVar("T")
 _Proof = CallbackProof | Probe
-#: By the names of teams; None for DAGs without one.
+#: By team name; None for DAGs without a team.
 _Connections = dict[str | None, LumaConnection]
 
 
 class _Refused(Exception):
-    """What to answer, in one status: whoever has no proof learns nothing more."""
+    """A refused callback. The response is only a status: a client without proof learns nothing else."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -86,10 +87,10 @@ class _Refused(Exception):
 
 @app.api_route("/callback", methods=["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"])
 async def callback(request: Request) -> Response:
-    """Take a callback of Luma, and resume the tasks that wait for its job."""
+    """Receive a callback from Luma, and resume the tasks that wait for its job."""
     query = request.scope["query_string"].decode("latin-1")
-    request.scope["query_string"] = b""  # the server's access log reads it from here afterwards, and the token is in it
-    if request.method != "POST":  # somebody has opened the address in a browser, for example
+    request.scope["query_string"] = b""  # keeps the token out of the server's access log, which reads the query here
+    if request.method != "POST":  # for example if someone opens the address in a browser
         return Response(status_code=405, headers={"Allow": "POST"})
     try:
         proof, proven = await _proven(CallbackProof.read(query) or Probe.read(query, time.time()))
@@ -109,19 +110,19 @@ async def callback(request: Request) -> Response:
 
 @app.get("/result")
 async def result() -> Response:
-    """Return the page that shows a task's videos."""
+    """Return the page with the videos of a task."""
     return _static_file("result.html", "text/html")
 
 
 @app.get("/gallery")
 async def gallery() -> Response:
-    """Return the page that shows the videos of all instances of a mapped task."""
+    """Return the page with the videos of all instances of a mapped task."""
     return _static_file("gallery.html", "text/html")
 
 
 @app.get("/static/{name}")
 async def static(name: str) -> Response:
-    """Return a script or a style of the pages."""
+    """Return a script or style sheet of the pages."""
     if name not in _STATIC_FILES:
         return Response(status_code=404)
     return _static_file(name, _STATIC_FILES[name])
@@ -132,16 +133,16 @@ def _static_file(name: str, media_type: str) -> Response:
 
 
 async def _proven(proof: _Proof | None) -> tuple[_Proof, _Connections]:
-    """Return a proof, and the connections that its token proves it for, by their teams."""
+    """Return the proof, and the connections for which its token is valid, by team."""
     if proof is None:
         raise _Refused(403)
     try:
         connections = await _connections.get(proof.conn_id)
     except TooManyLookupsError:
-        warn("too many look-ups", "Callbacks name too many connections that may not exist; some are answered 503")
+        warn("too many look-ups", "Callbacks name too many connections that may not exist; some callbacks get a 503")
         raise _Refused(503) from None
     except Exception as error:
-        warn("failed look-ups", "Connections cannot be read; Luma is asked to repeat its callbacks: %r", error)
+        warn("failed look-ups", "Cannot read connections; asking Luma to repeat its callbacks: %r", error)
         raise _Refused(503) from error
     proven = {team: connection for team, connection in connections.items() if proof.is_valid_for(connection)}
     if not proven:
@@ -151,7 +152,7 @@ async def _proven(proof: _Proof | None) -> tuple[_Proof, _Connections]:
 
 
 def _signed(proven: _Connections, headers: Headers, luma_task_id: str) -> _Connections:
-    """Return those of the connections that need no signature, or for which the service has signed the callback."""
+    """Return the connections that require no signature, or for which the callback's signature is valid."""
     now = time.time()
     signed = {
         team: connection
@@ -160,7 +161,7 @@ def _signed(proven: _Connections, headers: Headers, luma_task_id: str) -> _Conne
         or callback_token.is_signed(headers, luma_task_id, connection.webhook_secret, now)
     }
     if not signed:
-        log.warning("A callback for Luma task %r has the right token, but no valid signature", luma_task_id)
+        log.warning("A callback for Luma task %r has a valid token, but no valid signature", luma_task_id)
         raise _Refused(403)
     return signed
 
@@ -192,15 +193,15 @@ def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 async def _record(luma_task_id: str, proof: CallbackProof, stores: set[str | None]) -> bool:
-    """Record the callback, wherever the submission may be recorded; return whether that has succeeded."""
+    """Record the callback in every store that may have the submission's record; return whether that succeeded."""
     submission = luma_task_id, proof.reference
     try:
         for folder in stores - {None}:
             await _in_thread(_storing, store_folder.record_callback, folder, *submission)
         if None in stores and await _in_thread(_recording, resume.record_callback, *submission, proof.task_instance_id):
-            log.info("Recorded Luma task %s for a task that had lost the answer to its submission", luma_task_id)
+            log.info("Recorded Luma task %s for a task that lost the response to its submission", luma_task_id)
     except Exception:
-        log.exception("The callback for Luma task %s could not be recorded; Luma is asked to repeat it", luma_task_id)
+        log.exception("Could not record the callback for Luma task %s; asking Luma to repeat it", luma_task_id)
         return False
     return True
 
@@ -209,20 +210,21 @@ async def _resume(
     luma_task_id: str, proof: CallbackProof, teams: set[str | None], recording: asyncio.Task[bool]
 ) -> None:
     """
-    Resume the tasks that wait for a job now; those that were deferred only just now, a few seconds later.
+    Resume the tasks that now wait for a job; those that were deferred only a moment ago follow some seconds later.
 
-    A task that is deferred again meanwhile has asked Luma already, and would ask in vain.
+    Tasks that are deferred again in the meantime have already checked the job's status, and are not resumed.
     """
     try:
-        # A resumed task may look for the record, and a task that is just being deferred has looked for it before.
+        # Find the tasks once the record is written: a resumed task may read it, and a task that is deferred before then
+        # looked for it too early.
         await asyncio.wait([recording], timeout=RECORD_TIMEOUT)
         job = luma_task_id, proof.reference, proof.conn_id
         waiting = await _in_thread(_resuming, resume.find_waiting, *job, teams)
         while True:
             resumed, waiting, delay = await _in_thread(_resuming, resume.resume_waiting, luma_task_id, waiting)
-            log.info("Callback for Luma task %s. Tasks resumed: %d", luma_task_id, resumed)
+            log.info("Callback for Luma task %s; tasks resumed: %d", luma_task_id, resumed)
             if not waiting:
                 return
             await asyncio.sleep(delay)
     except Exception:
-        log.exception("The tasks that wait for Luma task %s could not be resumed; they keep polling", luma_task_id)
+        log.exception("Could not resume the tasks that wait for Luma task %s; they keep polling", luma_task_id)

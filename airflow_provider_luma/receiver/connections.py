@@ -2,7 +2,7 @@
 """
 The connections that the API server can read, for the receiver of callbacks.
 
-Airflow's database models are no public interface of it; see :mod:`airflow_provider_luma.receiver.resume`.
+Airflow's database models are not a public interface; see :mod:`airflow_provider_luma.receiver.resume`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from airflow_provider_luma.exceptions import LumaError
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two warnings of the same subject: anybody can cause them.
+#: Seconds between two warnings on the same subject: anyone can cause them.
 WARNING_INTERVAL = 60.0
 
 _ENVIRONMENT_PREFIX = "AIRFLOW_CONN_"
@@ -35,14 +35,14 @@ _warned_at: dict[str, float] = {}
 
 
 class _UnusableError(Exception):
-    """A connection exists, but not for callbacks; the text says why, and what to do."""
+    """A connection exists but cannot be used for callbacks; the message says why, and what to do."""
 
 
 def read_connections(conn_id: str) -> dict[str | None, LumaConnection]:
     """
-    Read what a name stands for, for each team and for those without one. Warn if it cannot be used.
+    Read the connections with a name, for each team and for DAGs without a team. Warn if a connection is unusable.
 
-    :returns: by the names of teams; where there are none, and for DAGs without a team, under None
+    :returns: the connections by team name; None is the key for DAGs without a team
     :raises SQLAlchemyError: the metadata database cannot be read
     """
     found: dict[str | None, LumaConnection] = {}
@@ -63,11 +63,11 @@ def read_connections(conn_id: str) -> dict[str | None, LumaConnection]:
 
 def listed_names() -> frozenset[str]:
     """
-    Return the names of connections in the environment and the metadata database; a secrets backend lists none.
+    Return the connections in the environment and the metadata database; secrets backends cannot list theirs.
 
     :raises SQLAlchemyError: the metadata database cannot be read
     """
-    # An environment variable is found under every spelling of its name; only the usual one is listed.
+    # Airflow finds an environment variable whatever the case of the connection id; only lower case is listed.
     names = {
         name.removeprefix(_ENVIRONMENT_PREFIX).lower() for name in os.environ if name.startswith(_ENVIRONMENT_PREFIX)
     }
@@ -77,7 +77,7 @@ def listed_names() -> frozenset[str]:
 
 def connections_with_key(api_key: str) -> Iterator[tuple[str, LumaConnection]]:
     """
-    Yield the connections that hold an API key, of those that can be listed, and ``luma_default``; with their names.
+    Yield the name and connection of each connection with this API key, among those listed and ``luma_default``.
 
     :raises SQLAlchemyError: the metadata database cannot be read
     """
@@ -90,8 +90,8 @@ def connections_with_key(api_key: str) -> Iterator[tuple[str, LumaConnection]]:
 
 
 def warn(subject: str, message: str, *arguments: object) -> None:
-    """Log a warning, unless there was one of this subject within the last minute."""
-    now, subject = time.monotonic(), subject.lower()  # some stores find a name however it is spelt
+    """Log a warning, unless there was one on this subject within the last minute."""
+    now, subject = time.monotonic(), subject.lower()  # some secrets backends ignore the case of names
     if now < _warned_at.get(subject, -WARNING_INTERVAL) + WARNING_INTERVAL:
         return
     if len(_warned_at) >= _MAX_SUBJECTS:
@@ -101,12 +101,12 @@ def warn(subject: str, message: str, *arguments: object) -> None:
 
 
 def has_teams() -> bool:
-    """Tell whether DAGs and connections belong to teams here."""
+    """Return whether DAGs and connections belong to teams on this Airflow."""
     return HAS_TEAMS and conf.getboolean("core", "multi_team", fallback=False)
 
 
 def _team_names() -> list[str | None]:
-    """Return for whom to read: a callback does not say whose task it is for, but its token fits the right ones' key."""
+    """Return the teams to read for. A callback does not name its team, but its token only matches the right keys."""
     return [None, *sorted(Team.get_all_team_names())] if has_teams() else [None]
 
 
@@ -117,9 +117,9 @@ def _read(conn_id: str, team_name: str | None) -> LumaConnection | None:
     except AirflowNotFoundException:
         return None
     except PermissionError as error:
-        raise _UnusableError("a secrets backend denies the API server access to it; grant that") from error
+        raise _UnusableError("a secrets backend denies the API server access to it; grant access") from error
     if connection.conn_type != "luma":
-        raise _UnusableError(f"it is of type {connection.conn_type!r} here; give it the type luma")
+        raise _UnusableError(f"its type is {connection.conn_type!r} here; change that to luma")
     try:
         return LumaConnection.of(connection)
     except LumaError as error:
@@ -127,7 +127,7 @@ def _read(conn_id: str, team_name: str | None) -> LumaConnection | None:
 
 
 def _warn_of_missing(conn_id: str) -> None:
-    # Airflow calls a connection missing also when it belongs to a team, or its database or its row cannot be read.
+    # Airflow also reports a connection as missing if it belongs to a team, or if the database or row cannot be read.
     team_column: Any = Connection.team_name if HAS_TEAMS else null()
     with create_session() as session:
         row = session.execute(select(Connection.id, team_column).where(Connection.conn_id == conn_id)).first()
@@ -138,13 +138,13 @@ def _warn_of_missing(conn_id: str) -> None:
     elif row is None:
         warn(
             "missing connections",
-            "Callbacks for connections that the API server cannot find are refused, such as %r. If there is one of "
-            "that name, the API server needs it in its metadata database, secrets backend or environment",
+            "Callbacks for connections that the API server cannot find, such as %r, are refused. If that "
+            "one exists, make it available to the API server in its metadata database, secrets backend or environment",
             conn_id,
         )
     elif row[1] is None:
         problem = "the API server cannot read it from the metadata database; give it the Fernet key of the workers"
         warn(conn_id, "Callbacks for connection %r are refused: %s", conn_id, problem)
     else:
-        problem = f"it belongs to team {row[1]!r}, and [core] multi_team is off for the API server; turn it on"
+        problem = f"it belongs to team {row[1]!r}, but [core] multi_team is off for the API server; turn it on"
         warn(conn_id, "Callbacks for connection %r are refused: %s", conn_id, problem)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Looking up the connections that callbacks name, so that names without proof hold nobody up.
+Look-ups of the connections that callbacks name. Made-up names must not delay genuine callbacks.
 
-Anybody can invent names, and to look one up takes 0.4 ms with everything on one machine, and some 50 ms where a secrets
-backend is asked over a network. So look-ups have few threads of their own, and names that surely exist have others than
-names that may be invented: those that a valid token has named, that a deferred task uses, or that can be listed.
+Anyone can make up names, and a look-up takes 0.4 ms with everything on one machine, and some 50 ms with a secrets
+backend on a network. So look-ups have a few threads of their own. Names known to exist have other threads than names
+that may be made up: those that a valid token has named, that a deferred task uses, or that can be listed.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.receiver.connections import listed_names, read_connections
 from airflow_provider_luma.receiver.resume import waiting_connections
 
-#: Seconds for which a connection is cached, also one that does not exist.
+#: Seconds for which a connection is cached, even a missing one.
 CONNECTION_TTL = 10.0
 
-#: How many connections each cache holds.
+#: Maximum number of connections in each cache.
 CONNECTION_CACHE_SIZE = 256
 
-#: Look-ups at once, of names that exist and of other names.
+#: Concurrent look-ups, of known names and of other names.
 LOOKUP_THREADS = 2
 
-#: Look-ups of names that exist, those that wait for a thread included.
+#: Maximum number of look-ups of known names, including those that wait for a thread.
 MAX_KNOWN_LOOKUPS = 256
 
-#: Look-ups of other names, those that wait included: with 50 ms each, the last one takes 1.6 seconds.
+#: Maximum number of look-ups of other names, including those that wait: at 50 ms each, the last takes 1.6 seconds.
 MAX_UNKNOWN_LOOKUPS = 64
 
-#: Seconds that a callback waits for a look-up; the service itself gives up after 15.
+#: Seconds that a callback waits for a look-up; the service gives up after 15.
 LOOKUP_TIMEOUT = 10.0
 
 T = TypeVar("T")
 
 
 class TooManyLookupsError(Exception):
-    """Too many names are being looked up already."""
+    """Too many names are already being looked up."""
 
 
 class Lookups(Generic[T]):
     """
-    Cached look-ups by name: few at once, and one at a time for a name, which all its callers share.
+    Cached look-ups by name, a few at a time. Concurrent callers with the same name share one look-up.
 
     :param read: looks up one name, in a thread
-    :param max_lookups: how many there may be, those that wait for a thread included
+    :param max_lookups: maximum number of look-ups, including those that wait for a thread
     """
 
     def __init__(self, read: Callable[[str], T], max_lookups: int) -> None:
@@ -57,16 +57,16 @@ class Lookups(Generic[T]):
         self._max_lookups = max_lookups
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="luma-connection")
         self._running: dict[str, asyncio.Task[T]] = {}
-        # With the time at which each expires.
+        # Each with the time at which it expires.
         self._cache: dict[str, tuple[float, T]] = {}
 
     async def get(self, name: str) -> T:
         """
-        Look a name up.
+        Look up a name.
 
-        :raises TooManyLookupsError: there are too many already
-        :raises TimeoutError: a callback cannot wait that long
-        :raises Exception: the look-up has failed; that is not cached
+        :raises TooManyLookupsError: too many names are already being looked up
+        :raises TimeoutError: the look-up takes longer than a callback can wait
+        :raises Exception: the look-up failed; failures are not cached
         """
         expires_at, cached = self._cache.get(name, (0.0, None))
         if cached is not None and time.monotonic() < expires_at:
@@ -97,7 +97,7 @@ class ConnectionLookups:
 
     async def get(self, conn_id: str) -> dict[str | None, LumaConnection]:
         """
-        Return the connections that a name stands for, as :func:`read_connections` does.
+        Return the connections with a name, like :func:`read_connections`.
 
         :raises Exception: as :meth:`Lookups.get` does
         """
@@ -105,12 +105,12 @@ class ConnectionLookups:
         return await (self._known if is_known else self._unknown).get(conn_id)
 
     def on_proven(self, conn_id: str) -> None:
-        """Take note that a valid token has named a connection: nobody can invent that."""
+        """Remember that a valid token named this connection, so its name is not made up."""
         _put(self._proven, conn_id, None)
 
 
 def _put(cache: dict[str, T], name: str, value: T) -> None:
-    """Add to a cache, and remove from it what was added first if it has become too large."""
+    """Add to a cache, and remove its oldest entry if it has become too large."""
     cache.pop(name, None)
     cache[name] = value
     if len(cache) > CONNECTION_CACHE_SIZE:

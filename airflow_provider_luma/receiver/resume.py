@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Resuming deferred tasks: with ``connections``, the only module that touches Airflow's database models.
+Resume deferred tasks. Only this module and ``connections`` touch Airflow's database models.
 
-The models are no public interface of Airflow, so little of them is used, and that is tested on every supported version.
-If a later Airflow changes them, callbacks are refused, and polling finishes the jobs.
+The models are not a public interface of Airflow, so we use little of them, and test that on every supported version. If
+a later Airflow changes them, callbacks are refused, and the tasks get their results by polling.
 
 A callback costs about the same however many tasks wait and however many submissions are recorded. A record is found by
-primary key and index. Waiting tasks are found by what they have stored at their deferral, because any task of any DAG
-can wait for a job: the database looks through the deferred tasks, a thousand in 0.3 ms, and returns those that fit.
+primary key and index. Any task of any DAG can wait for a job, so waiting tasks are found by the state that they stored
+when they were deferred: the database scans the deferred tasks, a thousand in 0.3 ms, and returns the matches.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _IS_DEFERRED = TaskInstance.state == TaskInstanceState.DEFERRED
 
 
 class Deferral(NamedTuple):
-    """One deferral of a task: a task that is deferred again gets another trigger."""
+    """One deferral of a task. When the task is deferred again, it gets another trigger."""
 
     task_instance_id: str
     trigger_id: int
@@ -58,11 +58,13 @@ class Deferral(NamedTuple):
 
 def record_callback(luma_task_id: str, reference: str, task_instance_id: str | None) -> bool:
     """
-    Record which job a submission has become, if its task has lost the answer.
+    Record the job of a submission whose task lost the response.
 
-    A task that was killed before it could read Luma's answer finds it at its next try.
+    The next try of a task that was killed before it could read Luma's response finds the job in this record.
 
-    :param task_instance_id: the try that has submitted, as 32 hexadecimal digits; None if it is not known
+    :param luma_task_id: the job's id at Luma
+    :param reference: the reference of the submission
+    :param task_instance_id: the try that submitted, as 32 hexadecimal digits; None if unknown
     :returns: whether there was such a task
     """
     if not HAS_TASK_STATE_STORE:
@@ -70,7 +72,7 @@ def record_callback(luma_task_id: str, reference: str, task_instance_id: str | N
     from airflow.state.metastore import MetastoreBackend, TaskScope  # type: ignore[attr-defined]
 
     with create_session() as session:
-        # Also searched for where Airflow no longer knows the try: a lost submission is money.
+        # If Airflow no longer knows the try, search by reference: a lost submission costs money.
         rows = _records_of(task_instance_id, session) or _records_that_name(reference, session)
         lost = [row for row in rows if _is_lost(row.value, reference)]
         for row in lost:
@@ -86,10 +88,12 @@ def record_callback(luma_task_id: str, reference: str, task_instance_id: str | N
 
 def find_waiting(luma_task_id: str, reference: str, luma_conn_id: str, teams: Collection[str | None]) -> list[Deferral]:
     """
-    Return the deferrals that a callback ends: of tasks that wait for its job, or for a callback of its submission.
+    Return the deferrals that a callback ends: those of tasks that wait for its job, or for this submission's callback.
 
-    :param luma_conn_id: the connection that the callback has come over
-    :param teams: for which that connection has this name; None for DAGs without a team
+    :param luma_task_id: the job's id at Luma
+    :param reference: the reference of the submission
+    :param luma_conn_id: the connection that the callback names
+    :param teams: the teams that own a matching connection; None stands for DAGs without a team
     """
     columns = TaskInstance.id, TaskInstance.trigger_id, TaskInstance.dag_id, TaskInstance.next_kwargs
     fits = or_(_stored("luma_task_id") == luma_task_id, _stored("reference") == reference)
@@ -103,14 +107,14 @@ def find_waiting(luma_task_id: str, reference: str, luma_conn_id: str, teams: Co
                 kwargs, luma_task_id=luma_task_id, reference=reference, luma_conn_id=luma_conn_id
             )
         ]
-        # The token proves the reference; whoever knows only the job's id must be of the right team.
+        # The token proves the reference. A task found only by the job's id must belong to the right team.
         team_of = _teams_of([dag_id for _, _, dag_id, is_proven in deferred if not is_proven], session)
         triggers = {
             trigger_id: task_instance_id
             for task_instance_id, trigger_id, dag_id, is_proven in deferred
             if is_proven or not has_teams() or team_of.get(dag_id) in teams
         }
-        # Apart from the tasks: joined, the triggers of all deferred tasks would be read.
+        # A separate query: a join would read the triggers of all deferred tasks.
         resumable = Trigger.id.in_(triggers), Trigger.classpath.in_(RESUMABLE_TRIGGERS)
         deferred_at = session.execute(select(Trigger.id, Trigger.created_date).where(*resumable)) if triggers else ()
         return [Deferral(triggers[trigger_id], trigger_id, created) for trigger_id, created in deferred_at]
@@ -127,8 +131,10 @@ def resume_waiting(luma_task_id: str, waiting: list[Deferral]) -> tuple[int, lis
     """
     Resume the tasks that are still in these deferrals.
 
-    :returns: how many tasks were resumed; the deferrals that are too young for that; and the seconds until the first
-        of them no longer is
+    :param luma_task_id: the job's id at Luma
+    :param waiting: the deferrals to end
+    :returns: the number of tasks resumed; the deferrals that are still too recent to end; and the seconds until the
+        first of these can be ended
     """
     event = TriggerEvent(CallbackReceived(callback={"luma_task_id": luma_task_id}))
     # Airflow fails a task that is resumed before the scheduler has noticed its deferral.
@@ -140,14 +146,14 @@ def resume_waiting(luma_task_id: str, waiting: list[Deferral]) -> tuple[int, lis
 
 
 def _teams_of(dag_ids: list[str], session: Session) -> dict[str, str | None]:
-    """Return the teams of DAGs; those without a team are left out."""
+    """Return the teams of DAGs, without the DAGs that have no team."""
     if not has_teams() or not dag_ids:
         return {}
     return DagModel.get_dag_id_to_team_name_mapping(dag_ids, session=session)
 
 
 def _records_of(task_instance_id: str | None, session: Session) -> list[Any]:
-    """Return the submission's record of the task instance of which this is, or was, a try; an empty list if none."""
+    """Return the submission records of the task instance with this try; an empty list if there are none."""
     if task_instance_id is None:
         return []
     tries: list[tuple[Any, Any]] = [(TaskInstance, TaskInstance.id)]
@@ -167,7 +173,7 @@ def _records_of(task_instance_id: str | None, session: Session) -> list[Any]:
 
 
 def _records_that_name(reference: str, session: Session) -> list[Any]:
-    """Search the text of all records, which takes the longer the more there are."""
+    """Search the text of all records, which takes longer the more records there are."""
     model = TaskStateStoreModel
     return list(session.scalars(select(model).where(model.key == STORE_KEY, model.value.contains(reference))))
 
@@ -181,7 +187,7 @@ def _is_lost(value: str, reference: str) -> bool:
 
 
 def _stored(name: str) -> ColumnElement[str]:
-    """Return what tasks have stored under a name at their deferral, for the database to read."""
+    """Return an SQL expression for a value that tasks stored when they were deferred."""
     kwargs = type_coerce(TaskInstance.next_kwargs, JSON().with_variant(JSONB(), "postgresql"))
     value: ColumnElement[str] = kwargs[(*DEFERRAL_KWARGS_PATH, name)].as_string()
     return value
@@ -189,8 +195,8 @@ def _stored(name: str) -> ColumnElement[str]:
 
 def _resume(deferral: Deferral, event: TriggerEvent) -> int:
     with create_session() as session:
-        # Locked, and read again: the trigger may have resumed it a moment ago, or it may be deferred anew. The time
-        # tells two triggers apart where a database uses an id again.
+        # Lock the row and read it again: its trigger may just have resumed the task, or it may be deferred again. The
+        # creation time tells triggers apart if the database reuses an id.
         still_deferred = session.scalar(
             select(TaskInstance.id)
             .join(Trigger, Trigger.id == TaskInstance.trigger_id)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for Luma jobs submitted elsewhere."""
+"""Airflow sensors that wait for Luma jobs submitted elsewhere."""

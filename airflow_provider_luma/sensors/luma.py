@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The sensor that waits for a Luma job somebody else submitted.
+The sensor that waits for a Luma job submitted elsewhere.
 
-A DAG file is parsed every half a minute, so this module imports the hook, and with it the HTTP libraries, only
-when a task runs.
+DAG files are parsed every 30 seconds, so this module imports the hook, and with it the HTTP libraries, only when a task
+runs.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ if TYPE_CHECKING:
 
 class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
     """
-    Wait until a Luma job has ended well; fail if it has failed, or if Luma does not know it.
+    Wait until a Luma job has succeeded; fail if the job fails or Luma does not know it.
 
-    Returns, and pushes key by key, what :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator` does.
+    Returns and pushes the same as :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`.
 
-    By default the wait is deferred to the triggerer. With ``deferrable=False`` the modes ``poke`` and
-    ``reschedule`` are those of every sensor; keep ``poke_interval`` at a minute or more in ``reschedule`` mode.
+    By default the task waits in the triggerer. With ``deferrable=False``, the modes ``poke`` and ``reschedule`` work as
+    for every sensor; use a ``poke_interval`` of a minute or more in ``reschedule`` mode.
 
     :param luma_task_id: the job's id at Luma, e.g. ``submit.output["luma_task_id"]`` (templated)
-    :param luma_conn_id: the connection, of type Luma, of the account it belongs to (templated)
-    :param deferrable: wait in the triggerer
-    :param poke_interval: seconds, or a timedelta, between two status checks; the service recommends 30. If
-        deferrable, and Luma calls Airflow when the job ends, ten times as long
+    :param luma_conn_id: the connection of type Luma, of the account that submitted the job (templated)
+    :param deferrable: wait in the triggerer. If False, ``mode`` says whether the task holds a worker slot
+    :param poke_interval: seconds (or a timedelta) between two status checks; the service recommends 30. Ten times as
+        long if the task is deferrable and Luma calls Airflow when the job ends
+    :raises LumaValidationError: a parameter cannot work
     """
 
     template_fields: Sequence[str] = ("luma_task_id", "luma_conn_id")
     operator_extra_links = (LumaResultLink(),)
     ui_color = "#f0e6fa"
 
-    #: What was modified, once the job has ended.
+    #: The video that was modified, once the job has ended.
     video_url: str | None = None
 
-    #: Whether this process has seen the job.
+    #: Whether a status check in this process has found the job.
     _is_known = False
 
     def __init__(
@@ -75,19 +76,19 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
             check_luma_task_id(luma_task_id)
 
     def execute(self, context: Context) -> Any:
-        """Wait for the job in the triggerer, or as any other sensor does."""
+        """Wait for the job in the triggerer or, if not deferrable, like any other sensor."""
         from airflow_provider_luma.submission.store import SubmissionStore
 
         with pushed_failure(context):
             try:
                 check_luma_task_id(self.luma_task_id)
-                client = self.hook.get_checked_client()  # an error in it is better raised now than waited out
+                client = self.hook.get_checked_client()  # raise its errors now rather than wait them out
                 if self.deferrable:
                     client.check_wait_in_triggerer()
             except LumaError as error:
                 raise self._ending(error) from error
             LumaResultLink().push(self, context)
-            # For the result page, while it runs or should it fail; prompt and video come with the job.
+            # For the result page, while the task runs or if it fails; prompt and video come with the finished job.
             context["ti"].xcom_push(key="luma_task_id", value=self.luma_task_id)
             push_request(context, prompt=None, video_url=None, recovery=SubmissionStore.recovery_hint)
             if self.deferrable:
@@ -101,15 +102,15 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
             return super().execute(context)
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Check the job's status; a doubt that the next seconds will resolve is waited out here."""
+        """Check the job's status; briefly repeat a check whose result may still change."""
         try:
             task = self.hook.check_job(self.luma_task_id)
         except TRANSIENT:
-            return PokeReturnValue(is_done=False)  # logged already; the next poke asks again
+            return PokeReturnValue(is_done=False)  # already logged; the next poke checks again
         except LumaAuthError as error:
             if not self._is_known and not context.get("task_reschedule_count"):
                 raise self._ending(error) from error
-            self.log.warning("%s. The job runs on, and is still waited for", error)
+            self.log.warning("%s. Still waiting: the job keeps running at Luma", error)
             return PokeReturnValue(is_done=False)
         except LumaError as error:
             raise self._ending(error) from error
@@ -120,7 +121,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
         return PokeReturnValue(is_done=True, xcom_value=self._finished(job, context))
 
     def execute_complete(self, context: Context, event: Event, **state: Any) -> dict[str, Any]:
-        """Return the job's result, raise what ended the wait, or keep waiting after a callback that came too early."""
+        """Return the job's result, raise the error that ended the wait, or defer again after a premature callback."""
         with pushed_failure(context):
             try:
                 finished = self.resume_wait(event, DeferralState.read(state, event), poll_interval=self.poke_interval)
@@ -132,21 +133,21 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
         return self._finished(finished, context)
 
     def _finished(self, job: JobFinished, context: Context) -> dict[str, Any]:
-        """Return the job's result, and name the job on the result page, in asset events and for lineage."""
-        result, asked = job["task"], job["request"]
-        push_request(context, **asked)
-        self.report_job(result, context, prompt=asked["prompt"], source=asked["video_url"])
-        self.video_url = asked["video_url"]
+        """Return the job's result, and show the job on the result page, in asset events and for lineage."""
+        result, request = job["task"], job["request"]
+        push_request(context, **request)
+        self.report_job(result, context, prompt=request["prompt"], source=request["video_url"])
+        self.video_url = request["video_url"]
         return result
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Name the source video, as Luma has recorded it, the result and the job, for OpenLineage."""
+        """Return the source video as recorded by Luma, the result and the job for OpenLineage."""
         from airflow_provider_luma.lineage import job_lineage
 
         return job_lineage(self.video_url, self.result)
 
     def _ending(self, error: LumaError) -> Exception:
-        """Return what a sensor raises: a retry cannot change how a job has ended, and soft_fail means skip."""
+        """Return the exception to raise: a retry cannot change how the job ended, and soft_fail means skip."""
         if self.soft_fail or self.never_fail:
             return AirflowSkipException(str(error))
         kind = AirflowSensorTimeout if isinstance(error, LumaTimeoutError) else AirflowFailException

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task groups: several of our tasks as one line of a DAG."""
+"""Task groups: several Luma tasks as one line of a DAG."""

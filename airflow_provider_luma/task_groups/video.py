@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A film of any length as one step of a DAG: split, modify, download, join."""
+"""Modify a film of any length in one step of a DAG: split, modify, download, join."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import FILM_KEY, PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 
-#: Within the group each task needs all before it, whatever default_args says: clips are removed once the film is there.
+#: Each task of the group needs all before it, whatever default_args says: the clips are removed once the film exists.
 _RULE = "all_success"
 
 
@@ -45,27 +45,27 @@ def modify_long_video(
     **operator_kwargs: Any,
 ) -> LongVideoGroup:
     """
-    Modify a film that is longer than Luma takes: cut it, modify each clip, and join them with the film's own sound.
+    Modify a film that is too long for Luma: split it, modify each clip, and join the results with the film's own sound.
 
-    Each clip is a task and a job of its own. ``modify_long_video(...).output`` is the film's address. What is not given
-    comes from ``default_args``, of the group or around it, and then from the operators.
+    Each clip is a separate task and job. ``modify_long_video(...).output`` is the film's address. Parameters that are
+    not given come from ``default_args``, of the group or around it, and otherwise from the operators.
 
     :param source: the film, a file in any storage that Airflow knows (templated)
-    :param prompt: how to change the film, in English, or the name of a ``.txt`` or ``.md`` file that says so
-        (templated); or a list, or a task's output, of one for each clip
+    :param prompt: how to change the film, in English, or the name of a ``.txt`` or ``.md`` file with the prompt
+        (templated); or one prompt per clip, as a list or a task's output
     :param destination: the ``.mp4`` or ``.m4v`` file to write, checked before anything is paid for (templated)
-    :param work_dir: a folder for the clips that all workers share, such as ``s3://my_aws@bucket/tmp``. What a run has
-        written there is removed at its end, and kept if it fails (templated)
-    :param clip_seconds: seconds that a clip lasts at most; 10 by default
-    :param luma_conn_id: the connection that holds the API key; ``luma_default`` by default (templated)
-    :param detect_scenes: move the cuts to changes of scene, where that leaves no clip too long
-    :param max_clips: fail, before anything is paid for, if the film makes more clips
-    :param operator_kwargs: parameters of operators, each for the tasks that the documentation of long videos names
+    :param work_dir: a folder for the clips that all workers share, such as ``s3://my_aws@bucket/tmp``. A run removes
+        its files there when it ends, but keeps them if it fails (templated)
+    :param clip_seconds: maximum length of a clip, in seconds; 10 by default
+    :param luma_conn_id: the connection of type Luma with the API key; ``luma_default`` by default (templated)
+    :param detect_scenes: move the cuts to scene changes where that makes no clip too long
+    :param max_clips: fail before anything is paid for if the film makes more clips
+    :param operator_kwargs: parameters of the operators; the documentation of long videos lists which tasks get them
     :raises LumaValidationError: a parameter cannot work
     """
     _check_addresses(destination, work_dir)
     group = LongVideoGroup(group_id=group_id, tooltip="Split, modify, download, join")
-    # The group's own id names the groups around it: another of them may hold a film of the same name.
+    # The full group id includes the groups around it, another of which may contain a film with the same name.
     folder = f"{work_dir.rstrip('/')}/{{{{ dag.dag_id }}}}/{{{{ run_id }}}}/{group.group_id}"
     places = {"source": source, "film_destination": destination, "work_dir": folder}
     cutting = given(clip_seconds=clip_seconds, detect_scenes=detect_scenes, max_clips=max_clips)
@@ -81,7 +81,7 @@ def _add_tasks(
     operator_kwargs: Mapping[str, Any],
 ) -> None:
     parameters = sorted_by_task(operator_kwargs)
-    # Not by the constructor, which copies callbacks.
+    # Not through the constructor, which copies callbacks.
     group.default_args.update({**(operator_kwargs.get("default_args") or {}), **parameters["all"]})
     folder = splitting["work_dir"]
     with group:
@@ -98,18 +98,18 @@ def _check_addresses(destination: Any, work_dir: str) -> None:
 
 
 def _download(modify: Any, folder: str, parameters: Mapping[str, Any]) -> Any:
-    """Return the mapped task that fetches what another has modified."""
+    """Return the mapped task that downloads the modified clips."""
     return LumaDownloadOperator.partial(
         task_id="download",
         destination=f"{folder}/modified/clip-{{{{ ti.map_index }}}}.mp4",
-        overwrite=True,  # a clip that is cleared comes back as another video
+        overwrite=True,  # a cleared clip comes back as another video
         trigger_rule=_RULE,
         **parameters,
     ).expand(urls=modify.output.map(_first_result))
 
 
 def _join(split: VideoSplitOperator, download: Any, parameters: dict[str, Any]) -> VideoJoinOperator:
-    """Return the task that joins the clips that another has fetched."""
+    """Return the task that joins the downloaded clips."""
     return VideoJoinOperator(
         task_id="join",
         clips=download.output,
@@ -122,19 +122,19 @@ def _join(split: VideoSplitOperator, download: Any, parameters: dict[str, Any]) 
 
 
 def _as_rendered_by(split: VideoSplitOperator) -> Any:
-    """Return the film's destination as the split has rendered and checked it; rendered again it may be another."""
+    """Return the film's destination as rendered and checked by the split; rendering it again may give another."""
     destination = split.film_destination
     if is_literal(destination) or not isinstance(destination, str):
         return destination
     pulled = f"ti.xcom_pull(task_ids={split.task_id!r}, key={FILM_KEY!r})"
-    # Version 1.1.0 pushed nothing, and may have begun this run.
+    # Version 1.1.0 pushed nothing, and may have started this run.
     return f"{{% if {pulled} %}}{{{{ {pulled} }}}}{{% else %}}{destination}{{% endif %}}"
 
 
 def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) -> Any:
     """Return the mapped task that modifies the clips."""
     if isinstance(prompt, Sequence) and not prompt:
-        raise LumaValidationError(None, "prompt is empty: give one, or a list of one for each clip")
+        raise LumaValidationError(None, "prompt is empty: pass one prompt, or a list with one per clip")
     parameters = {**parameters, "trigger_rule": _RULE, "wait_for_completion": True}  # whatever default_args says
     if isinstance(prompt, (str, LiteralValue)):
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
@@ -147,24 +147,26 @@ def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) 
 
 
 def _included(prompt: Any) -> Any:
-    """Return a prompt that the next task renders; Airflow reads files for the task that they are a parameter of."""
+    """Return a prompt for the next task to render: Airflow only reads a file for the task whose parameter names it."""
     is_file = isinstance(prompt, str) and prompt.endswith(PROMPT_FILE_EXTENSIONS)
     return f"{{% filter trim %}}{{% include {prompt!r} %}}{{% endfilter %}}" if is_file else prompt
 
 
 @task(task_id="prompts", trigger_rule=_RULE)
 def _pairs(clips: Sequence[str], prompts: Sequence[str], luma_conn_id: str) -> list[dict[str, str]]:
-    """Give each clip its prompt, with the templates in the DAG author's own prompts rendered."""
+    """Pair each clip with its prompt; templates in the DAG author's own prompts have been rendered."""
     from airflow_provider_luma.core.job import ModifyRequest
     from airflow_provider_luma.hooks.luma import LumaHook
 
-    # A text, or a dict, of as many characters, or keys, as there are clips would be paid for.
+    # Otherwise a string with one character per clip, or a dict with one key per clip, would be paid for.
     if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
-        raise LumaValidationError(None, f"prompt is {prompts!r}: give a list, or a task's output, of one for each clip")
+        raise LumaValidationError(
+            None, f"prompt is {prompts!r}: pass one prompt per clip, as a list or a task's output"
+        )
     clips, prompts = items_of(clips), items_of(prompts)
     if len(clips) != len(prompts):
         raise LumaValidationError(
-            None, f"prompt holds {len(prompts)} prompts, and the film makes {len(clips)} clips: give one for each clip"
+            None, f"prompt contains {len(prompts)} prompts, but the film makes {len(clips)} clips: pass one per clip"
         )
     pairs = [{"video_url": clip, "prompt": prompt} for clip, prompt in zip(clips, prompts, strict=True)]
     client = LumaHook(luma_conn_id).get_client()
@@ -175,18 +177,18 @@ def _pairs(clips: Sequence[str], prompts: Sequence[str], luma_conn_id: str) -> l
 
 @task(task_id="clean_up", trigger_rule=_RULE)
 def _clean_up(folder: str) -> None:
-    """Remove what the run has written on the way."""
+    """Remove the files that the run no longer needs."""
     from airflow_provider_luma.files.storage import remove_empty_folder, remove_folder
 
     remove_folder(folder)
-    remove_empty_folder(folder.rpartition("/")[0])  # the run's; another film of the run may have files in it
+    remove_empty_folder(folder.rpartition("/")[0])  # the run's folder, which another film of the run may still use
 
 
 def _as_literals(parameters: dict[str, str]) -> dict[str, Any]:
     """
-    Return parameters that are not rendered as templates, which ``expand_kwargs`` would do.
+    Wrap parameters so that ``expand_kwargs`` does not render them as templates.
 
-    Another task's prompts may come from anywhere, and a template can read passwords and files.
+    Prompts from another task may come from anywhere, and a template can read passwords and files.
     """
     return {name: literal(value) for name, value in parameters.items()}
 
@@ -196,7 +198,7 @@ def _first_result(result: dict[str, Any]) -> str:
     return url
 
 
-#: Parameters of every Airflow operator that are not for ``modify``, by the tasks that get them: docs/long-videos.md.
+#: Parameters of every Airflow operator that ``modify`` does not get, by the tasks that do: see docs/long-videos.md.
 GOES_TO: Mapping[str, frozenset[str]] = {
     "all": frozenset(
         "depends_on_past email email_on_failure email_on_retry end_date executor executor_config "
@@ -208,18 +210,18 @@ GOES_TO: Mapping[str, frozenset[str]] = {
     "join": frozenset({"on_success_callback", "outlets"}),
 }
 
-#: Parameters of :class:`LumaModifyOperator` that the group gives it.
+#: Parameters of :class:`LumaModifyOperator` that the group sets itself.
 NOT_TAKEN = frozenset("dag do_xcom_push task_group task_id video_url wait_for_completion".split())
 
 
 def given(**parameters: Any) -> dict[str, Any]:
-    """Return the parameters that were given: a value that is passed on hides the one of ``default_args``."""
+    """Return the parameters that are not None: whatever is passed on overrides ``default_args``."""
     return {name: value for name, value in parameters.items() if value is not None}
 
 
 def sorted_by_task(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
-    Return the parameters that go to all tasks, and those of single ones.
+    Return the parameters for all tasks, and those for single tasks.
 
     :raises TypeError: there is no such parameter
     """
@@ -229,7 +231,7 @@ def sorted_by_task(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {task: {} for task in (*GOES_TO, "modify")}
     for name, value in parameters.items():
         if name not in known:
-            raise TypeError(f"modify_long_video() has no parameter {name!r}: docs/long-videos.md lists what it takes")
+            raise TypeError(f"modify_long_video() has no parameter {name!r}; docs/long-videos.md lists all of them")
         if name != "default_args":
             found[goes_to.get(name, "modify")][name] = value
     return found

@@ -102,7 +102,7 @@ class TestReturnValue:
 
         with DAG("films", schedule=None):
             operator = task.luma_modify(write)().operator
-        with pytest.raises(AirflowFailException, match="function write has returned no video_url"):
+        with pytest.raises(AirflowFailException, match="function write returned no video_url"):
             operator.execute(context)
 
     def test_error_of_the_function_is_raised_and_nothing_is_sent(self, luma, decorated, context):

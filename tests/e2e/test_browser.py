@@ -168,7 +168,7 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
         assert field(name).get_attribute("id") == labelled
     assert not browser.find_elements(By.XPATH, f"{form}//*[@name='login']")
     assert field("host").get_attribute("placeholder") == "https://api.kie.ai (leave empty for the service itself)"
-    assert field("password").get_attribute("placeholder") == "the key of your Luma account"
+    assert field("password").get_attribute("placeholder") == "the API key of your Luma account"
     assert field("password").get_attribute("type") == "password"
     field("host").send_keys("https://luma.example.com")
     field("password").send_keys(key)
@@ -176,8 +176,8 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
     open_lumas_fields()
     for label, name, help_text in (
         ("Callback base URL", "callback_base_url", "Leave empty to poll Luma instead."),
-        ("Webhook secret", "webhook_secret", "callbacks without its signature are then refused"),
-        ("Timeout", "timeout", "Seconds before a call to Luma is given up (30 if empty)."),
+        ("Webhook secret", "webhook_secret", "Callbacks without a valid signature are then refused"),
+        ("Timeout", "timeout", "Timeout of a call to Luma, in seconds (30 if empty)."),
     ):
         find(browser, f"{form}//*[normalize-space()='{label}']")
         find(browser, f"{form}//*[contains(text(), '{help_text}')]")
@@ -370,7 +370,7 @@ def test_result_page_shows_the_wait_and_then_the_video_without_a_reload(
     browser.get(address(airflow.url, run_id))
 
     wait_for_text(browser, "state", "waiting for Luma")
-    wait_for_text(browser, "modified-note", "Luma is at work")
+    wait_for_text(browser, "modified-note", "Luma is processing the video")
     assert text(browser, "prompt") == PROMPT
     assert luma.jobs[-1].task_id in text(browser, "facts")
     before = text(browser, "elapsed")
@@ -398,7 +398,7 @@ def test_result_page_says_that_a_submission_is_queued(
     browser.get(address(airflow.url, run_id))
 
     wait_for_text(browser, "state", "queued for submission")
-    wait_for_text(browser, "modified-note", "Luma accepts no more submissions at the moment")
+    wait_for_text(browser, "modified-note", "Luma is not accepting submissions at the moment")
     assert complaints(browser) == []
     configure(submissions_per_10_seconds=20, processing_seconds=0.5)
     wait_for_text(browser, "state", "finished")

@@ -147,7 +147,7 @@ def test_callback_without_proof_resumes_no_task(airflow: LocalAirflow, start: An
     airflow.wait_until(lambda: status_checks(luma) >= 2, "the second status check")
     luma.end_jobs()
     log = succeeded(dag_id, run_id, luma)
-    assert "it has not ended yet" in log
+    assert "the job is still running" in log
     assert luma.jobs[0].callback_tries == 1
 
 
@@ -165,7 +165,7 @@ def test_token_of_an_ended_job_wakes_no_task_that_waits_for_another_one(airflow:
 
     def call_back(url: str) -> str:
         """Say that the running job has ended, signed by Luma; return what the receiver has logged of it."""
-        at, words = str(int(time.time())), f"Callback for Luma task {running.task_id}: "
+        at, words = str(int(time.time())), f"Callback for Luma task {running.task_id}; "
         signed = {"X-Webhook-Timestamp": at, "X-Webhook-Signature": signature(running.task_id, at, WEBHOOK_SECRET)}
         log = airflow.logs / "api-server.txt"
         before = log.read_text().count(words)
@@ -173,10 +173,10 @@ def test_token_of_an_ended_job_wakes_no_task_that_waits_for_another_one(airflow:
         airflow.wait_until(lambda: log.read_text().count(words) > before, "the callback to be handled")
         return log.read_text().rpartition(words)[2].partition("\n")[0]
 
-    assert "Tasks resumed: 0" in call_back(ended.callback_url or "")
+    assert "tasks resumed: 0" in call_back(ended.callback_url or "")
     assert modify(airflow, dag_id, second)["trigger"]["id"] == trigger
     assert status_checks(luma) == checks
-    assert "Tasks resumed: 1" in call_back(running.callback_url or "")
+    assert "tasks resumed: 1" in call_back(running.callback_url or "")
     luma.end_jobs()
     wait_for_state(airflow, dag_id, second, "success")
     assert luma.accepted == 2

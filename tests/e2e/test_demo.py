@@ -123,4 +123,4 @@ def test_demo_takes_a_clip_of_ones_own(tmp_path: Path) -> None:
 def test_demo_with_a_clip_that_is_not_there_says_so(tmp_path: Path) -> None:
     process = demo(tmp_path, LUMA_VIDEO="/nowhere/clip.mp4")
     said, _ = process.communicate(timeout=60)
-    assert (process.returncode, "LUMA_VIDEO is /nowhere/clip.mp4, and there is no such file." in said) == (2, True)
+    assert (process.returncode, "LUMA_VIDEO is /nowhere/clip.mp4, but there is no such file." in said) == (2, True)

@@ -158,7 +158,7 @@ def test_gallery_shows_each_result_with_its_original_and_prompt(
         for element in card(browser, 4).find_elements(By.TAG_NAME, "video")
     ]
     assert sources == [url, luma.sample_url]
-    until(browser, lambda: "Luma is at work" in card(browser, 7).text, "the card of a job that is running")
+    until(browser, lambda: "Luma is processing the video" in card(browser, 7).text, "the card of a job that is running")
 
 
 def test_gallery_plays_under_the_mouse(browser: Chrome, of_200: str) -> None:
@@ -259,7 +259,7 @@ def test_result_page_of_one_of_many_leads_to_all_and_back(browser: Chrome, airfl
 def test_gallery_says_that_there_is_nothing_yet_or_no_such_run(browser: Chrome, airflow: LocalAirflow) -> None:
     run_id = airflow.trigger("gallery_to_come")
     browser.get(address(airflow, "gallery_to_come", run_id))
-    wait_for_text(browser, "empty", "The run has not come to this task yet.")
+    wait_for_text(browser, "empty", "The run has not reached this task yet.")
     browser.get(address(airflow, "gallery_to_come", "no_such_run"))
     wait_for_text(browser, "problem-title", "There is no such task")
 
@@ -276,7 +276,7 @@ def test_gallery_says_that_a_video_has_expired(browser: Chrome, airflow: LocalAi
     browser.get(address(airflow, "gallery_of_3", run_id))
     until(browser, lambda: "This video has expired" in card(browser, 0).text, "the words")
     until(browser, lambda: "s3://bucket/Take #1?.mp4" in card(browser, 1).text, "where the original is")
-    assert "The task has returned no video" in card(browser, 1).text
+    assert "The task returned no video" in card(browser, 1).text
     assert "secret" not in browser.page_source
 
 

@@ -67,7 +67,7 @@ def test_clip_from_a_disk_is_no_film_and_plays_as_uploaded(stranger: Chrome, api
         api.show("deferred", luma_request=asked, luma_task_id="job-1")
         stranger.get(api.page())
         wait_for_videos(stranger, 1)
-        assert text(stranger, "modified-note") == "Luma is at work"
+        assert text(stranger, "modified-note") == "Luma is processing the video"
         assert text(stranger, "prompt") == PROMPT
         assert text(stranger, "original-title") == "ORIGINAL (UPLOADED COPY)"
         assert "job-1" in text(stranger, "facts") and "/data/clip.mp4" in text(stranger, "facts")
@@ -145,7 +145,7 @@ def test_failure_without_anything_to_fetch_promises_nothing(stranger: Chrome, ap
 
     api.show("upstream_failed")
     stranger.get(api.page())
-    wait_for_text(stranger, "problem-words", "A task before this one has failed")
+    wait_for_text(stranger, "problem-words", "An upstream task failed")
 
 
 def test_video_that_cannot_be_loaded_has_expired_only_after_its_time(stranger: Chrome, api: AirflowRestApi) -> None:
@@ -170,10 +170,10 @@ def test_error_of_airflow_is_named_and_waited_out(stranger: Chrome, api: Airflow
     for page, place in {"result": "problem-title", "gallery": "grid"}.items():
         api.faults = {"": 500}
         stranger.get(api.page(page, 0))
-        wait_for_text(stranger, "problem-title", "Airflow answers with HTTP 500")
+        wait_for_text(stranger, "problem-title", "Airflow responded with HTTP 500")
         assert "log of its API server" in text(stranger, "problem-words")
         api.faults = {"luma_request": 503}
-        wait_for_text(stranger, place, "Airflow answers with HTTP 503")
+        wait_for_text(stranger, place, "Airflow responded with HTTP 503")
         api.faults = {}
         wait_for_videos(stranger)
         assert not is_shown(stranger, "problem")

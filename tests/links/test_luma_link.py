@@ -241,4 +241,4 @@ class TestPushedFailure:
         monkeypatch.setattr(ti, "xcom_push", fail)
         with pytest.raises(LumaGenerationError), pushed_failure(context):
             raise LumaGenerationError(501, "The model gave up.")
-        assert "The result page will not tell" in caplog.text
+        assert "The result page will not show" in caplog.text

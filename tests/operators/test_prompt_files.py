@@ -98,8 +98,8 @@ class TestFile:
             ("../gone.md", "not found"),
             ("{{ place }}.md", "not found"),
             ("Make it look like README.md", "not found.*full stop"),
-            ("empty.md", "'empty.md', a file that is empty"),
-            ("latin1.md", "'latin1.md', a file that cannot be read"),
+            ("empty.md", "'empty.md', which is empty"),
+            ("latin1.md", "'latin1.md', which cannot be read"),
         ],
     )
     def test_file_that_gives_no_prompt_is_refused_when_the_dag_is_parsed(self, parsed, folder, prompt, named):

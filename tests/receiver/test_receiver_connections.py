@@ -69,7 +69,7 @@ async def test_connection_in_the_metadata_database_is_found(api_server, store):
 @pytest.mark.parametrize(
     ("conn_id", "said"),
     [
-        ("a_database", "it is of type 'postgres' here; give it the type luma"),
+        ("a_database", "its type is 'postgres' here; change that to luma"),
         ("luma_keyless", "has no API key"),
         ("luma_invalid", "timeout in its extra"),
     ],
@@ -130,7 +130,7 @@ async def test_callbacks_are_unavailable_only_while_connections_cannot_be_read(a
         for conn_id in ("luma_default", "stored"):
             assert (await api_server.callback(proof(conn_id=conn_id))).status_code == 503
     (warning,) = warnings()
-    assert "Connections cannot be read; Luma is asked to repeat its callbacks" in warning
+    assert "Cannot read connections; asking Luma to repeat its callbacks" in warning
     for conn_id in ("luma_default", "stored"):
         assert (await api_server.callback(proof(conn_id=conn_id))).status_code == 200
 
@@ -252,4 +252,4 @@ class TestTeams:
         assert (await api_server.callback(proof(conn_id="of_films"))).status_code == 403
         (warning,) = warnings()
         assert "'of_films'" in warning
-        assert "belongs to team 'films', and [core] multi_team is off" in warning
+        assert "belongs to team 'films', but [core] multi_team is off" in warning

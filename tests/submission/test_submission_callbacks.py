@@ -117,10 +117,10 @@ class TestResumedByCallback:
         job = luma.jobs[0].task_id
         again = deferral_of(resume, modify(timeout=600, poll_interval=12), deferred, context, callback_event(job))
         before, after = (one.trigger.serialize()[1] for one in (deferred, again))
-        assert after == {**before, "poll_interval": 1.2}, "the one callback has come: poll at the usual interval"
+        assert after == {**before, "poll_interval": 1.2}, "the only callback was received: poll at the usual interval"
         assert (again.method_name, again.kwargs) == (deferred.method_name, deferred.kwargs)
         assert again.timeout is None
-        assert len(messages(task_log, "not ended", job)) == 1
+        assert len(messages(task_log, "still running", job)) == 1
         assert luma.accepted == 1
 
     def test_execution_timeout_still_counts_from_the_first_deferral(self, luma, modify, context):
@@ -156,7 +156,7 @@ class TestResumedByCallback:
         luma.configure(faults=[f"status:{fault}"])
         again = deferral_of(resume, modify(), deferred, context, callback_event(luma.jobs[0].task_id))
         assert (again.trigger.end_time, again.kwargs) == (deferred.trigger.end_time, deferred.kwargs)
-        assert len(messages(task_log, "callback has come", "status check failed")) == 1
+        assert len(messages(task_log, "Received a callback", "status check failed")) == 1
         assert luma.accepted == 1
 
     def test_task_asks_about_its_own_job_whatever_job_the_callback_names(self, luma, modify, context, await_job_ends):

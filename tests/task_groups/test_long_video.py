@@ -135,7 +135,7 @@ def test_prompts_that_are_not_one_for_each_clip_are_refused_before_anything_is_p
         {"video_url": "/data/a.mp4", "prompt": "x"},
         {"video_url": "/data/b.mp4", "prompt": "y"},
     ]
-    with pytest.raises(LumaValidationError, match="prompt holds 1 prompts, and the film makes 2 clips"):
+    with pytest.raises(LumaValidationError, match="prompt contains 1 prompts, but the film makes 2 clips"):
         pair(CLIPS, ["x"], luma_conn)
 
 

@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the pages share. They read Airflow's REST API with the session of the user who opens them, and show what they
-// read as text and as http(s) addresses, never as markup.
+// Code that both pages share. They read Airflow's REST API with the session of the user who opens them, and show what
+// they read as text and http(s) addresses, never as markup.
 
 export const KEPT_DAYS = 14; // how long Luma keeps results
 export const DAY_MS = 86400000;
 
-// After its sign-in, Airflow 3.1 redirects to an address that ends before the first "&".
+// After the sign-in, Airflow 3.1 redirects to the page's address, but cuts it off before the first "&".
 const KEPT_ADDRESS = "luma-result-before-sign-in";
 if (!location.search.includes("task_id=") && sessionStorage.getItem(KEPT_ADDRESS)) {
   history.replaceState(null, "", sessionStorage.getItem(KEPT_ADDRESS));
 }
 
 const query = new URLSearchParams(location.search);
-/** The task instance, or all those of a mapped task, that the page's address names. */
+/** The task instance that the page's address names, or all instances of a mapped task. */
 export const task = {
   dagId: query.get("dag_id") ?? "",
   runId: query.get("run_id") ?? "",
   taskId: query.get("task_id") ?? "",
-  // A tab of Airflow's UI leaves a placeholder there for a task that is not mapped.
+  // In a tab of Airflow's UI, this is a placeholder if the task is not mapped.
   mapIndex: /^\d+$/.test(query.get("map_index") ?? "") ? Number(query.get("map_index")) : -1,
 };
-// Airflow 3.4 tells the iterations of a loop apart by these two.
+// Airflow 3.4 identifies an iteration of a loop by these two.
 const iteration = [...query].filter(([name]) => ["region_id", "region_index"].includes(name));
-/** What names an instance of the task in a query of the REST API. */
+/** The query parameters that identify an instance of the task in the REST API. */
 export const instanceQuery = (mapIndex) => new URLSearchParams([["map_index", mapIndex], ...iteration]);
 export const root = location.pathname.replace(/\/luma\/[a-z]+\/?$/, "");
 export const byId = (id) => document.getElementById(id);
 
 // -- addresses -----------------------------------------------------------------------------------------------------
 
-/** The address of a page of ours. */
+/** The address of one of our pages. */
 export function pageOf(page, taskId, mapIndex = null) {
   const named = { dag_id: task.dagId, run_id: task.runId, task_id: taskId };
   return `${root}/luma/${page}?${new URLSearchParams(mapIndex === null ? named : { ...named, map_index: mapIndex })}`;
@@ -41,17 +41,17 @@ export function airflowPage(mapIndex = -1, taskId = task.taskId) {
   return `${root}/${page}${mapIndex >= 0 ? `/mapped/${mapIndex}` : ""}`;
 }
 
-/** Return what tasks of the run ask a person at present, each with the address of Airflow's form. */
+/** Return the questions that tasks of this run are asking a person, each with the address of Airflow's form. */
 export async function readQuestions() {
-  let answer = null;
+  let response = null;
   try {
-    answer = await ask(`${runPath}/hitlDetails?response_received=false&limit=100`);
+    response = await ask(`${runPath}/hitlDetails?response_received=false&limit=100`);
   } catch (error) {
-    if (!(error instanceof Refused)) throw error; // who may not answer is not told of questions
+    if (!(error instanceof Refused)) throw error; // users who may not answer see no questions
   }
   const ofInstance = ({ map_index: mapIndex, ...asking }) =>
     [-1, task.mapIndex].includes(mapIndex) && iteration.every(([name, value]) => `${asking[name]}` === value);
-  return (answer?.hitl_details ?? [])
+  return (response?.hitl_details ?? [])
     .filter((question) => asObject(question.task_instance).task_id && ofInstance(question.task_instance))
     .map(({ subject, task_instance: asking }) => ({
       subject: text(subject),
@@ -69,8 +69,8 @@ export function webAddress(value) {
 }
 
 /**
- * An address, fit to be shown: what stands before an @ may be a credential, and so may the query of a web address. In
- * the name of a file in a storage, or on a disk, "?" and "#" are characters like any other.
+ * An address without secrets, for display: the part before an @ may be a credential, and so may the query of a web
+ * address. In the path of a file on a disk or in an object store, "?" and "#" are ordinary characters.
  */
 export function withoutSecrets(value) {
   const address = text(value);
@@ -78,7 +78,7 @@ export function withoutSecrets(value) {
   return (isFile ? address : address.replace(/[?#].*$/s, "")).replace(/^\s*([a-z][a-z0-9+.-]*:)?\/\/+[^/]*@/i, "$1//");
 }
 
-/** In a tab of Airflow's UI, links that lead out of our pages open in place of the UI, not within the tab. */
+/** In a tab of Airflow's UI, open a link that leads out of our pages in place of the UI, not inside the tab. */
 export function leavingTab(link) {
   link.addEventListener("click", (event) => {
     if (window.top === window) return;
@@ -93,7 +93,7 @@ export function leavingTab(link) {
 
 // -- reading Airflow's REST API ------------------------------------------------------------------------------------
 
-/** A refusal by Airflow that asking again does not change; `problem` is for showProblem. */
+/** A refusal by Airflow that a repeated request would not change; `problem` is for showProblem. */
 export class Refused extends Error {
   constructor(state, problem) {
     super(state);
@@ -101,17 +101,17 @@ export class Refused extends Error {
   }
 }
 
-/** What a person has to do who is not signed in. */
+/** Tell a user who is not signed in what to do. */
 const signIn = (words, address) =>
   new Refused("not signed in", { title: "You are not signed in", words, link: ["Sign in to Airflow", address] });
 
 export const refusals = {
-  // A proxy that wants a sign-in redirects to its page, or shows it in place of the answer.
+  // A proxy that requires a sign-in redirects to its page, or returns it in place of Airflow's response.
   proxy: () =>
-    signIn("A web page, probably one to sign in, came in place of Airflow's answer.", location.href.replace(/#.*/, "")),
+    signIn("A web page, probably a sign-in page, came in place of Airflow's response.", location.href.replace(/#.*/, "")),
   401: () =>
     signIn(
-      "Airflow shows this task to those who may see its DAG.",
+      "Airflow shows this task only to users who may see its DAG.",
       `${root}/api/v2/auth/login?${new URLSearchParams({ next: location.href })}`,
     ),
   403: () =>
@@ -133,21 +133,21 @@ export const tasksPath = `${runPath}/taskInstances/${encodeURIComponent(task.tas
 
 const TIMEOUT_MS = 60000;
 
-/** An answer of Airflow that a later one may replace. */
+/** A response from Airflow with an error that may be temporary. */
 class HttpError extends Error {}
 
-/** Return what Airflow answers, or null if there is no such thing. */
+/** Return the JSON of Airflow's response, or null if there is no such resource. */
 export async function ask(path) {
-  const signal = AbortSignal.timeout(TIMEOUT_MS); // or an answer that never comes would end the refreshing
+  const signal = AbortSignal.timeout(TIMEOUT_MS); // otherwise one missing response would stop the page's updates
   const options = { headers: { Accept: "application/json" }, credentials: "same-origin", redirect: "manual", signal };
-  const answer = await fetch(root + path, options);
-  if (answer.status === 404) return null;
-  if (answer.status === 401) sessionStorage.setItem(KEPT_ADDRESS, location.href);
-  if (answer.status in refusals) throw refusals[answer.status]();
-  const isJson = /^application\/([\w.-]+\+)?json\b/.test(answer.headers.get("Content-Type") ?? "");
-  if (answer.type === "opaqueredirect" || (answer.ok && !isJson)) throw refusals.proxy();
-  if (!answer.ok) throw new HttpError(`Airflow answers with HTTP ${answer.status}`);
-  return answer.json();
+  const response = await fetch(root + path, options);
+  if (response.status === 404) return null;
+  if (response.status === 401) sessionStorage.setItem(KEPT_ADDRESS, location.href);
+  if (response.status in refusals) throw refusals[response.status]();
+  const isJson = /^application\/([\w.-]+\+)?json\b/.test(response.headers.get("Content-Type") ?? "");
+  if (response.type === "opaqueredirect" || (response.ok && !isJson)) throw refusals.proxy();
+  if (!response.ok) throw new HttpError(`Airflow responded with HTTP ${response.status}`);
+  return response.json();
 }
 
 async function xcom(key, mapIndex) {
@@ -160,19 +160,19 @@ async function xcom(key, mapIndex) {
   }
 }
 
-/** Requests of 1.1.0 name no kind; a film's has no video_url. */
+/** Requests pushed by 1.1.0 have no kind; those about films have no video_url. */
 function isAboutFilm({ kind, video_url: videoUrl, modify_task_ids: modifyTaskIds }) {
   if (kind === "clip" || kind === "film") return kind === "film";
   return videoUrl === undefined && Array.isArray(modifyTaskIds);
 }
 
-/** Of a task that has pushed nothing. */
+/** The job of a task that has pushed nothing. */
 export const NO_JOB = {
   isFilm: false, prompt: "", source: "", original: "", isCopy: false, recovery: "", modifyTaskIds: [], id: "", result: {}, film: "",
   urls: [], error: {},
 };
 
-/** Return what a task instance has pushed of its job; of an incomplete one, as far as there is anything under these keys. */
+/** Return what a task instance has pushed about its job. Unless the job is complete, first check which keys exist. */
 export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
   const pushed = isComplete ? null : await ask(`${tasksPath}/xcomEntries?${instanceQuery(mapIndex)}&limit=100`);
   const known = new Set(isComplete ? keys : (pushed?.xcom_entries ?? []).map((entry) => entry.key));
@@ -184,13 +184,13 @@ export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
     isFilm,
     prompt: text(request.prompt),
     source: text(request.source) || text(request.video_url),
-    original: webAddress(isFilm ? request.source : request.video_url), // what can be played of it
+    original: webAddress(isFilm ? request.source : request.video_url), // empty if a browser cannot play it
     isCopy: !isFilm && Boolean(text(request.source) && webAddress(request.video_url)),
     recovery: text(request.recovery),
     modifyTaskIds: texts(request.modify_task_ids),
     id: text(value.luma_task_id) || text(result.luma_task_id),
     result,
-    film: text(value.return_value), // its address, which a browser can open only if it is on the web
+    film: text(value.return_value), // its address; a browser can only open an http(s) address
     urls: [...texts(result.result_urls), text(value.return_value)].map(webAddress).filter(Boolean),
     error: asObject(value.luma_error),
   };
@@ -201,7 +201,7 @@ export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
 export const ENDED_BADLY = new Set(["failed", "upstream_failed", "skipped", "removed"]);
 export const isOver = ({ state }) => state === "success" || ENDED_BADLY.has(state);
 
-/** Whether the task is queued to submit, and so waits for no job yet. */
+/** Whether the task is queued for submission, and so not waiting for a job yet. */
 export function isQueued({ state, trigger }) {
   return state === "deferred" && String(trigger?.classpath).endsWith(".LumaSubmissionTrigger");
 }
@@ -213,7 +213,7 @@ export function stateWords(instance, hasVideo = true) {
   return words[state] ?? state.replaceAll("_", " ");
 }
 
-/** What tells one instance of a mapped task from the others: its map index, and its name if it has one. */
+/** The label of an instance of a mapped task: its map index, and its name if it has one. */
 export function labelOf({ map_index: mapIndex, rendered_map_index: name }, otherwise = "") {
   const label = text(name) && name !== `${mapIndex}` ? name : otherwise;
   return label ? `${mapIndex} · ${label}` : `${mapIndex}`;
@@ -224,41 +224,41 @@ export function absence(instance, job) {
   const { state } = instance;
   if (job.film) return STORED;
   if (state === "success" && job.result.status === "GENERATING") return "Submitted; this task does not wait for the video";
-  if (state === "success") return job.isFilm ? "The task has returned no film" : "The task has returned no video";
+  if (state === "success") return job.isFilm ? "The task returned no film" : "The task returned no video";
   if (ENDED_BADLY.has(state)) return job.isFilm ? "There is no film" : "There is no video";
   if (state === "up_for_retry") return "Airflow will try again";
   if (job.isFilm) return "The clips are being joined";
-  if (job.id) return "Luma is at work";
-  return isQueued(instance) ? "Luma accepts no more submissions at the moment" : "Not submitted yet";
+  if (job.id) return "Luma is processing the video";
+  return isQueued(instance) ? "Luma is not accepting submissions at the moment" : "Not submitted yet";
 }
 
-/** In place of a video whose address is not one of the web. */
+/** Shown in place of a video without an http(s) address. */
 export const STORED = "Stored where a browser cannot play it";
 
-/** A browser does not say why it cannot load a video; an address of http within a page of https, it never loads. */
+/** Browsers do not say why they cannot load a video. They never load an http address in an https page. */
 export function whyUnplayable(url, what, reasons) {
   if (location.protocol === "https:" && url.startsWith("http:"))
-    return `Airflow is opened over https, and ${what} has an address of http, which browsers do not play here.`;
+    return `This page uses https, but ${what} has an http address, which browsers refuse to load here.`;
   return `This browser cannot load ${what}: ${reasons}.`;
 }
 
 export const isExpired = ({ result }) => Date.now() > Date.parse(result.completed_at) + KEPT_DAYS * DAY_MS;
 
-// A job that ended like this has no video to fetch.
+// After one of these errors, there is no video to fetch.
 const UNFETCHABLE = ["LumaGenerationError", "LumaResultMissingError", "LumaNotFoundError"];
 
 /**
- * Whether a task that failed has left a job at Luma whose video can be fetched without paying again. One with a result
- * had succeeded until a person called it failed: clearing it makes another video.
+ * Whether a failed task has a job at Luma whose video can be fetched without paying again. A task with a result had
+ * succeeded until a person marked it as failed; clearing it submits a new job.
  */
 export const isFetchable = ({ id, urls, error }) => Boolean(id) && !urls.length && !UNFETCHABLE.includes(error.type);
 
-/** Why a task has ended without a video. */
+/** Why a task ended without a video. */
 export function errorWords({ state }, { error }) {
   const code = Number.isInteger(error.code) ? ` (code ${error.code})` : "";
   if (text(error.msg)) return text(error.msg) + code;
   if (state === "skipped" || state === "removed") return `This task was ${state}`;
-  if (state === "upstream_failed") return "A task before this one has failed";
+  if (state === "upstream_failed") return "An upstream task failed";
   return "Luma reported no error. The log says why the task ended.";
 }
 
@@ -292,15 +292,15 @@ export function showProblem(problem) {
 
 export function troubleWords(error) {
   if (error instanceof HttpError) return error.message;
-  return error.name === "TimeoutError" ? "Airflow takes longer than a minute to answer" : "Airflow does not answer";
+  return error.name === "TimeoutError" ? "Airflow has not responded within a minute" : "Airflow does not respond";
 }
 
-/** Say why the page shows less than there is; it goes on asking. */
+/** Show why the page is incomplete; it keeps trying. */
 export function showTrouble(error, page, link) {
   const title = troubleWords(error);
-  const words = error instanceof HttpError ? "The log of its API server says why." : "Its API server may be down or overloaded.";
+  const words = error instanceof HttpError ? "See the log of its API server." : "Its API server may be down or overloaded.";
   showBadge("bad", `${title}; trying again`, page);
-  showProblem({ title, words: `${words} This page keeps asking.`, link });
+  showProblem({ title, words: `${words} This page keeps trying.`, link });
 }
 
 export function copyButton(words, value) {
@@ -310,7 +310,7 @@ export function copyButton(words, value) {
       await navigator.clipboard.writeText(value);
       button.textContent = "Copied";
     } catch {
-      // Browsers offer the clipboard only over https and on localhost.
+      // Browsers allow access to the clipboard only over https and on localhost.
       prompt("Copy this:", value);
     }
     setTimeout(() => (button.textContent = words), 1500);
@@ -324,6 +324,6 @@ export function duration(seconds) {
   return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
 }
 
-const theme = localStorage.getItem("theme"); // what the user has chosen in Airflow's UI
+const theme = localStorage.getItem("theme"); // as chosen in Airflow's UI
 if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
 leavingTab(byId("problem-link"));

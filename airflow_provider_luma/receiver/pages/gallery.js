@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The gallery of all instances of a mapped task. Of each one Airflow tells the state; what it has pushed, and its videos,
-// are loaded only while it is in view.
+// The gallery of all instances of a mapped task. It reads the states of all of them from Airflow; XComs and videos are
+// loaded only for cards in view.
 import {
   ENDED_BADLY, KEPT_DAYS, NO_JOB, Refused, absence, airflowPage, ask, byId, element, errorWords, isExpired, isFetchable, isOver, isQueued,
   labelOf, leavingTab, pageOf, readJob, refusals, runPath, setText, showBadge, showProblem, showTrouble, stateWords, task, tasksPath,
   troubleWords, webAddress, whyUnplayable, withoutSecrets,
 } from "./common.js";
 
-const PAGE_SIZE = 100; // Airflow's own limit, unless it is configured
-const POLL_MS = 4000; // for each two pages, so that large runs are asked for less often
-const READERS = 4; // requests for what tasks have pushed, at a time
+const PAGE_SIZE = 100; // Airflow's default limit
+const POLL_MS = 4000; // per two pages, so that large runs are polled less often
+const READERS = 4; // concurrent readers of XComs
 
-// -- what there is -------------------------------------------------------------------------------------------------
+// -- task instances ------------------------------------------------------------------------------------------------
 
-/** Each entry of the gallery by its map index: what Airflow says of it, what it has pushed, and its card. */
+/** The gallery's entries by map index: the task instance, what it has pushed, and its card. */
 const entries = new Map();
 
 const GROUPS = { all: "All", good: "Finished", busy: "In progress", waiting: "Waiting", bad: "Failed", skipped: "Skipped" };
@@ -26,7 +26,7 @@ function groupOf(instance) {
   return (state === "deferred" && !isQueued(instance)) || state === "running" ? "busy" : "waiting";
 }
 
-/** Ask for the states of all, page by page; a task that is not mapped is a gallery of one. */
+/** Load all task instances, page by page. A task that is not mapped is a gallery of one. */
 async function loadInstances() {
   let count = 0;
   let total = 1;
@@ -54,7 +54,7 @@ function update(instance) {
   if (entry.inView) read(entry);
 }
 
-// -- what it has pushed --------------------------------------------------------------------------------------------
+// -- XComs ---------------------------------------------------------------------------------------------------------
 
 const waiting = new Set();
 let readers = 0;
@@ -85,7 +85,7 @@ async function readNext() {
   readers -= 1;
 }
 
-/** States before a task has begun; also between the end of its wait and its end, when it keeps what it has pushed. */
+/** States of a task that is not running or waiting. A task that resumes passes through them, and keeps its XComs. */
 const IDLE = new Set([null, "scheduled", "queued", "upstream_failed", "skipped", "removed"]);
 
 async function readEntry({ instance, job }) {
@@ -142,14 +142,14 @@ function showEntry(entry) {
 const files = new Set();
 const fileOf = ({ source }) => withoutSecrets(source).replace(/^.*\//s, "");
 
-/** As soon as there are two files, the cards are named after them. */
+/** Once there are two different files, name the cards after their files. */
 function learnFile(job) {
   const before = files.size;
   if (fileOf(job)) files.add(fileOf(job));
   if (before < 2 && files.size === 2) entries.forEach(showEntry);
 }
 
-/** What tells a card from the others where Airflow has no name for it: its file, or how its prompt begins. */
+/** The name of a card for which Airflow has none: its file, or the first words of its prompt. */
 function nameOf(job) {
   const words = job.prompt.trim().split(/\s+/);
   return files.size > 1 && fileOf(job) ? fileOf(job) : words.slice(0, 6).join(" ").slice(0, 60) + (words.length > 6 ? " …" : "");
@@ -161,7 +161,7 @@ function noteOf({ instance, job, trouble, modified }) {
   if (!job && (isOver(instance) || groupOf(instance) === "busy")) return ""; // not read yet
   if (job?.urls.length && isOver(instance)) return modified.error ? cannotPlay(job) : "";
   if (!ENDED_BADLY.has(state) && state !== "up_for_retry") return absence(instance, job ?? NO_JOB);
-  const paid = job && isFetchable(job) ? "Paid for: its page says how to fetch the video. " : "";
+  const paid = job && isFetchable(job) ? "Paid for: open the result to see how to fetch the video. " : "";
   return job ? paid + errorWords(instance, job) : "";
 }
 
@@ -170,13 +170,13 @@ function cannotPlay(job) {
   return whyUnplayable(job.urls[0], "the video", "its address cannot be reached from here, or Luma has deleted it");
 }
 
-/** Load a card's videos while it is in view; a hundred loaded ones would be more than a browser takes. */
+/** Load a card's videos only while it is in view: a hundred loaded videos would be too many for a browser. */
 function showVideos(entry) {
   const { card, inView, job, modified, original } = entry;
   setVideo(modified, inView ? (job?.urls[0] ?? "") : "");
   setVideo(original, inView ? (job?.original ?? "") : "");
   card.dataset.shows = modified.dataset.url && !modified.error ? "both" : "original";
-  if (entry.plays) start(entry); // it was reached by keyboard before it was in view
+  if (entry.plays) start(entry); // the keyboard focus reached it before it was in view
 }
 
 function setVideo(video, url) {
@@ -185,7 +185,7 @@ function setVideo(video, url) {
   video.dataset.url = url;
   video.hidden = !url;
   video.preload = "metadata";
-  if (url) video.src = `${url.replace(/#.*$/, "")}#t=0.01`; // some browsers show no picture of a video at its very start
+  if (url) video.src = `${url.replace(/#.*$/, "")}#t=0.01`; // some browsers show no picture at the very start
   else {
     video.removeAttribute("src");
     video.load();
@@ -202,7 +202,7 @@ function listen(entry) {
   card.addEventListener("focusin", () => play(entry, true));
   card.addEventListener("focusout", () => play(entry, false));
   screen.addEventListener("click", (event) => {
-    if (event.pointerType === "touch") play(entry, !entry.plays); // it hovers nowhere
+    if (event.pointerType === "touch") play(entry, !entry.plays); // touch has no hover
     else entry.open.click();
   });
 }
@@ -218,7 +218,7 @@ function play(entry, on) {
 
 function start({ modified, original }) {
   for (const video of [modified, original]) {
-    // A video that cannot be played fires an error event; one that is paused at once rejects.
+    // A video that cannot be played fires an error event; a video that is paused right away rejects the promise.
     if (video.dataset.url && !video.error && video.paused) video.play().catch(() => {});
   }
 }
@@ -228,7 +228,7 @@ function start({ modified, original }) {
 const visible = () => [...byId("grid").children].filter((card) => !card.hidden);
 let current = null;
 
-/** Of hundreds of cards, one is in the order of the Tab key. */
+/** Make only one card reachable by the Tab key: there may be hundreds. */
 function setCurrent(card) {
   for (const link of current?.querySelectorAll("a") ?? []) link.tabIndex = -1;
   for (const link of card?.querySelectorAll("a") ?? []) link.tabIndex = 0;
@@ -299,7 +299,7 @@ function showEmpty(words) {
 
 // -- following the run ---------------------------------------------------------------------------------------------
 
-/** Show what there is; return whether the run goes on. */
+/** Load and show everything; return whether anything may still change. */
 async function refresh() {
   const count = await loadInstances();
   if (count) return [...entries.values()].some(({ instance }) => !isOver(instance));
@@ -308,7 +308,7 @@ async function refresh() {
   const isEnded = run.state === "success" || run.state === "failed";
   byId("content").hidden = false;
   showBadge(isEnded ? "" : "busy", isEnded ? "nothing here" : "not started", "Luma gallery");
-  showEmpty(isEnded ? "There was nothing for this task to do in this run." : "The run has not come to this task yet.");
+  showEmpty(isEnded ? "This task had nothing to do in this run." : "The run has not reached this task yet.");
   return !isEnded;
 }
 

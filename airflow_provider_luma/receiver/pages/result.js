@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The result page of the task instance that its address names.
+// The result page of one task instance, which the page's address names.
 import {
   DAY_MS, ENDED_BADLY, KEPT_DAYS, NO_JOB, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords,
   instanceQuery, isExpired, isFetchable, isOver, labelOf, leavingTab, pageOf, readJob, readQuestions, refusals, setText, showBadge, showProblem,
@@ -7,7 +7,7 @@ import {
 } from "./common.js";
 
 const REFRESH_MS = 3000;
-const MAX_DRIFT = 0.08; // seconds by which the two videos may differ before one is corrected
+const MAX_DRIFT = 0.08; // seconds that the two videos may drift apart before one is corrected
 
 const [prompt, original, modified] = ["prompt", "original", "modified"].map(byId);
 
@@ -24,11 +24,11 @@ async function loadInstance() {
 
 const loadJob = () => readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]);
 
-/** Show what is known; null is what has not come yet. */
+/** Show what has been loaded; null stands for what has not. */
 function show({ instance, job, questions }, isFinal) {
   if (instance === null) return;
   const over = isOver(instance);
-  // What was asked for before the task had ended lacks its result.
+  // XComs that were read before the task ended lack its result.
   const isLoading = job === null || (over && !isFinal && !isTold(job));
   byId("content").hidden = false;
   showState(instance, over, isLoading || Boolean(job.urls.length || job.film));
@@ -43,12 +43,12 @@ function show({ instance, job, questions }, isFinal) {
   showFacts({ instance, job: job ?? NO_JOB, isLoading });
 }
 
-/** Whether a task's end, not only its beginning, shows in what it has pushed. */
+/** Whether the task has pushed its result or error, not just its request. */
 const isTold = ({ result, film, error }) => Boolean(text(result.luma_task_id) || film || text(error.type));
 
 function showJob(job, over, loading) {
   setText(prompt, job.prompt || loading || (over ? "Not known" : "Not known yet"));
-  // A long prompt scrolls, so it must be within reach of the Tab key.
+  // A long prompt scrolls, so the Tab key must reach it.
   if (prompt.scrollHeight > prompt.clientHeight) prompt.tabIndex = 0;
   else prompt.removeAttribute("tabindex");
   if (!job.isFilm) setText(byId("original-title"), job.isCopy ? "Original (uploaded copy)" : "Original");
@@ -60,7 +60,7 @@ function showJob(job, over, loading) {
 const STORED_FILM = "Film and source are stored where a browser cannot play them; their addresses are below.";
 const STORED_SOURCE = "The source is stored where a browser cannot play it; its address is below.";
 
-/** A film is joined of clips, each with a prompt of its own; it usually lies where only these can be watched. */
+/** A film consists of clips with one prompt each. Usually a browser can play only the clips, not the film. */
 function showKind({ isFilm, original, film, urls }, missing) {
   byId("prompt-figure").hidden = isFilm;
   if (!isFilm) return;
@@ -83,7 +83,7 @@ function tick() {
   byId("elapsed").textContent = startedAt ? ` · ${duration((Date.now() - Date.parse(startedAt)) / 1000)}` : "";
 }
 
-/** Show why a task has failed; of a job that may be paid for, its id and what can be done. */
+/** Show why the task failed and, for a job that may be paid for, its id and what to do. */
 function showFailure(instance, job) {
   const { id, error } = job;
   const fetch = isFetchable(job) ? job.recovery || FETCH : job.recovery && job.urls.length ? REPEAT : "";
@@ -97,7 +97,7 @@ function showFailure(instance, job) {
   const cost = Object.hasOwn(COSTS, error.type) ? COSTS[error.type] : " is paid for";
   const words = id ? `Luma task ${id}${cost}` : "";
   const line = byId("problem-job");
-  if (line.dataset.words === words) return; // or the keyboard's focus on its button would be lost
+  if (line.dataset.words === words) return; // replacing the button would lose the keyboard focus
   line.dataset.words = words;
   line.replaceChildren(...(id ? [words, " ", copyButton("Copy id", id)] : []));
 }
@@ -107,15 +107,15 @@ const COSTS = {
   LumaNotFoundError: "",
 };
 
-const FETCH = "A LumaTaskSensor with this luma_task_id fetches its result: nothing new is billed";
+const FETCH = "A LumaTaskSensor with this luma_task_id fetches its result; nothing new is billed";
 
 const REPEAT = "Its video is above. Clearing this task submits another, separately billed, job";
 
 const REMEDIES = {
   LumaGenerationError: "Luma could not make this video. Change the prompt or the clip, then clear the task.",
-  LumaRateLimitError: "Let the task retry, or give it a pool with fewer slots.",
-  LumaUnavailableError: "Let the task retry: a job that was accepted is continued, not submitted again.",
-  LumaValidationError: "Correct the parameter that is named above, then clear the task.",
+  LumaRateLimitError: "Let the task retry, or assign it to a pool with fewer slots.",
+  LumaUnavailableError: "Let the task retry: it continues a job that Luma has accepted and does not submit it again.",
+  LumaValidationError: "Correct the parameter named above, then clear the task.",
 };
 
 function showResults({ urls, modifyTaskIds }) {
@@ -190,7 +190,7 @@ let frame = 0;
 
 function setSource(video, url, otherwise = "") {
   if (!url) return note(video, otherwise);
-  if (video.dataset.url === url) return video.error ? undefined : note(video, ""); // it may have been unknown for a while
+  if (video.dataset.url === url) return video.error ? undefined : note(video, ""); // the note may say that it is unknown
   video.dataset.url = url;
   note(video, "");
   video.src = url;
@@ -220,7 +220,7 @@ function play(on) {
   byId("play").textContent = isPlaying ? "Pause" : "Play";
   for (const video of ready()) {
     if (!isPlaying) video.pause();
-    // A video that cannot be played fires an error event.
+    // If a video cannot be played, its error event says so.
     else if (!video.ended) video.play().catch(() => {});
   }
   cancelAnimationFrame(frame);
@@ -249,10 +249,10 @@ function keepInStep() {
   frame = requestAnimationFrame(keepInStep);
 }
 
-let frameSeconds = 1 / 25; // until it is measured
+let frameSeconds = 1 / 25; // until measured
 let isMeasured = false;
 
-/** Measure how long the video shows a frame, on a copy that nobody sees: of a paused one it is not known. */
+/** Measure the duration of a frame on a hidden copy of the video: a paused video does not reveal it. */
 function measureFrame(url) {
   const copy = Object.assign(document.createElement("video"), { muted: true });
   if (!copy.requestVideoFrameCallback) return;
@@ -262,7 +262,7 @@ function measureFrame(url) {
     if (times.length < 6) return copy.requestVideoFrameCallback(onFrame);
     copy.removeAttribute("src");
     copy.load();
-    // A frame that was left out makes its interval longer, never shorter.
+    // A dropped frame makes its interval longer, never shorter.
     const shortest = Math.min(...times.slice(1).map((time, i) => time - times[i]));
     if (!(shortest > 0.001) || leader()?.dataset.url !== url) return;
     [frameSeconds, isMeasured] = [shortest, true];
@@ -270,10 +270,10 @@ function measureFrame(url) {
   };
   copy.requestVideoFrameCallback(onFrame);
   copy.src = url;
-  copy.play().catch(() => {}); // whatever cannot be played is not measured
+  copy.play().catch(() => {}); // a video that cannot be played is not measured
 }
 
-/** Seek to the middle of a frame, as its first moment may count to the one before. */
+/** Step by frames. Seek to the middle of a frame, as its very start may still show the frame before. */
 const step = (frames) => seek((Math.floor((leader()?.currentTime ?? 0) / frameSeconds + 1e-3) + frames + 0.5) * frameSeconds);
 
 function showTime(seconds) {
@@ -305,7 +305,7 @@ byId("play").addEventListener("click", () => play(!isPlaying));
 byId("seek").addEventListener("input", () => seek(Number(byId("seek").value)));
 byId("loop").addEventListener("click", () => toggle(byId("loop")));
 byId("sound").addEventListener("click", () => {
-  modified.muted = !toggle(byId("sound")); // the sound of one video only
+  modified.muted = !toggle(byId("sound")); // only one video has sound
 });
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || !ready().length) return;
@@ -341,7 +341,7 @@ function clock(seconds) {
 let shown = { instance: null, job: null, questions: null };
 let isEndKnown = false;
 
-/** Ask for everything at once, and show what has come for the first time before the rest. */
+/** Load everything concurrently; on the first load, show each part as soon as it arrives. */
 async function refresh() {
   const fresh = {};
   const arriving = Object.entries({ instance: loadInstance(), job: loadJob(), questions: readQuestions() });
@@ -356,7 +356,7 @@ async function refresh() {
   if (refusal) return refuse(refusal);
 
   shown = { ...shown, ...fresh };
-  // Only what was asked for after the end is all of it.
+  // Only what was read after the task ended is complete.
   const isFinal = !failures.length && isOver(shown.instance) && (isEndKnown || isTold(shown.job));
   show(shown, isFinal);
   if (isFinal) return;
@@ -373,7 +373,7 @@ function refuse({ message, problem }) {
   showProblem(problem);
 }
 
-/** Lead from one of many to all of them. */
+/** Link from one mapped task instance to all of them. */
 async function linkGallery() {
   const count = task.mapIndex < 0 ? 0 : await countSiblings();
   if (!count) return;
@@ -391,7 +391,7 @@ function begin() {
   byId("task-link").href = airflowPage(task.mapIndex);
   byId("task-link").textContent = label;
   leavingTab(byId("task-link"));
-  byId("elapsed").dataset.startedAt = new Date().toISOString(); // of the loading
+  byId("elapsed").dataset.startedAt = new Date().toISOString(); // start of loading
   setInterval(tick, 1000);
   refresh();
   linkGallery();
