@@ -154,7 +154,7 @@ class TestAnswers:
     )
     def test_answer_without_an_address_is_an_error_after_some_attempts(self, hook, uploads, file, data):
         uploads.answers = [(200, {"success": True, "code": 200, "msg": "ok", "data": data})]
-        with pytest.raises(LumaUnavailableError, match="names no address"):
+        with pytest.raises(LumaUnavailableError, match="no valid address"):
             hook.upload(str(file))
         assert len(uploads.uploads) == 5
 

@@ -228,7 +228,7 @@ class TestTestConnection:
         luma.configure(credits=12.5, faults=["status:html,code=404"])
         ok, message = LumaHook().test_connection()
         assert not ok
-        assert "12.5 credits left. The address in the connection has no Luma endpoint" in message
+        assert "12.5 credits left. There is no Luma endpoint" in message
 
     @pytest.mark.parametrize("fault", ["refuse,code=429", "refuse,code=455", "html,code=502", "cut"])
     def test_endpoint_that_could_not_be_checked_leaves_a_doubt(self, luma, luma_conn, fault):
