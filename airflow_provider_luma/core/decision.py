@@ -111,7 +111,7 @@ class JobStatus(Enum):
     FAILED = "failed"
     FORGOTTEN = "no longer known, after more than two months"
     NOT_FOUND = "not known, although it keeps records for two months"
-    UNAVAILABLE = "cannot be asked"
+    UNAVAILABLE = "cannot be checked"
 
 
 class Seen(Enum):
@@ -145,7 +145,7 @@ class Step(Enum):
     FAIL = "fail without further retries"
     RAISE_FAILURE = "fail as the recorded job did"
     NOT_FOUND = "fail"
-    ASK_LATER = "fail; the next try asks again"
+    ASK_LATER = "fail; the next try checks again"
 
 
 #: Matches every value of a column in a row of the table.
@@ -253,7 +253,7 @@ TABLE = (
         "Task cleared after the failure of Luma task {id} of try {number} was reported; submitting a new job"),
     Row(Job(Try.CLEARED, JobStatus.UNAVAILABLE), Step.ASK_LATER,
         "Task cleared, but the status check of Luma task {id} of try {number} failed; nothing is submitted until Luma "
-        "answers"),
+        "responds"),
 
     # The recorded job produces a different video from the one wanted now.
     Row(JobOfAnotherRequest(Try.RETRY), Step.SUBMIT,

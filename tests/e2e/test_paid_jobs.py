@@ -227,7 +227,7 @@ def test_key_that_a_server_repeats_is_nowhere(airflow: LocalAirflow, start: Any,
     airflow.wait_until(lambda: luma.jobs[0].complete_time is not None, "the job to end")
     echo.lose_a_submission()
     clear(airflow, dag_id, run_id)
-    assert says(airflow, dag_id, run_id, "an answer that repeats the API key")
+    assert says(airflow, dag_id, run_id, "a response that repeats the API key")
     wait_for_run(airflow, dag_id, run_id, "failed")
     assert luma.accepted == 1
     assert echo.submissions == echo.checks == [], "every form was sent"

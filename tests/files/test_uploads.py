@@ -277,11 +277,11 @@ def test_storage_that_answers_nonsense_is_left_to_a_retry(hook, uploads, file, m
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("clip.mp4", "must be a file in a storage"),
+        ("clip.mp4", "must be a file in storage"),
         ("https://example.com/clip.mp4", "needs no upload"),
         ("/data/clip.webm", "MP4, MOV and AVI only"),
-        ("", "must be a file in a storage"),
-        (None, "must be a file in a storage"),
+        ("", "must be a file in storage"),
+        (None, "must be a file in storage"),
         ("/nowhere/clip.mp4", "there is no such file"),
     ],
 )

@@ -205,5 +205,5 @@ def test_private_address_fails_the_test_of_the_public_service_without_being_call
     wire = wires.start()
     is_ok, message = check(wire.base_url)
     assert not is_ok
-    assert "which Luma on the public Internet cannot reach" in message
+    assert "which Luma cannot reach from the public Internet" in message
     assert not wire.received

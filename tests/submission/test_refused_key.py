@@ -57,7 +57,7 @@ def test_clear_while_the_key_is_refused_names_the_key_and_submits_nothing(luma, 
     with pytest.raises(LumaTimeoutError):
         waiting_task.run_try(timeout=0.1)
     with pytest.raises(
-        LumaUnavailableError, match="nothing is submitted until Luma answers .*connection 'luma_default'"
+        LumaUnavailableError, match="nothing is submitted until Luma responds .*connection 'luma_default'"
     ):
         waiting_task.clear_and_run(timeout=0.1)
     assert waiting_task.ti.pushed["luma_task_id"] == luma.jobs[0].task_id

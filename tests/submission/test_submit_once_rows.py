@@ -245,7 +245,7 @@ class TestMissingVideo:
 
     def test_retry_submits_no_second_job(self, luma, sync_task):
         for _ in range(3):
-            with pytest.raises(LumaResultMissingError, match="Ask the support"):
+            with pytest.raises(LumaResultMissingError, match="Ask the service's support"):
                 sync_task.run_try()
         assert luma.accepted == 1
 
