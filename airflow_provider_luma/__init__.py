@@ -17,46 +17,46 @@ _INTEGRATION = "Luma"
 _CONNECTION_FIELDS = {
     "callback_base_url": {
         "label": "Callback base URL",
-        "description": "Public address of Airflow, e.g. https://airflow.example.com, for Luma to call "
+        "description": "Public address of Airflow, e.g. https://airflow.example.com, which Luma calls "
         "when a job has ended. Leave empty to poll Luma instead.",
         "schema": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://"},
     },
     "webhook_secret": {
         "label": "Webhook secret",
-        "description": "The webhook key of the Luma account, if signing is turned on there: callbacks "
-        "without its signature are then refused. Leave empty if it is not.",
+        "description": "The webhook key of the Luma account, if the account signs callbacks; callbacks without "
+        "a valid signature are then refused. Leave empty otherwise.",
         "schema": {"type": ["string", "null"], "format": "password"},
     },
     "submission_store": {
         "label": "Submission store",
-        "description": "A folder that all workers share, e.g. s3://my_aws@bucket/luma, to remember what was submitted "
-        "over every retry and Clear. Leave empty for Airflow's own task state (Airflow 3.3 and newer).",
+        "description": "A folder shared by all workers, e.g. s3://my_aws@bucket/luma, that keeps the records of "
+        "submissions across retries and Clears. Leave empty for Airflow's own task state (Airflow 3.3 and newer).",
         "schema": {"type": ["string", "null"]},
     },
     "upload_host": {
         "label": "Upload host",
-        "description": "Where input videos are uploaded that have no public address. Leave empty for Luma's own host.",
+        "description": "Where to upload input videos that have no public address. Leave empty for Luma's own host.",
         "schema": {"type": ["string", "null"]},
     },
     "sign_inputs": {
         "label": "Sign inputs for (seconds)",
-        "description": "Instead of uploading an input video, give Luma an address signed by its storage, valid for "
-        "so many seconds, e.g. 21600. Leave empty to upload.",
+        "description": "Give Luma a signed address of an input video, valid for this many seconds, e.g. 21600, "
+        "instead of uploading the video. Leave empty to upload.",
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "min_credits": {
         "label": "Credits to keep",
-        "description": "Submit nothing while the account holds fewer credits. Leave empty for no such limit.",
+        "description": "Submit nothing while the account has fewer credits than this. Leave empty for no limit.",
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "requests_per_second": {
         "label": "Status checks per second",
-        "description": "How often the account may be asked about its jobs (10 if empty).",
+        "description": "Limit shared by all jobs in a triggerer (10 if empty).",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
     "timeout": {
         "label": "Timeout",
-        "description": "Seconds before a call to Luma is given up (30 if empty).",
+        "description": "Seconds before a call to Luma times out (30 if empty).",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
 }
@@ -66,15 +66,15 @@ _UI_FIELD_BEHAVIOUR = {
     "hidden-fields": ["login"],
     "relabeling": {"password": "API key", "schema": "Scheme"},
     "placeholders": {
-        "host": "https://api.kie.ai (leave empty for the service itself)",
+        "host": "https://api.kie.ai (if empty)",
         "schema": "https",
-        "password": "the key of your Luma account",
+        "password": "API key of your Luma account",
     },
 }
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return what this package brings, in the form of Airflow's ``provider_info.schema.json``."""
+    """Return what this package provides, in the format of Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-provider-luma",
         "name": "Luma",

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Asset events: what the outlets of a task tell the DAGs that are scheduled on them of the video that was made.
+Asset events: what a task's outlets tell downstream DAGs about the video that was made.
 
-Nobody has to hand it on: it is read from the XComs of the tasks before. An address says which job it is a result of;
-map indexes do not, since a mapped task may be expanded over what another has filtered, or only partly made.
-This is imported only by tasks that have outlets.
+The details are read from the XComs of upstream tasks. Results are matched to jobs by address, not by map index: a
+mapped task may be expanded over a filtered or incomplete list. Only tasks with outlets import this module.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from airflow_provider_luma.links.luma import REQUEST_KEY
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
 
-#: For how long Luma keeps a result.
+#: How long Luma keeps a result.
 RESULT_LIFETIME = timedelta(days=14)
 
 
@@ -30,23 +29,23 @@ def tell_outlets(
     operator: BaseOperator, context: Context, files: Sequence[str], jobs: Iterable[Mapping[str, Any]], **facts: Any
 ) -> None:
     """
-    Give what is known of files to the asset events of the task's outlets.
+    Add details of files to the asset events of the task's outlets.
 
-    An asset gets one event, of all files; an alias gets one for each, of an asset that is the file. What the DAG's
-    author has put into ``extra`` stays.
+    An asset gets one event for all files; an alias gets one event per file, for an asset that is the file. Values that
+    the DAG's author has put into ``extra`` are kept.
 
-    :param files: addresses of what was made
-    :param jobs: the Luma jobs behind them; without ``files``, a job is behind all
-    :param facts: what else is known of them
+    :param files: addresses of the files
+    :param jobs: the Luma jobs that made them; a job without ``files`` counts for all
+    :param facts: further details of the files
     """
     from airflow.sdk import Asset, AssetAlias
     from airflow.sdk.definitions.asset import AssetRef
 
-    # Whatever fails here, the video is there and paid for; it matters more than what is said about it.
+    # The video exists and is paid for, so no failure here may fail the task.
     try:
         jobs = list(jobs)
     except Exception:
-        operator.log.warning("The asset events will not tell of which Luma job the video is", exc_info=True)
+        operator.log.warning("Asset events will omit the Luma job", exc_info=True)
         jobs = []
     for outlet in operator.outlets:
         if not isinstance(outlet, (Asset, AssetAlias, AssetRef)):
@@ -60,18 +59,18 @@ def tell_outlets(
             else:
                 event.extra = {**_facts(files, jobs), **facts, **event.extra}
         except Exception:
-            operator.log.warning("The event of outlet %r will not describe the video", outlet, exc_info=True)
+            operator.log.warning("The asset event of outlet %r will not describe the video", outlet, exc_info=True)
 
 
 def tell_of_job(
     operator: BaseOperator, context: Context, result: Mapping[str, Any], *, prompt: object, source: object
 ) -> None:
     """
-    Give what is known of a job to the asset events of the task that has submitted it, or waited for it.
+    Add details of a job to the asset events of the task that submitted it or waited for it.
 
-    :param result: what the task returns
-    :param prompt: what was asked for
-    :param source: the address of the video that it is made of
+    :param result: the task's return value
+    :param prompt: the prompt of the job
+    :param source: the address of the input video
     """
     job = {
         "luma_task_id": result["luma_task_id"],
@@ -84,13 +83,13 @@ def tell_of_job(
 
 def jobs_of_results(operator: BaseOperator, context: Context, files: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """
-    Yield the jobs, of tasks directly before, that results are of, and the files of each.
+    Yield the jobs of direct upstream tasks that produced the given results, with the files of each.
 
-    :param files: addresses of files, by the addresses of results that those tasks have returned
+    :param files: addresses of files, by the addresses of the results
     """
     wanted = set(files)
     for task_id in sorted(operator.upstream_task_ids):
-        # Mostly it is the job of the same map index; whoever maps otherwise pays for reading all of them.
+        # Usually it is the job with the same map index. Only other mappings pay for reading all jobs.
         own = context["ti"].map_index
         for map_index in (None,) if own in (None, -1) else (own, None):
             jobs = [job for job in _jobs(context, task_id, map_index) if job and wanted & job["result_urls"]]
@@ -101,21 +100,21 @@ def jobs_of_results(operator: BaseOperator, context: Context, files: Mapping[str
 
 def jobs_of_clips(operator: BaseOperator, context: Context, clips: Collection[str]) -> Iterator[dict[str, Any]]:
     """
-    Yield the jobs that modified clips are of: those before the tasks that have downloaded them.
+    Yield the jobs that produced modified clips: those upstream of the tasks that downloaded the clips.
 
-    :param clips: the clips' addresses, as the downloading tasks have returned them
+    :param clips: the clips' addresses, as returned by the downloading tasks
     """
     wanted = set(clips)
     for download in operator.upstream_list:
         written = [wanted & set(read_strings(files)) for files in _pull(context, download.task_id, "return_value")]
         for task_id in sorted(download.upstream_task_ids) if any(written) else ():
             jobs = list(_jobs(context, task_id))
-            if len(jobs) == len(written):  # else none can tell whose clips these are
+            if len(jobs) == len(written):  # otherwise, clips cannot be matched to jobs
                 yield from (job for job, own in zip(jobs, written, strict=True) if job and own)
 
 
 def _facts(files: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what is known of files and jobs, as JSON values; without what is not."""
+    """Return the known details of files and jobs, as JSON values."""
     facts = {
         "files": [plain_text(file) for file in files],
         "luma_task_ids": [job["luma_task_id"] for job in jobs],
@@ -127,13 +126,13 @@ def _facts(files: Sequence[str], jobs: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _jobs(context: Context, task_id: str, map_index: int | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield the jobs of a task, of one map index or of all; None for what is no job."""
+    """Yield the jobs of a task, at one map index or at all; None for a value that is not a job."""
     requests = _pull(context, task_id, REQUEST_KEY, map_index)
     if not any(requests):
-        return  # it has nothing to do with Luma, and may have returned anything
+        return  # not one of our tasks: it may have returned anything
     results = _pull(context, task_id, "return_value", map_index)
     if len(requests) != len(results):
-        requests = []  # some have failed: which request led to which result is not known
+        requests = []  # some have failed, so requests cannot be matched to results
     for result, request in zip_longest(results, requests):
         if not isinstance(result, Mapping) or not read_text(result.get("luma_task_id")):
             yield None
@@ -149,7 +148,7 @@ def _jobs(context: Context, task_id: str, map_index: int | None = None) -> Itera
 
 
 def _pull(context: Context, task_id: str, key: str, map_index: int | None = None) -> list[Any]:
-    """Return what a task has pushed: at one map index, or at all, in their order."""
+    """Return the values that a task has pushed: at one map index, or at all in order."""
     indexes: dict[str, Any] = {} if map_index is None else {"map_indexes": map_index}
     pulled = context["ti"].xcom_pull(task_ids=[task_id], key=key, **indexes)
     return list(pulled or ())

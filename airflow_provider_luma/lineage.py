@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Lineage: what the videos of a task are called, in OpenLineage's events and as assets.
+Lineage: the names of a task's videos in OpenLineage's events and as assets.
 
-Names follow OpenLineage's naming conventions (https://openlineage.io/docs/spec/naming), and are those that Airflow's
-own operators give the same files. They hold no connection id, user or password, and no query, which may be a signature.
-OpenLineage is imported only when it asks a task.
+Names follow OpenLineage's naming conventions (https://openlineage.io/docs/spec/naming), and match those that Airflow's
+own operators give the same files. They contain no connection id, user or password, and no query, which may be a
+signature. OpenLineage is imported only when it asks a task for its lineage.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SAME_STORAGE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "local": "file"}
 
 def dataset_name(address: str) -> tuple[str, str]:
     """
-    Return the namespace and the name that OpenLineage has for a file.
+    Return a file's namespace and name in OpenLineage.
 
-    :param address: on the web or in a storage, or a path on this machine
+    :param address: a web or storage address, or a path on this machine
     """
     if is_web_address(address):
         address = without_secrets(address.strip())
@@ -44,10 +44,10 @@ def dataset_name(address: str) -> tuple[str, str]:
 
 def asset_uri(address: str) -> str:
     """
-    Return the address of a file by which whoever knows it in another way finds it, too.
+    Return a file's address as an asset, which is the same however the file was addressed.
 
-    Airflow cuts an asset's address at a ``#``, and sorts what comes after a ``?``. In the name of a stored file these
-    are percent-encoded, and so is ``%``, so that two files are never one asset.
+    Airflow cuts an asset's address off at a ``#``, and sorts what follows a ``?``. In the name of a stored file these
+    are percent-encoded, and so is ``%``, so that two files never become one asset.
 
     :param address: as for :func:`dataset_name`
     """
@@ -59,10 +59,10 @@ def asset_uri(address: str) -> str:
 
 def job_lineage(source: object, result: Mapping[str, Any]) -> OperatorLineage[Any, Any]:
     """
-    Return what OpenLineage is told of a task that has waited for a job.
+    Return the lineage of a task that has waited for a job.
 
-    :param source: address of the video that was modified
-    :param result: what the task has returned; empty if it has failed
+    :param source: address of the input video
+    :param result: the task's return value; empty if it has failed
     """
     return task_lineage([source], result.get("result_urls", ()), luma_task_id=result.get("luma_task_id"))
 
@@ -71,11 +71,11 @@ def task_lineage(
     inputs: Iterable[object], outputs: Iterable[object], *, luma_task_id: str | None = None
 ) -> OperatorLineage[Any, Any]:
     """
-    Return what OpenLineage is told of a task.
+    Return the lineage of a task.
 
-    :param inputs: addresses of what the task has read
-    :param outputs: addresses of what the task has made; none if it has failed
-    :param luma_task_id: the job at Luma
+    :param inputs: addresses of the files that the task has read
+    :param outputs: addresses of the files that the task has written; none if it has failed
+    :param luma_task_id: the job's id at Luma
     """
     from airflow.providers.common.compat.openlineage.facet import Dataset, ExternalQueryRunFacet
     from airflow.providers.openlineage.extractors import OperatorLineage

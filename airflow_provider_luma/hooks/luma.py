@@ -144,7 +144,7 @@ class LumaHook(_ConnectionType):
         except LumaNotFoundError as error:
             return False, f"{message}. {error.msg}"
         except LumaError as error:
-            message = f"{message}. Whether the Luma endpoint is there could not be checked: {error}"
+            message = f"{message}. Could not check whether the Luma endpoint exists: {error}"
         if client.connection.callback_base_url is None:
             return True, message
         from airflow_provider_luma.hooks.callback_check import check_callbacks

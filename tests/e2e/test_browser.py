@@ -167,8 +167,8 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
         labelled = find(browser, f"{form}//label[normalize-space()='{label}']").get_attribute("for")
         assert field(name).get_attribute("id") == labelled
     assert not browser.find_elements(By.XPATH, f"{form}//*[@name='login']")
-    assert field("host").get_attribute("placeholder") == "https://api.kie.ai (leave empty for the service itself)"
-    assert field("password").get_attribute("placeholder") == "the key of your Luma account"
+    assert field("host").get_attribute("placeholder") == "https://api.kie.ai (if empty)"
+    assert field("password").get_attribute("placeholder") == "API key of your Luma account"
     assert field("password").get_attribute("type") == "password"
     field("host").send_keys("https://luma.example.com")
     field("password").send_keys(key)
@@ -176,8 +176,8 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
     open_lumas_fields()
     for label, name, help_text in (
         ("Callback base URL", "callback_base_url", "Leave empty to poll Luma instead."),
-        ("Webhook secret", "webhook_secret", "callbacks without its signature are then refused"),
-        ("Timeout", "timeout", "Seconds before a call to Luma is given up (30 if empty)."),
+        ("Webhook secret", "webhook_secret", "callbacks without a valid signature are then refused"),
+        ("Timeout", "timeout", "Seconds before a call to Luma times out (30 if empty)."),
     ):
         find(browser, f"{form}//*[normalize-space()='{label}']")
         find(browser, f"{form}//*[contains(text(), '{help_text}')]")

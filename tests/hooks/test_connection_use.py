@@ -235,7 +235,7 @@ class TestTestConnection:
         luma.configure(faults=[f"status:{fault}"])
         ok, message = LumaHook().test_connection()
         assert ok
-        assert "Whether the Luma endpoint is there could not be checked" in message
+        assert "Could not check whether the Luma endpoint exists" in message
 
     @pytest.mark.parametrize("code", [404, 422])
     def test_endpoint_that_does_not_know_the_job_is_there(self, luma, luma_conn, code):

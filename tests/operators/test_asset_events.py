@@ -159,7 +159,7 @@ class TestDownload:
         ti.error = OSError("the backend of XComs is away")
         extra = download(ti, f"{web}/a.mp4", tmp_path, VIDEO)[VIDEO].extra
         assert (list(extra), without_scheme(extra["files"])) == (["files"], [f"{tmp_path}/a.mp4"])
-        assert len(messages(task_log, "The asset events will not tell")) == 1
+        assert len(messages(task_log, "Asset events will omit the Luma job")) == 1
 
     @pytest.mark.parametrize(
         ("request_", "result"),

@@ -108,7 +108,7 @@ class TestIntentThatCannotBeWritten:
 
         def lose_the_answer(_number: int, is_done: bool) -> None:
             if is_done:
-                raise ConnectionError("no answer")
+                raise ConnectionError("no response")
 
         for _ in range(tries):
             state.around_set = lose_the_answer
@@ -123,7 +123,7 @@ class TestIntentThatCannotBeWritten:
         state = TaskStateStore()
 
         def fail(_number: int, _is_done: bool) -> None:
-            raise ConnectionError("no answer")
+            raise ConnectionError("no response")
 
         state.around_set = fail
         with pytest.raises(ConnectionError):
@@ -139,7 +139,7 @@ class TestIntentThatCannotBeWritten:
         def lose_the_answer(_number: int, is_done: bool) -> None:
             if is_done:
                 state.around_set = lambda *_: None
-                raise ConnectionError("no answer")
+                raise ConnectionError("no response")
 
         state.around_set = lose_the_answer
         with pytest.raises(ConnectionError):
