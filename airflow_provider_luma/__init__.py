@@ -72,7 +72,7 @@ _UI_FIELD_BEHAVIOUR = {
     "hidden-fields": ["login"],
     "relabeling": {"password": "API key", "schema": "Scheme"},
     "placeholders": {
-        "host": "https://api.kie.ai (leave empty for the service itself)",
+        "host": "https://api.kie.ai (if empty)",
         "schema": "https",
         "password": "the API key of your Luma account",
     },

@@ -59,7 +59,7 @@ def tell_outlets(
             else:
                 event.extra = {**_facts(files, jobs), **facts, **event.extra}
         except Exception:
-            operator.log.warning("The event of outlet %r will not describe the video", outlet, exc_info=True)
+            operator.log.warning("The asset event of outlet %r will not describe the video", outlet, exc_info=True)
 
 
 def tell_of_job(

@@ -140,8 +140,8 @@ class LumaClient:
             # The exception type does not show whether the request was sent.
             reason, address = workers.reason_of(error, self.connection), self.connection.base_url
             if is_sent:
-                told = f"the submission was sent to {address}, but no answer came: {reason}"
-                unknown = LumaSubmissionUnknownError(None, f"{told}. It may have been accepted")
+                what = f"the submission was sent to {address}, but no response arrived: {reason}"
+                unknown = LumaSubmissionUnknownError(None, f"{what}. It may have been accepted")
                 unknown.remedy = service.unknown_outcome_remedy(reference, sent_at)
                 raise unknown from None
             # A malformed address, such as a misspelt host, raises a ValueError.
@@ -182,7 +182,7 @@ class LumaClient:
         try:
             return workers.within(QUICK_DEADLINE, self.quick().get_credits)
         except Exception as error:  # a job was paid for, and must not be lost over this
-            self.log.debug("The remaining credits could not be had: %s", error)
+            self.log.debug("Could not read the remaining credits: %s", error)
             return None
 
     def get_download_url(self, result_url: str, luma_task_id: str | None = None) -> str:
@@ -243,7 +243,7 @@ class LumaClient:
             response = workers.send(self.connection, request, form=form(request), may_repeat=False)
         except OSError as error:
             reason = workers.reason_of(error, self.connection)
-            raise LumaUnavailableError(None, f"{self.connection.upload_url} did not answer: {reason}") from None
+            raise LumaUnavailableError(None, f"the upload to {self.connection.upload_url} failed: {reason}") from None
         return self.connection.service.read_upload(response, size, datetime.now(UTC))
 
     def _read(self, request: Request, read: Callable[[Response], T]) -> T:
@@ -270,7 +270,7 @@ def retry_submission(attempt: Callable[[], str], timeout: float, log: Logger) ->
     def log_refusal(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         seconds = state.next_action.sleep if state.next_action else 0.0
-        log.warning("The submission was not accepted: %s. Nothing was billed; next in %.0f s", error, seconds)
+        log.warning("The submission was not accepted: %s. Nothing was billed; retrying in %.0f s", error, seconds)
 
     return tenacity.Retrying(**backoff.submission_retry_options(timeout), before_sleep=log_refusal)(attempt)
 
@@ -291,7 +291,7 @@ def _check_service(connection: LumaConnection, state: PollState) -> None:
 
 
 def _unanswered(connection: LumaConnection, reason: str) -> LumaUnavailableError:
-    return LumaUnavailableError(None, f"{connection.base_url} did not answer: {reason}")
+    return LumaUnavailableError(None, f"the request to {connection.base_url} failed: {reason}")
 
 
 # -- waiting ----------------------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def take_status(
         result = LumaUnavailableError(None, f"the connection could not be read: {result}")
     elif isinstance(result, LumaAuthError):
         result = LumaAuthError(
-            result.code, f"the API key of connection {connection.conn_id!r} is refused: {result.msg}"
+            result.code, f"the API key of connection {connection.conn_id!r} was refused: {result.msg}"
         )
     elif not isinstance(result, (LumaTask, LumaError)):
         result = LumaUnavailableError(None, f"the connection could not be read: {result}")
@@ -512,7 +512,7 @@ class LumaAsyncClient:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise TimeoutError(f"no answer after {READING_TIMEOUT:g} s") from None
+            raise TimeoutError(f"no response after {READING_TIMEOUT:g} s") from None
 
     def _start_reading(self) -> asyncio.Task[triggerer.OpenConnection]:
         if self._reading is None or self._reading.done():

@@ -153,8 +153,8 @@ class LumaConnection:
         host = urlsplit(self.callback_base_url or "").hostname
         if host and self.is_public and is_private_host(host):
             return (
-                f"callback_base_url in the connection's extra points to {host}, which Luma on the public Internet "
-                "cannot reach: give the public address of the Airflow API server, or leave it empty, and Luma is polled"
+                f"callback_base_url in the connection's extra points to {host}, which Luma cannot reach from the "
+                "public Internet: use the public address of the Airflow API server, or leave it empty to poll Luma"
             )
         return None
 
@@ -169,9 +169,8 @@ def missing_connection(conn_id: str) -> str:
     if os.environ.get(variable):
         return f"luma_conn_id={conn_id!r}: Airflow cannot read the connection in {variable}. {URI_REMEDY}"
     return (
-        f"luma_conn_id={conn_id!r}: there is no such connection. Create one of type Luma in Airflow (Admin > "
-        f"Connections) with your API key, or set {variable}='luma://:API-KEY@'. If there is one, "
-        f"Airflow cannot read it. {URI_REMEDY}"
+        f"luma_conn_id={conn_id!r}: connection not found. Create one of type Luma in Airflow (Admin > Connections) "
+        f"with your API key, or set {variable}='luma://:API-KEY@'. If it exists, Airflow cannot read it. {URI_REMEDY}"
     )
 
 
@@ -183,7 +182,7 @@ def _extra(connection: Connection, name: str) -> dict[str, Any]:
         extra = None
     if not isinstance(extra, dict):
         # The text is not quoted: it may hold secrets.
-        raise LumaValidationError(None, f"{name}: its extra is not a JSON object; correct or empty it")
+        raise LumaValidationError(None, f"{name}: its extra is not a JSON object: correct it, or leave it empty")
     # If a delimiter in a URI's key is not percent-encoded, Airflow reads the rest of the key as schema or extra.
     if "@" in (connection.schema or "") or any("@" in option for option in extra):
         raise LumaAuthError(None, f"{name}: the API key in its URI is not percent-encoded. {URI_REMEDY}")
@@ -217,7 +216,7 @@ def _base_url(connection: Connection, service: Service, name: str) -> str:
         scheme = "https"  # Airflow reads the path of a URI as the schema
     url = host if "://" in host else f"{scheme}://{host}"
     # The host is not quoted: somebody may have entered the key there.
-    what_it_is = f"{name}: its host must be a name, or an http(s) address such as {service.host}"
+    what_it_is = f"{name}: its host must be a host name or an http(s) address such as {service.host}"
     try:
         parts = urlsplit(url)
         hostname, port = parts.hostname, parts.port
@@ -225,7 +224,7 @@ def _base_url(connection: Connection, service: Service, name: str) -> str:
         raise LumaValidationError(None, what_it_is) from None
     has_more = "@" in parts.netloc or parts.query or parts.fragment or re.search(r"[\s\\]", url)
     if parts.scheme not in ("http", "https") or not hostname or has_more:
-        raise LumaValidationError(None, f"{what_it_is}, without a user, a query, or blanks")
+        raise LumaValidationError(None, f"{what_it_is}, without a user, query or whitespace")
     if connection.port and port is None:
         parts = parts._replace(netloc=f"{parts.netloc}:{connection.port}")
     return parts.geturl().rstrip("/").removesuffix(path).rstrip("/")
@@ -239,7 +238,7 @@ def _callback_base_url(value: object, name: str) -> str | None:
         raise LumaValidationError(
             None,
             f"{name}: callback_base_url in its extra must be the public http(s) address of Airflow's API server, "
-            "without a user or a query, e.g. https://airflow.example.com",
+            "without a user or query, e.g. https://airflow.example.com",
         )
     return url
 
@@ -248,7 +247,7 @@ def _webhook_secret(value: object, name: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise LumaValidationError(None, f"{name}: webhook_secret in its extra must be a text")
+        raise LumaValidationError(None, f"{name}: webhook_secret in its extra must be a string, and not blank")
     return value.strip()
 
 
@@ -257,7 +256,7 @@ def _submission_store(value: object, name: str) -> str | None:
     if value is not None and not re.match(r"/.|[a-z][a-z0-9+.-]*://.", folder):
         raise LumaValidationError(
             None,
-            f"{name}: submission_store in its extra must be a folder that all workers share, e.g. "
+            f"{name}: submission_store in its extra must be a folder shared by all workers, e.g. "
             "s3://my_aws@bucket/luma or file:///shared/airflow/luma",
         )
     return folder or None
@@ -285,8 +284,8 @@ def _sign_inputs(value: object, name: str) -> float | None:
     if not SHORTEST_SIGNATURE <= seconds <= LONGEST_SIGNATURE:
         raise LumaValidationError(
             None,
-            f"{name}: sign_inputs in its extra is {seconds:g}: give {SHORTEST_SIGNATURE:g} to {LONGEST_SIGNATURE:g} "
-            "seconds, or true for six hours",
+            f"{name}: sign_inputs in its extra must be {SHORTEST_SIGNATURE:g} to {LONGEST_SIGNATURE:g} seconds, or "
+            f"true for six hours, not {seconds:g}",
         )
     return seconds
 
@@ -308,7 +307,7 @@ def _api_key(connection: Connection, name: str) -> str:
         raise LumaAuthError(None, f"{name} has no API key. {URI_REMEDY}")
     if not (key.isascii() and key.isprintable()) or " " in key:
         # HTTP clients reject such a header with a message that quotes it, including the key.
-        raise LumaAuthError(None, f"{name}: its API key holds characters that no key has, such as a line break")
+        raise LumaAuthError(None, f"{name}: its API key contains invalid characters, such as a space or line break")
     return key
 
 
@@ -323,13 +322,13 @@ def _proxies(value: object, name: str) -> dict[str, str]:
     proxies = {"all": value} if isinstance(value, str) else value or {}
     if not isinstance(proxies, dict) or not all(isinstance(proxy, str) for proxy in proxies.values()):
         raise LumaValidationError(
-            None, f"{name}: proxies in its extra must be an address, or addresses by scheme such as {{'https': ...}}"
+            None, f'{name}: proxies in its extra must be a URL, or an object of URLs by scheme: {{"https": ...}}'
         )
     bypassed = {"no_proxy": proxies.pop("no_proxy")} if "no_proxy" in (proxies := dict(proxies)) else {}
     proxies = {scheme: proxy if "://" in proxy else f"http://{proxy}" for scheme, proxy in proxies.items()}
     for proxy in proxies.values():
         if not _is_http_address(proxy):
-            raise LumaValidationError(None, f"{name}: proxies in its extra must be http(s) addresses")
+            raise LumaValidationError(None, f"{name}: proxies in its extra must be http(s) URLs")
     return proxies | bypassed
 
 
@@ -355,7 +354,7 @@ def _cert(value: object, name: str) -> str | tuple[str, str] | None:
         return _expanded(value)
     if isinstance(value, list) and len(value) == 2 and all(isinstance(file, str) for file in value):
         return _expanded(value[0]), _expanded(value[1])
-    raise LumaValidationError(None, f"{parameter} must be one file, or a list of two: certificate and key")
+    raise LumaValidationError(None, f"{parameter} must be one file, or a list of two files: certificate and key")
 
 
 def _expanded(path: str) -> str:

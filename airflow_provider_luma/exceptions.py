@@ -69,7 +69,7 @@ class LumaError(Exception):
 class LumaAuthError(LumaError):
     """401: the API key is missing or wrong. A retry cannot help."""
 
-    remedy = "Put a valid API key into the connection that luma_conn_id names"
+    remedy = "Set a valid API key in the connection that luma_conn_id names"
 
 
 class LumaInsufficientCreditsError(LumaError):
@@ -81,7 +81,7 @@ class LumaInsufficientCreditsError(LumaError):
 class LumaKeyLimitError(LumaInsufficientCreditsError):
     """433: the account's limit for this API key is reached. Nothing was started; a later retry works."""
 
-    remedy = "Raise the limit of this API key in the Luma account, or let the task retry once it has passed"
+    remedy = "Raise the limit of this API key in the Luma account, or retry the task once the limit resets"
 
 
 class LumaNotFoundError(LumaError):
@@ -121,7 +121,7 @@ class LumaRequestFailedError(LumaGenerationError):
 class LumaResultMissingError(LumaError):
     """The job has succeeded, but Luma lists no video. It is paid for; a later status check may find the video."""
 
-    remedy = "Ask the support of the service for the video, naming the task id"
+    remedy = "Ask the service's support for the video, and give them the task id"
 
 
 class LumaTimeoutError(LumaError):
@@ -136,8 +136,8 @@ class LumaSubmissionUnknownError(LumaError):
     """
 
     remedy = (
-        "Look at the log page of the Luma account for a job with this prompt. If there is one, a LumaTaskSensor with "
-        "its id waits for it. Clearing this task submits another, separately billed, job"
+        "Check the log page of the Luma account for a job with this prompt. If there is one, use a LumaTaskSensor with "
+        "its id to wait for it. Clearing this task submits another, separately billed, job"
     )
 
 

@@ -44,7 +44,7 @@ def _send(kind: str, name: str, *value: float, **tags: Any) -> None:
     try:
         getattr(AirflowStats, kind)(name, *value, **tags)
     except Exception as error:
-        log.warning("The metric %s could not be sent: %r", name, error)
+        log.warning("Could not send the metric %s: %r", name, error)
 
 
 def job_ended(task: LumaTask) -> None:

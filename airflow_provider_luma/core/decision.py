@@ -115,7 +115,7 @@ class JobStatus(Enum):
     FAILED = "failed"
     FORGOTTEN = "no longer known, after more than two months"
     NOT_FOUND = "not known, although it may exist"
-    UNAVAILABLE = "cannot be asked"
+    UNAVAILABLE = "cannot be checked"
 
 
 class Seen(Enum):
@@ -149,7 +149,7 @@ class Step(Enum):
     FAIL = "fail without further retries"
     RAISE_FAILURE = "fail as the recorded job did"
     NOT_FOUND = "fail"
-    ASK_LATER = "fail; the next try asks again"
+    ASK_LATER = "fail; the next try checks again"
     REFUSE = "fail without further retries; ask and submit nothing"
 
 
@@ -261,7 +261,7 @@ TABLE = (
         "Task cleared after the failure of Luma task {id} of try {number} was reported; submitting a new job"),
     Row(Job(Try.CLEARED, JobStatus.UNAVAILABLE), Step.ASK_LATER,
         "Task cleared, but the status check of Luma task {id} of try {number} failed; nothing is submitted until Luma "
-        "answers"),
+        "responds"),
 
     # The recorded job produces a different video from the one wanted now.
     Row(JobOfAnotherRequest(Try.RETRY), Step.SUBMIT,

@@ -184,7 +184,7 @@ class PollState:
 
         :param now: seconds since the epoch
         """
-        self._status_text += "; the one at the deadline could not be sent in time, because of the rate limit"
+        self._status_text += "; the rate limit delayed the last status check past the deadline"
         return self._again(0.0, now)
 
     def progress(self, now: float) -> tuple[int, str] | None:
@@ -205,7 +205,7 @@ class PollState:
 
     def _on_running(self, task: LumaTask, now: float, *, expects_callback: bool) -> PollOutcome:
         if not task.status.is_documented:
-            self._status_text += ", which Luma's pages do not list; it counts as running"
+            self._status_text += ", an undocumented status that counts as running"
             if task.status.name not in self._undocumented:
                 self._log_level = logging.WARNING
                 self._undocumented.add(task.status.name)
@@ -241,8 +241,8 @@ class PollState:
             return self._again(min(backoff_delay(self._failures, error.retry_after), remaining), now)
         unknown = LumaNotFoundError(
             error.code,
-            f"Luma does not know this task ({error.msg}). Check luma_task_id and the account behind luma_conn_id; "
-            "the service forgets old jobs",
+            f"Luma does not know this task ({error.msg}). Check luma_task_id, and that luma_conn_id is for the right "
+            "account; the service forgets old jobs",
             luma_task_id=self.luma_task_id,
         )
         return Failed(unknown)
@@ -258,9 +258,9 @@ class PollState:
         deadline = datetime.fromtimestamp(self.end_time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         timeout = LumaTimeoutError(
             None,
-            f"not finished at the deadline ({deadline}); at the last status check it {self._status_text}. It was not "
-            "cancelled, as Luma cannot cancel: it is still running there under this id, and paid for. "
-            "A LumaTaskSensor with this luma_task_id fetches its result",
+            f"not finished at the deadline ({deadline}): it {self._status_text}. Luma cannot cancel a job: this one "
+            "is still running there under this id, and is billed. A LumaTaskSensor with this luma_task_id fetches its "
+            "result",
             luma_task_id=self.luma_task_id,
         )
         return Failed(timeout, task, error)

@@ -92,6 +92,6 @@ def body_without_key(body: bytes, api_key: str) -> bytes:
     text = body.replace(b"\0", b"").decode("utf-8", "replace")  # UTF-16 and UTF-32, wherever they begin
     for _ in range(MAX_NESTED_ESCAPES):
         if api_key.lower() in text.lower():
-            return b"an answer that repeats the API key"
+            return b"a response that repeats the API key"
         text = re.sub(_JSON_ESCAPE, lambda escape: chr(int(escape[1], 16)) if escape[1] else escape[2], text)
     return body

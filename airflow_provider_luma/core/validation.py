@@ -50,13 +50,14 @@ def check_prompt(prompt: object) -> None:
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise LumaValidationError(
-            None, f"prompt is {prompt!r}: say in English how to change the video, e.g. 'make it a rainy night'"
+            None, f"prompt is {prompt!r}: describe in English how to change the video, e.g. 'make it a rainy night'"
         )
     if len(prompt.split()) == 1 and prompt.rstrip().endswith(PROMPT_FILE_EXTENSIONS):
         raise LumaValidationError(
             None,
-            f"prompt is {prompt!r}, the name of a file, which is read only where it stands in the DAG file as it is, "
-            "or is returned by a decorated function: a template can include it, {% include 'prompts/night.md' %}",
+            f"prompt is {prompt!r}, the name of a file. Such a file is read only if its name is a literal in the DAG "
+            "file, or is returned by a decorated function; a template can include it: "
+            "{% include 'prompts/night.md' %}",
         )
     _check_text("prompt", prompt)
 
@@ -75,7 +76,7 @@ def check_english(prompt: str) -> None:
     if foreign:
         raise LumaValidationError(
             None,
-            f"prompt holds {''.join(foreign[:20])!r}, and the service takes English only: translate the prompt",
+            f"prompt contains {''.join(foreign[:20])!r}, but the service accepts English only: translate the prompt",
         )
 
 
@@ -96,7 +97,7 @@ def _name(letter: str) -> str:
 def _check_text(parameter: str, text: str) -> None:
     if plain_text(text) != text:
         raise LumaValidationError(
-            None, f"{parameter} holds half a character (a lone surrogate, as of a cut emoji) or a NUL: remove it"
+            None, f"{parameter} contains a NUL or a lone surrogate, such as half an emoji: remove it"
         )
 
 
@@ -140,18 +141,18 @@ def check_file_address(parameter: str, address: object, *, containers: Collectio
     """
     text = str(address) if hasattr(address, "as_uri") else address
     what_it_is = (
-        f"{parameter} must be a file in a storage, such as /data/clip.mp4, file:///data/clip.mp4 or "
+        f"{parameter} must be a file in storage, such as /data/clip.mp4, file:///data/clip.mp4 or "
         "s3://my_aws@bucket/clip.mp4"
     )
     if not isinstance(text, str) or not text.strip():
-        raise LumaValidationError(None, f"{parameter} is {address!r}: {what_it_is}, or a public http(s) address")
+        raise LumaValidationError(None, f"{what_it_is}, or a public http(s) address, not {address!r}")
     _check_text(parameter, text)
     if is_web_address(text):
         raise LumaValidationError(None, f"{what_it_is}; a public address needs no upload: {text!r}")
     check_no_outer_blanks(parameter, text)
     if not _is_absolute(text):
         raise LumaValidationError(
-            None, f"{what_it_is}, or a public address that begins with http:// or https://: {text!r}"
+            None, f"{what_it_is}, or a public address that starts with http:// or https://: {text!r}"
         )
     _check_extension(parameter, PurePosixPath(text).suffix, text, containers)
 
@@ -169,7 +170,7 @@ def check_no_outer_blanks(parameter: str, address: object) -> None:
     """
     text = str(address)
     if text != text.strip():
-        raise LumaValidationError(None, f"{parameter} begins or ends with a blank: remove it ({text!r})")
+        raise LumaValidationError(None, f"{parameter} starts or ends with whitespace: remove it ({text!r})")
 
 
 def check_film_destination(parameter: str, destination: object, *, relative: bool = False) -> None:
@@ -180,23 +181,23 @@ def check_film_destination(parameter: str, destination: object, *, relative: boo
     :raises LumaValidationError: it does not name such a file
     """
     text = str(destination or "")
-    example = "name a file in a storage that ends in .mp4, such as s3://my_aws@bucket/film.mp4"
+    example = "give a file in storage that ends in .mp4, such as s3://my_aws@bucket/film.mp4"
     if not text.strip():
         raise LumaValidationError(None, f"{parameter} is {destination!r}: {example}")
     _check_text(parameter, text)
     check_no_outer_blanks(parameter, text)
     if is_web_address(text):
-        raise LumaValidationError(None, f"{parameter} is a web address, where no film can be written: {example}")
+        raise LumaValidationError(None, f"{parameter} is a web address, which cannot be written to: {example}")
     scheme, separator, rest = text.partition("://")
     path = rest.partition("/")[2] if separator and scheme.lower() not in ("file", "local") else text
     if path.endswith("/") or not path:
         raise LumaValidationError(None, f"{parameter} is a folder or a bucket: {example} ({text!r})")
     if PurePosixPath(path).suffix.lower() not in _FILM_EXTENSIONS:
         raise LumaValidationError(
-            None, f"{parameter} does not end in .mp4 or .m4v, and the film is an MP4: {example} ({text!r})"
+            None, f"{parameter} does not end in .mp4 or .m4v, but the film is an MP4: {example} ({text!r})"
         )
     if not relative and not _is_absolute(text):
-        raise LumaValidationError(None, f"{parameter} is relative to the worker's current folder: {example} ({text!r})")
+        raise LumaValidationError(None, f"{parameter} must be absolute: {example} ({text!r})")
     check_destination(text, parameter)
 
 
@@ -216,16 +217,16 @@ def check_destination(destination: object, parameter: str = "destination") -> No
     destination = str(destination or "")
     scheme, _, path = split_address(destination)
     if scheme.lower() in OBJECT_STORES:
-        names, what, longest = [path], "a key", _MAX_KEY_BYTES
+        names, what, longest = [path], "key", _MAX_KEY_BYTES
     else:
-        names, what, longest = path.split("/"), "a name", _MAX_NAME_BYTES
+        names, what, longest = path.split("/"), "name", _MAX_NAME_BYTES
     for index, name in enumerate(names, 1):
         allowed = longest - (_TEMPORARY_BYTES if index == len(names) and names_a_file(destination) else 0)
         size = len(name.encode(errors="surrogateescape"))
         if size > allowed:
             raise LumaValidationError(
                 None,
-                f"{parameter}: {what} of {size} bytes is too long: shorten it to {allowed} ({name[:60]!r}…)",
+                f"{parameter} has a {what} of {size} bytes: shorten it to at most {allowed} ({name[:60]!r}…)",
             )
 
 
@@ -240,7 +241,7 @@ def _check_extension(parameter: str, suffix: str, address: str, containers: Coll
         taken = f"{', '.join(others)} and {last}" if others else last
         raise LumaValidationError(
             None,
-            f"{parameter} ends in .{extension}, but the service takes {taken} only: convert the video first "
+            f"{parameter} ends in .{extension}, but the service accepts only {taken}: convert the video first "
             f"({address!r})",
         )
 
@@ -261,7 +262,7 @@ def check_watermark(watermark: object) -> None:
     :raises LumaValidationError: it is neither None nor a text that can be stored
     """
     if watermark is not None and not isinstance(watermark, str):
-        raise LumaValidationError(None, f"watermark is {watermark!r}: give a text, or none")
+        raise LumaValidationError(None, f"watermark must be a string or None, not {watermark!r}")
     _check_text("watermark", watermark or "")
 
 
@@ -274,7 +275,7 @@ def check_luma_task_id(luma_task_id: object) -> None:
     if not isinstance(luma_task_id, str) or not luma_task_id.strip():
         raise LumaValidationError(
             None,
-            f"luma_task_id is {luma_task_id!r}: give the id that a submission returned, "
+            f"luma_task_id is {luma_task_id!r}: pass the id that a submission returned, "
             'e.g. submit.output["luma_task_id"]',
         )
     _check_text("luma_task_id", luma_task_id)
@@ -287,28 +288,28 @@ def check_positive(parameter: str, number: object) -> None:
     :raises LumaValidationError: it is not a number above zero
     """
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
-        raise LumaValidationError(None, f"{parameter} is {number!r}: give a number above 0")
+        raise LumaValidationError(None, f"{parameter} must be a number above 0, not {number!r}")
 
 
 def _check_url(parameter: str, url: object, *, service_is_public: bool) -> None:
     if not isinstance(url, str) or not url.strip():
-        raise LumaValidationError(None, f"{parameter} is {url!r}: give a public http(s) address")
+        raise LumaValidationError(None, f"{parameter} must be a public http(s) address, not {url!r}")
     _check_text(parameter, url)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise LumaValidationError(None, f"{parameter} is no valid address ({error}): {url!r}") from error
+        raise LumaValidationError(None, f"{parameter} is not a valid address ({error}): {url!r}") from error
     if parts.scheme not in ("http", "https"):
         raise LumaValidationError(
             None,
-            f"{parameter} must begin with http:// or https://, since the service fetches it over the web: {url!r}",
+            f"{parameter} must start with http:// or https://, because the service uses it over the Internet: {url!r}",
         )
     if not host or re.search(r"[\s\\\x00-\x1f\x7f]", url):
-        raise LumaValidationError(None, f"{parameter} names no host, or holds blanks or backslashes: {url!r}")
+        raise LumaValidationError(None, f"{parameter} has no host, or contains whitespace or backslashes: {url!r}")
     if service_is_public and is_private_host(host):
         raise LumaValidationError(
             None,
-            f"{parameter} points to {host}, which Luma on the public Internet cannot reach: "
+            f"{parameter} points to {host}, which Luma cannot reach from the public Internet: "
             "use a public or signed address",
         )

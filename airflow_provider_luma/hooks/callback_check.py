@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether callbacks arrive, as far as can be told from here: the connection's callback address is called with a probe.
+Checks whether callbacks can arrive, by calling the connection's callback address with a probe.
 
-Of what a server answers, only its status and its content type are repeated.
+Findings quote only the status and content type of a response.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.core.callback_token import PATH, Probe
 from airflow_provider_luma.transport.workers import read_body, reason_of, requests_session, within
 
-#: Seconds for everything.
+#: Seconds for the whole check.
 DEADLINE = 10.0
 
-#: Airflow's API tests a connection under a name that it makes up, in the process in which this module is loaded.
+#: The module of Airflow's API that tests a connection, under a made-up name and in this same process.
 _CONNECTIONS_API = "airflow.api_fastapi.core_api.routes.public.connections"
 
 
 class Finding(NamedTuple):
     """
-    What has come of the check.
+    The result of the check.
 
     :ivar text: one or two sentences
     :ivar is_broken: callbacks do not arrive
-    :ivar is_in_doubt: they may not arrive, and that cannot be told from here
+    :ivar is_in_doubt: callbacks may not arrive; the check could not find out
     """
 
     text: str
@@ -54,12 +54,12 @@ def check_callbacks(connection: LumaConnection, conn_id: str) -> Finding:
     try:
         return within(DEADLINE, partial(_check, connection, conn_id, address))
     except (TimeoutError, requests.Timeout):
-        reason = f"no answer within {DEADLINE:g} seconds"
+        reason = f"no response within {DEADLINE:g} s"
     except requests.ConnectionError as error:
         reason = reason_of(error, connection)
-    except Exception as error:  # such as of the environment, which another test changes; the text may quote the token
+    except Exception as error:  # e.g. another test has changed the environment; the text may quote the token
         reason = type(error).__name__
-    text = f"Callbacks: {address} cannot be reached from here ({reason}). Luma may reach it all the same"
+    text = f"Callbacks: could not reach {address} from this machine ({reason}). Luma may still be able to"
     return Finding(text, is_in_doubt=True)
 
 
@@ -67,8 +67,8 @@ def _check(connection: LumaConnection, conn_id: str, address: str) -> Finding:
     saved_name = _saved_name(connection) if _CONNECTIONS_API in sys.modules else conn_id
     probe = Probe.make(connection, saved_name or conn_id, time.time())
     with requests_session(connection) as session:
-        session.auth = lambda request: request  # no password out of a .netrc
-        session.verify = session.verify or True  # the service checks certificates, however this connection does
+        session.auth = lambda request: request  # no password from a .netrc
+        session.verify = session.verify or True  # the service checks certificates, even if this connection does not
         response = session.post(
             f"{address}?{probe.query}",
             data=probe.body,
@@ -79,21 +79,22 @@ def _check(connection: LumaConnection, conn_id: str, address: str) -> Finding:
         )
         body, content_type = read_body(response), response.headers.get("Content-Type", "")
     if response.status_code == 200 and hmac.compare_digest(body, probe.answer(connection)):
-        return Finding(f"Callbacks arrive from here at {address}")
+        return Finding(f"Callbacks from this machine reach {address}")
     kind = re.match(r"[\w.+-]{1,40}/[\w.+-]{1,40}", content_type, re.ASCII)
     answer = f"HTTP {response.status_code}, {kind[0]}" if kind else f"HTTP {response.status_code}"
-    if body or content_type or response.status_code not in (400, 403, 503):  # the receiver refuses without a word
+    if body or content_type or response.status_code not in (400, 403, 503):  # the receiver refuses with an empty body
         return _broken(
-            f"something other than Luma's receiver answers at {address} ({answer}). Let POST /luma/callback through, "
-            "without sign-in, redirect or change; install this package where the API server runs; or correct "
-            "callback_base_url"
+            f"the response from {address} is not from the callback receiver ({answer}). Check that proxies pass on "
+            "POST /luma/callback unchanged, without sign-in or redirect; that this package is installed on the API "
+            "server; and that callback_base_url is correct"
         )
     if response.status_code == 403 and saved_name is None:
-        text = f"Callbacks: the receiver at {address} does not know this connection. Save it and test it again"
+        text = f"Callbacks: the receiver at {address} does not know this connection. Save it, then test it again"
         return Finding(text, is_in_doubt=True)
     return _broken(
-        f"the receiver at {address} refuses them ({answer}). Its API server must be able to read this connection, with "
-        "the same API key and webhook secret, and a proxy must pass on query, body and X-Webhook headers"
+        f"the receiver at {address} refused the test callback ({answer}). Check that its API server can read this "
+        "connection, with the same API key and webhook secret, and that proxies pass on the query, body and X-Webhook "
+        "headers"
     )
 
 
@@ -101,7 +102,7 @@ def _saved_name(connection: LumaConnection) -> str | None:
     """
     Return the name of a saved connection with the same API key, and if possible the same webhook secret.
 
-    A made-up name is an environment variable of this process, and another one of the API server may answer.
+    Another process of the API server may respond, and would not know a made-up name, set in this one's environment.
     """
     from airflow_provider_luma.receiver.connections import connections_with_key
 
@@ -109,7 +110,7 @@ def _saved_name(connection: LumaConnection) -> str | None:
         names = [
             (saved.webhook_secret != connection.webhook_secret, name)
             for name, saved in connections_with_key(connection.api_key)
-            # That of this test, or of another one that runs beside it.
+            # Skip the made-up name of this test, or of one that runs at the same time.
             if not (re.fullmatch(r"[a-z0-9]{8}", name) and f"AIRFLOW_CONN_{name.upper()}" in os.environ)
         ]
     except Exception:

@@ -148,7 +148,7 @@ class LumaHook(_ConnectionType):
         except LumaError as error:
             if not client.connection.service.has_balance:  # then nothing has shown yet that the key works
                 return False, str(error)
-            message = f"{message}. Whether the Luma endpoint is there could not be checked: {error}"
+            message = f"{message}. Could not check whether the Luma endpoint exists: {error}"
         if not client.connection.service.has_callbacks:
             return True, f"{message}. The service {client.connection.service_name!r} has no callbacks: jobs are polled"
         if client.connection.callback_base_url is None:

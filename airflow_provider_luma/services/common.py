@@ -42,13 +42,13 @@ def _is_json(value: object) -> bool:
 def excerpt(response: Response) -> str:
     """Return the start of a response's body, for a message."""
     text = " ".join(response.body[:300].decode("utf-8", "replace").split())
-    return repr(text[:150]) if text else "an empty body"
+    return repr(text[:150]) if text else "empty body"
 
 
 def redirected(response: Response) -> LumaUnavailableError:
     """Return the error for a redirect that was not followed."""
     return LumaUnavailableError(
         None,
-        f"the address in the connection redirects (HTTP {response.http_status}) to {response.location!r}: put the "
-        "service's own address into its Host, or set allow_redirects in its extra",
+        f"the connection's address redirects (HTTP {response.http_status}) to {response.location!r}: set the "
+        "connection's Host to the service's own address, or set allow_redirects in its extra",
     )

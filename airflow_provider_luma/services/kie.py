@@ -167,8 +167,9 @@ _UPLOAD_REFUSALS: dict[int, type[LumaError]] = {
 
 #: What to tell users when the endpoint is not found (`docs/connection.md`).
 ENDPOINT_MISSING = (
-    f"The address in the connection has no Luma endpoint. If its Host is not {host}, correct that; otherwise "
-    "kie.ai has probably withdrawn it: copies of its documentation since April 2026 do not list it"
+    f"There is no Luma endpoint at the connection's address. If the connection's Host is not {host}, correct it; "
+    "otherwise, kie.ai has probably withdrawn the endpoint: it is missing from copies of the documentation since "
+    "April 2026"
 )
 
 #: Codes that may mean that only the response timed out, or that the job already exists.
@@ -221,14 +222,14 @@ def _refusal(
     if status == 403 and _is_refused_by_edge(response):
         return LumaUnavailableError(
             status,
-            f"the edge in front of the service refuses this machine or its proxy, and does not look at the API key: "
+            f"the edge in front of the service blocked this machine or its proxy before checking the API key: "
             f"{excerpt(response)}",
             retry_after=retry_after,
         )
     kind = refusals.get(status, LumaUnavailableError)
     return kind(
         status,
-        f"HTTP {status}, and not readable as an answer of Luma: {excerpt(response)}",
+        f"HTTP {status}, but not a response from Luma: {excerpt(response)}",
         retry_after=retry_after,
     )
 
@@ -286,11 +287,11 @@ def read_submission(response: Response) -> str:
         raise _refusal(response, None)
     status = response.http_status
     is_redirect = 300 <= status < 400
-    told = f"is a redirect: {_refusal(response, None).msg}" if is_redirect else f"names no job: {excerpt(response)}"
+    what = f"is a redirect: {_refusal(response, None).msg}" if is_redirect else f"has no job id: {excerpt(response)}"
     if _is_page_missing(response, envelope):
-        told = f"{told}. {ENDPOINT_MISSING}"
+        what = f"{what}. {ENDPOINT_MISSING}"
     raise LumaSubmissionUnknownError(
-        None, f"the submission was sent, but the answer (HTTP {status}) {told}. It may have been accepted"
+        None, f"the submission was sent, but the response (HTTP {status}) {what}. It may have been accepted"
     )
 
 
@@ -311,7 +312,7 @@ def read_status(response: Response, luma_task_id: str) -> LumaTask:
     # A response that ends a wait must name the job.
     if flag is None or (flag != LumaTaskStatus.GENERATING and not told_id):
         raise LumaUnavailableError(
-            None, f"the answer says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
+            None, f"the response does not show the job's status: {excerpt(response)}", luma_task_id=luma_task_id
         )
     results, asked = read_object(data.get("response")), read_object(data.get("paramJson"))
     return LumaTask(
@@ -367,7 +368,7 @@ def read_balance(response: Response) -> float:
     """
     remaining = read_data(response)
     if isinstance(remaining, bool) or not isinstance(remaining, (int, float)) or not abs(remaining) < 1e15:
-        raise LumaUnavailableError(None, f"the answer names no number of credits: {excerpt(response)}")
+        raise LumaUnavailableError(None, f"the response has no number of credits: {excerpt(response)}")
     return float(remaining)
 
 
@@ -387,10 +388,10 @@ def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
     data = read_object(read_data(response, _UPLOAD_REFUSALS))
     url = read_text(data.get("downloadUrl")) or read_text(data.get("fileUrl"))
     if not url or len(url) > _MAX_ADDRESS or not _UPLOADED.fullmatch(url):
-        raise LumaUnavailableError(None, f"the answer names no address of the uploaded file: {excerpt(response)}")
+        raise LumaUnavailableError(None, f"the response has no valid address of the uploaded file: {excerpt(response)}")
     stored = read_integer(data.get("fileSize"))
     if stored not in (None, size):
-        raise LumaUnavailableError(None, f"of {size} bytes that were uploaded, the service has stored {stored}")
+        raise LumaUnavailableError(None, f"{size} bytes were uploaded, but the service stored {stored}")
     return LumaUpload(url, size, _read_expiry(data.get("expiresAt")) or now + UPLOADS_KEPT)
 
 
@@ -421,5 +422,5 @@ def read_renewal(response: Response, result_url: str = "", luma_task_id: str | N
     """
     url = read_data(response)
     if not isinstance(url, str) or not url:
-        raise LumaUnavailableError(None, f"the answer names no download address: {excerpt(response)}")
+        raise LumaUnavailableError(None, f"the response has no download address: {excerpt(response)}")
     return url

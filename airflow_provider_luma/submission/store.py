@@ -92,7 +92,8 @@ class NoStore(SubmissionStore):
     is_durable = False
     recovery_hint = (
         "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
-        "separately billed, job, as Airflow keeps no task state below 3.3; submission_store in the connection does"
+        "separately billed, job, because Airflow before 3.3 keeps no task state: to avoid that, set submission_store "
+        "in the connection"
     )
 
     def load(self) -> None:
@@ -127,7 +128,7 @@ class TaskStateSubmissionStore(SubmissionStore):
     if CLEAR_DISCARDS_TASK_STATE:
         recovery_hint = (
             "Clear this task with 'Keep task state and resume' ticked to wait for it again: nothing new is billed. "
-            "Without that, the Clear discards the record of the job, and another one is billed"
+            "Otherwise, the Clear discards the job's record, and another job is billed"
         )
 
     def __init__(self, state: Any) -> None:
@@ -198,7 +199,7 @@ def try_store(log: Logger, access: Callable[..., T], *arguments: Any, **changes:
         return access(*arguments, **changes)
     except Exception:
         log.exception(
-            "The submission store could not be used: should this try not end well, the next one may have to ask a "
-            "person to check the Luma account"
+            "Could not access the submission store. If this try fails, the next one may not find its job; someone may "
+            "then have to look for it in the Luma account"
         )
         return None

@@ -106,7 +106,7 @@ class ObjectSubmissionStore(SubmissionStore):
         try:
             self._root.remove_expired()
         except Exception:
-            log.warning("Old submission records could not be removed", exc_info=True)
+            log.warning("Could not remove expired submission records", exc_info=True)
 
     def forget(self, intent: SubmissionRecord) -> None:
         """Mark a submission as refused: it no longer counts, and the previous one applies again."""
@@ -168,7 +168,7 @@ class _Folder:
         address = folder if "://" in folder else f"file://{folder}"
         self._root = storage_path(address, f"submission_store of the connection: {folder}")
         if isinstance(self._root.fs, LocalFileSystem) and not Path(self._root.path).parent.is_dir():
-            raise self._unusable("found", FileNotFoundError("is its disk mounted on this machine?"))
+            raise self._unusable("find", FileNotFoundError("is its disk mounted on this machine?"))
 
     def numbers(self, path: str) -> list[int]:
         """Return the numbers of the files in a folder; empty if there is no such folder."""
@@ -193,8 +193,8 @@ class _Folder:
             raise self._unusable("read", error) from error
         if not isinstance(document, dict):
             raise AirflowException(
-                f"{self._name}/{file} is no submission record: correct it, or delete it if no job of it is wanted. "
-                "Nothing was submitted"
+                f"{self._name}/{file} is not a valid submission record. Nothing was submitted. Correct the file, or "
+                "delete it if you do not need its job"
             )
         return document
 
@@ -211,11 +211,11 @@ class _Folder:
             if self.read(file).get("reference") == document["reference"]:
                 return  # it is ours: the request to the storage was retried after its first response was lost
             raise AirflowException(
-                f"{self._name}/{file} is there already: another try of this task has begun to submit at the same time. "
-                "Nothing was submitted by this one"
+                f"{self._name}/{file} already exists: another try of this task is submitting at the same time. This "
+                "try submitted nothing"
             ) from error
         except Exception as error:
-            raise self._unusable("written", error) from error
+            raise self._unusable("write to", error) from error
 
     def replace(self, file: str, document: dict[str, Any]) -> None:
         """Write a file as a whole, whether or not it exists."""
@@ -249,10 +249,10 @@ class _Folder:
     def _full(self, path: str) -> str:
         return f"{self._root.path.rstrip('/')}/{path}".rstrip("/")
 
-    def _unusable(self, done: str, error: Exception) -> AirflowException:
+    def _unusable(self, action: str, error: Exception) -> AirflowException:
         return AirflowException(
-            f"submission_store {self._name} could not be {done}, so nothing is submitted: {error}. "
-            "Check the address in the connection's extra, and the storage's own connection"
+            f"Could not {action} the submission_store {self._name}: {error}. Nothing was submitted. "
+            "Check submission_store in the connection's extra, and the storage's own connection"
         )
 
 

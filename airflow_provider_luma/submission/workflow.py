@@ -238,8 +238,8 @@ class Submitter:
             self.log.info(decision.reason)
         else:
             self.log.info(
-                "Every try submits a job of its own: Airflow keeps no task state below 3.3, and the connection's extra "
-                "names no submission_store"
+                "Every try of this task submits a new job: Airflow before 3.3 keeps no task state, and the "
+                "connection's extra does not set submission_store"
             )
         return decision
 
@@ -250,7 +250,7 @@ class Submitter:
         if decision.step is Step.ASK_LATER:
             return LumaUnavailableError(None, f"{decision.reason} ({told})", luma_task_id=record.luma_task_id)
         if decision.step is Step.NOT_FOUND:
-            advice = "If the account is the right one, delete this task's submission record: the next try submits anew"
+            advice = "If this is the right account, delete the task's submission record; the next try submits a new job"
             return LumaNotFoundError(None, f"{decision.reason}. {advice}", luma_task_id=record.luma_task_id)
         if decision.step is Step.RAISE_FAILURE and isinstance(told, LumaError):
             return told
@@ -327,8 +327,9 @@ class Submitter:
             if not (record.reported or self.resubmit_on_unknown):
                 break
             self.log.warning(
-                "Try %s was about to submit, or had submitted, another request when it ended; it is unknown whether "
-                "Luma has accepted that: see the log page of the Luma account. What is wanted now was submitted before",
+                "Try %s ended just before or after submitting a different request. Check the log page of the Luma "
+                "account to see whether Luma accepted it. The current request was submitted earlier; continuing with "
+                "that job",
                 record.try_number,
             )
             self.store.forget(record)
@@ -364,9 +365,11 @@ class Submitter:
             return None
         # No need to check the token: the address comes from Luma itself, and the API key may have been replaced since.
         if reference_of(task.callback_url) == reference:
-            self.log.info("Recovered task id %s of the lost submission from a callback", luma_task_id)
+            self.log.info(
+                "Recovered Luma task %s from a callback; the response to its submission was lost", luma_task_id
+            )
             return True
-        self.log.warning("A callback named Luma task %s, which this task did not submit: ignored", luma_task_id)
+        self.log.warning("Ignored a callback for Luma task %s, which this task did not submit", luma_task_id)
         return False
 
     def _ask(self, record: SubmissionRecord | None) -> tuple[JobStatus, LumaTask | LumaError | None]:
@@ -448,7 +451,7 @@ class Submitter:
             return self._enqueue(error, attempt.submission.deferral)
         except LumaSubmissionUnknownError as error:
             if attempt.intent.expects_callback and self.can_defer:
-                self.log.warning("%s. If it was accepted, its callback tells: waiting for that", error.msg)
+                self.log.warning("%s. Waiting for Luma's callback to confirm it", error.msg)
                 return self._await_callback(intent.reference, attempt.submission.deferral)
             if self.resubmit_on_unknown:
                 raise
@@ -509,8 +512,8 @@ class Submitter:
         if remaining < reserve:
             raise LumaInsufficientCreditsError(
                 None,
-                f"the account has {remaining:g} credits left, and the connection's min_credits is {reserve:g}: nothing "
-                "was submitted",
+                f"the account has {remaining:g} credits left, fewer than the connection's min_credits ({reserve:g}); "
+                "nothing was submitted",
             )
 
     def _publish(self, submission: Submission) -> Submission:
@@ -555,8 +558,8 @@ class Submitter:
         """Fail, because no callback has shown what became of a submission."""
         error = LumaSubmissionUnknownError(
             None,
-            f"no answer to the submission is known, and no callback has come within {self.timeout:g} s. "
-            "It may have been accepted all the same",
+            f"no response to the submission was recorded, and no callback arrived within {self.timeout:g} s. "
+            "A job may have been accepted",
         )
         if not self.resubmit_on_unknown:
             raise self._reported(error, reference)
@@ -583,13 +586,11 @@ def execution_timeout_error(
     :param store: the store with the record of the task's submission; None if the job's id is known
     """
     if luma_task_id:
-        consequence = (
-            "It was not cancelled, as Luma cannot cancel: it is still running there under this id, and paid for"
-        )
+        consequence = "Luma cannot cancel a job: this one is still running there under this id, and is billed"
     elif store and store.is_durable and ((record := store.load()) is None or record.luma_task_id is not None):
-        consequence = "Luma had accepted no job of this try; nothing was billed"
+        consequence = "Luma had not accepted a job from this try; nothing was billed"
     else:
-        consequence = "No answer to a submission is known; a job may have been accepted, and be running"
+        consequence = "No response to a submission was recorded; a job may have been accepted, and may be running"
     return LumaTimeoutError(
         None,
         f"not finished within execution_timeout ({execution_timeout}). {consequence}",
@@ -642,13 +643,13 @@ class SubmissionAttempt:
             self._try_to_forget()
         if not self.is_forgotten:
             raise AirflowException(
-                "The submission store still holds an attempt that was refused, so nothing more is submitted by this try"
+                "Could not remove a refused attempt from the submission store, so this try submits nothing more"
             )
         request = self._prepare()
         try:
             self._store.begin(self.intent)
         except Exception:
-            self._log.warning("The submission could not be recorded, so nothing was submitted")
+            self._log.warning("Could not record the submission, so nothing was submitted")
             self._try_to_forget()  # the write may have succeeded, with only its response lost
             raise
         try:
@@ -695,12 +696,12 @@ class SubmissionAttempt:
             record = self._store.load()
         except Exception as error:
             raise AirflowException(
-                f"The submission store cannot tell whether this try is still the one to submit: {error}. "
-                "Nothing was sent"
+                f"Could not check in the submission store whether another try has taken over: {error}. Nothing was sent"
             ) from error
         if record != self.intent:
             raise AirflowException(
-                "Another try, or a person, has taken over while this one was about to submit. Nothing was sent"
+                "The submission record changed while this try was about to submit: another try has taken over, or the "
+                "task was cleared. Nothing was sent"
             )
 
     @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(SAVE_RETRY_DELAY), reraise=True)

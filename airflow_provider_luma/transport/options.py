@@ -77,8 +77,8 @@ def proxy_of(connection: LumaConnection) -> str | None:
     if not _PROXY.fullmatch(proxy):
         raise LumaValidationError(
             None,
-            "the proxy in the environment, or in the connection's extra, is no address: percent-encode the special "
-            "characters of its password",
+            "the proxy in the environment or the connection's extra is not a valid URL: percent-encode special "
+            "characters in its password",
         )
     return proxy
 
@@ -94,8 +94,8 @@ def triggerer_proxy_of(connection: LumaConnection) -> str | None:
     if scheme not in ("http", "https"):
         raise LumaValidationError(
             None,
-            f"the proxy in the environment is a {scheme} proxy, which the triggerer cannot use: give an http proxy as "
-            "proxies in the connection's extra, or wait in the worker, with deferrable=False",
+            f"the environment sets a {scheme} proxy, which the triggerer does not support: set an http proxy as "
+            "proxies in the connection's extra, or wait in the worker with deferrable=False",
         )
     return proxy
 
@@ -158,7 +158,7 @@ def ssl_context(certificates: Certificates) -> ssl.SSLContext:
 def _load(certificates: Certificates) -> ssl.SSLContext:
     for name, version in certificates.files:
         if version is None:
-            raise FileNotFoundError(f"there is no {name}")
+            raise FileNotFoundError(f"no such file: {name}")
     context = _new_context(checks_servers=bool(certificates.verify))
     if isinstance(certificates.verify, str):
         is_folder = os.path.isdir(certificates.verify)  # noqa: PTH112  (the path as requests interprets it)

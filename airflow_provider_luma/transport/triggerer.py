@@ -83,9 +83,9 @@ class OpenConnection:
                 body += chunk
                 if len(body) >= MAX_BODY_SIZE:
                     break
-            answer = self.connection, response.status, bytes(body[:MAX_BODY_SIZE]), response.headers
+            parts = self.connection, response.status, bytes(body[:MAX_BODY_SIZE]), response.headers
             is_long = len(body) > LONG_BODY
-            return await asyncio.to_thread(to_response, *answer) if is_long else to_response(*answer)
+            return await asyncio.to_thread(to_response, *parts) if is_long else to_response(*parts)
 
 
 def reason_of(error: Exception, connection: LumaConnection) -> str:
@@ -93,8 +93,8 @@ def reason_of(error: Exception, connection: LumaConnection) -> str:
     if isinstance(error, aiohttp.TooManyRedirects):
         return "too many redirects"
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"the proxy answers HTTP {error.status}"
+        return f"the proxy returned HTTP {error.status}"
     # These quote the malformed response, which may echo our request headers and so the API key.
     if isinstance(error, (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)):
-        return "the answer is not HTTP, or is cut off"
+        return "the response is not HTTP, or is cut off"
     return without_key(str(error) or type(error).__name__, connection.api_key)

@@ -118,7 +118,7 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         if time.monotonic() > self._deadline:
-            raise TimeoutError("the answer does not come to an end")
+            raise TimeoutError(f"response incomplete after {ANSWER_TIMEOUT:g} s")
         count = self._raw.readinto(buffer)
         self._deadline = min(self._deadline, time.monotonic() + ANSWER_TIMEOUT)
         return count
@@ -307,6 +307,6 @@ def reason_of(error: Exception, connection: LumaConnection) -> str:
     if isinstance(cause, urllib3.exceptions.ProtocolError) and len(cause.args) > 1:
         cause = cause.args[1]
     if isinstance(cause, _UNREADABLE) and not isinstance(cause, RemoteDisconnected):
-        return "the answer is not HTTP"
+        return "the response is not HTTP"
     text = _HTTP_OBJECT.sub("", str(cause)) or type(error).__name__
     return without_key(text, connection.api_key)

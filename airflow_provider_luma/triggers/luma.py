@@ -165,7 +165,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
                 async with asyncio.timeout(max(0.0, self.until - time.time())):
                     await self._wait(queue)
             except TimeoutError:
-                self.log.info("The time limit for submitting is reached: trying for the last time")
+                self.log.info("Submission time limit reached; trying one last time")
         yield TriggerEvent(DeferralExpired(state=self.state, at=time.time()))
 
     async def _wait(self, queue: SubmissionQueue) -> None:

@@ -149,5 +149,5 @@ class TestSubmissionRetryOptions:
 
     def test_an_unknown_outcome_is_never_retried(self, clock):
         with pytest.raises(LumaSubmissionUnknownError):
-            call(clock, submission_retry_options(1800), LumaSubmissionUnknownError(None, "no answer came"))
+            call(clock, submission_retry_options(1800), LumaSubmissionUnknownError(None, "no response arrived"))
         assert clock.slept == []

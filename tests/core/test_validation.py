@@ -79,7 +79,7 @@ class TestPrompt:
 
     @pytest.mark.parametrize("half", ["\ud83d", "\x00"], ids=ascii)
     def test_prompt_with_half_a_character_or_nul_is_refused(self, half):
-        with pytest.raises(LumaValidationError, match="prompt holds half a character"):
+        with pytest.raises(LumaValidationError, match="prompt contains a NUL or a lone surrogate"):
             validation.check_prompt(f"rain {half}")
 
     @given(st.text())
@@ -140,11 +140,11 @@ class TestUrls:
     @pytest.mark.parametrize(
         ("url", "remedy"),
         [
-            (None, "give a public"),
-            ("", "give a public"),
-            ("  ", "give a public"),
-            (5, "give a public"),
-            (["https://example.com"], "give a public"),
+            (None, "must be a public"),
+            ("", "must be a public"),
+            ("  ", "must be a public"),
+            (5, "must be a public"),
+            (["https://example.com"], "must be a public"),
             ("ftp://example.com/v.mp4", "http:// or https://"),
             ("s3://bucket/v.mp4", "http:// or https://"),
             ("file:///etc/passwd", "http:// or https://"),
@@ -155,14 +155,14 @@ class TestUrls:
             ("http://", "no host"),
             ("http:///v.mp4", "no host"),
             ("https://:8080/v.mp4", "no host"),
-            ("https://example.com/a b.mp4", "blanks"),
-            (" https://example.com/v.mp4", "blanks"),
-            ("https://example.com/v.mp4\n", "blanks"),
-            ("https://example.com/\tv.mp4", "blanks"),
+            ("https://example.com/a b.mp4", "whitespace"),
+            (" https://example.com/v.mp4", "whitespace"),
+            ("https://example.com/v.mp4\n", "whitespace"),
+            ("https://example.com/\tv.mp4", "whitespace"),
             ("https://example.com/\x00", "NUL"),
-            ("https://example.com:99999/v.mp4", "no valid address"),
-            ("https://example.com:port/v.mp4", "no valid address"),
-            ("https://[::1/v.mp4", "no valid address"),
+            ("https://example.com:99999/v.mp4", "not a valid address"),
+            ("https://example.com:port/v.mp4", "not a valid address"),
+            ("https://[::1/v.mp4", "not a valid address"),
         ],
         ids=repr,
     )
@@ -322,7 +322,7 @@ def test_watermark_that_is_no_text_is_refused(watermark):
 )
 def test_text_with_half_a_character_or_nul_is_refused_and_its_parameter_named(parameter, check, value, half):
     check(value)
-    with pytest.raises(LumaValidationError, match=f"{parameter} holds half a character"):
+    with pytest.raises(LumaValidationError, match=f"{parameter} contains a NUL or a lone surrogate"):
         check(value + half)
 
 
@@ -353,7 +353,7 @@ def test_what_is_no_positive_number_of_seconds_is_refused(seconds):
     ["file://clip.mp4", "FILE://data/clip.mp4", "local://~/clip.mp4", "file://localhost/clip.mp4", "file:/a.mp4"],
 )
 def test_file_that_depends_on_the_folder_of_the_process_is_refused(address):
-    with pytest.raises(LumaValidationError, match="source must be a file in a storage, such as /data/clip.mp4"):
+    with pytest.raises(LumaValidationError, match="source must be a file in storage, such as /data/clip.mp4"):
         validation.check_file_address("source", address)
 
 
@@ -375,7 +375,7 @@ def test_what_is_no_film_is_refused_by_its_extension(extension):
 @pytest.mark.parametrize("folder", ["s3://b", "https://example.com"])
 def test_clip_that_the_service_does_not_take_is_refused_by_its_extension_once_the_service_is_known(extension, folder):
     validation.check_video_address(f"{folder}/clip.{extension}")
-    with pytest.raises(LumaValidationError, match="the service takes MP4, MOV and AVI only: convert"):
+    with pytest.raises(LumaValidationError, match="the service accepts only MP4, MOV and AVI: convert"):
         validation.check_video_address(f"{folder}/clip.{extension}", containers=CONTAINERS)
 
 

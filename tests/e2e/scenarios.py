@@ -64,13 +64,11 @@ FAILURES = {
         says=("GENERATE_FAILED: The model \ufffd said \ufffd no",),
     ),
     "no_urls": Rehearsal({"outcome": "no_urls"}, says=("no video is listed",)),
-    "timed_out": Rehearsal(
-        {"processing_seconds": 300}, {"timeout": 4}, says=("it is still running there under this id",)
-    ),
+    "timed_out": Rehearsal({"processing_seconds": 300}, {"timeout": 4}, says=("still running there under this id",)),
     "out_of_execution_time": Rehearsal(
         {"processing_seconds": 300},
         {"execution_timeout": 20},
-        says=("not finished within execution_timeout", "it is still running there under this id"),
+        says=("not finished within execution_timeout", "still running there under this id"),
     ),
     "accepted_with_a_500": Rehearsal(
         submit("refuse", code=500, after_accept=True),

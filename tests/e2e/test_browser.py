@@ -167,7 +167,7 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
         labelled = find(browser, f"{form}//label[normalize-space()='{label}']").get_attribute("for")
         assert field(name).get_attribute("id") == labelled
     assert not browser.find_elements(By.XPATH, f"{form}//*[@name='login']")
-    assert field("host").get_attribute("placeholder") == "https://api.kie.ai (leave empty for the service itself)"
+    assert field("host").get_attribute("placeholder") == "https://api.kie.ai (if empty)"
     assert field("password").get_attribute("placeholder") == "the API key of your Luma account"
     assert field("password").get_attribute("type") == "password"
     field("host").send_keys("https://luma.example.com")

@@ -186,8 +186,8 @@ def test_token_of_an_ended_job_wakes_no_task_that_waits_for_another_one(airflow:
 def test_callback_recovers_a_submission_whose_answer_was_lost(runs: Any, succeeded: Any) -> None:
     dag_id, run_id, luma = runs["after_a_lost_answer"]
     log = succeeded(dag_id, run_id, luma)
-    assert "its callback tells: waiting for that" in log
-    assert f"Recovered task id {luma.jobs[0].task_id} of the lost submission from a callback" in log
+    assert "Waiting for Luma's callback to confirm it" in log
+    assert f"Recovered Luma task {luma.jobs[0].task_id} from a callback" in log
 
 
 @pytest.mark.parametrize("name", ["before_the_retry", "after_the_retry"])
@@ -207,5 +207,5 @@ def test_callback_recovers_a_submission_whose_worker_was_killed(
         luma.end_jobs()
 
     log = succeeded(dag_id, run_id, luma, tries=2)
-    assert f"Recovered task id {luma.jobs[0].task_id} of the lost submission from a callback" in log
+    assert f"Recovered Luma task {luma.jobs[0].task_id} from a callback" in log
     assert ("waiting for Luma's callback" in log) == (name == "after_the_retry")

@@ -59,14 +59,14 @@ def test_ui_finds_that_callbacks_arrive_through_a_prefix(airflow: LocalAirflow, 
     with reverse_proxy(airflow.url, prefix="/airflow") as address:
         is_ok, message = result_in_ui(airflow, connection(luma, address, key))
     assert is_ok, message
-    assert message.endswith(f"credits left. Callbacks arrive from here at {address}/luma/callback")
+    assert message.endswith(f"credits left. Callbacks from this machine reach {address}/luma/callback")
 
 
 def test_ui_says_that_a_proxy_must_pass_on_the_query(airflow: LocalAirflow, luma: Simulator) -> None:
     with reverse_proxy(airflow.url, lambda request: setattr(request, "query", "")) as address:
         is_ok, message = result_in_ui(airflow, connection(luma, address))
     assert not is_ok
-    assert "a proxy must pass on query" in message
+    assert "proxies pass on the query" in message
 
 
 @pytest.mark.parametrize("prefix", ["wrong", "luma/callback", "api/v2", "auth", "luma"])
@@ -74,7 +74,7 @@ def test_ui_says_that_a_prefix_is_wrong(airflow: LocalAirflow, luma: Simulator, 
     is_ok, message = result_in_ui(airflow, connection(luma, f"{airflow.url}/{prefix}"))
     assert not is_ok
     assert ", application/json)" in message
-    assert "correct callback_base_url" in message
+    assert "callback_base_url is correct" in message
 
 
 def test_command_line_finds_that_callbacks_arrive(airflow: LocalAirflow, luma: Simulator) -> None:
@@ -87,4 +87,7 @@ def test_command_line_finds_that_callbacks_arrive(airflow: LocalAirflow, luma: S
 def test_command_line_says_that_the_api_server_has_another_key(airflow: LocalAirflow, luma: Simulator) -> None:
     is_ok, output = result_on_command_line(airflow, connection(luma, airflow.url, "the-key-of-another-environment"))
     assert not is_ok
-    assert "refuses them (HTTP 403). Its API server must be able to read this connection, with the same API" in output
+    assert (
+        "refused the test callback (HTTP 403). Check that its API server can read this connection, with the same API"
+        in output
+    )

@@ -114,7 +114,7 @@ def test_key_that_is_refused_for_a_while_costs_no_try(airflow: LocalAirflow, sta
     dag_id, run_id, luma = start("refused_key", processing_seconds=600)
     wait_for_state(airflow, dag_id, run_id, "deferred")
     luma.configure(faults=["status:refuse,code=401"])
-    assert says(airflow, dag_id, run_id, "the API key of connection 'luma_crash_refused_key' is refused")
+    assert says(airflow, dag_id, run_id, "the API key of connection 'luma_crash_refused_key' was refused")
     luma.configure(faults=[])
     luma.end_jobs()
 
@@ -210,7 +210,7 @@ def test_limit_of_the_key_and_the_edge_cost_nothing_and_leave_the_retry_its_subm
     dag_id, run_id, luma = start("key_limit", processing_seconds=1, faults=faults)
     wait_for_run(airflow, dag_id, run_id, "success")
     airflow.wait_for_log("Raise the limit of this API key", dag_id, run_id, "modify", 1)
-    airflow.wait_for_log("does not look at the API key: 'error code: 1010'", dag_id, run_id, "modify", 2)
+    airflow.wait_for_log("before checking the API key: 'error code: 1010'", dag_id, run_id, "modify", 2)
     assert modify(airflow, dag_id, run_id)["try_number"] == 2
     assert len([call for call in luma.calls if call.on == "submit"]) == 3
     assert luma.accepted == 1
@@ -227,7 +227,7 @@ def test_key_that_a_server_repeats_is_nowhere(airflow: LocalAirflow, start: Any,
     airflow.wait_until(lambda: luma.jobs[0].complete_time is not None, "the job to end")
     echo.lose_a_submission()
     clear(airflow, dag_id, run_id)
-    assert says(airflow, dag_id, run_id, "an answer that repeats the API key")
+    assert says(airflow, dag_id, run_id, "a response that repeats the API key")
     wait_for_run(airflow, dag_id, run_id, "failed")
     assert luma.accepted == 1
     assert echo.submissions == echo.checks == [], "every form was sent"

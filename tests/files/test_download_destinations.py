@@ -183,7 +183,7 @@ def test_blanks_around_a_destination_lead_nowhere_else(
     blank: str, disk: Disk, server: FileServer, hook: LumaHook
 ) -> None:
     url, destination = server.serve("/film.mp4", Reply(FILM)), blank.format(disk.destination)
-    with pytest.raises(LumaValidationError, match="destination begins or ends with a blank"):
+    with pytest.raises(LumaValidationError, match="destination starts or ends with whitespace"):
         hook.download(url, destination)
     download = LumaDownloadOperator(task_id="download", urls=url, destination=destination)
     assert download.execute({}) == [f"{disk.destination}/film.mp4"], "the operator removes them"

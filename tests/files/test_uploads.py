@@ -154,7 +154,7 @@ class TestAnswers:
     )
     def test_answer_without_an_address_is_an_error_after_some_attempts(self, hook, uploads, file, data):
         uploads.answers = [(200, {"success": True, "code": 200, "msg": "ok", "data": data})]
-        with pytest.raises(LumaUnavailableError, match="names no address"):
+        with pytest.raises(LumaUnavailableError, match="no valid address"):
             hook.upload(str(file))
         assert len(uploads.uploads) == 5
 
@@ -277,11 +277,11 @@ def test_storage_that_answers_nonsense_is_left_to_a_retry(hook, uploads, file, m
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("clip.mp4", "must be a file in a storage"),
+        ("clip.mp4", "must be a file in storage"),
         ("https://example.com/clip.mp4", "needs no upload"),
         ("/data/clip.webm", "MP4, MOV and AVI only"),
-        ("", "must be a file in a storage"),
-        (None, "must be a file in a storage"),
+        ("", "must be a file in storage"),
+        (None, "must be a file in storage"),
         ("/nowhere/clip.mp4", "there is no such file"),
     ],
 )

@@ -226,7 +226,7 @@ class TestAirflowConnection:
         monkeypatch.setattr(hooks, "get_async_connection", lambda _: asyncio.Event().wait())
         async with asyncio.timeout(20), LumaAsyncHook() as hook:
             outcome = await hook.client.poll(new_state())
-            assert "could not be read: no answer after 0.01 s" in outcome.error.msg
+            assert "could not be read: no response after 0.01 s" in outcome.error.msg
             overdue = await hook.client.poll(PollState("abc", poll_interval=1, end_time=time.time() - 1))
         assert isinstance(overdue, Failed)
         assert isinstance(overdue.reason, LumaTimeoutError)
@@ -320,5 +320,5 @@ class TestLongAnswers:
         monkeypatch.setattr("airflow_provider_luma.core.backoff.READ_RETRY_TIMEOUT", 0.01)
         set_connection(wires.start(wires.envelope(200, {"successFlag": 0, "more": "x" * 256 * 1024})).base_url)
         async with LumaAsyncHook() as hook:
-            with pytest.raises(LumaUnavailableError, match="not readable"):
+            with pytest.raises(LumaUnavailableError, match="not a response from Luma"):
                 await hook.get_task("abc")

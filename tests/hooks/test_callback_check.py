@@ -29,14 +29,14 @@ KEY = "sk-of-the-callback-check-0123456789"
 SECRET = "whsec-of-the-receiver-012345"
 
 OTHER = (
-    "Callbacks do not arrive: something other than Luma's receiver answers at {}/luma/callback ({}). Let POST "
-    "/luma/callback through, without sign-in, redirect or change; install this package where the API server runs; or "
-    "correct callback_base_url"
+    "Callbacks do not arrive: the response from {}/luma/callback is not from the callback receiver ({}). Check that "
+    "proxies pass on POST /luma/callback unchanged, without sign-in or redirect; that this package is installed on the "
+    "API server; and that callback_base_url is correct"
 )
 REFUSED = (
-    "Callbacks do not arrive: the receiver at {}/luma/callback refuses them ({}). Its API server must be able to read "
-    "this connection, with the same API key and webhook secret, and a proxy must pass on query, body and X-Webhook "
-    "headers"
+    "Callbacks do not arrive: the receiver at {}/luma/callback refused the test callback ({}). Check that its API "
+    "server can read this connection, with the same API key and webhook secret, and that proxies pass on the query, "
+    "body and X-Webhook headers"
 )
 
 
@@ -83,7 +83,7 @@ def in_api_server(monkeypatch) -> str:
 
 def reason(result: tuple[bool, str]) -> str:
     """Return why the callback address is not reached from here, which leaves a doubt."""
-    text = r"Callbacks: \S+ cannot be reached from here \((.+)\)\. Luma may reach it all the same"
+    text = r"Callbacks: could not reach \S+ from this machine \((.+)\)\. Luma may still be able to"
     found = re.fullmatch(text, result[1])
     assert result[0] and found, result
     return found[1]
@@ -92,7 +92,7 @@ def reason(result: tuple[bool, str]) -> str:
 class TestReached:
     def test_receiver_that_answers_makes_the_test_succeed(self, api_server, check):
         with reverse_proxy(api_server, prefix="/airflow") as address:
-            assert check(address) == (True, f"Callbacks arrive from here at {address}/luma/callback")
+            assert check(address) == (True, f"Callbacks from this machine reach {address}/luma/callback")
 
     def test_neither_api_key_nor_secrets_nor_a_password_in_a_netrc_are_sent(self, wires, check, monkeypatch, tmp_path):
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password pa55word")
@@ -128,8 +128,8 @@ class TestNotReached:
         assert "Connection refused" in reason(check(f"http://127.0.0.1:{free_port}"))
         assert "Failed to resolve 'airflow.invalid'" in reason(check("https://airflow.invalid"))
         assert "[SSL" in reason(check(wires.start().base_url.replace("http:", "https:")))
-        assert reason(check(wires.start(wires.answer(raw=b"secret-banner\r\n")).base_url)) == "the answer is not HTTP"
-        assert sum("cannot be reached from here" in entry["event"] for entry in task_log) == 4
+        assert reason(check(wires.start(wires.answer(raw=b"secret-banner\r\n")).base_url)) == "the response is not HTTP"
+        assert sum("could not reach" in entry["event"] for entry in task_log) == 4
 
     def test_reason_quotes_no_token_and_no_password(self, check, free_port):
         assert reason(check(f"https://{'a' * 70}.example.com")) in ("InvalidURL", "LocationParseError")
@@ -145,7 +145,7 @@ class TestNotReached:
     def test_server_that_does_not_answer_is_given_up_at_the_deadline(self, wires, check, monkeypatch):
         monkeypatch.setattr(callback_check, "DEADLINE", 0.2)
         for answer in (wires.answer(hang=True), wires.answer(raw=b"HTTP/1.1 200 OK\r\n\r\n", drip=b" ")):
-            assert reason(check(wires.start(answer).base_url)) == "no answer within 0.2 seconds"
+            assert reason(check(wires.start(answer).base_url)) == "no response within 0.2 s"
 
     def test_failure_on_this_side_is_no_error(self, check, monkeypatch):
         monkeypatch.setattr(callback_check, "requests_session", lambda _: {}["HTTP_PROXY"])
@@ -193,7 +193,7 @@ class TestMadeUpNames:
     ):
         doubt = check(api_server, in_api_server)
         assert doubt[0]
-        assert "does not know this connection. Save it and test it again" in doubt[1]
+        assert "does not know this connection. Save it, then test it again" in doubt[1]
         monkeypatch.setenv("AIRFLOW_CONN_LUMA_ELSEWHERE", connection())
         assert not check(api_server, in_api_server)[0]
         monkeypatch.setattr("airflow_provider_luma.receiver.connections.listed_names", lambda: 1 / 0)
@@ -205,5 +205,5 @@ def test_private_address_fails_the_test_of_the_public_service_without_being_call
     wire = wires.start()
     is_ok, message = check(wire.base_url)
     assert not is_ok
-    assert "which Luma on the public Internet cannot reach" in message
+    assert "which Luma cannot reach from the public Internet" in message
     assert not wire.received

@@ -228,14 +228,14 @@ class TestTestConnection:
         luma.configure(credits=12.5, faults=["status:html,code=404"])
         ok, message = LumaHook().test_connection()
         assert not ok
-        assert "12.5 credits left. The address in the connection has no Luma endpoint" in message
+        assert "12.5 credits left. There is no Luma endpoint" in message
 
     @pytest.mark.parametrize("fault", ["refuse,code=429", "refuse,code=455", "html,code=502", "cut"])
     def test_endpoint_that_could_not_be_checked_leaves_a_doubt(self, luma, luma_conn, fault):
         luma.configure(faults=[f"status:{fault}"])
         ok, message = LumaHook().test_connection()
         assert ok
-        assert "Whether the Luma endpoint is there could not be checked" in message
+        assert "Could not check whether the Luma endpoint exists" in message
 
     @pytest.mark.parametrize("code", [404, 422])
     def test_endpoint_that_does_not_know_the_job_is_there(self, luma, luma_conn, code):

@@ -157,9 +157,7 @@ class TestRedirects:
         locations = {"a service that answers": service.base_url, "a closed port": f"http://127.0.0.1:{free_port}"}
         wire = wires.start(wires.answer(status, headers={"Location": locations.get(target, target)}))
         set_connection(wire.base_url, allow_redirects=allowed, max_redirects=max_redirects)
-        with pytest.raises(
-            LumaSubmissionUnknownError, match=r"\) is a redirect: the address in the connection redirects"
-        ):
+        with pytest.raises(LumaSubmissionUnknownError, match=r"\) is a redirect: the connection's address redirects"):
             LumaHook().modify_video(PROMPT, VIDEO)
         assert (len(wire.received), len(service.received)) == (1, 0)
 

@@ -199,12 +199,12 @@ class TestPushedFailure:
     def test_an_error_that_is_the_cause_of_another_exception_is_pushed(self, context, ti):
         """As when a task fails without using its retries."""
         error = AirflowFailException("check the log page")
-        error.__cause__ = LumaSubmissionUnknownError(None, "no answer came")
+        error.__cause__ = LumaSubmissionUnknownError(None, "no response arrived")
         with pytest.raises(AirflowFailException) as caught, pushed_failure(context):
             raise error
         assert caught.value is error
         pushed = ti.pushed[ERROR_KEY]
-        assert (pushed["type"], pushed["msg"]) == ("LumaSubmissionUnknownError", "no answer came")
+        assert (pushed["type"], pushed["msg"]) == ("LumaSubmissionUnknownError", "no response arrived")
         assert pushed["remedy"] == LumaSubmissionUnknownError.remedy
 
     @pytest.mark.parametrize("error", [AirflowFailException("other"), ValueError("other"), KeyError("x")], ids=repr)

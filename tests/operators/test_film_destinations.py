@@ -28,14 +28,14 @@ CONTENT = make_clip()
 
 #: Addresses to which no film can be written, and what the error says.
 NOWHERE = {
-    " /data/film.mp4": "begins or ends with a blank",
-    "s3://b/film.mp4\n": "begins or ends with a blank",
+    " /data/film.mp4": "starts or ends with whitespace",
+    "s3://b/film.mp4\n": "starts or ends with whitespace",
     "s3://b/films/": "is a folder or a bucket",
     "s3://film.mp4": "is a folder or a bucket",
     "s3://b/film.avi": r"does not end in \.mp4 or \.m4v",
     "/data/film": r"does not end in \.mp4 or \.m4v",
     "https://example.com/film.mp4": "is a web address",
-    "": "name a file in a storage",
+    "": "give a file in storage",
 }
 
 
@@ -88,7 +88,7 @@ class TestAddressThatNamesNoFilm:
 
 @pytest.mark.parametrize("destination", ["film.mp4", "~/film.mp4", "file://film.mp4"])
 def test_relative_destination_is_one_of_the_worker_alone(split, destination):
-    with pytest.raises(AirflowFailException, match="film_destination is relative to the worker's current folder"):
+    with pytest.raises(AirflowFailException, match="film_destination must be absolute"):
         split(film_destination=destination)
 
 
@@ -316,9 +316,9 @@ class TestSound:
 
 @pytest.mark.parametrize("blank", [" {}", "{} ", "\t{}", "{}\n"])
 def test_blanks_around_other_addresses_are_refused(split, source, blank):
-    with pytest.raises(LumaValidationError, match="destination begins or ends with a blank"):
+    with pytest.raises(LumaValidationError, match="destination starts or ends with whitespace"):
         VideoSplitOperator(task_id="s", source="/f.mp4", destination=blank.format("/clips"))
     with pytest.raises(LumaValidationError, match="source .*blank"):
         LumaUploadOperator(task_id="u", source=blank.format("/f.mp4"))
-    with pytest.raises(AirflowFailException, match="destination begins or ends with a blank"):
+    with pytest.raises(AirflowFailException, match="destination starts or ends with whitespace"):
         split(destination=blank.format(source.parent))

@@ -177,11 +177,11 @@ class TestTask:
         """A running job is no news; an end that is another job's would lose a video that is paid for, or its money."""
         assert not kie.read_status(record(taskId=told, successFlag=0), "mine").is_finished
         for flag in (1, 2, 3, 4):
-            with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
+            with pytest.raises(LumaUnavailableError, match="does not show the job's status"):
                 kie.read_status(record(taskId=told, successFlag=flag), "mine")
 
     def test_answer_about_another_job_says_nothing_of_the_one_that_was_asked_for(self):
-        with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
+        with pytest.raises(LumaUnavailableError, match="does not show the job's status"):
             kie.read_status(record(taskId="another"), "mine")
 
     def test_task_is_immutable(self):

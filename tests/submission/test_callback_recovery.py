@@ -48,7 +48,7 @@ class TestDeferral:
         assert before + 600 <= deferred.kwargs["end_time"] <= time.time() + 600
         assert deferred.method_name == "execute_with_callback"
         assert (record["luma_task_id"], record["expects_callback"]) == (None, True)
-        assert len(messages(task_log, "may have been accepted", "its callback tells")) == 1
+        assert len(messages(task_log, "may have been accepted", "Waiting for Luma's callback")) == 1
         assert luma.accepted == len(submissions(luma)) == 1
 
     def test_deferral_for_a_callback_is_no_longer_than_the_timeout(self, modify, context):
@@ -94,7 +94,7 @@ class TestCallbackNamesTheJob:
         result = resume(modify(), deferred, context, callback_event(job))
         assert (result["luma_task_id"], result["status"], len(result["result_urls"])) == (job, "SUCCESS", 1)
         assert context["task_state_store"].record["luma_task_id"] == context["ti"].pushed["luma_task_id"] == job
-        assert len(messages(task_log, "lost submission", job)) == 1
+        assert len(messages(task_log, "from a callback", job)) == 1
         assert luma.accepted == len(submissions(luma)) == 1
 
     def test_task_waits_for_a_running_job_within_its_execution_timeout(self, luma, modify, context, lost):
@@ -171,7 +171,7 @@ class TestCallbackOfOthers:
         again = deferral_of(resume, modify(), lost, context, callback_event(stranger))
         assert isinstance(again.trigger, LumaCallbackTrigger)
         assert again.kwargs == lost.kwargs
-        assert len(messages(task_log, stranger, "ignored")) == 1
+        assert len(messages(task_log, stranger, "Ignored")) == 1
         assert context["task_state_store"].record["luma_task_id"] is None
         assert "luma_task_id" not in context["ti"].pushed
         own = callback_event(luma.jobs[0].task_id)
@@ -201,7 +201,7 @@ class TestCallbackOfOthers:
 class TestTimeout:
     def test_task_fails_without_using_its_retries_if_no_callback_comes_in_time(self, luma, modify, context, lost):
         lost.kwargs["end_time"] = time.time() - 1
-        with pytest.raises(AirflowFailException, match="no callback has come.*log page") as caught:
+        with pytest.raises(AirflowFailException, match="no callback arrived.*log page") as caught:
             resume(modify(), lost, context, expiry_event(lost))
         assert isinstance(caught.value.__cause__, LumaSubmissionUnknownError)
         assert context["ti"].pushed["luma_error"]["type"] == "LumaSubmissionUnknownError"
@@ -274,7 +274,7 @@ class TestWithoutTaskStateStore:
         assert awaited_job(deferral_of(resume, modify(), again, context, callback_event(job))) == job
         assert context["ti"].pushed["luma_task_id"] == job
         again.kwargs["end_time"] = time.time() - 1
-        with pytest.raises(AirflowFailException, match="no callback has come"):
+        with pytest.raises(AirflowFailException, match="no callback arrived"):
             resume(modify(), again, context, expiry_event(again))
         assert luma.accepted == 1
 
@@ -284,6 +284,6 @@ class TestWithoutKwargs:
 
     def test_task_that_no_callback_reaches_fails_after_its_timeout(self, luma, modify):
         task = TaskRun(modify, TaskStateStore(), passes_kwargs=False)
-        with pytest.raises(AirflowFailException, match="no callback has come"):
+        with pytest.raises(AirflowFailException, match="no callback arrived"):
             task.run_try(timeout=0.2, poll_interval=0.005)  # is deferred several times
         assert luma.accepted == 1

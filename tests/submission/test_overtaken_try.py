@@ -60,7 +60,7 @@ def test_nothing_is_sent_after_a_person_has_cleared_the_task_and_another_try_has
         later.clear_and_run()
 
     frozen_before_sending(meanwhile)
-    with pytest.raises(AirflowException, match="has taken over .* Nothing was sent"):
+    with pytest.raises(AirflowException, match="another try has taken over.* Nothing was sent"):
         frozen.run_try()
     assert luma.accepted == 1
     assert later.run_try()["luma_task_id"] == luma.jobs[0].task_id, "its record is untouched"
@@ -93,7 +93,7 @@ def test_nothing_is_sent_if_the_store_cannot_say(luma, modify, frozen_before_sen
         raise ConnectionError("the database is down")
 
     frozen_before_sending(lambda: monkeypatch.setattr(state, "get", fail))
-    with pytest.raises(AirflowException, match="cannot tell .* the database is down. Nothing was sent"):
+    with pytest.raises(AirflowException, match="Could not check .* the database is down. Nothing was sent"):
         TaskRun(lambda **changes: modify(deferrable=False, **changes), state).run_try()
     assert luma.accepted == 0
 
@@ -108,7 +108,7 @@ class TestIntentThatCannotBeWritten:
 
         def lose_the_answer(_number: int, is_done: bool) -> None:
             if is_done:
-                raise ConnectionError("no answer")
+                raise ConnectionError("no response")
 
         for _ in range(tries):
             state.around_set = lose_the_answer
@@ -123,12 +123,12 @@ class TestIntentThatCannotBeWritten:
         state = TaskStateStore()
 
         def fail(_number: int, _is_done: bool) -> None:
-            raise ConnectionError("no answer")
+            raise ConnectionError("no response")
 
         state.around_set = fail
         with pytest.raises(ConnectionError):
             TaskRun(lambda **changes: modify(deferrable=False, **changes), state).run_try()
-        assert messages(task_log, "could not be recorded", "nothing was submitted")
+        assert messages(task_log, "Could not record the submission", "nothing was submitted")
         assert luma.accepted == 0
 
     def test_paid_job_that_the_intent_would_have_replaced_is_not_lost(self, luma, modify, leave_running, until):
@@ -139,7 +139,7 @@ class TestIntentThatCannotBeWritten:
         def lose_the_answer(_number: int, is_done: bool) -> None:
             if is_done:
                 state.around_set = lambda *_: None
-                raise ConnectionError("no answer")
+                raise ConnectionError("no response")
 
         state.around_set = lose_the_answer
         with pytest.raises(ConnectionError):

@@ -31,7 +31,7 @@ def waiting_task(request, modify) -> TaskRun:
 def test_wait_goes_on_until_the_key_is_replaced(luma, waiting_task, task_log):
     luma.configure(faults=[f"{REFUSED},times=4"], processing_seconds=0)
     assert waiting_task.run_try()["luma_task_id"] == luma.jobs[0].task_id
-    warned = messages(task_log, luma.jobs[0].task_id, "connection 'luma_default' is refused", "paid for", "API key")
+    warned = messages(task_log, luma.jobs[0].task_id, "connection 'luma_default' was refused", "paid for", "API key")
     assert len(warned) == 4, "at each check"
     assert luma.accepted == 1
 
@@ -39,7 +39,7 @@ def test_wait_goes_on_until_the_key_is_replaced(luma, waiting_task, task_log):
 def test_task_fails_at_its_timeout_and_tells_the_job_and_the_step_that_costs_nothing(luma, waiting_task):
     luma.configure(faults=[REFUSED], processing_seconds=0)
     for _ in range(2):
-        with pytest.raises(LumaTimeoutError, match="is refused") as caught:
+        with pytest.raises(LumaTimeoutError, match="was refused") as caught:
             waiting_task.run_try(timeout=0.2)
         job = luma.jobs[0].task_id
         assert waiting_task.ti.pushed["luma_task_id"] == job
@@ -57,7 +57,7 @@ def test_clear_while_the_key_is_refused_names_the_key_and_submits_nothing(luma, 
     with pytest.raises(LumaTimeoutError):
         waiting_task.run_try(timeout=0.1)
     with pytest.raises(
-        LumaUnavailableError, match="nothing is submitted until Luma answers .*connection 'luma_default'"
+        LumaUnavailableError, match="nothing is submitted until Luma responds .*connection 'luma_default'"
     ):
         waiting_task.clear_and_run(timeout=0.1)
     assert waiting_task.ti.pushed["luma_task_id"] == luma.jobs[0].task_id

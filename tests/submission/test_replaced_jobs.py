@@ -68,7 +68,7 @@ def test_kill_between_the_intent_and_the_refusal_loses_nothing(luma, task, paid,
     result = task.clear_and_run()
     assert result["luma_task_id"] == paid
     assert luma.accepted == 1
-    assert len(messages(task_log, "another request", "log page")) == 1
+    assert len(messages(task_log, "a different request", "log page")) == 1
     assert task.clear_and_run()["luma_task_id"] == luma.jobs[1].task_id, "the first was returned now"
 
 

@@ -100,7 +100,7 @@ class TestRecords:
         assert store.load() is other.load() is None
         other.begin(first := intent())
         other.save(replace(first, **outcome))
-        with pytest.raises(AirflowException, match="another try of this task has begun to submit at the same time"):
+        with pytest.raises(AirflowException, match="another try of this task is submitting at the same time"):
             store.begin(intent())
 
     def test_callback_is_found_by_the_submission_that_it_belongs_to(self, store, folder):
@@ -198,7 +198,7 @@ class TestUnusableStorage:
     def test_nothing_is_submitted_if_the_record_cannot_be_written(self, luma, modify, set_connection, tmp_path):
         (tmp_path / "file").write_text("no folder")
         set_connection(luma.base_url, submission_store=str(tmp_path / "file"))
-        with pytest.raises(AirflowException, match=r"submission_store .* so nothing is submitted"):
+        with pytest.raises(AirflowException, match=r"submission_store .* Nothing was submitted"):
             TaskRun(modify, None).run_try()
         assert luma.accepted == 0
 
@@ -221,7 +221,7 @@ class TestUnusableStorage:
         task.run_try()
         [file] = (tmp_path / "records").rglob("*.json")
         file.write_text("{half")
-        with pytest.raises(AirflowException, match="is no submission record: correct it, or delete it"):
+        with pytest.raises(AirflowException, match="is not a valid submission record.* Correct the file, or delete it"):
             task.run_try()
         assert luma.accepted == 1
 

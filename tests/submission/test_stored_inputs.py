@@ -383,7 +383,7 @@ class TestCredits:
     def test_nothing_is_submitted_below_the_credits_to_keep(self, luma, set_connection, run):
         set_connection(luma.base_url, min_credits=100)
         luma.configure(credits=99)
-        with pytest.raises(LumaInsufficientCreditsError, match="99 credits left.*min_credits is 100"):
+        with pytest.raises(LumaInsufficientCreditsError, match=r"99 credits left.*min_credits \(100\)"):
             run.run_try()
         assert (luma.accepted, uploads(luma)) == (0, [])
         luma.configure(credits=100)

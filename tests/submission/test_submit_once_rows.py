@@ -106,7 +106,7 @@ class TestRetry:
         monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0)
         job = leave_ended(task)
         luma.configure(faults=["status:refuse,code=404"])
-        with pytest.raises(LumaNotFoundError, match="although it may exist.*delete this task's submission"):
+        with pytest.raises(LumaNotFoundError, match="although it may exist.*delete the task's submission"):
             getattr(task, run)()
         assert luma.accepted == 1
         luma.configure(faults=[])
@@ -245,7 +245,7 @@ class TestMissingVideo:
 
     def test_retry_submits_no_second_job(self, luma, sync_task):
         for _ in range(3):
-            with pytest.raises(LumaResultMissingError, match="Ask the support"):
+            with pytest.raises(LumaResultMissingError, match="Ask the service's support"):
                 sync_task.run_try()
         assert luma.accepted == 1
 
@@ -369,7 +369,7 @@ class TestWhileLumaCannotBeAsked:
     def test_wrong_key_submits_nothing_and_keeps_the_record(self, luma, sync_task, leave_running, set_connection):
         leave_running(sync_task)
         set_connection(luma.base_url, key="another")
-        with pytest.raises(LumaTimeoutError, match="is refused"):
+        with pytest.raises(LumaTimeoutError, match="was refused"):
             sync_task.run_try(timeout=0.05)
         assert luma.accepted == 1
         assert sync_task.store.record["luma_task_id"] == luma.jobs[0].task_id

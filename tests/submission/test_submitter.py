@@ -43,7 +43,7 @@ def submitter(luma_conn: str) -> Submitter:
 def test_wait_for_a_callback_whose_time_ends_while_luma_is_asked_fails_at_once(luma, submitter):
     luma.configure(faults=["status:hang,seconds=0.5,times=1"])
     deferral = DeferralState(reference="a-reference", end_time=time.time() + 0.2)
-    with pytest.raises(AirflowFailException, match="no callback has come"):
+    with pytest.raises(AirflowFailException, match="no callback arrived"):
         submitter.recover(deferral, "a-job-that-luma-does-not-know")
 
 

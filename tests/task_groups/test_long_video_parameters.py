@@ -193,13 +193,13 @@ class TestDestination:
     @pytest.mark.parametrize(
         ("changes", "says"),
         [
-            ({"destination": " /data/film.mp4"}, "destination begins or ends with a blank"),
+            ({"destination": " /data/film.mp4"}, "destination starts or ends with whitespace"),
             ({"destination": "s3://b/films/"}, "destination is a folder or a bucket"),
             ({"destination": "s3://b/film.avi"}, "destination does not end in .mp4"),
             ({"destination": "https://e.com/film.mp4"}, "destination is a web address"),
             ({"destination": "film.mp4"}, "destination is relative"),
             ({"destination": None}, "destination is None"),
-            ({"work_dir": " /data/tmp"}, "work_dir begins or ends with a blank"),
+            ({"work_dir": " /data/tmp"}, "work_dir starts or ends with whitespace"),
         ],
     )
     def test_that_cannot_work_is_refused_when_the_dag_is_parsed(self, changes, says):

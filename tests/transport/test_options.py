@@ -271,7 +271,7 @@ class TestEveryCall:
         set_connection(self.wire.base_url, callback_base_url=self.wire.base_url)
         _, message = LumaHook().test_connection()
         assert "1000 credits" in message
-        assert "something other than Luma's receiver answers" in message
+        assert "is not from the callback receiver" in message
         assert len(self.wire.received) == 3
 
 

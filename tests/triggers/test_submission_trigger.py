@@ -108,7 +108,7 @@ class TestRun:
         self, trigger, fire, start, task_log
     ):
         assert fire(trigger(seconds=20, not_before=start + 60))[0][1] == pytest.approx(20, abs=0.02)
-        assert any("trying for the last time" in entry["event"] for entry in task_log)
+        assert any("trying one last time" in entry["event"] for entry in task_log)
 
     def test_a_task_is_permitted_no_sooner_than_the_shortest_deferral(self, trigger, fire, monkeypatch):
         shortest = deferral.SHORTEST_DEFERRAL

@@ -154,7 +154,7 @@ class TestPoller:
         outcome = await wait(luma_task_id, seconds=3)
         assert isinstance(outcome.reason, LumaTimeoutError)
         assert outcome.reason.luma_task_id == luma_task_id
-        assert "the one at the deadline could not be sent in time" in str(outcome.reason)
+        assert "delayed the last status check past the deadline" in str(outcome.reason)
         assert len(status_checks(luma)) == 1
 
     async def test_a_wait_that_begins_after_its_deadline_ends_soon_though_its_status_check_is_held_back(
