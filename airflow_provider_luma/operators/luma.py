@@ -124,9 +124,10 @@ class LumaJobOperator(LumaBaseOperator):
 
     def recovery_hint(self, context: Context) -> str:
         """Return what a person can do about a task that has failed while its job is running, without paying again."""
-        from airflow_provider_luma.submission.store import NoStore, try_store
+        from airflow_provider_luma.submission.store import NO_RECORD_HINT, try_store
 
-        return (try_store(self.log, self.open_store, context) or NoStore()).recovery_hint
+        store = try_store(self.log, self.open_store, context)
+        return store.recovery_hint if store is not None else NO_RECORD_HINT
 
     def _mark(self, luma_task_id: str | None, outcome: Outcome | None, context: Context) -> bool:
         from airflow_provider_luma.submission.store import mark_delivered, try_store

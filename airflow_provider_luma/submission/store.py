@@ -26,6 +26,12 @@ T = TypeVar("T")
 #: The key of the record in the task state store.
 STORE_KEY = "luma_submission"
 
+#: What a person can do if nothing keeps the record of a job.
+NO_RECORD_HINT = (
+    "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
+    "separately billed, job, as Airflow keeps no task state below 3.3; submission_store in the connection does"
+)
+
 #: The key of the upload's details.
 UPLOAD_KEY = "luma_upload"
 
@@ -86,42 +92,11 @@ class SubmissionStore(ABC):
         return changed
 
 
-class NoStore(SubmissionStore):
-    """Keeps nothing."""
-
-    is_durable = False
-    recovery_hint = (
-        "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
-        "separately billed, job, as Airflow keeps no task state below 3.3; submission_store in the connection does"
-    )
-
-    def load(self) -> None:
-        """Find nothing."""
-
-    def begin(self, intent: SubmissionRecord) -> None:
-        """Write nothing."""
-
-    def save(self, record: SubmissionRecord) -> None:
-        """Write nothing."""
-
-    def forget(self, intent: SubmissionRecord) -> None:
-        """Forget nothing."""
-
-    def callback_task_id(self, reference: str) -> None:
-        """Find nothing."""
-
-    def load_upload(self) -> None:
-        """Find nothing."""
-
-    def save_upload(self, upload: dict[str, Any]) -> None:
-        """Write nothing."""
-
-
 class TaskStateSubmissionStore(SubmissionStore):
     """
     Keeps the record in Airflow's task state store.
 
-    :param state: the task instance's part of it
+    :param state: the task instance's part of it; None if Airflow has none: then nothing is kept
     """
 
     if CLEAR_DISCARDS_TASK_STATE:
@@ -132,10 +107,12 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def __init__(self, state: Any) -> None:
         self._state = state
+        if state is None:
+            self.is_durable, self.recovery_hint = False, NO_RECORD_HINT
 
     def load(self) -> SubmissionRecord | None:
         """Return the record, if there is one."""
-        return SubmissionRecord.load(self._state.get(STORE_KEY))
+        return SubmissionRecord.load(self._get(STORE_KEY))
 
     def begin(self, intent: SubmissionRecord) -> None:
         """Write the intent in place of an earlier submission's record."""
@@ -148,7 +125,7 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def forget(self, intent: SubmissionRecord) -> None:
         """Restore the record the intent replaced, unless another try has begun a submission since."""
-        if not self._is_latest(intent):
+        if self._state is None or not self._is_latest(intent):
             return
         if intent.replaced is None:
             self._state.delete(STORE_KEY)
@@ -161,21 +138,24 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def callback_task_id(self, reference: str) -> str | None:
         """Return the id that the receiver of callbacks has written beside the record."""
-        callback: Any = self._state.get(CALLBACK_KEY)
+        callback = self._get(CALLBACK_KEY)
         return callback["luma_task_id"] if callback and callback["reference"] == reference else None
 
     def load_upload(self) -> dict[str, Any] | None:
         """Return the upload kept by :meth:`save_upload`, if any."""
-        upload: dict[str, Any] | None = self._state.get(UPLOAD_KEY)
-        return upload
+        return self._get(UPLOAD_KEY)
 
     def save_upload(self, upload: dict[str, Any]) -> None:
         """Keep an upload."""
         self._set(UPLOAD_KEY, upload)
 
+    def _get(self, key: str) -> dict[str, Any] | None:
+        return None if self._state is None else self._state.get(key)
+
     def _set(self, key: str, value: dict[str, Any]) -> None:
-        # Keep it as long as Luma keeps its records; Airflow's default is a month.
-        self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
+        if self._state is not None:
+            # Keep it as long as Luma keeps its records; Airflow's default is a month.
+            self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
 
 
 def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str, outcome: Outcome | None) -> bool:
