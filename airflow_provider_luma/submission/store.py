@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE
-from airflow_provider_luma.core.decision import RECORDS_KEPT, Outcome, SubmissionRecord
+from airflow_provider_luma.core.decision import RECORDS_KEPT, SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -156,20 +156,6 @@ class TaskStateSubmissionStore(SubmissionStore):
         if self._state is not None:
             # Keep it as long as Luma keeps its records; Airflow's default is a month.
             self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
-
-
-def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str, outcome: Outcome | None) -> bool:
-    """
-    Record which outcome of a job has been delivered.
-
-    :param outcome: the outcome; None if the missing video was reported to a person
-    :returns: whether it was recorded
-    """
-    record = try_store(log, store.load)
-    if record is not None and record.luma_task_id == luma_task_id:
-        changes = {"reported": True} if outcome is None else {"delivered": outcome}
-        return try_store(log, store.update, record.reference, **changes) is not None
-    return False
 
 
 def try_store(log: Logger, access: Callable[..., T], *arguments: Any, **changes: Any) -> T | None:
