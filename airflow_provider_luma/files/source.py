@@ -29,7 +29,7 @@ CHUNK_SIZE = 1024 * 1024
 
 _MAX_REDIRECTS = 5
 
-#: Bytes that must arrive within so many seconds of waiting for them; else a server counts as stalled.
+#: A server counts as stalled if we wait longer than this for so many bytes.
 MIN_PROGRESS, PROGRESS_TIMEOUT = 100_000, 300.0
 
 #: Seconds that a file must not have been changed for, for its date to tell it from any other version.
@@ -40,7 +40,7 @@ _GONE = frozenset({401, 403, 404, 410})
 
 
 def new_throughput() -> Throughput:
-    """Return the measure of how fast a server must send."""
+    """Return the limit on how slowly a server may send."""
     return Throughput(MIN_PROGRESS, PROGRESS_TIMEOUT)
 
 
@@ -99,7 +99,7 @@ class FileSource:
         if self.is_public and is_private_host(host):
             raise LumaValidationError(
                 None,
-                f"urls: {without_secrets(url)} leads into a private network ({host}), where no result of Luma can be",
+                f"urls: {without_secrets(url)} leads into a private network ({host}), which never holds Luma's results",
             )
 
     def _get(self, session: requests.Session, url: str, offset: int, version: str | None) -> requests.Response:

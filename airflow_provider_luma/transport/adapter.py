@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Connections of requests that are watched: which address they reach, when they send, how fast they receive.
+Watches the connections of a session: which address they reach, when they send, how fast they receive.
 
-A name can resolve to any address, so what counts is the address that a connection has reached. And a server that drips
-keeps each read within the socket's timeout, so what counts for the time is what arrives on the wire: heads, chunk sizes
-and trailers included.
+A name can resolve to any address, so the address is checked once the connection has reached it, before the first byte
+is sent. A server that drips keeps each read within the socket's timeout, and can do so with headers, chunk sizes and
+trailers, so the time is measured against what arrives on the wire.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 
-#: Bytes to read at most for a head, interim answers included, or for a piece of a body, trailers included.
+#: The most bytes to read for headers, interim responses included, or for a piece of a body, trailers included.
 MAX_READ_SIZE = 4_000_000
 
 
 class Throughput:
     """
-    What arrives, against the time spent waiting for it.
+    Compares what arrives with the time spent waiting for it.
 
-    :param size: bytes that must arrive within the timeout; infinite to bound the time of all of it
+    :param size: bytes that must arrive within the timeout; infinite if the timeout is for the whole response
     :param timeout: seconds of waiting
     """
 
     def __init__(self, size: float, timeout: float) -> None:
-        self._size, self._timeout = size, timeout
+        self.timeout = timeout
+        self._size = size
         self._bytes, self._seconds = 0, 0.0
 
     def add(self, count: int, seconds: float) -> None:
-        """Count bytes, and the seconds it took until they came."""
+        """Count bytes, and the seconds until they arrived."""
         self._bytes += count
         self._seconds += seconds
         if self._bytes >= self._size:
@@ -44,8 +45,8 @@ class Throughput:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether bytes have been waited for too long."""
-        return self._seconds >= self._timeout
+        """Whether bytes have taken too long."""
+        return self._seconds >= self.timeout
 
 
 def watch(
@@ -58,9 +59,9 @@ def watch(
     """
     Watch all connections of a session.
 
-    :param throughput: what a response must keep to from its first byte on
+    :param throughput: creates the limit for each response, which applies from its first byte on
     :param on_connected: called with the IP address that a connection has reached, before anything is sent, even for
-        TLS; if it raises, the connection is closed. Not called behind a proxy: only the proxy sees the server's address
+        TLS; if it raises, the connection is closed. With a proxy it is not called: only the proxy sees the address
     :param before_send: called on the open connection, just before a request is sent; if it raises, the call ends
     """
     for scheme in ("https://", "http://"):
@@ -133,16 +134,16 @@ class _Reader(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, throughput: Throughput) -> None:
         self._raw, self._throughput = raw, throughput
         self._has_begun = False
-        self.size = 0  # of the head, or of the piece of the body that is being read
+        self.size = 0  # bytes of the headers, or of the current piece of the body
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
         if self._throughput.is_stalled:
-            raise TimeoutError("the answer does not come to an end")
+            raise TimeoutError(f"response incomplete after {self._throughput.timeout:g} s")
         if self.size > MAX_READ_SIZE:
-            raise OSError("the answer has too long a head or trailer")
+            raise OSError("the server keeps sending headers or trailers")
         started = time.monotonic()
         count = self._raw.readinto(buffer) or 0
         self._throughput.add(count, time.monotonic() - started if self._has_begun else 0.0)
