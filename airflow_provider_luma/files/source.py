@@ -177,6 +177,16 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
         raise LumaUnavailableError(None, f"the connection broke: {type(error).__name__}") from None
 
 
+def beginning(response: requests.Response, size: int) -> bytes:
+    """Return at least so many bytes of the beginning of a body, or all of a shorter one."""
+    start = b""
+    for chunk in chunks(response):
+        start += chunk
+        if len(start) >= size:
+            break
+    return start
+
+
 def strong_validator(response: requests.Response) -> str | None:
     """
     Return what only this version of a file bears, if the server says it: a strong ETag, or a strong date.

@@ -70,39 +70,30 @@ class Form(Protocol):
 
 class _ApiSession(Session):
     """
-    A session that ignores redirects it must not follow.
+    A session that sends the API key, and ignores redirects it must not follow.
 
     requests would fail on a malformed target after sending the request. It also logs every target it follows, so a
     target that contains the API key is not followed.
     """
 
-    api_key = ""
+    def __init__(self, api_key: str) -> None:
+        super().__init__()
+        self._api_key, self.auth = api_key, self._with_key
+
+    def _with_key(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # requests removes the header when a redirect leads to another host.
+        request.headers["Authorization"] = f"Bearer {self._api_key}"
+        return request
 
     def get_redirect_target(self, response: Any) -> str | None:
         """Return the redirect target of a response, if it may be followed."""
         target: str | None = super().get_redirect_target(response)
-        is_leak = target is not None and len(self.api_key) >= MIN_KEY_LENGTH
-        return None if is_leak and self.api_key.lower() in unquote(target or "").lower() else target
+        is_leak = target is not None and len(self._api_key) >= MIN_KEY_LENGTH
+        return None if is_leak and self._api_key.lower() in unquote(target or "").lower() else target
 
     def resolve_redirects(self, *arguments: Any, yield_requests: bool = False, **options: Any) -> Any:
         """Yield the responses of the redirects that are followed."""
         return iter(()) if yield_requests else super().resolve_redirects(*arguments, **options)
-
-
-class BearerAuth(requests.auth.AuthBase):
-    """
-    Adds the API key to a request; requests removes it when a redirect leads to another host.
-
-    :param api_key: the key
-    """
-
-    def __init__(self, api_key: str) -> None:
-        self._api_key = api_key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the header."""
-        request.headers["Authorization"] = f"Bearer {self._api_key}"
-        return request
 
 
 def requests_session(connection: LumaConnection) -> requests.Session:
@@ -120,9 +111,7 @@ def api_session(connection: LumaConnection) -> requests.Session:
 
     :raises LumaValidationError: its certificates cannot be read on this machine
     """
-    session = _ApiSession()
-    session.auth, session.api_key = BearerAuth(connection.api_key), connection.api_key
-    _with_options(session, connection)
+    session = _with_options(_ApiSession(connection.api_key), connection)
     session.cert = connection.cert
     return session
 
