@@ -313,7 +313,7 @@ def take_status(
     :param can_be_called_back: whether a callback to the connection's address ends the wait
     """
     now = time.time()
-    if connection is None:
+    if connection is None or not isinstance(result, (LumaTask, LumaError)):
         # The API server or a secrets backend is down, or somebody is editing the connection right now. That is no
         # reason to give up on a job that is paid for.
         result = LumaUnavailableError(None, f"the connection could not be read: {result}")
@@ -321,8 +321,6 @@ def take_status(
         result = LumaAuthError(
             result.code, f"the API key of connection {connection.conn_id!r} was refused: {result.msg}"
         )
-    elif not isinstance(result, (LumaTask, LumaError)):
-        result = LumaUnavailableError(None, f"the connection could not be read: {result}")
     if isinstance(result, LumaError):
         outcome = state.on_error(result, now)
     else:

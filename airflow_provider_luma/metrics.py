@@ -57,16 +57,6 @@ def job_ended(task: LumaTask) -> None:
         Stats.incr("luma.job.failed")
 
 
-def submission_accepted() -> None:
-    """Count a job that Luma has accepted."""
-    Stats.incr("luma.submission.accepted")
-
-
-def submission_refused() -> None:
-    """Count a submission that was refused for now and is queued."""
-    Stats.incr("luma.submission.refused")
-
-
 def credits_left(luma_conn_id: str, remaining: float) -> None:
     """Record the account's remaining credits."""
     Stats.gauge("luma.credits", remaining, tags={"conn_id": luma_conn_id})

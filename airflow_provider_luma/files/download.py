@@ -35,7 +35,7 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.files.progress import Transfer, megabytes
-from airflow_provider_luma.files.source import FileSource, chunks, content_length, url_path
+from airflow_provider_luma.files.source import FileSource, beginning, chunks, content_length, url_path
 from airflow_provider_luma.files.storage import (
     as_path,
     check_target,
@@ -170,12 +170,8 @@ class Download:
             length = content_length(response)
             if needs_length if length is None else path.fs.size(path.path) != length:
                 return False
-            start = b""
-            for chunk in chunks(response):
-                start += chunk
-                if len(start) >= COMPARED_SIZE:
-                    break
-            return length == 0 or start[:COMPARED_SIZE] == _beginning(path, path.path)
+            start = beginning(response, COMPARED_SIZE)[:COMPARED_SIZE]
+            return length == 0 or start == _beginning(path, path.path)
 
     def _finish(self, path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
         """Give the whole file its name; if another task has written the same file meanwhile, keep that one."""

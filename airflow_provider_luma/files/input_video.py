@@ -29,7 +29,7 @@ from airflow_provider_luma.core.job import LumaUpload
 from airflow_provider_luma.core.redaction import shown_address, without_secrets
 from airflow_provider_luma.core.validation import check_video_url
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
-from airflow_provider_luma.files.source import FileSource, chunks, content_length
+from airflow_provider_luma.files.source import FileSource, beginning, content_length
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.media.input_check import check_video_head
@@ -232,7 +232,7 @@ def check_public_video(url: str, source: FileSource, limits: Limits, log: Logger
                 log.warning("video_url could not be checked from here: its server gives no part of it")
                 return
             kind, size = response.headers.get("Content-Type"), _total_size(response)
-            head = _head(response)
+            head = beginning(response, HEAD_LENGTH)
     except LumaNotFoundError as error:
         if error.code not in (404, 410):
             log.warning("video_url could not be checked from here: %s", error.msg)
@@ -242,16 +242,6 @@ def check_public_video(url: str, source: FileSource, limits: Limits, log: Logger
         log.warning("video_url could not be checked from here: %s", error.msg.removeprefix("urls: "))
         return
     check_video_head(head, limits, content_type=kind, size=size, parameter="video_url", shown=shown)
-
-
-def _head(response: requests.Response) -> bytes:
-    """Return about a thousand bytes, and all of a shorter body: its first piece may be a single byte."""
-    head = b""
-    for piece in chunks(response):
-        head += piece
-        if len(head) >= HEAD_LENGTH:
-            break
-    return head
 
 
 def _total_size(response: requests.Response) -> int | None:

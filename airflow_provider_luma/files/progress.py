@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from airflow_provider_luma.core.backoff import backoff_delay
 from airflow_provider_luma.core.redaction import without_secrets
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.files.guard import Throughput
-from airflow_provider_luma.files.source import content_length, ends_by_itself, strong_validator
+from airflow_provider_luma.files.source import content_length, ends_by_itself, new_throughput, strong_validator
 from airflow_provider_luma.media.file_structure import Boxes, Extent
 
 if TYPE_CHECKING:
     import requests
     from airflow.sdk.types import Logger
+
+    from airflow_provider_luma.transport.adapter import Throughput
 
 #: Bytes of the longest file that is downloaded.
 MAX_SIZE = 10 * 1024**3
@@ -51,7 +52,7 @@ class Transfer:
     failures: int = 0
     restarts: int = 0
     renewed_at: int | None = None
-    throughput: Throughput = field(default_factory=Throughput)
+    throughput: Throughput = field(default_factory=new_throughput)
     logged_at: float = field(default_factory=time.monotonic)
 
     @property

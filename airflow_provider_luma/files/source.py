@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -22,17 +23,25 @@ from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.core.redaction import without_secrets
 from airflow_provider_luma.core.validation import VIDEO_EXTENSIONS
 from airflow_provider_luma.exceptions import LumaNotFoundError, LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.files.guard import PrivateAddressError, UntrustedServerAdapter
+from airflow_provider_luma.transport.adapter import Throughput, watch
 
 CHUNK_SIZE = 1024 * 1024
 
 _MAX_REDIRECTS = 5
+
+#: A server counts as stalled if we wait longer than this for so many bytes.
+MIN_PROGRESS, PROGRESS_TIMEOUT = 100_000, 300.0
 
 #: Seconds that a file must not have been changed for, for its date to tell it from any other version.
 MIN_AGE = 60
 
 #: Answers that mean there is nothing (any more) behind an address; object stores answer 403 for a missing file.
 _GONE = frozenset({401, 403, 404, 410})
+
+
+def new_throughput() -> Throughput:
+    """Return the limit on how slowly a server may send."""
+    return Throughput(MIN_PROGRESS, PROGRESS_TIMEOUT)
 
 
 @dataclass
@@ -62,8 +71,6 @@ class FileSource:
         :raises LumaValidationError: the address, or one that it redirects to, is not followed
         """
         with self.session() as session:
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, UntrustedServerAdapter(public_only=self.is_public))
             # requests would read the body of a redirect, of any length, into memory.
             session.resolve_redirects = lambda *_, **__: iter(())  # type: ignore[method-assign]
             with self._get(session, url, offset, version) as response:
@@ -85,9 +92,15 @@ class FileSource:
             raise LumaValidationError(
                 None, f"urls: only http(s) addresses can be downloaded, not {without_secrets(url)!r}"
             )
-        if self.is_public and is_private_host(host):
-            raise _leads_into_private_network(prepared, host)
+        self._check_host(prepared, host)
         return prepared
+
+    def _check_host(self, url: str, host: str) -> None:
+        if self.is_public and is_private_host(host):
+            raise LumaValidationError(
+                None,
+                f"urls: {without_secrets(url)} leads into a private network ({host}), which never holds Luma's results",
+            )
 
     def _get(self, session: requests.Session, url: str, offset: int, version: str | None) -> requests.Response:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -106,22 +119,17 @@ class FileSource:
             headers["Range"] = f"bytes={offset}-{self.head_size - 1 if self.head_size else ''}"
         if offset and version:
             headers["If-Range"] = version
+        watch(session, new_throughput, on_connected=partial(self._check_host, url))
         try:
             return session.get(url, headers=headers, timeout=self.timeout, stream=True, allow_redirects=False)
-        except PrivateAddressError as error:
-            raise _leads_into_private_network(url, error.address) from None
+        except LumaValidationError:
+            raise
         except (requests.RequestException, ValueError) as error:
             if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidHeader):
                 raise LumaValidationError(None, f"urls: {without_secrets(url)} is no valid address") from None
             # Its text would quote the whole URL, and the query of a signed one is a credential.
             reason = f"{without_secrets(url)} did not answer ({type(error).__name__})"
             raise LumaUnavailableError(None, reason) from None
-
-
-def _leads_into_private_network(url: str, host: str) -> LumaValidationError:
-    return LumaValidationError(
-        None, f"urls: {without_secrets(url)} leads into a private network ({host}), where no result of Luma can be"
-    )
 
 
 def _redirect_target(session: requests.Session, response: requests.Response) -> str | None:
@@ -167,6 +175,16 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
             yield chunk
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise LumaUnavailableError(None, f"the connection broke: {type(error).__name__}") from None
+
+
+def beginning(response: requests.Response, size: int) -> bytes:
+    """Return at least so many bytes of the beginning of a body, or all of a shorter one."""
+    start = b""
+    for chunk in chunks(response):
+        start += chunk
+        if len(start) >= size:
+            break
+    return start
 
 
 def strong_validator(response: requests.Response) -> str | None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.client import LumaClient
     from airflow_provider_luma.connection import LumaConnection
     from airflow_provider_luma.core.decision import Outcome
-    from airflow_provider_luma.core.deferral import DeferralExpired, Event, JobFinished
+    from airflow_provider_luma.core.deferral import DeferralExpired, Event
     from airflow_provider_luma.core.job import ModifyRequest
     from airflow_provider_luma.files.input_video import InputVideo
     from airflow_provider_luma.operators.transfers import LumaDownloadOperator, LumaUploadOperator
@@ -129,17 +129,28 @@ class LumaJobOperator(LumaBaseOperator):
 
     def recovery_hint(self, context: Context) -> str:
         """Return how to get the video without paying again, if the task has failed while its job was running."""
-        from airflow_provider_luma.submission.store import NoStore, try_store
+        from airflow_provider_luma.submission.store import NO_RECORD_HINT, try_store
 
-        return (try_store(self.log, self.open_store, context) or NoStore()).recovery_hint
+        store = try_store(self.log, self.open_store, context)
+        return store.recovery_hint if store is not None else NO_RECORD_HINT
 
     def _mark(self, luma_task_id: str | None, outcome: Outcome | None, context: Context) -> bool:
-        from airflow_provider_luma.submission.store import mark_delivered, try_store
+        """
+        Record which outcome of a job has been delivered.
+
+        :param outcome: the outcome; None if the missing video was reported to a person
+        :returns: whether it was recorded
+        """
+        from airflow_provider_luma.submission.store import try_store
 
         store = try_store(self.log, self.open_store, context)
         if store is None or luma_task_id is None:
             return False
-        return mark_delivered(store, self.log, luma_task_id, outcome)
+        record = try_store(self.log, store.load)
+        if record is None or record.luma_task_id != luma_task_id:
+            return False
+        changes = {"reported": True} if outcome is None else {"delivered": outcome}
+        return try_store(self.log, store.update, record.reference, **changes) is not None
 
 
 class PromptOperator(BaseOperator):

@@ -19,10 +19,9 @@ def open_store(context: Context, folder: str | None) -> SubmissionStore:
     :param folder: the connection's ``submission_store``, if any
     """
     from airflow_provider_luma.compat import loop_iteration, task_state_store
-    from airflow_provider_luma.submission.store import NoStore, TaskStateSubmissionStore
+    from airflow_provider_luma.submission.store import TaskStateSubmissionStore
 
-    state = task_state_store(context)
-    own = TaskStateSubmissionStore(state) if state is not None else NoStore()
+    own = TaskStateSubmissionStore(task_state_store(context))
     if folder is not None:
         from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
 

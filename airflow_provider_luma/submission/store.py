@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE
-from airflow_provider_luma.core.decision import RECORDS_KEPT, Outcome, SubmissionRecord
+from airflow_provider_luma.core.decision import RECORDS_KEPT, SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -25,6 +25,13 @@ T = TypeVar("T")
 
 #: The key of the record in the task state store.
 STORE_KEY = "luma_submission"
+
+#: What a person can do if nothing keeps the record of a job.
+NO_RECORD_HINT = (
+    "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
+    "separately billed, job, because Airflow before 3.3 keeps no task state: to avoid that, set submission_store "
+    "in the connection"
+)
 
 #: The key of the upload's details.
 UPLOAD_KEY = "luma_upload"
@@ -86,43 +93,11 @@ class SubmissionStore(ABC):
         return changed
 
 
-class NoStore(SubmissionStore):
-    """Keeps nothing."""
-
-    is_durable = False
-    recovery_hint = (
-        "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
-        "separately billed, job, because Airflow before 3.3 keeps no task state: to avoid that, set submission_store "
-        "in the connection"
-    )
-
-    def load(self) -> None:
-        """Find nothing."""
-
-    def begin(self, intent: SubmissionRecord) -> None:
-        """Write nothing."""
-
-    def save(self, record: SubmissionRecord) -> None:
-        """Write nothing."""
-
-    def forget(self, intent: SubmissionRecord) -> None:
-        """Forget nothing."""
-
-    def callback_task_id(self, reference: str) -> None:
-        """Find nothing."""
-
-    def load_upload(self) -> None:
-        """Find nothing."""
-
-    def save_upload(self, upload: dict[str, Any]) -> None:
-        """Write nothing."""
-
-
 class TaskStateSubmissionStore(SubmissionStore):
     """
     Keeps the record in Airflow's task state store.
 
-    :param state: the task instance's part of it
+    :param state: the task instance's part of it; None if Airflow has none: then nothing is kept
     """
 
     if CLEAR_DISCARDS_TASK_STATE:
@@ -133,10 +108,12 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def __init__(self, state: Any) -> None:
         self._state = state
+        if state is None:
+            self.is_durable, self.recovery_hint = False, NO_RECORD_HINT
 
     def load(self) -> SubmissionRecord | None:
         """Return the record, if there is one."""
-        return SubmissionRecord.load(self._state.get(STORE_KEY))
+        return SubmissionRecord.load(self._get(STORE_KEY))
 
     def begin(self, intent: SubmissionRecord) -> None:
         """Write the intent in place of an earlier submission's record."""
@@ -149,7 +126,7 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def forget(self, intent: SubmissionRecord) -> None:
         """Restore the record the intent replaced, unless another try has begun a submission since."""
-        if not self._is_latest(intent):
+        if self._state is None or not self._is_latest(intent):
             return
         if intent.replaced is None:
             self._state.delete(STORE_KEY)
@@ -162,35 +139,24 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def callback_task_id(self, reference: str) -> str | None:
         """Return the id that the receiver of callbacks has written beside the record."""
-        callback: Any = self._state.get(CALLBACK_KEY)
+        callback = self._get(CALLBACK_KEY)
         return callback["luma_task_id"] if callback and callback["reference"] == reference else None
 
     def load_upload(self) -> dict[str, Any] | None:
         """Return the upload kept by :meth:`save_upload`, if any."""
-        upload: dict[str, Any] | None = self._state.get(UPLOAD_KEY)
-        return upload
+        return self._get(UPLOAD_KEY)
 
     def save_upload(self, upload: dict[str, Any]) -> None:
         """Keep an upload."""
         self._set(UPLOAD_KEY, upload)
 
+    def _get(self, key: str) -> dict[str, Any] | None:
+        return None if self._state is None else self._state.get(key)
+
     def _set(self, key: str, value: dict[str, Any]) -> None:
-        # Keep it as long as Luma keeps its records; Airflow's default is a month.
-        self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
-
-
-def mark_delivered(store: SubmissionStore, log: Logger, luma_task_id: str, outcome: Outcome | None) -> bool:
-    """
-    Record which outcome of a job has been delivered.
-
-    :param outcome: the outcome; None if the missing video was reported to a person
-    :returns: whether it was recorded
-    """
-    record = try_store(log, store.load)
-    if record is not None and record.luma_task_id == luma_task_id:
-        changes = {"reported": True} if outcome is None else {"delivered": outcome}
-        return try_store(log, store.update, record.reference, **changes) is not None
-    return False
+        if self._state is not None:
+            # Keep it as long as Luma keeps its records; Airflow's default is a month.
+            self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
 
 
 def try_store(log: Logger, access: Callable[..., T], *arguments: Any, **changes: Any) -> T | None:

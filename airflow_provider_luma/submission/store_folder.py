@@ -29,7 +29,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.decision import RECORDS_KEPT, SubmissionRecord
 from airflow_provider_luma.files.storage import remove_file, storage_path
-from airflow_provider_luma.submission.store import SubmissionStore
+from airflow_provider_luma.submission.store import SubmissionStore, TaskStateSubmissionStore
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class ObjectSubmissionStore(SubmissionStore):
         earlier: SubmissionStore | None = None,
     ) -> None:
         self._root = _Folder(folder)
-        self._earlier = earlier
+        self._earlier = earlier or TaskStateSubmissionStore(None)
         #: The number of the submission that this process decides by: any later one is from another try.
         self._number = 0
         *names, map_index = task_instance
@@ -83,7 +83,7 @@ class ObjectSubmissionStore(SubmissionStore):
             document = self._root.read(self._file(number))
             if not document.get("refused"):
                 return SubmissionRecord.load(document)
-        return self._earlier.load() if self._earlier is not None else None
+        return self._earlier.load()
 
     def begin(self, intent: SubmissionRecord) -> None:
         """
@@ -112,8 +112,8 @@ class ObjectSubmissionStore(SubmissionStore):
         """Mark a submission as refused: it no longer counts, and the previous one applies again."""
         for number in self._numbers_of(intent):
             self._root.replace(self._file(number), {**self._document(intent), "refused": True})
-        earlier = self._earlier.load() if self._earlier is not None else None
-        if self._earlier is not None and earlier is not None and earlier.reference == intent.reference:
+        earlier = self._earlier.load()
+        if earlier is not None and earlier.reference == intent.reference:
             self._earlier.forget(intent)
 
     def callback_task_id(self, reference: str) -> str | None:
@@ -121,7 +121,7 @@ class ObjectSubmissionStore(SubmissionStore):
         try:
             named = self._root.read(_callback_file(reference)).get("luma_task_id")
         except FileNotFoundError:
-            return self._earlier.callback_task_id(reference) if self._earlier is not None else None
+            return self._earlier.callback_task_id(reference)
         return named if isinstance(named, str) else None
 
     def load_upload(self) -> dict[str, Any] | None:

@@ -61,12 +61,9 @@ if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
     from airflow_provider_luma.client import LumaClient
-    from airflow_provider_luma.core.decision import SubmissionRecord
-    from airflow_provider_luma.core.deferral import DeferralState
     from airflow_provider_luma.core.job import LumaTask, ModifyRequest
     from airflow_provider_luma.files.input_video import InputVideo
     from airflow_provider_luma.services.base import Service
-    from airflow_provider_luma.submission.store import SubmissionStore
 
 
 class WaitForJob(NamedTuple):
@@ -457,7 +454,7 @@ class Submitter:
                 raise
             raise self._reported(error, intent.reference) from error
         job = self._wait_for(luma_task_id, attempt.submission.deferral, intent.reference, time.time())
-        metrics.submission_accepted()
+        metrics.Stats.incr("luma.submission.accepted")
         if (remaining := self.client.credits_left()) is not None:
             metrics.credits_left(self._conn_id, remaining)
             self.log.info("The Luma account has %g credits left", remaining)
@@ -539,7 +536,7 @@ class Submitter:
 
     def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
         """Wait to submit again: for at most ``timeout`` seconds if rate limited, or two minutes in an outage."""
-        metrics.submission_refused()
+        metrics.Stats.incr("luma.submission.refused")
         now = time.time()
         first_attempt_at = deferral.first_attempt_at or now
         until, outage_since = first_attempt_at + self.timeout, None

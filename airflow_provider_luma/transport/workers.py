@@ -7,27 +7,26 @@ See :mod:`~airflow_provider_luma.transport.options` for proxies and certificates
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
-from http.client import BadStatusLine, HTTPResponse, LineTooLong, RemoteDisconnected, UnknownProtocol
+from functools import partial
+from http.client import BadStatusLine, LineTooLong, RemoteDisconnected, UnknownProtocol
 from importlib.metadata import version
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.core.job import Request, Response
 from airflow_provider_luma.core.redaction import MIN_KEY_LENGTH, body_without_key, without_key
 from airflow_provider_luma.core.wire import plain_text, read_retry_after
+from airflow_provider_luma.transport.adapter import Throughput, watch
 from airflow_provider_luma.transport.options import Session, check_options, configure
 
 T = TypeVar("T")
@@ -40,7 +39,6 @@ ANSWER_TIMEOUT = 120.0
 
 #: Minimum seconds to wait for the response to an upload: the service may store the whole file before it responds.
 UPLOAD_ANSWER_TIMEOUT = 120.0
-
 
 #: Sent with every request: the edge in front of the service refuses unusual user agents.
 USER_AGENT = f"airflow-provider-luma/{version('airflow-provider-luma')}"
@@ -72,117 +70,30 @@ class Form(Protocol):
 
 class _ApiSession(Session):
     """
-    A session that ignores redirects it must not follow.
+    A session that sends the API key, and ignores redirects it must not follow.
 
     requests would fail on a malformed target after sending the request. It also logs every target it follows, so a
     target that contains the API key is not followed.
     """
 
-    api_key = ""
+    def __init__(self, api_key: str) -> None:
+        super().__init__()
+        self._api_key, self.auth = api_key, self._with_key
+
+    def _with_key(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # requests removes the header when a redirect leads to another host.
+        request.headers["Authorization"] = f"Bearer {self._api_key}"
+        return request
 
     def get_redirect_target(self, response: Any) -> str | None:
         """Return the redirect target of a response, if it may be followed."""
         target: str | None = super().get_redirect_target(response)
-        is_leak = target is not None and len(self.api_key) >= MIN_KEY_LENGTH
-        return None if is_leak and self.api_key.lower() in unquote(target or "").lower() else target
+        is_leak = target is not None and len(self._api_key) >= MIN_KEY_LENGTH
+        return None if is_leak and self._api_key.lower() in unquote(target or "").lower() else target
 
     def resolve_redirects(self, *arguments: Any, yield_requests: bool = False, **options: Any) -> Any:
         """Yield the responses of the redirects that are followed."""
         return iter(()) if yield_requests else super().resolve_redirects(*arguments, **options)
-
-
-class BearerAuth(requests.auth.AuthBase):
-    """
-    Adds the API key to a request; requests removes it when a redirect leads to another host.
-
-    :param api_key: the key
-    """
-
-    def __init__(self, api_key: str) -> None:
-        self._api_key = api_key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the header."""
-        request.headers["Authorization"] = f"Bearer {self._api_key}"
-        return request
-
-
-class _Reader(io.RawIOBase):
-    """Reads a response unless it takes too long. If it drips, each byte arrives within the socket's own timeout."""
-
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw, self._deadline = raw, math.inf
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if time.monotonic() > self._deadline:
-            raise TimeoutError(f"response incomplete after {ANSWER_TIMEOUT:g} s")
-        count = self._raw.readinto(buffer)
-        self._deadline = min(self._deadline, time.monotonic() + ANSWER_TIMEOUT)
-        return count
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Answer(HTTPResponse):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.fp = io.BufferedReader(_Reader(self.fp.detach()))
-
-    def begin(self) -> None:
-        super().begin()
-        # urllib3 logs malformed header lines, which may echo our request headers and so the API key.
-        self.msg.defects.clear()
-        self.msg.set_payload("")
-
-
-class _CheckedAdapter(HTTPAdapter):
-    """Calls ``check`` on each open connection, just before a request is sent; bounds the total response time."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        self._check = check
-        super().__init__()
-
-    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        super().init_poolmanager(*arguments, **options)
-        self._check_pools_of(self.poolmanager)
-
-    def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
-        manager = super().proxy_manager_for(*arguments, **options)
-        self._check_pools_of(manager)
-        return manager
-
-    def _check_pools_of(self, manager: Any) -> None:
-        pools = manager.pool_classes_by_scheme  # a SOCKS proxy has its own pools
-        manager.pool_classes_by_scheme = {scheme: _checked_pool(pool, self._check) for scheme, pool in pools.items()}
-
-
-def _checked_pool(pool: Any, check: Callable[[], None]) -> Any:
-    class Connection(pool.ConnectionCls):  # type: ignore[misc]
-        response_class = _Answer
-
-        def endheaders(self, *arguments: Any, **options: Any) -> None:
-            # Called once per request, but not for the CONNECT that opens a tunnel through a proxy.
-            if self.sock is None:
-                self.connect()
-            check()
-            super().endheaders(*arguments, **options)
-
-    return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
-
-
-def check_before_send(session: requests.Session, check: Callable[[], None]) -> None:
-    """
-    Make a session call ``check`` on each open connection just before a request is sent, and bound its response times.
-
-    Opening a connection can take half a minute, and by then the request may no longer be wanted.
-    """
-    for prefix in ("https://", "http://"):
-        session.mount(prefix, _CheckedAdapter(check))
 
 
 def requests_session(connection: LumaConnection) -> requests.Session:
@@ -200,9 +111,7 @@ def api_session(connection: LumaConnection) -> requests.Session:
 
     :raises LumaValidationError: its certificates cannot be read on this machine
     """
-    session = _ApiSession()
-    session.auth, session.api_key = BearerAuth(connection.api_key), connection.api_key
-    _with_options(session, connection)
+    session = _with_options(_ApiSession(connection.api_key), connection)
     session.cert = connection.cert
     return session
 
@@ -238,7 +147,8 @@ def send(
     is_upload = request.form is not None
     answer_timeout = max(connection.timeout, UPLOAD_ANSWER_TIMEOUT) if is_upload else connection.timeout
     with api_session(connection) as session:
-        check_before_send(session, before_send)
+        # Opening a connection can take half a minute, and by then the request may no longer be wanted.
+        watch(session, partial(Throughput, math.inf, ANSWER_TIMEOUT), before_send=before_send)
         response = session.request(
             request.method,
             (connection.upload_url if is_upload else connection.base_url) + request.path,

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.files import guard
+from airflow_provider_luma.files import source
 from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.downloads import new_download
 from tests.support.file_server import CUT, FILM, FileServer, Reply
@@ -210,7 +210,7 @@ def test_private_address_behind_a_name_is_refused_at_each_step_of_a_redirect(
     disk: Disk, resolve: Callable[..., None], server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # There is no public address here, so one of this machine counts as public.
-    monkeypatch.setattr(guard, "is_private_host", lambda host: host != "127.0.0.1" and is_private_host(host))
+    monkeypatch.setattr(source, "is_private_host", lambda host: host != "127.0.0.1" and is_private_host(host))
     resolve(public="127.0.0.1", internal="127.0.0.2")
     download, _ = new_download(service_is_public=True)
     internal = FileServer("127.0.0.2")

@@ -12,8 +12,9 @@ from time import sleep
 import pytest
 
 from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.files import guard, progress
+from airflow_provider_luma.files import progress, source
 from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.transport import adapter
 from tests.support.file_server import BLOCK, CUT, FILM, FileServer, Reply
 from tests.support.storages import Disk
 
@@ -25,7 +26,7 @@ DRIP = 0.02
 
 @pytest.fixture
 def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "PROGRESS_TIMEOUT", 0.1)
+    monkeypatch.setattr(source, "PROGRESS_TIMEOUT", 0.1)
 
 
 def dripping(before: bytes, drip: bytes) -> Callable[[], Iterator[bytes]]:
@@ -101,12 +102,12 @@ def test_existing_file_is_not_compared_for_ever(
 
 
 def test_server_is_stalled_when_the_least_progress_takes_too_long() -> None:
-    throughput = guard.Throughput()
+    throughput = source.new_throughput()
     for _ in range(10):
-        throughput.add(guard.MIN_PROGRESS - 1, guard.PROGRESS_TIMEOUT - 1)
+        throughput.add(source.MIN_PROGRESS - 1, source.PROGRESS_TIMEOUT - 1)
         throughput.add(1, 0.5)
         assert not throughput.is_stalled
-    throughput.add(guard.MIN_PROGRESS - 1, guard.PROGRESS_TIMEOUT)
+    throughput.add(source.MIN_PROGRESS - 1, source.PROGRESS_TIMEOUT)
     assert throughput.is_stalled
 
 
@@ -152,8 +153,8 @@ FLOODS = {
 def test_flood_that_is_no_part_of_the_file_is_neither_read_nor_kept_in_memory(
     part: str, disk: Disk, server: FileServer, hook: LumaHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert guard.MAX_READ_SIZE < 50e6
-    monkeypatch.setattr(guard, "MAX_READ_SIZE", 400_000)
+    assert adapter.MAX_READ_SIZE < 50e6
+    monkeypatch.setattr(adapter, "MAX_READ_SIZE", 400_000)
     server.serve("/real.mp4", Reply(FILM))
     url = server.serve("/film.mp4", Reply(raw=FLOODS[part]), Reply(FILM))
     assert peak_memory_of(lambda: hook.download(url, disk.destination)) < 50e6

@@ -9,7 +9,7 @@ from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE
 from airflow_provider_luma.core import backoff
 from airflow_provider_luma.exceptions import LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
-from airflow_provider_luma.submission.store import NoStore, TaskStateSubmissionStore
+from airflow_provider_luma.submission.store import NO_RECORD_HINT, TaskStateSubmissionStore
 from harness.deferrals import deferral_of
 from tests.support.submission_fixtures import ENDLESS
 from tests.support.task_instance import TaskInstance, TaskRun, TaskStateStore
@@ -101,13 +101,14 @@ class TestWayOn:
         store = TaskStateStore() if has_store else None
         task = TaskRun(lambda **changes: modify(deferrable=False, **changes), store)
         task.run_try()
-        known = TaskStateSubmissionStore if has_store else NoStore
-        assert task.ti.pushed[REQUEST_KEY]["recovery"] == known.recovery_hint
+        hint = TaskStateSubmissionStore.recovery_hint if has_store else NO_RECORD_HINT
+        assert task.ti.pushed[REQUEST_KEY]["recovery"] == hint
 
     def test_without_any_store_a_clear_is_advised_against(self):
-        assert "submits another, separately billed, job" in NoStore().recovery_hint
-        assert "LumaTaskSensor" in NoStore().recovery_hint
+        recovery_hint = TaskStateSubmissionStore(None).recovery_hint
+        assert "submits another, separately billed, job" in recovery_hint
+        assert "LumaTaskSensor" in recovery_hint
 
     def test_task_state_is_kept_over_a_clear_below_airflow_3_4_only(self):
-        recovery_hint = TaskStateSubmissionStore(None).recovery_hint
+        recovery_hint = TaskStateSubmissionStore(TaskStateStore()).recovery_hint
         assert ("'Keep task state and resume'" in recovery_hint) == CLEAR_DISCARDS_TASK_STATE

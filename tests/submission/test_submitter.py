@@ -13,7 +13,7 @@ from airflow_provider_luma.core.deferral import DeferralState
 from airflow_provider_luma.core.job import ModifyRequest
 from airflow_provider_luma.files.input_video import InputVideo
 from airflow_provider_luma.hooks.luma import LumaHook
-from airflow_provider_luma.submission.store import NoStore
+from airflow_provider_luma.submission.store import TaskStateSubmissionStore
 from airflow_provider_luma.submission.workflow import Submission, Submitter
 
 
@@ -24,7 +24,7 @@ def submitter(luma_conn: str) -> Submitter:
     return Submitter(
         client=hook.get_client(),
         new_client=hook.get_client,
-        store=NoStore(),
+        store=TaskStateSubmissionStore(None),
         try_number=1,
         max_tries=0,
         clear_number=0,

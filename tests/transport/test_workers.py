@@ -152,12 +152,13 @@ class TestServerThatDrips:
         ids=["head", "body", "body without a length"],
     )
 
-    @pytest.fixture
-    def connected(self, wires, set_connection, monkeypatch, before, drip):
+    @pytest.fixture(params=["direct", "through a proxy"])
+    def connected(self, request, wires, set_connection, monkeypatch, before, drip):
         """Connects to such a server."""
         monkeypatch.setattr(workers, "ANSWER_TIMEOUT", 0.3)
         monkeypatch.setattr(backoff, "READ_RETRY_TIMEOUT", 0.01)
-        set_connection(wires.start(wires.answer(raw=before, drip=drip)).base_url)
+        url = wires.start(wires.answer(raw=before, drip=drip)).base_url
+        set_connection(url, **({"proxies": url} if request.param != "direct" else {}))
 
     @ANSWERS
     @pytest.mark.usefixtures("connected")
