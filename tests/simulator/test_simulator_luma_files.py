@@ -141,7 +141,7 @@ def test_a_file_can_be_completed_once_and_only_after_it_was_put(luma_client, cli
 
 @pytest.mark.parametrize(
     ("content", "size", "reason"),
-    [(b"no video", 8, "cannot be decoded"), (b"no video", 9, "9 bytes were announced, and 8 were uploaded")],
+    [(b"no video", 8, "cannot be decoded"), (b"no video", 9, "has 8 bytes; size_bytes was 9")],
 )
 def test_a_file_fails_at_ingest_with_a_reason(luma_client, content, size, reason):
     created = luma_client.create_file(size)
