@@ -285,6 +285,8 @@ class Luma(Service):
         for keyframe in body.video.edit.keyframes:
             if keyframe.file_id is not None:
                 self._check_file_is_ready(keyframe.file_id, "image/")
+            if keyframe.generation_id is not None:
+                raise Refusal(422, "generation_id of a keyframe must be a completed image of yours.")
             if keyframe.data is not None:
                 keyframe.decoded()
 
