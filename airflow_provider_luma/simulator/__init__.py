@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Local simulator of the Luma service, for development and tests without an account and without spending credits.
+Local simulator of kie.ai's Luma API and of Luma's own, for development and tests without an account or credits.
 
 Run it with ``python -m airflow_provider_luma.simulator``, or start one inside a test::
 
     with Simulator(Settings(processing_seconds=0.2), port=0) as luma:
-        ...  # luma.base_url, luma.sample_url, luma.configure(...), luma.jobs, luma.calls
+        ...  # luma.base_url, luma.luma_base_url, luma.sample_url, luma.configure(...), luma.jobs, luma.calls
 
 The public names are imported lazily, so that importing the package alone loads neither FastAPI nor PyAV.
 """

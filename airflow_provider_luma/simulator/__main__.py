@@ -21,34 +21,41 @@ if TYPE_CHECKING:
     from .server import Simulator
 
 _DESCRIPTION = """\
-A local simulator of the Luma service. It answers like the real one, takes its timing and its faults from the options
-below, spends no credits, and renders real videos that visibly differ from their input. Everything it stores is deleted
-when it stops.
+A local simulator of Luma video modification, at kie.ai and by Luma's own API. It answers like the real services, spends
+no credits, and renders real videos that visibly differ from their input. The options below set its timing and faults.
+Everything it stores is deleted when it stops.
 """
 _FAULTS = """\
 faults:
   A fault is written ON:KIND[,NAME=VALUE...]. It hits every matching call, unless every, skip or times limit it.
 
-  on     submit, status, credit, download_url, upload, file (result files)
-  kind   refuse           with code=N; style=status or style=body; retry_after=SECONDS
+  on     submit, status, upload, file (result files)
+         credit, download_url (kie.ai)
+         file_create, file_complete, file_status, file_list, file_delete (Luma's own API; upload is the PUT of a file)
+  kind   refuse           with code=N; message=TEXT; retry_after=SECONDS; style=status or style=body (kie.ai);
+                          limit=jobs or limit=requests, the kind of a 429 (Luma's own API)
          html             an HTML page with HTTP status code=N (default: 500)
-         empty            HTTP 200 without a body
+         edge_block       the HTTP 403 of an edge that refuses unusual clients
+         empty            HTTP status code=N (default: 200) without a body
+         redirect         HTTP status code=N (default: 303), back to the same address
          truncated        the first half of the response, with a matching Content-Length
          cut              the connection is closed without a byte
          cut_body         the connection is closed half-way through the response
          wrong_length     Content-Length announces more than is sent
          hang             seconds=N before the normal response
-         null_data, wrong_data            the envelope's data is null, or a string
-         unknown_flag, response_string    status: successFlag is flag=N (default: 9), response is JSON in a string
+         null_data, wrong_data            the envelope's data (Luma's own API: the body) is null, or a string
+         unknown_flag, response_string    status: successFlag is flag=N (default: 9), response is JSON in a string;
+                                          with Luma's own API, state is state_N, and output JSON in a string
          hostile_text     status: texts with half an emoji and NUL, numbers beyond 64 bits, NaN, deep nesting
          no_range         file: a range request is answered with the whole file
   which  every=N (each N-th call), skip=N (not the first N), times=N (N times at most),
-         after_accept=true (submit: the job is accepted and billed, then the fault hits the response; upload: the
-         file is stored), after_bytes=N (when N bytes of the request's body have arrived, before the rest)
+         after_accept=true (submit: the job is accepted and billed, then the fault hits the response; upload,
+         file_create, file_complete, file_delete: the call takes effect first),
+         after_bytes=N (when N bytes of the request's body have arrived, before the rest)
 
 secrets:
   The API key and the webhook secret can also be set by the environment variables LUMA_SIMULATOR_API_KEY and
-  LUMA_SIMULATOR_WEBHOOK_SECRET, which other users of the machine do not see.
+  LUMA_SIMULATOR_WEBHOOK_SECRET, which other users of the machine cannot read.
 
 examples:
   python -m airflow_provider_luma.simulator --processing-seconds 20 --credits 35
@@ -120,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _secrets_of_environment() -> dict[str, str]:
-    """Return the secrets that are set by environment variables: a command line is seen by every user of a machine."""
+    """Return the secrets set by environment variables, which other users of the machine cannot read."""
     variables = {name: f"LUMA_SIMULATOR_{name.upper()}" for name in SECRET_FIELDS}
     return {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
 
@@ -150,6 +157,7 @@ def _startup_message(simulator: Simulator) -> str:
     host_and_port = simulator.base_url.removeprefix("http://")
     return (
         f"Luma simulator ready at {simulator.base_url}\n"
+        f"  Luma's own API:     {simulator.luma_base_url}\n"
         f"  sample clip:        {simulator.sample_url}\n"
         f"  Airflow connection: export AIRFLOW_CONN_LUMA_DEFAULT='luma://:{shown}@{host_and_port}/http'\n"
         f"  stop:               Ctrl+C\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In-memory account, without HTTP or video: balance, jobs, stored files, settings. All services share it."""
+"""In-memory account shared by all services, without HTTP or video: balance, jobs, stored files and settings."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class SlidingWindow:
         self._times.append(time.monotonic())
 
     def seconds_until_allowed(self, limit: int) -> float:
-        """Return the seconds until another event would stay within the limit, which was reached."""
+        """Return the seconds until allows(limit) is true again."""
         if not limit or len(self._times) < limit:
             return self._seconds
         return max(0.0, self._times[-limit] + self._seconds - time.monotonic())
@@ -306,7 +306,7 @@ class Account:
             return True
 
     def expire_urls(self) -> None:
-        """Let every presigned URL expire that was handed out so far."""
+        """Expire all presigned URLs issued so far."""
         for service in self.services.values():
             service.expire_urls()
 

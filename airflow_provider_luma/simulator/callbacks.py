@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Webhook sender: the callback's body, its HMAC signature, and delivery with a limited number of attempts."""
+"""Webhook sender for kie.ai: the body, its HMAC signature, and delivery with a limited number of attempts."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class BufferedResponse:
         return replace(self, body=body).with_content_length(len(body))
 
     def with_edited_json(self, edit: Callable[[Any], Any]) -> BufferedResponse:
-        """Return a copy with the JSON body that a function makes of the decoded one; an empty body stays empty."""
+        """Return a copy whose decoded JSON body was passed through a function; an empty body stays empty."""
         return self.with_body(json.dumps(edit(json.loads(self.body))).encode()) if self.body else self
 
     async def send(self, send: Send, *, more_body: bool = False) -> None:
@@ -174,7 +174,7 @@ class _FaultyRequest:
     async def _hang(self, body: list[Message]) -> None:
         """Wait, then respond normally; a client that disconnects meanwhile ends the request unprocessed."""
         response = await self._run_app(body) if self.fault.after_accept else None
-        # What is left of the body must wait: it would be lost to whoever waits for the disconnection.
+        # With after_bytes, part of the body is unread. Waiting for a disconnection would consume and lose it.
         leaves_rest = self.fault.after_bytes is not None
         disconnect = asyncio.create_task(self.stopping.wait() if leaves_rest else self._wait_for_disconnect())
         shutdown = asyncio.create_task(self.stopping.wait())
@@ -204,14 +204,14 @@ class _FaultyRequest:
         elif fault.kind == "edge_block":
             response = edge_block_response()
         elif fault.kind == "redirect":
-            # To itself: whoever follows it with the same method makes the call again.
+            # Redirects to the same path: a client that follows with the same method repeats the call.
             response = Response(status_code=fault.code or 303, headers={"Location": self.call.path})
         elif fault.kind == "refuse":
             response = self.service.refusal_response(Request(self.scope), self.service.refusal_of_fault(fault))
         await response(self.scope, self.receive, self.send)
 
     async def _send_corrupted(self, response: BufferedResponse) -> None:
-        """Send the application's response, damaged as the fault says."""
+        """Send the application's response, corrupted by the fault."""
         kind, half = self.fault.kind, len(response.body) // 2
         if kind in ("cut_body", "wrong_length"):
             if kind == "wrong_length":

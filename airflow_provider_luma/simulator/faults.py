@@ -50,7 +50,7 @@ Style = Literal["status", "body"]
 REPLACING = ("refuse", "html", "edge_block", "empty", "redirect", "cut")
 
 _JSON_OPERATIONS = {*get_args(On)} - {"file", "file_delete"}
-#: Operations that change something, so that it matters whether a fault hits them before or after that.
+#: Operations with an effect, which after_accept lets happen before the fault.
 _CHANGING = ("submit", "upload", "file_create", "file_complete", "file_delete")
 
 #: Kinds that are valid for some operations only; all others are valid for every operation.
@@ -127,7 +127,7 @@ class Fault(BaseModel):
 
     @property
     def before_acceptance(self) -> bool:
-        """Whether the fault hits a submission before it is accepted, so that no job may be created."""
+        """Whether the fault hits a submission before it is accepted: no job may be created."""
         return self.on == "submit" and not self.after_accept
 
 
@@ -149,7 +149,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 class FaultSchedule:
-    """Selects by counting which fault hits a call, so the same sequence of calls always meets the same faults."""
+    """Selects by counting which fault hits a call, so the same sequence of calls always gets the same faults."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self._faults = faults

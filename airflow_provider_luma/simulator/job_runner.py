@@ -66,7 +66,7 @@ class JobRunner:
         return self.folder / f"{digest}.mp4"
 
     async def sample(self, name: str) -> Path:
-        """Return the path of a sample clip, which is drawn at its first request."""
+        """Return the path of a sample clip, drawn on first request."""
         path = self.folder / name
         if not path.exists():
             clip = await asyncio.to_thread(media.sample, name)
@@ -117,7 +117,7 @@ class JobRunner:
 
     async def _deliver_callback(self, job: Job, callback_attempted: asyncio.Event) -> None:
         settings = self._account.settings
-        # The outcome callback_failed has set flag 4 already, which says that the callback could not be delivered.
+        # The outcome callback_failed has already set flag 4: the callback could not be delivered.
         if not job.callback_url or not settings.callback_copies or job.outcome == "callback_failed":
             return
         await asyncio.sleep(settings.callback_delay)
@@ -153,5 +153,5 @@ async def open_job_runner(account: Account, internal_user_agent: str) -> AsyncIt
 
 
 def create_internal_user_agent() -> str:
-    """Return a unique User-Agent by which a simulator recognises the requests it sends to itself."""
+    """Return a unique User-Agent that marks the requests a simulator sends to itself."""
     return f"luma-simulator/{uuid.uuid4().hex}"

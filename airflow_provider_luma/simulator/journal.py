@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Request journal: every call in order of arrival, so that tests can check what was really sent."""
+"""Request journal: every call in order of arrival, for tests that check what was sent."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -73,7 +72,7 @@ def probe(path: Path, max_seconds: float) -> Clip:
     try:
         with av.open(str(path), options=_INPUT_OPTIONS) as container:
             if not container.streams.video:
-                raise UnusableVideo("the file holds no video")
+                raise UnusableVideo("the file contains no video")
             if container.duration and container.duration / av.time_base > max_seconds + DURATION_TOLERANCE:
                 raise UnusableVideo(_too_long(container.duration / av.time_base, max_seconds))
             stream = container.streams.video[0]
@@ -83,18 +82,14 @@ def probe(path: Path, max_seconds: float) -> Clip:
         raise UnusableVideo(_undecodable(error)) from error
 
 
-async def reason_not_to_open(path: Path) -> str | None:
-    """Return the reason why not even the first frame of a video can be decoded; None if it can."""
-
-    def decode_one_frame() -> str | None:
-        try:
-            with av.open(str(path), options=_INPUT_OPTIONS) as container:
-                frame = next(container.decode(video=0), None) if container.streams.video else None
-                return None if frame else "the file holds no video frame"
-        except av.error.FFmpegError as error:
-            return _undecodable(error)
-
-    return await asyncio.to_thread(decode_one_frame)
+def reason_not_to_open(path: Path) -> str | None:
+    """Return why the first frame of a video cannot be decoded; None if it can."""
+    try:
+        with av.open(str(path), options=_INPUT_OPTIONS) as container:
+            frame = next(container.decode(video=0), None) if container.streams.video else None
+            return None if frame else "the file contains no video frame"
+    except av.error.FFmpegError as error:
+        return _undecodable(error)
 
 
 def _undecodable(error: av.error.FFmpegError) -> str:
@@ -102,7 +97,7 @@ def _undecodable(error: av.error.FFmpegError) -> str:
 
 
 def _decode(stream: VideoStream, max_seconds: float) -> tuple[float, int]:
-    """Return the duration and the number of the decoded frames: the header may lack the duration, or lie."""
+    """Return the duration and number of the decoded frames; the duration in the header may be missing or wrong."""
     frame_seconds = float(1 / (stream.average_rate or Fraction(25)))
     first: float | None = None
     seconds, frames = 0.0, 0
@@ -114,7 +109,7 @@ def _decode(stream: VideoStream, max_seconds: float) -> tuple[float, int]:
         if seconds > max_seconds + DURATION_TOLERANCE:
             raise UnusableVideo(_too_long(seconds, max_seconds))
     if first is None:
-        raise UnusableVideo("the file holds no frame that can be decoded")
+        raise UnusableVideo("the file contains no frame that can be decoded")
     return seconds, frames
 
 
@@ -126,8 +121,8 @@ def render(source: Path, target: Path, prompt: str, cancelled: Callable[[], bool
     """
     Transcode a video to an MP4 of the same length and size, with other colours and a border.
 
-    A hash of the prompt selects the style. It combines several filters, because each has inputs that it does not
-    change: a hue shift does nothing to grey, an inversion nothing to middle grey.
+    A hash of the prompt selects the style. It combines several filters because each leaves some inputs unchanged: a hue
+    shift does not affect grey, and an inversion does not affect middle grey.
 
     :param cancelled: polled between packets
     :param is_silent: drop the sound instead of keeping it
@@ -226,7 +221,7 @@ class _AudioTranscoder:
 
 
 def sample(name: str) -> bytes:
-    """Return the content of a sample clip, which is drawn at its first request and cached."""
+    """Return the content of a sample clip, drawn on first request and cached."""
     with _samples_lock:
         return _draw_sample(SAMPLES.index(name))
 

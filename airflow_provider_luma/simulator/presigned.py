@@ -23,7 +23,7 @@ _SIGNED_QUERY = (
 
 
 class Presigner:
-    """Signs addresses for one method and a limited time, each of them different, and checks them."""
+    """Signs URLs for one method and a limited time, and checks them. Each URL is different."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
@@ -31,11 +31,11 @@ class Presigner:
         self._last_serial = 0
         self._last_expired = 0
 
-    def sign(self, method: str, url: str, seconds: float, headers: Mapping[str, str] | None = None) -> str:
+    def sign(self, method: str, path: str, seconds: float, headers: Mapping[str, str] | None = None) -> str:
         """
-        Return a presigned URL.
+        Return the path with the query that makes it a presigned URL.
 
-        :param headers: that a request must carry with the same values
+        :param headers: headers that the request must send with these values
         """
         headers = headers or {}
         self._last_serial = next(self._serial)
@@ -49,18 +49,18 @@ class Presigner:
             "X-Amz-Security-Token": f"{self._last_serial:x}",
         }
         values = {name.lower(): value for name, value in headers.items()}
-        query["X-Amz-Signature"] = self._signature(method, "/" + url.split("/", 3)[3], query, values)
-        return f"{url}?{urlencode(query)}"
+        query["X-Amz-Signature"] = self._signature(method, path, query, values)
+        return f"{path}?{urlencode(query)}"
 
     def expire_all(self) -> None:
-        """Let every address expire that was signed so far."""
+        """Expire every URL signed so far."""
         self._last_expired = self._last_serial
 
     def refusal(self, request: Request, max_seconds: float) -> Response | None:
         """
-        Return the refusal of a request; None if its address is valid.
+        Return the error response to a request; None if its URL is valid.
 
-        :param max_seconds: addresses expire at this age, even if they were signed for longer
+        :param max_seconds: URLs expire at this age, even if they were signed for longer
         """
         query = request.query_params
         if "authorization" in request.headers:

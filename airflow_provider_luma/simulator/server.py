@@ -145,7 +145,7 @@ class Simulator:
         self._account.end_jobs()
 
     def expire_urls(self) -> None:
-        """Let every presigned URL expire that Luma's own API has handed out so far; later ones work."""
+        """Expire all presigned URLs that Luma's own API has issued so far; later ones work."""
         self._account.expire_urls()
 
     @property

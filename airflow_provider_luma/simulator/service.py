@@ -57,7 +57,7 @@ class Refusal(Exception):
 
 class Service:
     """
-    One service in the simulator: its routes, and how it writes what it does not decide itself.
+    One simulated service: its routes, and the form of responses that the rest of the simulator triggers.
 
     A subclass defines ``name`` and ``router``, and every method that raises NotImplementedError here.
     """
@@ -96,7 +96,7 @@ class Service:
         raise NotImplementedError
 
     def result_url(self, job: Job) -> str:
-        """Return the address of a job's result as Job.result_urls holds it."""
+        """Return the address of a job's result, for Job.result_urls."""
         raise NotImplementedError
 
     def link(self, job: Job) -> str | None:
@@ -104,13 +104,13 @@ class Service:
         return job.result_urls[0] if job.result_urls else None
 
     def expire_urls(self) -> None:
-        """Let every presigned URL expire that was handed out so far, where the service has such."""
+        """Expire all presigned URLs issued so far, if the service has any."""
 
     def record_failure(self, job: Job, reason: str | None) -> None:
         """
         Write the service's own fields of a job that has failed.
 
-        :param reason: why it failed, if it did not fail by its outcome
+        :param reason: why it failed; None if that is its configured outcome
         """
         raise NotImplementedError
 
@@ -142,7 +142,7 @@ async def read_json(request: Request, code: int = 422) -> Any:
 
 
 def is_dry_run(request: Request) -> bool:
-    """Whether a fault will hit this submission before it is accepted, so that it must be checked and not accepted."""
+    """Whether a fault hits this submission before acceptance: then it is checked, but must not create a job."""
     return getattr(request.state, "dry_run", False)
 
 

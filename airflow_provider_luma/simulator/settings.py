@@ -116,21 +116,28 @@ class Settings(BaseModel):
         default="The simulator was told to fail.", description="errorMessage or failure_reason of failed jobs."
     )
     webhook_secret: str | None = Field(
-        default=None, min_length=1, repr=False, description="Sign callbacks with this key; unsigned if unset."
+        default=None, min_length=1, repr=False, description="kie.ai: sign callbacks with this key; unsigned if unset."
     )
     callback_copies: int = Field(
-        default=1, ge=0, description="How many times a callback is delivered; 0 drops it silently."
+        default=1, ge=0, description="kie.ai: how many times a callback is delivered; 0 drops it silently."
     )
-    callback_delay: float = Field(default=0.0, ge=0, description="Seconds between a job's end and its callback.")
+    callback_delay: float = Field(
+        default=0.0, ge=0, description="kie.ai: seconds between a job's end and its callback."
+    )
     callback_early: bool = Field(
         default=False,
-        description="Send the response to a submission with a callback URL only after the callback was attempted.",
+        description="kie.ai: send the response to a submission with a callback URL only after the first attempt at the "
+        "callback.",
     )
     callback_timeout: float = Field(
-        default=15.0, gt=0, description="Seconds within which the receiver of a callback must answer 200."
+        default=15.0, gt=0, description="kie.ai: seconds within which the receiver of a callback must answer 200."
     )
-    callback_tries: int = Field(default=3, ge=1, description="Consecutive attempts before a callback is given up.")
-    callback_retry_seconds: float = Field(default=1.0, ge=0, description="Seconds between two attempts at a callback.")
+    callback_tries: int = Field(
+        default=3, ge=1, description="kie.ai: consecutive failed attempts after which a callback is given up."
+    )
+    callback_retry_seconds: float = Field(
+        default=1.0, ge=0, description="kie.ai: seconds between two attempts at a callback."
+    )
     seed: int | None = Field(
         default=None, description="Seed that makes task ids and jitter repeatable; random if unset."
     )

@@ -217,6 +217,12 @@ def test_a_body_that_is_not_a_json_object_is_refused_with_422(luma_client, conte
     assert luma_client.post("/generations", content=content).status_code == 422
 
 
+def test_a_keyframe_cannot_be_a_video_of_an_earlier_generation(luma_client):
+    keyframes = [{"generation_id": luma_client.submit_and_get_id()}]
+    response = luma_client.submit(video__edit__keyframes=keyframes, video__edit__keyframe_indexes=[0])
+    assert (response.status_code, luma_client.luma.accepted) == (422, 1)
+
+
 def test_a_keyframe_beyond_the_last_frame_of_the_source_is_refused(luma_client):
     changes = {"video__edit__keyframes": [{"url": "https://example.com/a.png"}], "video__edit__keyframe_indexes": [75]}
     response = luma_client.submit(**changes)

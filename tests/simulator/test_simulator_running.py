@@ -165,7 +165,7 @@ def test_the_command_serves_with_its_key_until_a_signal_and_cleans_up(number, ke
         text=True,
     ) as process:
         try:
-            ready, *hints = [process.stdout.readline() for _ in range(4)]
+            ready, *hints = [process.stdout.readline() for _ in range(5)]
             url = re.fullmatch(r"Luma simulator ready at (http://127\.0\.0\.1:\d+)\n", ready)[1]
             headers = {"Authorization": "Bearer mine"}
             assert httpx.get(f"{url}/api/v1/chat/credit", headers=headers).status_code == 500

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -51,12 +52,11 @@ _INPUTS, _OUTPUTS = "/bucket/inputs/", "/bucket/outputs/"
 
 @dataclass
 class FileRecord:
-    """A file of the Files API. Times are seconds of the Unix epoch; ``ingested_at`` is None until it was completed."""
+    """A file of the Files API. Times are seconds of the Unix epoch; ``ingested_at`` is None until it is completed."""
 
     file_id: str
     request: FileRequest
     created_at: float
-    upload_url: str
     ingested_at: float | None = None
     failure_reason: str | None = None
     deleted_at: float | None = None
@@ -72,7 +72,7 @@ class FileRecord:
 
     @property
     def gone_at(self) -> float | None:
-        """When the file was deleted, or expired; None while it is there."""
+        """When the file was deleted or expired; None if it still exists."""
         expires_at = seconds_of(self.request.expires_at) if self.request.expires_at else math.inf
         gone_at = min(expires_at, self.deleted_at or math.inf)
         return gone_at if gone_at <= time.time() else None
@@ -198,7 +198,7 @@ class Luma(Service):
     # -- limits
 
     async def _limit_requests(self, request: Request) -> None:
-        """Count a request, or raise Refusal 429; status calls of generations are not counted."""
+        """Count a request, or raise Refusal 429; the status calls of generations are exempt."""
         with self._account.lock:
             if not self._requests.allows(self._account.settings.requests_per_minute):
                 raise self._too_many_requests()
@@ -249,7 +249,7 @@ class Luma(Service):
             return account.accept(submission, str(account.new_id()), dry_run=dry_run)
 
     async def _fetch_source(self, source: Source) -> InputVideo:
-        """Return the video to edit; Refusal if it cannot be had or is not acceptable."""
+        """Return the video to edit; Refusal if it cannot be fetched or is not acceptable."""
         inputs, limits = self.runner.inputs, InputLimits(MAX_VIDEO_SECONDS, MAX_VIDEO_BYTES)
         try:
             if source.url is not None:
@@ -285,6 +285,8 @@ class Luma(Service):
         for keyframe in body.video.edit.keyframes:
             if keyframe.file_id is not None:
                 self._check_file_is_ready(keyframe.file_id, "image/")
+            if keyframe.generation_id is not None:
+                raise Refusal(422, "generation_id of a keyframe must be a completed image of yours.")
             if keyframe.data is not None:
                 keyframe.decoded()
 
@@ -308,7 +310,7 @@ class Luma(Service):
             "state": state,
             "model": job.request["model"],
             "created_at": _iso(job.create_time / 1000),
-            # Both forms of an unfinished output occur.
+            # An unfinished output may be null or empty, so both occur here.
             "output": [{"type": "video", "url": url}] if url else None if state == "queued" else [],
             "failure_reason": job.error_message,
             "failure_code": job.failure_code,
@@ -316,19 +318,21 @@ class Luma(Service):
 
     def result_url(self, job: Job) -> str:
         """Return the address of a result without a signature."""
-        return f"{self._account.url}{_OUTPUTS}{job.task_id}.mp4"
+        return self._account.url + _result_path(job)
 
     def link(self, job: Job) -> str | None:
         """Return a new presigned URL of a job's result."""
+        if not job.result_urls:
+            return None
         ttl = self._account.settings.result_url_ttl
-        return self._presigner.sign("GET", job.result_urls[0], ttl) if job.result_urls else None
+        return self._account.url + self._presigner.sign("GET", _result_path(job), ttl)
 
     def expire_urls(self) -> None:
-        """Let every presigned URL expire that was handed out so far, of results and uploads."""
+        """Expire all presigned URLs of results and uploads issued so far."""
         self._presigner.expire_all()
 
     def record_failure(self, job: Job, reason: str | None) -> None:
-        """Set the failure_code, and refund the job if that is a reason to."""
+        """Set the failure_code, and refund the job if that code is refunded."""
         job.failure_code = "generation_failed" if reason else self._account.settings.failure_code
         if job.failure_code in REFUNDED:
             self._account.credits += job.cost
@@ -349,14 +353,14 @@ class Luma(Service):
         return UploadStore(self._account, self.name, self.runner.folder)
 
     async def _create_file(self, request: Request) -> Response:
-        """Announce a file, and return where to put its content."""
+        """Register a file, and return where to put its content."""
         if not request.headers.get("content-type", "").startswith("application/json"):
             raise Refusal(415, "The body must be application/json.")
         body = parse(FileRequest, await read_json(request))
         file_id, ttl = str(self._account.new_id()), self._account.settings.upload_url_ttl
         headers = {"Content-Type": body.mime_type, "x-amz-meta-file-id": file_id}
-        url = self._presigner.sign("PUT", f"{self._account.url}{_INPUTS}{file_id}", ttl, headers)
-        record = FileRecord(file_id, body, time.time(), url)
+        url = self._account.url + self._presigner.sign("PUT", _INPUTS + file_id, ttl, headers)
+        record = FileRecord(file_id, body, time.time())
         self._files[file_id] = record
         upload = {"method": "PUT", "url": url, "headers": headers, "expires_at": _iso(record.created_at + ttl)}
         content = {"id": file_id, "state": record.state, "file": record.as_json(), "upload": upload}
@@ -376,12 +380,12 @@ class Luma(Service):
         return Response(headers={"ETag": f'"{upload.sha256[:32]}"'})
 
     async def _complete_file(self, request: Request, file_id: str) -> Response:
-        """Begin to ingest a file whose content was stored."""
+        """Start the ingest of a file whose content was stored."""
         if await request.body():
             raise Refusal(422, "The body must be empty.")
         record = self._find_file(file_id)
         if record.ingested_at is not None:
-            raise Refusal(409, "The file was completed before.")
+            raise Refusal(409, "The file has already been completed.")
         if self._uploads.find(file_id) is None:
             raise Refusal(400, "The file's content was not uploaded.")
         record.failure_reason = await self._ingest(record)
@@ -389,15 +393,15 @@ class Luma(Service):
         return self._json(request, record.as_json())
 
     async def _ingest(self, record: FileRecord) -> str | None:
-        """Return the reason why a file fails; None if it does not."""
+        """Return why a file fails at ingest; None if it does not."""
         upload = self._uploads.find(record.file_id)
         assert upload is not None
         if failure := self._account.settings.ingest_failure:
             return failure
         if upload.size != record.request.size_bytes:
-            return f"{record.request.size_bytes} bytes were announced, and {upload.size} were uploaded."
+            return f"The file has {upload.size} bytes; size_bytes was {record.request.size_bytes}."
         if record.request.mime_type.startswith("video/"):
-            return await media.reason_not_to_open(upload.path)
+            return await asyncio.to_thread(media.reason_not_to_open, upload.path)
         return None
 
     async def _list_files(self, request: Request) -> Response:
@@ -425,7 +429,7 @@ class Luma(Service):
         return self._json(request, self._files[file_id].as_json())
 
     async def _delete_file(self, request: Request, file_id: str) -> Response:
-        """Delete a file, but not its record."""
+        """Delete a file; its record stays."""
         self._find_file(file_id).deleted_at = time.time()
         record_in_journal(request, code=204)
         return Response(status_code=204, headers=_headers(request))
@@ -452,12 +456,16 @@ def _headers(request: Request) -> dict[str, str]:
     return {"X-Request-Id": request_id, "X-API-Version": API_VERSION}
 
 
+def _result_path(job: Job) -> str:
+    return f"{_OUTPUTS}{job.task_id}.mp4"
+
+
 def _too_many_jobs() -> Refusal:
     return Refusal(429, "Too many generations are running.", retry_after=60)
 
 
 def _describe(source: Source) -> str:
-    """Return what Job.video_url says of a source."""
+    """Return what Job.video_url says about a source."""
     if source.url is not None:
         return source.url
     if source.data is not None:
@@ -466,7 +474,7 @@ def _describe(source: Source) -> str:
 
 
 def _position_after(files: list[FileRecord], cursor: str) -> int:
-    """Return where the page behind a cursor begins; Refusal 422 for a cursor that is not one of ours."""
+    """Return the position at which the page after a cursor begins; Refusal 422 for an invalid cursor."""
     try:
         last_id = base64.urlsafe_b64decode(cursor).decode()
         return [record.file_id for record in files].index(last_id) + 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Luma's own API accepts in the body of a request; where its documentation leaves a choice, the strict reading."""
+"""Request bodies of Luma's own API, checked strictly: where the documentation is unclear, the strict reading."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Body(BaseModel):
-    """A JSON object. An optional field is None if it was omitted, since null is refused before."""
+    """A JSON object. An optional field is None if omitted; parse() has refused null itself."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Reference(_Body):
-    """A picture or a video, given in one of four ways."""
+    """A reference to an image or a video, in one of four forms."""
 
     url: str | None = None
     file_id: str | None = None
@@ -63,7 +63,7 @@ class Source(Reference):
 
 
 class Keyframe(Reference):
-    """A picture that guides the edit at one frame."""
+    """An image that guides the edit at one frame."""
 
     @model_validator(mode="after")
     def _is_picture(self) -> Self:
@@ -154,7 +154,7 @@ class GenerationRequest(_Body):
 
 
 class FileRequest(_Body):
-    """The body that announces an upload."""
+    """The body that registers a file."""
 
     mime_type: str = Field(pattern=r"^(video|image)/[\w.+-]+$")
     size_bytes: int = Field(ge=1, le=MAX_FILE_BYTES)
@@ -175,7 +175,7 @@ Body = TypeVar("Body", bound=_Body)
 
 
 def parse(kind: type[Body], content: Any) -> Body:
-    """Return the checked body of a request; Refusal 422 with every problem and where it is."""
+    """Return the validated body of a request; Refusal 422 that lists every problem with its location."""
     if problems := _nulls(content):
         raise Refusal(422, problems)
     try:
@@ -186,7 +186,7 @@ def parse(kind: type[Body], content: Any) -> Body:
 
 
 def seconds_of(text: str) -> float:
-    """Return a time in ISO 8601 with a time zone as seconds of the Unix epoch; ValueError for anything else."""
+    """Convert an ISO 8601 time with a time zone to seconds of the Unix epoch; ValueError for anything else."""
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:
         raise ValueError("the time zone is missing")
@@ -199,7 +199,7 @@ def _require_one(body: BaseModel, *names: str) -> None:
 
 
 def _nulls(content: Any) -> list[dict[str, Any]]:
-    """Return a problem for each null, wherever it is."""
+    """Return a problem for each null, at any depth."""
     problems = []
     pending: list[tuple[tuple[str | int, ...], Any]] = [((), content)]
     while pending:
@@ -214,5 +214,5 @@ def _nulls(content: Any) -> list[dict[str, Any]]:
 
 
 def _is_public_url(url: str) -> bool:
-    """Whether the service takes this address: https, or this machine, which stands for the public web here."""
+    """Whether the service accepts this URL: https, or http on this machine, which stands in for the public web."""
     return is_http_url(url) and (url.startswith("https://") or is_loopback_url(url))
