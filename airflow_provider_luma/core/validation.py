@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from airflow_provider_luma.core.addresses import is_private_host, is_web_address, split_address
+from airflow_provider_luma.core.addresses import is_private_host, is_web_address
 from airflow_provider_luma.core.wire import plain_text
 from airflow_provider_luma.exceptions import LumaValidationError
 
@@ -31,15 +31,6 @@ _NO_VIDEO_EXTENSIONS = frozenset(
 VIDEO_EXTENSIONS = frozenset(
     "3g2 3gp asf avi f4v flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogg ogv ts vob webm wmv".split()
 )
-
-#: Extensions allowed for a film that we write: it is an MP4, and players and services go by the extension.
-_FILM_EXTENSIONS = (".mp4", ".m4v")
-
-#: Schemes of object stores, whose files have a key and no folders.
-OBJECT_STORES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "oss"})
-
-#: Maximum bytes of a name on a disk and of an object's key, and the bytes that a temporary name adds.
-_MAX_NAME_BYTES, _MAX_KEY_BYTES, _TEMPORARY_BYTES = 255, 1024, 15
 
 
 def check_prompt(prompt: object) -> None:
@@ -59,7 +50,7 @@ def check_prompt(prompt: object) -> None:
             "file, or is returned by a decorated function; a template can include it: "
             "{% include 'prompts/night.md' %}",
         )
-    _check_text("prompt", prompt)
+    check_text("prompt", prompt)
 
 
 def check_english(prompt: str) -> None:
@@ -94,7 +85,12 @@ def _name(letter: str) -> str:
     return unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "")
 
 
-def _check_text(parameter: str, text: str) -> None:
+def check_text(parameter: str, text: str) -> None:
+    """
+    Check that a text can be stored.
+
+    :raises LumaValidationError: it cannot
+    """
     if plain_text(text) != text:
         raise LumaValidationError(
             None, f"{parameter} contains a NUL or a lone surrogate, such as half an emoji: remove it"
@@ -146,18 +142,19 @@ def check_file_address(parameter: str, address: object, *, containers: Collectio
     )
     if not isinstance(text, str) or not text.strip():
         raise LumaValidationError(None, f"{what_it_is}, or a public http(s) address, not {address!r}")
-    _check_text(parameter, text)
+    check_text(parameter, text)
     if is_web_address(text):
         raise LumaValidationError(None, f"{what_it_is}; a public address needs no upload: {text!r}")
     check_no_outer_blanks(parameter, text)
-    if not _is_absolute(text):
+    if not is_absolute(text):
         raise LumaValidationError(
             None, f"{what_it_is}, or a public address that starts with http:// or https://: {text!r}"
         )
     _check_extension(parameter, PurePosixPath(text).suffix, text, containers)
 
 
-def _is_absolute(address: str) -> bool:
+def is_absolute(address: str) -> bool:
+    """Return whether an address names the same file in every process."""
     # After only two slashes, local storage reads a path relative to the process's working directory, whatever that is.
     return re.match(r"/.|(?!(?:file|local)://[^/])[a-z][a-z0-9+.-]*://.", address, re.IGNORECASE) is not None
 
@@ -171,63 +168,6 @@ def check_no_outer_blanks(parameter: str, address: object) -> None:
     text = str(address)
     if text != text.strip():
         raise LumaValidationError(None, f"{parameter} starts or ends with whitespace: remove it ({text!r})")
-
-
-def check_film_destination(parameter: str, destination: object, *, relative: bool = False) -> None:
-    """
-    Check the file that a film is to be written to: its name must end in ``.mp4`` or ``.m4v``.
-
-    :param relative: accept a path relative to the working directory of the task
-    :raises LumaValidationError: it does not name such a file
-    """
-    text = str(destination or "")
-    example = "give a file in storage that ends in .mp4, such as s3://my_aws@bucket/film.mp4"
-    if not text.strip():
-        raise LumaValidationError(None, f"{parameter} is {destination!r}: {example}")
-    _check_text(parameter, text)
-    check_no_outer_blanks(parameter, text)
-    if is_web_address(text):
-        raise LumaValidationError(None, f"{parameter} is a web address, which cannot be written to: {example}")
-    scheme, separator, rest = text.partition("://")
-    path = rest.partition("/")[2] if separator and scheme.lower() not in ("file", "local") else text
-    if path.endswith("/") or not path:
-        raise LumaValidationError(None, f"{parameter} is a folder or a bucket: {example} ({text!r})")
-    if PurePosixPath(path).suffix.lower() not in _FILM_EXTENSIONS:
-        raise LumaValidationError(
-            None, f"{parameter} does not end in .mp4 or .m4v, but the film is an MP4: {example} ({text!r})"
-        )
-    if not relative and not _is_absolute(text):
-        raise LumaValidationError(None, f"{parameter} must be absolute: {example} ({text!r})")
-    check_destination(text, parameter)
-
-
-def names_a_file(destination: str) -> bool:
-    """Return whether a destination is a file: its last part ends in an extension such as ``.mp4``."""
-    name = split_address(destination).name
-    return re.search(r"[^/]\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{2,5}\Z", name) is not None
-
-
-def check_destination(destination: object, parameter: str = "destination") -> None:
-    """
-    Check the length of the names in a destination. A file's temporary name is longer than its final one.
-
-    :param destination: a folder, or a file as defined by :func:`names_a_file`
-    :raises LumaValidationError: a name is too long
-    """
-    destination = str(destination or "")
-    scheme, _, path = split_address(destination)
-    if scheme.lower() in OBJECT_STORES:
-        names, what, longest = [path], "key", _MAX_KEY_BYTES
-    else:
-        names, what, longest = path.split("/"), "name", _MAX_NAME_BYTES
-    for index, name in enumerate(names, 1):
-        allowed = longest - (_TEMPORARY_BYTES if index == len(names) and names_a_file(destination) else 0)
-        size = len(name.encode(errors="surrogateescape"))
-        if size > allowed:
-            raise LumaValidationError(
-                None,
-                f"{parameter} has a {what} of {size} bytes: shorten it to at most {allowed} ({name[:60]!r}…)",
-            )
 
 
 def _check_extension(parameter: str, suffix: str, address: str, containers: Collection[str] | None) -> None:
@@ -263,7 +203,7 @@ def check_watermark(watermark: object) -> None:
     """
     if watermark is not None and not isinstance(watermark, str):
         raise LumaValidationError(None, f"watermark must be a string or None, not {watermark!r}")
-    _check_text("watermark", watermark or "")
+    check_text("watermark", watermark or "")
 
 
 def check_luma_task_id(luma_task_id: object) -> None:
@@ -278,7 +218,7 @@ def check_luma_task_id(luma_task_id: object) -> None:
             f"luma_task_id is {luma_task_id!r}: pass the id that a submission returned, "
             'e.g. submit.output["luma_task_id"]',
         )
-    _check_text("luma_task_id", luma_task_id)
+    check_text("luma_task_id", luma_task_id)
 
 
 def check_positive(parameter: str, number: object) -> None:
@@ -294,7 +234,7 @@ def check_positive(parameter: str, number: object) -> None:
 def _check_url(parameter: str, url: object, *, service_is_public: bool) -> None:
     if not isinstance(url, str) or not url.strip():
         raise LumaValidationError(None, f"{parameter} must be a public http(s) address, not {url!r}")
-    _check_text(parameter, url)
+    check_text(parameter, url)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

@@ -19,8 +19,9 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.redaction import shown_address
-from airflow_provider_luma.core.validation import OBJECT_STORES, check_film_destination, check_no_outer_blanks
+from airflow_provider_luma.core.validation import check_no_outer_blanks
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.files.destination_names import OBJECT_STORES, check_film_destination
 from airflow_provider_luma.files.storage import as_path
 
 if TYPE_CHECKING:

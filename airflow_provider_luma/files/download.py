@@ -26,7 +26,7 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.core.backoff import READ_RETRY_TIMEOUT, retry_options
 from airflow_provider_luma.core.redaction import without_secrets
-from airflow_provider_luma.core.validation import check_no_outer_blanks, names_a_file
+from airflow_provider_luma.core.validation import check_no_outer_blanks
 from airflow_provider_luma.exceptions import (
     TRANSIENT,
     LumaError,
@@ -34,6 +34,7 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
+from airflow_provider_luma.files.destination_names import names_a_file
 from airflow_provider_luma.files.progress import Transfer, megabytes
 from airflow_provider_luma.files.source import FileSource, beginning, chunks, content_length, url_path
 from airflow_provider_luma.files.storage import (

@@ -28,8 +28,8 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 
 from airflow_provider_luma.core.addresses import split_address
 from airflow_provider_luma.core.redaction import shown_address, without_secrets
-from airflow_provider_luma.core.validation import OBJECT_STORES, check_destination
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.files.destination_names import OBJECT_STORES, check_destination
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
-from airflow_provider_luma.core.validation import check_destination, check_file_address, names_a_file
+from airflow_provider_luma.core.validation import check_file_address
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
+from airflow_provider_luma.files.destination_names import check_destination, names_a_file
 from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of
 

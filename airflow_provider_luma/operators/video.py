@@ -14,14 +14,9 @@ from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
-from airflow_provider_luma.core.validation import (
-    check_destination,
-    check_file_address,
-    check_film_destination,
-    check_no_outer_blanks,
-    check_positive,
-)
+from airflow_provider_luma.core.validation import check_file_address, check_no_outer_blanks, check_positive
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.files.destination_names import check_destination, check_film_destination
 from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
 from airflow_provider_luma.operators.base import TemplatedOperator, is_literal, items_of
 

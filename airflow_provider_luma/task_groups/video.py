@@ -10,8 +10,9 @@ from typing import Any
 from airflow.sdk import TaskGroup, XComArg, task
 
 from airflow_provider_luma.compat import literal
-from airflow_provider_luma.core.validation import PROMPT_FILE_EXTENSIONS, check_film_destination, check_no_outer_blanks
+from airflow_provider_luma.core.validation import PROMPT_FILE_EXTENSIONS, check_no_outer_blanks
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.files.destination_names import check_film_destination
 from airflow_provider_luma.operators.base import LiteralValue, is_literal, items_of
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator

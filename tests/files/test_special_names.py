@@ -12,8 +12,8 @@ from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import store
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_luma.core.validation import names_a_file
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.files.destination_names import names_a_file
 from airflow_provider_luma.files.storage import as_path, file_in, remove_folder, written
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.hooks.luma import LumaHook
