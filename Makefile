@@ -18,7 +18,7 @@ INSTALL = index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null 
 	$${index:+env UV_DEFAULT_INDEX=$$index} $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster docs screenshots check test test-long test-versions test-matrix smoke lint bench build constraints clean
+.PHONY: help demo demo-cluster docs screenshots check test test-long test-versions test-matrix test-live smoke lint bench build constraints clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test-matrix:  ## Run the tests, without the long ones, on every supported Airflo
 	$(MAKE) test AIRFLOW=3.2
 	$(MAKE) test AIRFLOW=3.3
 	$(MAKE) test AIRFLOW=3.4
+
+test-live: $(VENV)/.demo  ## Call the real service: LUMA_LIVE=free (no cost) or LUMA_LIVE=1 (one job, about 0.54 US dollars)
+	$(BIN)/python -m harness.live_check
 
 smoke: $(VENV)/.demo  ## Import everything and run two jobs, with the oldest versions that the package claims: AIRFLOW=lowest
 	$(BIN)/python -m harness.smoke
