@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Connections to servers that are not trusted: whom they may reach, and how long they may take.
+Connections to servers that are not trusted: which addresses they may reach, and how long they may take.
 
-A name can resolve to any address, so what counts is the address that the connection has reached, before the first
-byte is sent. And a server can keep a reader busy for ever with heads, chunk sizes and trailers, none of which ever
-becomes a byte of the file, so what counts for the time is what arrives on the wire.
+A name can resolve to any address, so the address is checked once the connection has reached it, before the first byte
+is sent. A server can also keep a reader busy indefinitely with headers, chunk sizes and trailers, which add no byte to
+the file, so the time is measured against what arrives on the wire.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from airflow_provider_luma.core.addresses import is_private_host
 
-#: Bytes that must arrive within so many seconds of waiting for them; else a server counts as stalled.
+#: A server counts as stalled if we wait longer than this for so many bytes.
 MIN_PROGRESS, PROGRESS_TIMEOUT = 100_000, 300.0
 
-#: Bytes to read at most for a head, interim answers included, or for a piece of a body, trailers included.
+#: The most bytes to read for headers, interim responses included, or for a piece of a body, trailers included.
 MAX_READ_SIZE = 4_000_000
 
 
@@ -41,13 +41,13 @@ class PrivateAddressError(ValueError):
 
 
 class Throughput:
-    """What arrives, against the time spent waiting for it."""
+    """Compares what arrives with the time spent waiting for it."""
 
     def __init__(self) -> None:
         self._bytes, self._seconds = 0, 0.0
 
     def add(self, count: int, seconds: float) -> None:
-        """Count bytes, and the seconds it took until they came."""
+        """Count bytes, and the seconds until they arrived."""
         self._bytes += count
         self._seconds += seconds
         if self._bytes >= MIN_PROGRESS:
@@ -55,7 +55,7 @@ class Throughput:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the last :data:`MIN_PROGRESS` bytes have been waited for too long."""
+        """Whether the last :data:`MIN_PROGRESS` bytes have taken too long."""
         return self._seconds >= PROGRESS_TIMEOUT
 
 
@@ -65,7 +65,7 @@ class _Reader(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
         self._throughput = Throughput()
-        self.read_size = 0  # of what is being read just now
+        self.read_size = 0  # bytes of the current read
 
     def readable(self) -> bool:
         return True
@@ -78,7 +78,7 @@ class _Reader(io.RawIOBase):
             raise TimeoutError("the server is stalled")
         self.read_size += count or 0
         if self.read_size > MAX_READ_SIZE:
-            raise OSError("the server sends without end what is no part of the file")
+            raise OSError("the server keeps sending data that is not part of the file")
         return count
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class _HTTPSConnection(HTTPSConnection):
 
 
 class _PublicOnly(HTTPConnection):
-    """Closes the connection again, before anything is sent, if it has reached a private address."""
+    """Closes the connection before anything is sent if it has reached a private address."""
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
@@ -142,9 +142,9 @@ class UntrustedServerAdapter(requests.adapters.HTTPAdapter):
     """
     Connects to a server that is not trusted.
 
-    :param public_only: refuse private addresses. Behind a proxy only the proxy sees the server's address; so it is
-        the proxy that has to refuse it
-    :raises PrivateAddressError: such an address was reached; nothing was sent
+    :param public_only: refuse private addresses. With a proxy, only the proxy sees the server's address, and has to
+        refuse it
+    :raises PrivateAddressError: a private address was reached; nothing was sent
     """
 
     def __init__(self, *, public_only: bool) -> None:
