@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The child process that plans, splits or joins one film for its parent, :mod:`.film_work`.
+The child process that does one job for its parent, :mod:`.child_process`: it probes, plans, splits or joins videos.
 
-A film may be made to crash FFmpeg, or to let it allocate without end; here that ends no task. Standard input is a
-socket to the parent. What is said there are messages, in this direction JSON lists: ``open``, ``read`` and ``close``
-for files, ``begin`` and ``end`` for clips that are written, which are all answered; ``progress``; and at last ``done``,
-``refused``, ``memory``, ``missing`` or ``failed``. The parent's first message is the job, JSON too.
+A video may be made to crash FFmpeg, or to make it allocate or compute without end; here that ends no task. Standard
+input is a socket to the parent, whose first message holds the arguments of the job as JSON.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -19,15 +18,14 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.child_process import RemoteFile
 from airflow_provider_luma.media.memory import is_exhausted, limit_memory
+from airflow_provider_luma.media.opening import Unusable, open_video
 from airflow_provider_luma.media.split_plan import SplitPlan
 
 #: Says, as an argument, that the limits are set that count from the start of a program on.
@@ -39,8 +37,44 @@ _STACK = 1 << 20
 #: The system ends this process first if memory runs out, and not the worker.
 _OOM_SCORE = "1000"
 
+#: Bytes of address space, and seconds of computing, that a probe may take.
+_PROBE_MEMORY, _PROBE_CPU_SECONDS = 1 << 30, 10
 
-class Parent:
+
+class _RemoteFile(io.RawIOBase):
+    """
+    A file that is read through the parent process.
+
+    :param ask: asks the parent for so many bytes, at most, from an offset on
+    """
+
+    def __init__(self, size: int, ask: Callable[[int, int], bytes]) -> None:
+        self._size, self._ask = size, ask
+        self._position = 0
+
+    def read(self, length: int = -1) -> bytes:
+        content = self._ask(self._position, length)
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise ValueError("a position before the beginning")
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+
+class _Parent:
     """The parent process."""
 
     def __init__(self, channel: Connection) -> None:
@@ -69,25 +103,25 @@ class Parent:
 
     @contextmanager
     def opened(self, index: int) -> Iterator[IO[bytes]]:
-        """Let a file be opened: 0 is the film, and those behind it are its clips."""
+        """Open a file: 0 is the video, and those behind it are its clips."""
         size = int(self.ask("open", index))
-        yield cast("IO[bytes]", RemoteFile(size, lambda offset, length: self.ask("read", index, offset, length)))
+        yield cast("IO[bytes]", _RemoteFile(size, partial(self.ask, "read", index)))
         self.ask("close", index)
 
     @contextmanager
     def clip_file(self, index: int) -> Iterator[Path]:
-        """Let a file be made for a clip, which is taken as whole at the end."""
+        """Have a file made for a clip, which counts as complete at the end."""
         self._output = Path(self.ask("begin", index).decode())
         yield self._output
         self.ask("end", index)
         self._output = None
 
-    def job(self) -> tuple[str, dict[str, Any]]:
-        """Return what is to be done."""
-        name, arguments = json.loads(self._channel.recv_bytes())
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the job."""
+        arguments: dict[str, Any] = json.loads(self._channel.recv_bytes())
         if "output" in arguments:
             self._output = Path(arguments["output"])
-        return name, arguments
+        return arguments
 
     def _watch(self) -> None:
         """End this process when the parent has ended, even in the middle of a frame."""
@@ -105,7 +139,18 @@ class Parent:
         os._exit(1)
 
 
-def _plan_split(parent: Parent, *, clip_seconds: float, checks_sound: bool, shown: str) -> dict[str, Any]:
+def _probe(parent: _Parent, *, demuxers: str, max_seconds: float, tolerance: float) -> None:
+    from airflow_provider_luma.media.probe import probe
+
+    # A PyAV that is missing, or has changed, fails here, and is not held against a file. All else is due to the file.
+    with suppress(Unusable):
+        open_video(io.BytesIO(), demuxers)
+    parent.tell("ready")
+    with parent.opened(0) as file:
+        probe(file, demuxers, max_seconds, tolerance)
+
+
+def _plan_split(parent: _Parent, *, clip_seconds: float, checks_sound: bool, shown: str) -> dict[str, Any]:
     from airflow_provider_luma.media.sound import check_sound
     from airflow_provider_luma.media.split import plan_split
 
@@ -116,7 +161,7 @@ def _plan_split(parent: Parent, *, clip_seconds: float, checks_sound: bool, show
         return plan.as_dict()
 
 
-def _move_cuts_to_scenes(parent: Parent, *, plan: dict[str, Any], clip_seconds: float, shown: str) -> dict[str, Any]:
+def _move_cuts_to_scenes(parent: _Parent, *, plan: dict[str, Any], clip_seconds: float, shown: str) -> dict[str, Any]:
     from airflow_provider_luma.media.split import move_cuts_to_scenes
 
     with parent.opened(0) as source:
@@ -124,25 +169,26 @@ def _move_cuts_to_scenes(parent: Parent, *, plan: dict[str, Any], clip_seconds: 
         return moved.as_dict()
 
 
-def _split(parent: Parent, *, plan: dict[str, Any], shown: str) -> list[str]:
+def _split(parent: _Parent, *, plan: dict[str, Any], shown: str) -> tuple[str, ...]:
     from airflow_provider_luma.media.split import split
 
     with parent.opened(0) as source:
-        return list(split(source, SplitPlan.load(plan), parent.clip_file, parent.report, shown=shown))
+        return split(source, SplitPlan.load(plan), parent.clip_file, parent.report, shown=shown)
 
 
 def _join(
-    parent: Parent, *, plan: dict[str, Any], output: str, clips: int, names: list[str], shown: str
+    parent: _Parent, *, plan: dict[str, Any], output: str, clips: int, names: list[str], shown: str
 ) -> dict[str, Any]:
     from airflow_provider_luma.media.join import join
 
     openers = [partial(parent.opened, 1 + index) for index in range(clips)]
     with parent.opened(0) as source:
         made = join(openers, source, SplitPlan.load(plan), Path(output), parent.report, names=names, shown=shown)
-    return asdict(made)
+        return vars(made)
 
 
 _JOBS: dict[str, Callable[..., Any]] = {
+    "probe": _probe,
     "plan_split": _plan_split,
     "move_cuts_to_scenes": _move_cuts_to_scenes,
     "split": _split,
@@ -150,13 +196,15 @@ _JOBS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _work(parent: Parent) -> None:
+def _work(parent: _Parent, job: str) -> None:
     """Do the job, and tell how it has ended."""
-    name, arguments = parent.job()
+    arguments = parent.arguments()
     try:
-        parent.tell("done", _JOBS[name](parent, **arguments))
+        parent.tell("done", _JOBS[job](parent, **arguments))
     except LumaValidationError as error:
         parent.tell("refused", error.msg)
+    except Unusable as unusable:
+        parent.tell("unusable", *unusable.args)
     except MemoryError:
         parent.tell("memory")
     except ImportError as error:
@@ -169,22 +217,36 @@ def _work(parent: Parent) -> None:
         parent.tell("failed", type(error).__name__, number, str(error), traceback.format_exc())
 
 
-def main() -> None:
-    """Do the job of the parent process."""
-    if sys.argv[1:] != [_LIMITED]:
+def main(job: str, *limited: str) -> None:
+    """Do the job of the parent process, within limits."""
+    if job == "probe":
+        limit_probe()
+    elif limited:
+        limit_memory()
+    else:
         _limit_program()
         os.execv(sys.executable, [*sys.orig_argv, _LIMITED])  # noqa: S606
-    limit_memory()
-    _work(Parent(Connection(os.dup(sys.stdin.fileno()))))
+    _work(_Parent(Connection(os.dup(sys.stdin.fileno()))), job)
+
+
+def limit_probe() -> None:
+    """Limit what a probe may take, as far as the system can."""
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, _PROBE_CPU_SECONDS)
+    _limit(resource.RLIMIT_AS, _PROBE_MEMORY)
 
 
 def _limit_program() -> None:
-    for kind, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_STACK, _STACK)):
-        with suppress(OSError, ValueError):
-            resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_STACK, _STACK, resource.getrlimit(resource.RLIMIT_STACK)[1])
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
+def _limit(kind: int, limit: int, hard_limit: int | None = None) -> None:
+    with suppress(OSError, ValueError):  # not every system can limit everything
+        resource.setrlimit(kind, (limit, limit if hard_limit is None else hard_limit))
+
+
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -3,25 +3,20 @@
 Checks an input video before it costs anything: its size, its kind, its length, and that it can be decoded.
 
 What the service takes comes from outside, as :class:`.Limits`. With PyAV, in the extra ``media``, a child process looks
-into the file, :mod:`.input_check_child`. Without it, only the size and the first bytes are checked.
+into the file: :mod:`.probe`. Without it, only the size and the first bytes are checked.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from multiprocessing.connection import wait
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.child_process import environment
-from airflow_provider_luma.media.input_check_child import READY
+from airflow_provider_luma.media.child_process import ChildFailed, ChildProcess
+from airflow_provider_luma.media.opening import undecodable
 from airflow_provider_luma.media.signatures import HEAD_LENGTH, container_of, demuxers_of, no_video_kind
 
 if TYPE_CHECKING:
@@ -40,9 +35,6 @@ MAX_SECONDS = 60.0
 
 #: Seconds that it may take PyAV to start.
 START_SECONDS = 60.0
-
-_MAX_LINE = 4096
-_CHILD = Path(__file__).with_name("input_check_child.py")
 
 _CONVERT = "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4"
 
@@ -95,11 +87,11 @@ def check_video_file(file: IO[bytes], limits: Limits, *, parameter: str, shown: 
     refusals.check_size(size)
     file.seek(0)
     refusals.check_kind(file.read(HEAD_LENGTH))
-    verdict = _look_into(file, size, limits) if _has_pyav() else None
+    verdict = _look_into(file, limits) if _has_pyav() else None
     if verdict is None:
         _log_absence(log)
-    elif verdict:
-        raise refusals.make(verdict["found"], verdict["remedy"])
+    elif any(verdict):
+        raise refusals.make(*verdict)
 
 
 @dataclass(frozen=True)
@@ -165,63 +157,32 @@ def _log_absence(log: Logger) -> None:
         )
 
 
-def _look_into(file: IO[bytes], size: int, limits: Limits) -> dict[str, str] | None:
-    """Return what is wrong with a video, ``found`` and ``remedy``; empty if nothing is, None if PyAV does not work."""
-    arguments = (size, demuxers_of(limits.containers), limits.seconds, SECONDS_TOLERANCE)
-    with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-S", "-P", str(_CHILD), *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        env=environment(),
-    ) as child:
-        try:
-            return _serve(file, size, child) if _next_line(child, START_SECONDS) == READY else None
-        finally:
-            child.kill()
-
-
-def _serve(file: IO[bytes], size: int, child: subprocess.Popen[bytes]) -> dict[str, str]:
-    """Give the child process what it asks for, within limits, and return its verdict."""
-    bytes_left, seconds_left = MAX_BYTES_READ, MAX_SECONDS
-    while True:
-        asked_at = time.monotonic()
-        line = _next_line(child, seconds_left)
-        seconds_left -= time.monotonic() - asked_at
-        try:
-            if line.startswith(b"{"):
-                return {str(key): str(value) for key, value in json.loads(line).items()}
-            offset, length = map(int, line.split())
-        except ValueError:
-            return _verdict("makes FFmpeg fail, or run without end")
-        length = max(0, min(length, size - offset))
-        bytes_left -= length
-        if bytes_left < 0 or offset < 0:
-            return _verdict(f"has no index in the first {MAX_BYTES_READ >> 20} MB")
-        content = b""
-        if length:
-            file.seek(offset)
-            content = file.read(length)[:length]
-        _answer(child, content)
-
-
-def _verdict(found: str) -> dict[str, str]:
-    return {"found": found, "remedy": _CONVERT}
-
-
-def _next_line(child: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """Return the next line; an empty one if the child process ends or takes too long."""
-    assert child.stdout
-    ready = wait([child.stdout.fileno()], max(0.0, seconds))
-    return child.stdout.readline(_MAX_LINE) if ready else b""
-
-
-def _answer(child: subprocess.Popen[bytes], content: bytes) -> None:
-    assert child.stdin
-    rest = b"%d\n%b" % (len(content), content)
+def _look_into(file: IO[bytes], limits: Limits) -> tuple[str, str] | None:
+    """Return what is wrong with a video, and the remedy; two empty texts if nothing is. None if PyAV does not work."""
+    demuxers = demuxers_of(limits.containers)
+    arguments = {"demuxers": demuxers, "max_seconds": limits.seconds, "tolerance": SECONDS_TOLERANCE}
+    child = ChildProcess([lambda: nullcontext(file)])
+    has_begun = False
     try:
-        while rest:
-            rest = rest[child.stdin.write(rest) :]
-    except BrokenPipeError:
-        return  # it has ended, which the next line tells
+        with child.running("probe", arguments):
+            child.seconds_left = START_SECONDS
+            child.serve("ready")
+            has_begun = True
+            child.seconds_left, child.bytes_left = MAX_SECONDS, MAX_BYTES_READ
+            child.serve("done")
+    except ChildFailed as failure:
+        return _verdict(failure) if has_begun else None
+    return "", ""
+
+
+def _verdict(failure: ChildFailed) -> tuple[str, str]:
+    match failure.args:
+        case "unusable", found, remedy:
+            return found, remedy
+        case "failed", name, *_:  # PyAV has errors of its own for what FFmpeg only half understands
+            found, remedy = undecodable(name).args
+            return found, remedy
+        case ("greedy",):
+            return f"has no index in the first {MAX_BYTES_READ >> 20} MB", _CONVERT
+        case _:
+            return "makes FFmpeg fail, or run without end", _CONVERT

@@ -2,7 +2,7 @@
 """
 How much memory and how many threads a film may take, by the size of its pictures.
 
-The memory is limited by :func:`limit_memory`, which only the process of :mod:`.film_work_child` calls.
+The memory is limited by :func:`limit_memory`, which only the process of :mod:`.child_jobs` calls.
 """
 
 from __future__ import annotations

@@ -1,22 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-The child process that looks into an input video with FFmpeg for its parent, :mod:`.input_check`.
-
-A file may be made to crash FFmpeg, or to let it allocate or compute without end; here that ends no task. The process
-needs nothing but PyAV and modules beside this one, and says first that it has them. It asks for the file's bytes with
-lines of an offset and a length on its standard output, and gets each answer as a length and so many bytes on its
-standard input. Its last line is JSON: ``found`` and ``remedy`` if the video cannot be taken, and otherwise neither.
-"""
+"""Looks into an input video with FFmpeg, in the child process of :mod:`.input_check`: its length and both its ends."""
 
 from __future__ import annotations
 
-import io
-import json
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_luma.media.child_process import RemoteFile
+import av
+import av.error
+
 from airflow_provider_luma.media.opening import (
     Unusable,
     check_container,
@@ -34,18 +26,11 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-#: The first line.
-READY = b"ready\n"
-
-#: Bytes of address space, and seconds of computing.
-_MEMORY = 1 << 30
-_CPU_SECONDS = 10
-
 #: Seconds from the beginning that lie behind the end of any video.
 _BEHIND_END = 86_400
 
 
-def examine(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> None:
+def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> None:
     """
     Examine a video: its length, its first frame, and whether its end is there.
 
@@ -56,20 +41,15 @@ def examine(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> N
     :param tolerance: seconds more that are let pass
     :raises Unusable: it cannot be taken
     """
-    import av
-    import av.error
-
     check_container(file)
     with open_video(file, demuxers) as container:
         try:
-            _examine(container, max_seconds, tolerance)
+            _probe(container, max_seconds, tolerance)
         except (av.error.FFmpegError, MemoryError) as error:
             raise undecodable(error) from error
 
 
-def _examine(container: InputContainer, max_seconds: float, tolerance: float) -> None:
-    import av
-
+def _probe(container: InputContainer, max_seconds: float, tolerance: float) -> None:
     video = video_stream(container)
     check_size(video)
     _check_length((container.duration or 0) / av.time_base, max_seconds, tolerance)
@@ -119,44 +99,3 @@ def _seconds_between(first: Packet[VideoStream], last: Packet[Stream]) -> float:
     if first.dts is None or last.dts is None or last.is_discard:
         return 0.0
     return float((last.dts + (last.duration or 0) - first.dts) * first.time_base)
-
-
-def _ask(offset: int, length: int) -> bytes:
-    sys.stdout.buffer.write(b"%d %d\n" % (offset, length))
-    sys.stdout.buffer.flush()
-    return sys.stdin.buffer.read(min(int(sys.stdin.buffer.readline()), length))
-
-
-def _limit_resources() -> None:
-    # Not every system can limit all of these.
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-
-
-def main(size: str, demuxers: str, max_seconds: str, tolerance: str) -> None:
-    """Examine the video of the parent process."""
-    _limit_resources()
-    # A PyAV that is missing, or has changed, fails here, and is not held against a file. All else is due to the file.
-    with suppress(Unusable):
-        open_video(io.BytesIO(), demuxers)
-
-    sys.stdout.buffer.write(READY)
-    sys.stdout.buffer.flush()
-    verdict = {}
-    try:
-        file = RemoteFile(int(size), _ask)
-        examine(file, demuxers, float(max_seconds), float(tolerance))
-    except Unusable as unusable:
-        verdict = dict(zip(("found", "remedy"), unusable.args, strict=True))
-    except Exception as error:
-        # PyAV has errors of its own for what FFmpeg only half understands.
-        verdict = dict(zip(("found", "remedy"), undecodable(type(error).__name__).args, strict=True))
-    sys.stdout.buffer.write(json.dumps(verdict).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -53,7 +53,7 @@ class _FilmOperator(TemplatedOperator):
 
     def on_kill(self) -> None:
         """End the process that decodes."""
-        from airflow_provider_luma.media.film_work import end_all
+        from airflow_provider_luma.media.child_process import end_all
 
         end_all()
 

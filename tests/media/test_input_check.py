@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media import input_check
+from airflow_provider_luma.media import child_process, input_check
 from airflow_provider_luma.media.input_check import SECONDS_TOLERANCE, check_video_file, check_video_head
 from airflow_provider_luma.media.signatures import HEAD_LENGTH
 from airflow_provider_luma.services import kie
@@ -418,20 +418,53 @@ def test_work_without_end_is_ended(monkeypatch):
     assert "makes FFmpeg fail, or run without end" in refusal(clip())
 
 
-def test_crash_of_ffmpeg_is_a_refusal(monkeypatch, tmp_path):
-    script = tmp_path / "child.py"
-    script.write_text("import os, signal; print('ready', flush=True); os.kill(os.getpid(), signal.SIGSEGV)")
-    monkeypatch.setattr(input_check, "_CHILD", script)
+CHILD = """
+import json, os, signal
+from multiprocessing.connection import Connection
+channel = Connection(os.dup(0))
+channel.recv_bytes()
+def tell(*message): channel.send_bytes(json.dumps(message).encode())
+tell("ready")
+"""
+
+
+@pytest.fixture
+def run_in_child(tmp_path, monkeypatch) -> Callable[[str], None]:
+    """Replace what the child process does once it is ready."""
+
+    def replace_program(program: str) -> None:
+        (tmp_path / "other_jobs.py").write_text(CHILD + program)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(child_process, "_MODULE", "other_jobs")
+
+    return replace_program
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "os.kill(os.getpid(), signal.SIGSEGV)",
+        "os.kill(os.getpid(), signal.SIGKILL)",  # as the limit of computing time does
+        "tell('nonsense')",
+        "tell('open', 1)",
+        "tell('open', 0); channel.recv_bytes(); tell('read', 0, -1, 5)",
+        "tell('begin', 0)",
+        "tell('unusable', 'is', None)",
+    ],
+)
+def test_crash_or_nonsense_of_ffmpeg_is_a_refusal(program, run_in_child):
+    run_in_child(program)
     assert "makes FFmpeg fail, or run without end" in refusal(clip())
 
 
-def test_child_process_gets_no_secret(monkeypatch, tmp_path):
+def test_error_of_pyav_itself_is_a_refusal(run_in_child):
+    run_in_child("tell('failed', 'KeyError', None, 'no such key', 'Traceback')")
+    assert "cannot be decoded (KeyError)" in refusal(clip())
+
+
+def test_child_process_gets_no_secret(monkeypatch, run_in_child):
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", "luma://:secret@")
-    script = tmp_path / "child.py"
-    script.write_text(
-        "import json, os; print('ready', json.dumps({'found': str(dict(os.environ)), 'remedy': 'none'}), sep='\\n')"
-    )
-    monkeypatch.setattr(input_check, "_CHILD", script)
+    run_in_child("tell('unusable', str(dict(os.environ)), 'none')")
     message = refusal(clip())
     assert "PYTHONPATH" in message
     assert "secret" not in message
@@ -484,17 +517,18 @@ def mutations(count: int) -> Iterator[bytes]:
         yield bytes(video[: chance.choice((len(video), chance.randrange(len(video)))) or 1])
 
 
-EXAMINE = """
+PROBE = """
 import io, sys, struct
 sys.path[:0] = {path!r}
-from airflow_provider_luma.media import input_check_child
+from airflow_provider_luma.media.child_jobs import limit_probe
 from airflow_provider_luma.media.opening import Unusable
-input_check_child._limit_resources()
+from airflow_provider_luma.media.probe import probe
+limit_probe()
 refused = 0
 while head := sys.stdin.buffer.read(4):
     content = sys.stdin.buffer.read(struct.unpack(">I", head)[0])
     try:
-        input_check_child.examine(io.BytesIO(content), "mov,mp4,m4a,3gp,3g2,mj2,avi", 10.0, 0.5)
+        probe(io.BytesIO(content), "mov,mp4,m4a,3gp,3g2,mj2,avi", 10.0, 0.5)
     except Unusable:
         refused += 1
 print(refused)
@@ -505,7 +539,7 @@ def test_hundreds_of_mutated_videos_neither_crash_nor_hang_ffmpeg():
     """All in one process, under the limits of the process for one."""
     videos = list(mutations(600))
     stream = b"".join(struct.pack(">I", len(video)) + video for video in videos)
-    command = [sys.executable, "-c", EXAMINE.format(path=[str(ROOT), *sys.path])]
+    command = [sys.executable, "-c", PROBE.format(path=[str(ROOT), *sys.path])]
     done = subprocess.run(command, input=stream, capture_output=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert 100 < int(done.stdout) <= len(videos)
