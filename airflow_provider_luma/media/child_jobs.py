@@ -23,10 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.memory import is_exhausted, limit_memory
 from airflow_provider_luma.media.opening import Unusable, open_video
-from airflow_provider_luma.media.split_plan import SplitPlan
 
 #: Says, as an argument, that the limits are set that count from the start of a program on.
 _LIMITED = "limited"
@@ -163,6 +161,7 @@ def _plan_split(parent: _Parent, *, clip_seconds: float, checks_sound: bool, sho
 
 def _move_cuts_to_scenes(parent: _Parent, *, plan: dict[str, Any], clip_seconds: float, shown: str) -> dict[str, Any]:
     from airflow_provider_luma.media.split import move_cuts_to_scenes
+    from airflow_provider_luma.media.split_plan import SplitPlan
 
     with parent.opened(0) as source:
         moved = move_cuts_to_scenes(source, SplitPlan.load(plan), clip_seconds, parent.report, shown=shown)
@@ -171,6 +170,7 @@ def _move_cuts_to_scenes(parent: _Parent, *, plan: dict[str, Any], clip_seconds:
 
 def _split(parent: _Parent, *, plan: dict[str, Any], shown: str) -> tuple[str, ...]:
     from airflow_provider_luma.media.split import split
+    from airflow_provider_luma.media.split_plan import SplitPlan
 
     with parent.opened(0) as source:
         return split(source, SplitPlan.load(plan), parent.clip_file, parent.report, shown=shown)
@@ -180,6 +180,7 @@ def _join(
     parent: _Parent, *, plan: dict[str, Any], output: str, clips: int, names: list[str], shown: str
 ) -> dict[str, Any]:
     from airflow_provider_luma.media.join import join
+    from airflow_provider_luma.media.split_plan import SplitPlan
 
     openers = [partial(parent.opened, 1 + index) for index in range(clips)]
     with parent.opened(0) as source:
@@ -200,21 +201,29 @@ def _work(parent: _Parent, job: str) -> None:
     """Do the job, and tell how it has ended."""
     arguments = parent.arguments()
     try:
-        parent.tell("done", _JOBS[job](parent, **arguments))
-    except LumaValidationError as error:
-        parent.tell("refused", error.msg)
-    except Unusable as unusable:
-        parent.tell("unusable", *unusable.args)
-    except MemoryError:
-        parent.tell("memory")
-    except ImportError as error:
-        parent.tell("missing", str(error))
+        ending = "done", _JOBS[job](parent, **arguments)
     except Exception as error:
-        if is_exhausted():
-            parent.tell("memory")
-            return
-        number = error.errno if isinstance(error, OSError) else None
-        parent.tell("failed", type(error).__name__, number, str(error), traceback.format_exc())
+        ending = _failure(error)
+    parent.tell(*ending)
+
+
+def _failure(error: Exception) -> tuple[Any, ...]:
+    """Return the message about what has ended a job."""
+    if isinstance(error, MemoryError):
+        return ("memory",)
+    # Not at the top: a probe starts faster without it.
+    from airflow_provider_luma.exceptions import LumaValidationError
+
+    if isinstance(error, LumaValidationError):
+        return "refused", error.msg
+    if isinstance(error, Unusable):
+        return "unusable", *error.args
+    if isinstance(error, ImportError):
+        return "missing", str(error)
+    if is_exhausted():
+        return ("memory",)
+    number = error.errno if isinstance(error, OSError) else None
+    return "failed", type(error).__name__, number, str(error), "".join(traceback.format_exception(error))
 
 
 def main(job: str, *limited: str) -> None:
