@@ -30,7 +30,10 @@ T = TypeVar("T")
 #: Seconds between two log lines about the progress of a film.
 PROGRESS_INTERVAL = 10.0
 
-_REMEDY = "it is damaged, or made to do that. Convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4, or make it again"
+_REMEDY = (
+    "the file is damaged, or was made to do so. "
+    "Convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4, or make it again"
+)
 
 
 def plan_split(source: IO[bytes], clip_seconds: float, *, checks_sound: bool = False, shown: str = "") -> SplitPlan:
@@ -83,11 +86,11 @@ def join(
 
 class FilmProgress:
     """
-    Tells how far the making of a film is, every few seconds.
+    Logs the progress of work on a film every few seconds.
 
-    :param done: what is done, for the log
+    :param done: what the work has done, for the log: "Split", "Joined"
     :param seconds: the length of the film
-    :param log: where it is told
+    :param log: where progress is logged
     """
 
     def __init__(self, done: str, seconds: float, log: Logger) -> None:
@@ -154,7 +157,7 @@ def _error(names: str, failure: ChildFailed) -> Exception:
         case "killed", name:
             return ChildProcessError(
                 f"{names}: the process that decodes it was killed ({name}), by the end of the task, or by the system "
-                "if memory ran out: then give the worker more, or run fewer tasks at a time"
+                "if memory ran out: in that case, give the worker more memory, or run fewer tasks at a time"
             )
         case "ended", status:
             return ChildProcessError(f"{names}: the process that decodes it ended without a result ({status})")
@@ -162,7 +165,7 @@ def _error(names: str, failure: ChildFailed) -> Exception:
             text = f"{names} could not be processed: {name}: {message}"
             return OSError(number, text) if isinstance(number, int) else RuntimeError(text)
         case _:
-            text = f"{names} has upset the process that decodes it: {_REMEDY}"
+            text = f"{names} breaks the process that decodes it: {_REMEDY}"
     return LumaValidationError(None, text)
 
 

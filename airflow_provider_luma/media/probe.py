@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-#: Seconds from the beginning that lie behind the end of any video.
+#: Seconds, beyond the end of any video.
 _BEHIND_END = 86_400
 
 
 def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> None:
     """
-    Examine a video: its length, its first frame, and whether its end is there.
+    Check a video's length, its first frame, and that its end is not missing.
 
     Only the index and the packets at both ends are read: some 5 MB of a file of 100 MB.
 
-    :param demuxers: FFmpeg's for the containers that are taken
-    :param max_seconds: seconds that a video may last
-    :param tolerance: seconds more that are let pass
-    :raises Unusable: it cannot be taken
+    :param demuxers: FFmpeg's demuxers for the containers that are accepted
+    :param max_seconds: the longest that a video may be
+    :param tolerance: seconds by which it may be longer
+    :raises Unusable: it is refused
     """
     check_container(file)
     with open_video(file, demuxers) as container:
@@ -69,7 +69,7 @@ def _check_length(seconds: float, max_seconds: float, tolerance: float) -> None:
 
 
 def _first_packet(container: InputContainer, video: VideoStream) -> Packet[VideoStream]:
-    """Decode the first frame, and return the first packet that is shown: an edit list can hide some before it."""
+    """Decode the first frame, and return the first packet that is shown: an edit list can hide earlier ones."""
     first = None
     for packet in container.demux(video):
         if first is None and not packet.is_discard:
@@ -95,7 +95,7 @@ def _last_packet(container: InputContainer, stream: Stream) -> Packet[Stream]:
 
 
 def _seconds_between(first: Packet[VideoStream], last: Packet[Stream]) -> float:
-    """Return the time from one packet's beginning to the other's end; 0 if they do not tell, or are not shown."""
+    """Return the time from one packet's beginning to the other's end; 0 if it is unknown, or the last is hidden."""
     if first.dts is None or last.dts is None or last.is_discard:
         return 0.0
     return float((last.dts + (last.duration or 0) - first.dts) * first.time_base)

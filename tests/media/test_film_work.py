@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Films are decoded in a process with limits: whatever happens to it, the caller lives and learns what it was."""
+"""Films are decoded in a process with limits: whatever happens to it, the caller survives and learns the cause."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_process_that_says_nonsense_is_a_refusal(messages, tmp_path, monkeypatch
     (tmp_path / "messages").write_bytes(messages)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(child_process, "_MODULE", "hostile")
-    with pytest.raises(LumaValidationError, match=r"^source \(film.mp4\) has upset the process that decodes it: "):
+    with pytest.raises(LumaValidationError, match=r"^source \(film.mp4\) breaks the process that decodes it: "):
         plan_split(io.BytesIO(b"a film"), 10, shown="film.mp4")
 
 
@@ -372,7 +372,7 @@ def compressed_header(video: bytes, megabytes: int) -> bytes:
 
 
 @LINUX
-def test_header_that_inflates_without_end_is_refused(tmp_path):
+def test_header_that_inflates_to_gigabytes_is_refused(tmp_path):
     good = clip("mov", seconds=1)
     assert plan_split(io.BytesIO(compressed_header(good, 1)), 10).clips == 1, "FFmpeg reads compressed headers"
     bomb = compressed_header(good, 1900)

@@ -78,7 +78,7 @@ def cpu_seconds() -> float:
 
 
 def refusal(video: bytes | io.BytesIO) -> str:
-    """Check a video that is refused, and return the message; every refusal comes soon, and is complete."""
+    """Check a video that is refused, and return the message; every refusal is quick, and complete."""
     before = cpu_seconds()
     with pytest.raises(LumaValidationError) as refused:
         check(video)
@@ -152,7 +152,7 @@ def test_video_within_the_limits_of_another_service_passes():
     check(clip(seconds=12), replace(OTHER, seconds=18))
 
 
-def test_limit_of_bytes_is_another_for_an_address_than_for_a_file():
+def test_size_limit_differs_between_an_address_and_a_file():
     options = {"content_type": None, "parameter": "video_url", "shown": "http://x/y"}
     check_video_head(b"", OTHER, size=2 << 20, **options)
     with pytest.raises(LumaValidationError, match=r"has 2\.5 MB; Luma takes MP4 videos of at most 3\.5 s and 2 MB: "):
@@ -203,12 +203,12 @@ def test_sound_that_is_too_long_is_refused():
         (b"#EXTM3U\n#EXTINF:3,\nhttp://127.0.0.1/secret\n", "is a text"),
         (b"\n<!DOCTYPE html><p>\0", "is an HTML page"),
         (random.Random(1).randbytes(300_000), "is not an MP4, MOV or AVI (unknown signature)"),
-        (b"\0\0\0\x18ftypisom" + bytes(300_000), "is cut off, or no video"),
+        (b"\0\0\0\x18ftypisom" + bytes(300_000), "is cut off, or not a video"),
         (b"\0\0\0\x18ftyp", "is cut off: "),
-        (b"\0\0", "is cut off, or no video"),
+        (b"\0\0", "is cut off, or not a video"),
     ],
 )
-def test_what_is_no_video_is_refused(content, found):
+def test_file_that_is_not_a_video_is_refused(content, found):
     assert found in refusal(content)
 
 
@@ -221,20 +221,20 @@ def test_what_is_no_video_is_refused(content, found):
         ("m4a", {"codec": None, "sound": "aac"}, "is sound without a video"),
         ("mp3", {"codec": None, "sound": "mp3"}, "is sound without a video"),
         ("wav", {"codec": None, "sound": "pcm_s16le"}, "is sound without a video"),
-        ("mp4", {"codec": None, "sound": "aac"}, "holds sound and no video"),
+        ("mp4", {"codec": None, "sound": "aac"}, "contains sound but no video"),
     ],
 )
 def test_other_containers_and_sound_are_refused(kind, options, found):
     assert found in refusal(clip(kind, **options))
 
 
-def test_picture_of_a_sound_file_is_no_video():
+def test_cover_picture_of_a_sound_file_is_not_a_video():
     sound = clip("mp4", codec=None, sound="aac")
     data = clip("png", codec="png", seconds=0.1, container="image2")
     cover = box(b"udta", box(b"meta", bytes(4), META_HANDLER, box(b"ilst", box(b"covr", box(b"data", PNG, data)))))
     begin = sound.index(b"moov") - 4
     with_cover = sound[:begin] + box(b"moov", sound[begin + 8 :], cover)
-    assert "holds sound and no video" in refusal(with_cover)
+    assert "contains sound but no video" in refusal(with_cover)
 
 
 META_HANDLER = struct.pack(">I4sII4s12sx", 33, b"hdlr", 0, 0, b"mdir", b"")
@@ -307,7 +307,7 @@ def test_empty_track_in_front_of_the_video_is_passed_over():
 
 @pytest.mark.parametrize("brand", [b"avis", b"avcs", b"hevc", b"hevx", b"msf1"])
 def test_animated_picture_is_refused(brand):
-    """It is an MP4 in all but its brand."""
+    """It is an MP4 except for its brand."""
     video = clip(seconds=2).replace(b"ftypisom", b"ftyp" + brand)
     assert "is an animated picture (AVIF or HEIF)" in refusal(video)
 
@@ -324,7 +324,7 @@ def png_of(side: int, *, named: int) -> bytes:
 
 
 def test_picture_that_is_too_large_is_not_decoded():
-    assert "has more than 8192 pixels a side" in refusal(png_of(20_000, named=20_000))
+    assert "has more than 8192 pixels per side" in refusal(png_of(20_000, named=20_000))
     assert "cannot be decoded" in refusal(png_of(20_000, named=64))
 
 
@@ -388,7 +388,7 @@ def test_index_that_would_fill_the_memory_is_refused(samples):
     assert peak_memory(video) < 1e9
 
 
-def test_index_of_which_there_is_no_end_is_refused():
+def test_endless_index_is_refused():
     content = bomb(stsz=struct.pack(">III", 0, 0, 25_000_000))
     grown = lengthened(content, 100_000_000, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz")
     file = CountingFile(grown + bytes(100_000_000))
@@ -396,7 +396,7 @@ def test_index_of_which_there_is_no_end_is_refused():
     assert file.count <= input_check.MAX_BYTES_READ + HEAD_LENGTH
 
 
-def test_no_other_file_is_opened_that_the_video_refers_to(tmp_path):
+def test_no_other_file_that_the_video_refers_to_is_opened(tmp_path):
     video = clip(movflags=MOOV_IN_FRONT)
     other = tmp_path / "other.mp4"
     other.write_bytes(video)
@@ -413,7 +413,7 @@ def test_no_other_file_is_opened_that_the_video_refers_to(tmp_path):
     assert "is cut off" in refusal(video)
 
 
-def test_work_without_end_is_ended(monkeypatch):
+def test_endless_work_is_ended(monkeypatch):
     monkeypatch.setattr(input_check, "MAX_SECONDS", 0.0)
     assert "makes FFmpeg fail, or run without end" in refusal(clip())
 
@@ -585,7 +585,7 @@ def open(file): ...
     ["raise ImportError('no libavcodec')", "import os; os.abort()", OTHER_API],
     ids=["missing library", "abort", "other API"],
 )
-def test_pyav_that_does_not_work_refuses_no_video(failure, tmp_path, monkeypatch, caplog):
+def test_no_video_is_refused_if_pyav_does_not_work(failure, tmp_path, monkeypatch, caplog):
     (tmp_path / "av").mkdir()
     (tmp_path / "av" / "__init__.py").write_text(failure)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -636,7 +636,7 @@ check_video_file(video, kie.limits, parameter="p", shown="s", size=5012, log=Non
     ],
 )
 @pytest.mark.parametrize("content_type", [None, "video/mp4", "application/octet-stream", "text/plain"])
-def test_address_of_what_may_be_a_video_passes(head, content_type):
+def test_address_of_something_that_may_be_a_video_passes(head, content_type):
     for size in (None, 1, kie.limits.bytes_by_url):
         check_video_head(
             head, kie.limits, content_type=content_type, size=size, parameter="video_url", shown="http://x/y"
@@ -671,7 +671,7 @@ def test_address_of_what_may_be_a_video_passes(head, content_type):
         (b"G@\x11\x10\0B\xf0%\0\x01\xc1\0\0", None, None, "is not an MP4, MOV or AVI (unknown signature)"),
     ],
 )
-def test_address_of_what_is_surely_no_video_is_refused(head, content_type, size, found):
+def test_address_of_something_that_is_certainly_not_a_video_is_refused(head, content_type, size, found):
     with pytest.raises(LumaValidationError) as refused:
         check_video_head(
             head, kie.limits, content_type=content_type, size=size, parameter="video_url", shown="http://x/y"

@@ -334,7 +334,7 @@ class TestUnusableVideos:
         contents = {
             "11 seconds": (lambda: make_clip(seconds=11), "lasts 11.0 s;.*at most 10 s.*-t 10"),
             "a text": (lambda: b"This is no video, whatever its name says.", "is a text"),
-            "a sound": (lambda: make_clip(codec=None, sound="aac"), "holds sound and no video"),
+            "a sound": (lambda: make_clip(codec=None, sound="aac"), "contains sound but no video"),
             "cut off, index in front": (lambda: make_clip(seconds=5, movflags=MOOV_IN_FRONT)[:-2000], "is cut off"),
             "cut off, index at the end": (lambda: make_clip(seconds=5)[:-2000], "is cut off"),
         }
