@@ -47,8 +47,8 @@ class _FilmOperator(TemplatedOperator):
     """An operator that decodes films, which happens in a child process."""
 
     def on_kill(self) -> None:
-        """End the child process."""
-        from airflow_provider_luma.media.film_work import end_all
+        """End the process that decodes."""
+        from airflow_provider_luma.media.child_process import end_all
 
         end_all()
 
