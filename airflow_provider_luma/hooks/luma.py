@@ -28,6 +28,7 @@ from airflow_provider_luma.client import (
 from airflow_provider_luma.compat import AirflowNotFoundException, get_async_connection
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.core import backoff
+from airflow_provider_luma.core.addresses import is_luma_file
 from airflow_provider_luma.core.decision import new_reference
 from airflow_provider_luma.core.job import LumaTask, LumaUpload, ModifyRequest
 from airflow_provider_luma.core.poll_state import PollOutcome, PollState
@@ -188,7 +189,8 @@ class LumaHook(_ConnectionType):
         :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
         :raises LumaError: any other refusal
         """
-        check_video_url(video_url)
+        if not is_luma_file(video_url):
+            check_video_url(video_url)
         request = ModifyRequest(prompt, video_url, watermark, callback_url, options)
         service = self.get_luma_connection().service_name
 
