@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from airflow_provider_luma.core.addresses import is_luma_file
 from airflow_provider_luma.core.backoff import MAX_RETRY_AFTER
 from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload, ModifyRequest, Request, Response
-from airflow_provider_luma.core.validation import check_options, check_prompt, check_video_address
+from airflow_provider_luma.core.validation import check_prompt, check_video_address
 from airflow_provider_luma.core.wire import plain_text, read_json, read_object, read_text
 from airflow_provider_luma.exceptions import (
     TRANSIENT,
@@ -36,6 +36,7 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.services.base import Call, Limits, SendFile, UploadStep
+from airflow_provider_luma.services.common import check_options, excerpt, redirected
 
 name = "luma"
 
@@ -364,7 +365,7 @@ def read_status(response: Response, luma_task_id: str) -> LumaTask:
     # A response that ends a wait must name the job: an edge's cache may return another one.
     if not isinstance(state, str) or str(job.get("id") or "").lower() != luma_task_id.lower():
         raise LumaUnavailableError(
-            None, f"the response says nothing about the job: {_excerpt(response)}", luma_task_id=luma_task_id
+            None, f"the response says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
         )
     code = read_text(job.get("failure_code"))
     return LumaTask(
@@ -441,11 +442,7 @@ def read_renewal(response: Response, result_url: str, luma_task_id: str | None) 
 def _refusal(response: Response) -> LumaError:
     http_status = response.http_status
     if 300 <= http_status < 400:
-        return LumaUnavailableError(
-            None,
-            f"the address in the connection redirects (HTTP {http_status}) to {response.location!r}: put the service's "
-            "own address into its Host, or set allow_redirects in its extra",
-        )
+        return redirected(response)
     kind = REFUSALS.get(http_status, LumaUnavailableError)
     refusal = kind(http_status, _reason(response), retry_after=response.retry_after)
     if isinstance(refusal, LumaNotFoundError) and _detail(response) is None:
@@ -455,7 +452,7 @@ def _refusal(response: Response) -> LumaError:
 
 def _reason(response: Response) -> str:
     detail = _detail(response)
-    return f"HTTP {response.http_status}: {_excerpt(response)}" if detail is None else detail or "no reason given"
+    return f"HTTP {response.http_status}: {excerpt(response)}" if detail is None else detail or "no reason given"
 
 
 def _detail(response: Response) -> str | None:
@@ -479,11 +476,6 @@ def _validation_text(item: object) -> str:
 def _document(response: Response) -> Mapping[str, Any]:
     document = read_json(response.body)
     return document if isinstance(document, dict) else {}
-
-
-def _excerpt(response: Response) -> str:
-    text = " ".join(response.body[:300].decode("utf-8", "replace").split())
-    return repr(text[:150]) if text else "an empty body"
 
 
 def _time(value: object) -> datetime | None:
@@ -599,7 +591,7 @@ def _read_file(response: Response, file_id: str) -> Mapping[str, Any]:
     if 200 <= response.http_status < 300:
         if file.get("id") == file_id and isinstance(file.get("state"), str):
             return file
-        raise LumaUnavailableError(None, f"the response says nothing about the file: {_excerpt(response)}")
+        raise LumaUnavailableError(None, f"the response says nothing about the file: {excerpt(response)}")
     refusal = _refusal(response)
     if isinstance(refusal, LumaNotFoundError):  # it may not be visible everywhere yet
         raise LumaUnavailableError(refusal.code, refusal.msg, retry_after=refusal.retry_after)
