@@ -55,8 +55,8 @@ def put(connection: LumaConnection, target: SendFile, body: Body) -> Response:
     :raises LumaValidationError: the address leads into a private network, or is no http(s) address
     :raises LumaUnavailableError: there was no response
     """
-    mask_query(target.url)
     url, host = _checked(target.url, connection)
+    mask_query(url)
     with requests_session(connection) as session, without_debug_logs():
         for scheme in ("http://", "https://"):
             session.mount(scheme, UntrustedServerAdapter(public_only=connection.is_public))
