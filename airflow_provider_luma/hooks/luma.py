@@ -175,11 +175,10 @@ class LumaHook(_ConnectionType):
         """
         Submit a job. It costs credits, and cannot be cancelled.
 
-        The submission is retried for at most two minutes if the service certainly did not accept it: over the rate
-        limit, under maintenance, refused for a transient reason, or never reached.
+        It is retried for at most two minutes if the service certainly did not accept it, for a transient reason.
 
         :param prompt: how to change the video, in English
-        :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB
+        :param video_url: public http(s) address of a video, or ``luma-file:<id>`` as :meth:`upload` returns it
         :param callback_url: public address that the service calls when the job ends
         :param watermark: text to put into the video
         :param options: further fields of the service's own request
@@ -321,12 +320,13 @@ class LumaHook(_ConnectionType):
         """
         Upload a file from any storage that Airflow supports, so that the service can read it. Uploads are free.
 
-        The file is streamed with constant memory. The service keeps it for at least 24 hours.
+        The file is streamed with constant memory. The service keeps it for at least 24 hours. Luma's own API also
+        checks it, which is waited for, for at most ten minutes.
 
         :param source: a path on this machine, or an address such as ``s3://my_aws@bucket/clip.mp4``
         :param check_video: validate the file first, and refuse it unless it is a video that the service accepts
         :param fail_if_killed: called before each piece is sent; if it raises, the upload ends
-        :returns: its public address, its size in bytes, and when the service deletes it
+        :returns: its address (public, or ``luma-file:<id>``), its size in bytes, and when the service deletes it
         :raises LumaValidationError: there is no such file, or the service does not accept it
         :raises AirflowException: the file cannot be read
         :raises LumaError: any other refusal

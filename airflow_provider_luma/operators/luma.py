@@ -242,7 +242,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         the DAG file or in the DAG's ``template_searchpath`` (templated)
     :param video_url: an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public http(s) address, or a file in any
         storage that Airflow knows, such as ``/data/clip.mp4`` or ``s3://my_aws@bucket/clip.mp4``, which is uploaded to
-        Luma, or, with ``sign_inputs`` in the connection's extra, given a signed address (templated)
+        Luma, or, with ``sign_inputs`` in the connection's extra, given a signed address; or ``luma-file:<id>``, as a
+        :class:`.LumaUploadOperator` returns it for Luma's own API (templated)
     :param watermark: text to put into the video; empty for none (templated)
     :param callback_url: a webhook of your own that Luma calls when the job ends; the task then waits by polling.
         If empty, and the connection holds a ``callback_base_url``, Luma calls Airflow, and there is next to no

@@ -26,8 +26,9 @@ class LumaUploadOperator(LumaBaseOperator):
     """
     Upload a video to Luma, for many tasks that modify it: ``video_url=upload.output["url"]``.
 
-    Returns, and pushes key by key, ``{"url", "size", "expires_at"}``: the file's public address, which only whoever
-    knows it can read, its size in bytes, and when Luma deletes it (ISO 8601 UTC), after 24 hours at the earliest.
+    Returns, and pushes key by key, ``{"url", "size", "expires_at"}``: the file's address, its size in bytes, and when
+    the service deletes it (ISO 8601 UTC), normally after 24 hours at the earliest. The address is a public one that
+    nobody can guess, or, with Luma's own API, ``luma-file:<id>``, which only the same account can use.
 
     An upload costs nothing. A single task needs none: :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator`
     uploads by itself.
