@@ -17,7 +17,6 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,7 +28,7 @@ from airflow_provider_luma import metrics
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.core import backoff, callback_token
-from airflow_provider_luma.core.job import LumaTask, LumaUpload, ModifyRequest, Request, Response
+from airflow_provider_luma.core.job import LumaTask, ModifyRequest, Request, Response
 from airflow_provider_luma.core.poll_state import Failed, Finished, PollAgain, PollOutcome, PollState
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
@@ -227,24 +226,25 @@ class LumaClient:
 
     # -- uploading ----------------------------------------------------------------------------------------------
 
-    def upload(self, name: str, size: int, form: Callable[[Request], workers.Form]) -> LumaUpload:
+    def call(self, request: Request) -> Response:
         """
-        Upload a file in a single attempt.
+        Make one call of an upload.
 
-        :param name: its name at the service
-        :param size: its size in bytes
-        :param form: creates the body of the request
-        :raises LumaValidationError: the service does not accept this file
-        :raises LumaUnavailableError: the host could not be reached, or its response was lost
-        :raises LumaError: any other refusal
+        :raises LumaUnavailableError: there was no response
         """
-        request = self.connection.service.upload(name)
+        return self._read(request, lambda response: response)
+
+    def send_form(self, path: str, form: workers.Form) -> Response:
+        """
+        Send a form with a file to the upload host.
+
+        :raises LumaUnavailableError: there was no response
+        """
         try:
-            response = workers.send(self.connection, request, form=form(request), may_repeat=False)
+            return workers.send(self.connection, Request("POST", path), form=form, may_repeat=False)
         except OSError as error:
             reason = workers.reason_of(error, self.connection)
             raise LumaUnavailableError(None, f"the upload to {self.connection.upload_url} failed: {reason}") from None
-        return self.connection.service.read_upload(response, size, datetime.now(UTC))
 
     def _read(self, request: Request, read: Callable[[Response], T]) -> T:
         try:

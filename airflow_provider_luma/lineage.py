@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_luma.core.addresses import is_web_address, split_address
+from airflow_provider_luma.core.addresses import is_luma_file, is_web_address, split_address
 from airflow_provider_luma.core.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -28,8 +28,11 @@ def dataset_name(address: str) -> tuple[str, str]:
     """
     Return the namespace and name of a file in OpenLineage.
 
-    :param address: an address on the web or in a storage, or a path on this machine
+    :param address: an address on the web or in a storage, a path on this machine, or a file uploaded to Luma's own API
     """
+    if is_luma_file(address):
+        scheme, _, file_id = address.partition(":")
+        return scheme, file_id
     if is_web_address(address):
         address = without_secrets(address.strip())
     scheme, authority, name = split_address(address.lstrip())
@@ -51,6 +54,8 @@ def asset_uri(address: str) -> str:
 
     :param address: as for :func:`dataset_name`
     """
+    if is_luma_file(address):
+        return address
     namespace, name = dataset_name(address)
     if not is_web_address(address):
         name = re.sub(r"[%?#\x00-\x1f\x7f]", lambda match: f"%{ord(match[0]):02X}", name)

@@ -40,6 +40,7 @@ OPERATORS = (
         ("file://my_disk@/data/b.mp4", ("file", "/data/b.mp4")),
         ("https://e.com:8443/a/b.mp4", ("https://e.com:8443", "/a/b.mp4")),
         ("http://e.com", ("http://e.com", "/")),
+        ("luma-file:3f1c7a90-8d2b", ("luma-file", "3f1c7a90-8d2b")),
     ],
 )
 def test_file_has_the_name_that_openlineage_has_for_it(address, name):

@@ -39,6 +39,11 @@ def is_web_address(address: str) -> bool:
     return re.match(r"https?:", address.strip(), re.IGNORECASE) is not None
 
 
+def is_luma_file(address: object) -> bool:
+    """Return whether this is a file that was uploaded to Luma's own API: ``luma-file:<id>``."""
+    return isinstance(address, str) and re.fullmatch("luma-file:[A-Za-z0-9_-]{1,128}", address) is not None
+
+
 #: Domain suffixes that public DNS never resolves, including those of Kubernetes and of cloud-internal services.
 _PRIVATE_ZONES = tuple(
     ".localhost .local .localdomain .internal .intranet .private .corp .home .home.arpa .lan .svc".split()

@@ -139,7 +139,6 @@ class Request(NamedTuple):
     A call to make.
 
     :param path: the path below the service's address
-    :param form: form fields; a file is added to them, and the request goes to the upload host
     :param headers: headers to add
     """
 
@@ -147,7 +146,6 @@ class Request(NamedTuple):
     path: str
     query: Mapping[str, str] | None = None
     json: Mapping[str, Any] | None = None
-    form: Mapping[str, str] | None = None
     headers: Mapping[str, str] | None = None
 
 
@@ -199,7 +197,7 @@ class LumaUpload:
     """
     An uploaded file.
 
-    :param url: its public address; anyone who knows it can read the file
+    :param url: its public address, which anyone who knows it can read, or ``luma-file:<id>``
     :param size: its size in bytes
     :param expires_at: when the service deletes it (UTC)
     """

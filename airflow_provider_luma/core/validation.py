@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from airflow_provider_luma.core.addresses import is_private_host, is_web_address
+from airflow_provider_luma.core.addresses import is_luma_file, is_private_host, is_web_address
 from airflow_provider_luma.core.wire import plain_text
 from airflow_provider_luma.exceptions import LumaValidationError
 
@@ -116,13 +116,20 @@ def check_video_address(
     video_url: object, *, containers: Collection[str] | None = None, service_is_public: bool = False
 ) -> None:
     """
-    Check the address of an input video: a public address, or a file in storage.
+    Check the address of an input video: a public address, a file in storage, or one uploaded to Luma's own API.
 
     :param containers: extensions that the service accepts; None if the service is not known yet
     :param service_is_public: whether the service is on the Internet, and so cannot reach private addresses
     :raises LumaValidationError: it cannot lead to a video that the service accepts
     """
-    if isinstance(video_url, str) and is_web_address(video_url):
+    if is_luma_file(video_url):
+        if containers is not None:
+            raise LumaValidationError(
+                None,
+                f"video_url is {video_url}, a file uploaded to Luma's own API, and the connection leads to another "
+                "service: use the connection that it was uploaded with",
+            )
+    elif isinstance(video_url, str) and is_web_address(video_url):
         check_video_url(video_url, containers=containers, service_is_public=service_is_public)
     else:
         check_file_address("video_url", video_url, containers=containers)

@@ -18,17 +18,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
-
-from airflow.sdk.log import mask_secret
 
 from airflow_provider_luma.client import QUICK_DEADLINE
 from airflow_provider_luma.compat import AirflowException
-from airflow_provider_luma.core.addresses import is_web_address
-from airflow_provider_luma.core.job import LumaUpload
+from airflow_provider_luma.core.addresses import is_luma_file, is_web_address
+from airflow_provider_luma.core.job import DEFAULT_SERVICE, LumaUpload
 from airflow_provider_luma.core.redaction import shown_address, without_secrets
-from airflow_provider_luma.core.validation import check_video_url
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
+from airflow_provider_luma.files.put import mask_query
 from airflow_provider_luma.files.source import FileSource, beginning, content_length
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
@@ -52,9 +49,6 @@ HEAD_SIZE = 4096
 
 #: Seconds for which a signature counts as fresh.
 FRESH_SIGNATURE = 10.0
-
-#: The shortest value in a signed address that is masked in logs; shorter ones are dates and names.
-_MIN_SECRET_LENGTH = 16
 
 
 class PublishedVideo(NamedTuple):
@@ -92,7 +86,7 @@ class InputVideo:
     @property
     def is_public(self) -> bool:
         """Whether Luma can read the address as it is."""
-        return is_web_address(self.address)
+        return is_web_address(self.address) or is_luma_file(self.address)
 
     @property
     def shown(self) -> str:
@@ -141,7 +135,7 @@ class InputVideo:
 
         :raises LumaValidationError: the service will not take it
         """
-        if not (self.is_public and self.is_checked):
+        if not (is_web_address(self.address) and self.is_checked):
             return
         connection = client.quick().connection
         source = FileSource(
@@ -166,7 +160,7 @@ class InputVideo:
         if self.is_public:
             return PublishedVideo(self.address)
         file = self._file
-        upload = LumaUpload.load(kept) if kept and kept.get("file") == file.name else None
+        upload = LumaUpload.load(kept) if kept and _is_upload_of(kept, file, client) else None
         if upload is not None and upload.expires_at - datetime.now(UTC) > MIN_REMAINING:
             self.log.info("%s is already uploaded; Luma keeps it until %s", file.shown, upload.expires_at)
             published = PublishedVideo(upload.url, kept)
@@ -176,7 +170,6 @@ class InputVideo:
                 file.check(limits if seconds is None else replace(limits, bytes_as_file=limits.bytes_by_url), self.log)
             signed = self._sign(file, seconds) if seconds is not None else None
             published = signed or self._upload(client, file)
-        check_video_url(published.url, service_is_public=client.connection.is_public)
         if published.upload is not None:
             self.on_upload(published.url)
         return published
@@ -201,19 +194,28 @@ class InputVideo:
         if url is None:
             self.log.info("The storage of %s cannot sign addresses; uploading the file instead", file.shown)
             return None
-        query = urlsplit(url).query
         file.check_unchanged()
-        encoded = (pair.partition("=")[2] for pair in query.split("&"))
-        for secret in (query, *encoded, *(value for _, value in parse_qsl(query))):
-            if len(secret) >= _MIN_SECRET_LENGTH:
-                mask_secret(secret)
+        mask_query(url)
         self._signed_at, self._signed_for = time.monotonic(), seconds
         self.log.info("Signed an address of %s, valid for %.0f s", file.shown, seconds)
         return PublishedVideo(url)
 
     def _upload(self, client: LumaClient, file: StoredFile) -> PublishedVideo:
         upload = Upload(client, self.log, self.fail_if_killed).run(file)
-        return PublishedVideo(upload.url, {"file": file.name, **upload.as_dict()})
+        return PublishedVideo(upload.url, {"file": file.name, **_owner(client), **upload.as_dict()})
+
+
+def _owner(client: LumaClient) -> dict[str, str]:
+    """Return who alone can use an upload; kie.ai's have a public address."""
+    connection = client.connection
+    if connection.service_name == DEFAULT_SERVICE:
+        return {}
+    return {"service": connection.service_name, "luma_conn_id": connection.conn_id}
+
+
+def _is_upload_of(kept: dict[str, Any], file: StoredFile, client: LumaClient) -> bool:
+    owner = {name: kept[name] for name in ("service", "luma_conn_id") if name in kept}
+    return kept.get("file") == file.name and owner == _owner(client)
 
 
 def check_public_video(url: str, source: FileSource, limits: Limits, log: Logger) -> None:

@@ -144,7 +144,7 @@ class StoredFile:
         :raises AirflowException: the storage could not sign
         """
         try:
-            with _without_debug_logs():
+            with without_debug_logs():
                 url = self.path.fs.sign(self.path.path, expiration=int(seconds))
         except NotImplementedError:
             return None
@@ -167,8 +167,8 @@ def _percent_hint(address: str) -> str:
 
 
 @contextmanager
-def _without_debug_logs() -> Iterator[None]:
-    """Keep the storages' libraries, such as botocore, from logging each signature."""
+def without_debug_logs() -> Iterator[None]:
+    """Keep libraries, such as botocore and urllib3, from logging signatures."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.DEBUG))
     try:

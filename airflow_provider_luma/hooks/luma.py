@@ -28,6 +28,7 @@ from airflow_provider_luma.client import (
 from airflow_provider_luma.compat import AirflowNotFoundException, get_async_connection
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.core import backoff
+from airflow_provider_luma.core.addresses import is_luma_file
 from airflow_provider_luma.core.decision import new_reference
 from airflow_provider_luma.core.job import LumaTask, LumaUpload, ModifyRequest
 from airflow_provider_luma.core.poll_state import PollOutcome, PollState
@@ -174,11 +175,10 @@ class LumaHook(_ConnectionType):
         """
         Submit a job. It costs credits, and cannot be cancelled.
 
-        The submission is retried for at most two minutes if the service certainly did not accept it: over the rate
-        limit, under maintenance, refused for a transient reason, or never reached.
+        It is retried for at most two minutes if the service certainly did not accept it, for a transient reason.
 
         :param prompt: how to change the video, in English
-        :param video_url: public http(s) address of an MP4, MOV or AVI of at most 10 seconds and 500 MB
+        :param video_url: public http(s) address of a video, or ``luma-file:<id>`` as :meth:`upload` returns it
         :param callback_url: public address that the service calls when the job ends
         :param watermark: text to put into the video
         :param options: further fields of the service's own request
@@ -188,7 +188,8 @@ class LumaHook(_ConnectionType):
         :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
         :raises LumaError: any other refusal
         """
-        check_video_url(video_url)
+        if not is_luma_file(video_url):
+            check_video_url(video_url)
         request = ModifyRequest(prompt, video_url, watermark, callback_url, options)
         service: str | None = None
 
@@ -319,12 +320,13 @@ class LumaHook(_ConnectionType):
         """
         Upload a file from any storage that Airflow supports, so that the service can read it. Uploads are free.
 
-        The file is streamed with constant memory. The service keeps it for at least 24 hours.
+        The file is streamed with constant memory. The service keeps it for at least 24 hours. Luma's own API also
+        checks it, which is waited for, for at most ten minutes.
 
         :param source: a path on this machine, or an address such as ``s3://my_aws@bucket/clip.mp4``
         :param check_video: validate the file first, and refuse it unless it is a video that the service accepts
         :param fail_if_killed: called before each piece is sent; if it raises, the upload ends
-        :returns: its public address, its size in bytes, and when the service deletes it
+        :returns: its address (public, or ``luma-file:<id>``), its size in bytes, and when the service deletes it
         :raises LumaValidationError: there is no such file, or the service does not accept it
         :raises AirflowException: the file cannot be read
         :raises LumaError: any other refusal

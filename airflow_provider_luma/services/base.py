@@ -9,9 +9,10 @@ To add a service, add a module and list it in :data:`airflow_provider_luma.servi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
     from datetime import datetime
 
     from airflow_provider_luma.core.job import LumaTask, LumaUpload, ModifyRequest, Request, Response
@@ -34,6 +35,44 @@ class Limits:
     bytes_as_file: int
     containers: tuple[str, ...]
     prompt_characters: int | None = None
+
+
+class Call(NamedTuple):
+    """
+    A step of an upload: a call of the API.
+
+    :param delay: seconds to wait before it
+    """
+
+    request: Request
+    delay: float = 0.0
+
+
+class SendForm(NamedTuple):
+    """
+    A step of an upload: send the file in a form to the connection's upload host, with the API key.
+
+    :param path: the path below the upload host
+    :param fields: the other fields of the form
+    """
+
+    path: str
+    fields: Mapping[str, str]
+
+
+class SendFile(NamedTuple):
+    """
+    A step of an upload: PUT the file's bytes to an address that the service gave, without the API key.
+
+    :param url: the address. It is not trusted, and a secret: whoever knows it can replace the file
+    :param headers: headers to send
+    """
+
+    url: str
+    headers: Mapping[str, str]
+
+
+UploadStep = Call | SendForm | SendFile
 
 
 class Service(Protocol):
@@ -139,13 +178,16 @@ class Service(Protocol):
     def read_renewal(self, response: Response, result_url: str, luma_task_id: str | None) -> str:
         """Return the temporary download address."""
 
-    def upload(self, name: str) -> Request:
-        """Build the request that uploads a file under this name: a form, to which the file is added."""
-
-    def read_upload(self, response: Response, size: int, now: datetime) -> LumaUpload:
+    def upload(self, name: str, size: int, now: datetime) -> Generator[UploadStep, Response, LumaUpload]:
         """
-        Return the uploaded file.
+        Upload a file, step by step: yield what to send, be sent the response, and return the uploaded file.
 
-        :param size: how many bytes were sent
-        :param now: when the response arrived
+        If there is no response, :class:`~airflow_provider_luma.exceptions.LumaUnavailableError` is thrown in. A
+        generator that raises a transient error is started anew, with all its steps.
+
+        :param name: the file's name at the service
+        :param size: its size in bytes
+        :param now: when the upload starts
+        :raises LumaValidationError: the service does not accept this file
+        :raises LumaError: any other refusal
         """

@@ -19,7 +19,7 @@ we assume 24 hours unless the response says otherwise.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.services.base import Limits
+from airflow_provider_luma.services.base import Limits, SendForm, UploadStep
 from airflow_provider_luma.services.common import check_options, excerpt, redirected
 
 name = "kie"
@@ -375,16 +375,9 @@ def read_balance(response: Response) -> float:
 # -- files -----------------------------------------------------------------------------------------------------
 
 
-def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
-    """
-    Return the uploaded file.
-
-    :param size: how many bytes were sent
-    :param now: when the response arrived
-    :raises LumaValidationError: the service does not accept this file
-    :raises LumaUnavailableError: the response has no address, or a different size
-    :raises LumaError: any other refusal
-    """
+def upload(name: str, size: int, now: datetime) -> Generator[UploadStep, Response, LumaUpload]:
+    """Upload a file as a form; see :meth:`~airflow_provider_luma.services.base.Service.upload`."""
+    response = yield SendForm(UPLOAD_PATH, {"uploadPath": UPLOAD_FOLDER, "fileName": name})
     data = read_object(read_data(response, _UPLOAD_REFUSALS))
     url = read_text(data.get("downloadUrl")) or read_text(data.get("fileUrl"))
     if not url or len(url) > _MAX_ADDRESS or not _UPLOADED.fullmatch(url):
@@ -402,11 +395,6 @@ def _read_expiry(value: object) -> datetime | None:
         return (expiry.astimezone(UTC) if expiry.tzinfo else expiry.replace(tzinfo=UTC)) if expiry else read_time(value)
     except (ValueError, OverflowError):
         return read_time(value)
-
-
-def upload(name: str) -> Request:
-    """Build the request that uploads a file: a form, to which the file is added."""
-    return Request("POST", UPLOAD_PATH, form={"uploadPath": UPLOAD_FOLDER, "fileName": name})
 
 
 def renewal(result_url: str, luma_task_id: str | None = None) -> Request:

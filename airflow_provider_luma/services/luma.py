@@ -12,16 +12,19 @@ nothing. The service has no callbacks, no balance, no list of jobs, and no idemp
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Generator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from airflow_provider_luma.core.addresses import is_luma_file
+from airflow_provider_luma.core.backoff import MAX_RETRY_AFTER
 from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload, ModifyRequest, Request, Response
 from airflow_provider_luma.core.validation import check_prompt, check_video_address
 from airflow_provider_luma.core.wire import plain_text, read_json, read_object, read_text
 from airflow_provider_luma.exceptions import (
+    TRANSIENT,
     LumaAuthError,
     LumaError,
     LumaFeatureDisabledError,
@@ -32,7 +35,7 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.services.base import Limits
+from airflow_provider_luma.services.base import Call, Limits, SendFile, UploadStep
 from airflow_provider_luma.services.common import check_options, excerpt, redirected
 
 name = "luma"
@@ -87,6 +90,26 @@ _MEDIA_TYPES = {"mov": "video/quicktime", "webm": "video/webm"}
 #: Ids go into paths, so that anything but a UUID or the like is refused.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
+#: For how long an uploaded file is wanted: of two days, one is left even after a slow upload.
+FILES_KEPT = timedelta(days=2)
+
+#: Seconds between checks of whether an uploaded file is ready: from the first, each is twice the one before.
+FIRST_CHECK_DELAY, LONGEST_CHECK_DELAY = 1.0, 15.0
+
+#: Seconds to wait for that in total.
+CHECK_TIMEOUT = 600.0
+
+#: The address for an upload, and a header for it as ``name:value``; both come from outside.
+_UPLOAD_ADDRESS = re.compile(r"https?://[\x21-\x7e]{1,8192}")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}:[\x20-\x7e]{0,4096}")
+_MAX_HEADERS = 32
+
+#: Headers that the client sets by itself, and credentials, which a signed address does without.
+_OWN_HEADERS = frozenset(
+    "authorization connection content-length cookie expect host keep-alive proxy-authorization proxy-connection te "
+    "trailer transfer-encoding upgrade".split()
+)
+
 
 # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -106,6 +129,8 @@ def check(request: ModifyRequest, *, is_public: bool) -> None:
                 None, f"{parameter} is set, and Luma's own API has nothing of the kind: leave it out"
             )
     _check_own_options(request.options)
+    if is_luma_file(request.video_url):
+        return
     check_video_address(request.video_url, containers=limits.containers, service_is_public=is_public)
     if is_public and request.video_url.lower().startswith("http:"):
         raise LumaValidationError(None, "video_url begins with http://, and Luma's own API reads https:// only")
@@ -181,10 +206,16 @@ def submission(request: ModifyRequest, reference: str) -> Request:
         **options,
         "type": "video_edit",
         "prompt": request.prompt,
-        "source": {"url": request.video_url, "media_type": _media_type(request.video_url)},
+        "source": _source(request.video_url),
         "video": {**video, "edit": edit},
     }
     return Request("POST", "/v1/generations", json=body, headers={"X-Request-Id": reference})
+
+
+def _source(video_url: str) -> dict[str, str]:
+    if is_luma_file(video_url):
+        return {"file_id": video_url.partition(":")[2]}
+    return {"url": video_url, "media_type": _media_type(video_url)}
 
 
 def _media_type(url: str) -> str:
@@ -450,27 +481,118 @@ def _document(response: Response) -> Mapping[str, Any]:
 def _time(value: object) -> datetime | None:
     try:
         time = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
+        return time and (time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
         return None
-    return time if time is None or time.tzinfo else time.replace(tzinfo=UTC)
 
 
 # -- files -----------------------------------------------------------------------------------------------------
 
 
-def upload(file_name: str) -> Request:
+def upload(name: str, size: int, now: datetime) -> Generator[UploadStep, Response, LumaUpload]:
     """
-    Refuse: files are not uploaded yet.
+    Upload a file; see :meth:`~airflow_provider_luma.services.base.Service.upload`.
 
-    :raises LumaFeatureDisabledError: always
+    Announce it, put its bytes where the service says, have the service check it, and wait until it is ready.
+
+    :raises LumaValidationError: the service does not accept this file
+    :raises LumaError: any other refusal, or the check takes too long
     """
-    raise LumaFeatureDisabledError(None, "a file cannot be uploaded to Luma's own API: give a public https address")
+    expires_at = (now + FILES_KEPT).astimezone(UTC).replace(microsecond=0)
+    announcement = {
+        "mime_type": _media_type(name),
+        "size_bytes": size,
+        "purpose": "input",
+        "filename": name,
+        "expires_at": f"{expires_at:%Y-%m-%dT%H:%M:%SZ}",
+    }
+    file_id, target = _read_announced((yield Call(Request("POST", "/v1/files", json=announcement))))
+    _check_stored((yield target))
+    _read_completed((yield Call(Request("POST", f"/v1/files/{file_id}/complete"))))
+    file = yield from _wait_until_ready(file_id)
+    return LumaUpload(f"luma-file:{file_id}", size, _time(file.get("expires_at")) or expires_at)
 
 
-def read_upload(response: Response, size: int, now: datetime) -> LumaUpload:
+def _read_announced(response: Response) -> tuple[str, SendFile]:
+    """Return the id of an announced file, and where to put its bytes."""
+    if not 200 <= response.http_status < 300:
+        raise _refusal(response)
+    document = _document(response)
+    file_id, target = read_text(document.get("id")) or "", read_object(document.get("upload"))
+    url, headers = read_text(target.get("url")) or "", target.get("headers") or {}
+    if (
+        not _ID.fullmatch(file_id)
+        or target.get("method", "PUT") != "PUT"
+        or not _UPLOAD_ADDRESS.fullmatch(url)
+        or not isinstance(headers, dict)
+        or len(headers) > _MAX_HEADERS
+        or not all(isinstance(value, str) and _HEADER.fullmatch(f"{name}:{value}") for name, value in headers.items())
+    ):
+        # The response is not quoted: it may hold a signature.
+        raise LumaUnavailableError(None, "the service did not say, in a form that can be used, where to put the file")
+    return file_id, SendFile(url, {name: value for name, value in headers.items() if name.lower() not in _OWN_HEADERS})
+
+
+def _check_stored(response: Response) -> None:
+    """Raise unless the object storage has taken the file. Its errors repeat signatures, so only their code is shown."""
+    if 200 <= response.http_status < 300:
+        return
+    code = re.search(rb"<Code>([A-Za-z]{1,60})</Code>", response.body)
+    said = f" ({code[1].decode()})" if code else ""
+    redirects = ", a redirect, which is not followed" if 300 <= response.http_status < 400 else ""
+    raise LumaUnavailableError(
+        None, f"the service's storage did not take the file: HTTP {response.http_status}{said}{redirects}"
+    )
+
+
+def _read_completed(response: Response) -> None:
+    if not 200 <= response.http_status < 300:
+        raise _refusal(response)
+
+
+def _wait_until_ready(file_id: str) -> Generator[UploadStep, Response, Mapping[str, Any]]:
     """
-    Refuse: files are not uploaded yet.
+    Wait until the service has checked a file; failed checks of its state are repeated.
 
-    :raises LumaFeatureDisabledError: always
+    :raises LumaValidationError: the service refuses the file
+    :raises LumaError: it is still pending after :data:`CHECK_TIMEOUT` seconds of waiting
     """
-    raise LumaFeatureDisabledError(None, "a file cannot be uploaded to Luma's own API: give a public https address")
+    waited, delay, pause = 0.0, 0.0, FIRST_CHECK_DELAY
+    while True:
+        retry_after: float | None = None
+        try:
+            file = _read_file((yield Call(Request("GET", f"/v1/files/{file_id}"), delay)), file_id)
+        except TRANSIENT as error:
+            retry_after, told = error.retry_after, error.msg
+        else:
+            if file["state"] == "ready":
+                return file
+            if file["state"] == "failed":
+                reason = read_text(file.get("failure_reason")) or "the service gave no reason"
+                raise LumaValidationError(None, f"Luma refused the uploaded file: {reason}")
+            told = f"its state is {str(file['state'])[:40]!r}"
+        delay = max(pause, min(retry_after or 0.0, MAX_RETRY_AFTER))
+        pause = min(2 * pause, LONGEST_CHECK_DELAY)
+        waited += delay
+        if waited > CHECK_TIMEOUT:
+            raise LumaError(
+                None,
+                f"the file was uploaded, but is not ready after {CHECK_TIMEOUT:g} s: {told}. Nothing was submitted",
+            )
+
+
+def _read_file(response: Response, file_id: str) -> Mapping[str, Any]:
+    """
+    Return a file from the response to a check of its state.
+
+    :raises LumaRateLimitError, LumaUnavailableError: the response says nothing about the file
+    """
+    file = _document(response)
+    if 200 <= response.http_status < 300:
+        if file.get("id") == file_id and isinstance(file.get("state"), str):
+            return file
+        raise LumaUnavailableError(None, f"the response says nothing about the file: {excerpt(response)}")
+    refusal = _refusal(response)
+    if isinstance(refusal, LumaNotFoundError):  # it may not be visible everywhere yet
+        raise LumaUnavailableError(refusal.code, refusal.msg, retry_after=refusal.retry_after)
+    raise refusal

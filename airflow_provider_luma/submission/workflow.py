@@ -142,6 +142,7 @@ class Submission:
         """Return the submission with its video's public address, and with the details of any upload."""
         published = self.video.publish(client, self.deferral.upload)
         request = replace(self.request, video_url=published.url)
+        client.connection.service.check(request, is_public=client.connection.is_public)
         return replace(self, request=request, deferral=self.deferral._replace(upload=published.upload))
 
 

@@ -137,21 +137,20 @@ def send(
     Each call has its own session: a keep-alive connection that the server has since closed would needlessly make the
     outcome of a submission unknown.
 
-    :param form: the body, if the request is a form
+    :param form: the body, if the request is a form; it goes to the connection's upload host
     :param may_repeat: whether redirects are followed, if the connection allows that: they may deliver a request twice
     :param before_send: called on the open connection, just before anything is sent; if it raises, the call ends
     :raises OSError: there was no response; the error does not show whether the request was sent
     :raises ValueError: an address is malformed, perhaps that of a redirect
     :raises LumaValidationError: the connection's certificates cannot be read on this machine
     """
-    is_upload = request.form is not None
-    answer_timeout = max(connection.timeout, UPLOAD_ANSWER_TIMEOUT) if is_upload else connection.timeout
+    answer_timeout = connection.timeout if form is None else max(connection.timeout, UPLOAD_ANSWER_TIMEOUT)
     with api_session(connection) as session:
         # Opening a connection can take half a minute, and by then the request may no longer be wanted.
         watch(session, partial(Throughput, math.inf, ANSWER_TIMEOUT), before_send=before_send)
         response = session.request(
             request.method,
-            (connection.upload_url if is_upload else connection.base_url) + request.path,
+            (connection.base_url if form is None else connection.upload_url) + request.path,
             params=request.query,
             json=request.json,
             data=form,

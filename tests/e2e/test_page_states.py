@@ -84,6 +84,17 @@ def test_clip_in_a_storage_that_was_not_uploaded_is_named(stranger: Chrome, api:
     assert "secret" not in stranger.page_source
 
 
+def test_clip_uploaded_to_lumas_own_api_is_named_and_not_played(stranger: Chrome, api: AirflowRestApi) -> None:
+    for source in ({}, {"source": "/data/clip.mp4"}):
+        asked = {**request(api, video_url="luma-file:3f1c7a90"), **source}
+        api.show("success", luma_request=asked, return_value=result(api.clip_url))
+        stranger.get(api.page())
+        wait_for_videos(stranger, 1)
+        assert text(stranger, "original-note") == "Stored where a browser cannot play it"
+        assert source.get("source", "luma-file:3f1c7a90") in text(stranger, "facts")
+    assert complaints(stranger) == []
+
+
 def test_film_is_being_joined(stranger: Chrome, api: AirflowRestApi) -> None:
     for kind in ({"kind": "film"}, {}):
         api.show("running", luma_request={"source": api.clip_url, "modify_task_ids": ["film.modify"], **kind})

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, ModifyRequest, Response
+from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload, ModifyRequest, Request, Response
 from airflow_provider_luma.exceptions import (
+    PERMANENT,
+    TRANSIENT,
     LumaAuthError,
     LumaError,
     LumaFeatureDisabledError,
@@ -26,7 +28,8 @@ from airflow_provider_luma.exceptions import (
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.services import luma
+from airflow_provider_luma.services import kie, luma
+from airflow_provider_luma.services.base import Call, SendFile, UploadStep
 from tests.support.hostile_answers import responses, texts, values
 
 JOB = "0b8f6a52-4c1d-4e9a-9a77-2f0d5c3e1a11"
@@ -329,3 +332,225 @@ def test_any_response_becomes_a_value_or_a_typed_error(answer):
             msgspec.json.encode(error.as_dict())
         else:
             msgspec.json.encode(value.as_dict() if isinstance(value, LumaTask) else value)
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------
+
+FILE = "3f1c7a90-8d2b-4b7e-a5c1-6f0e9d8b7a65"
+PUT = "https://s3.example.com/inputs/f?X-Amz-Signature=0123456789abcdef"
+NOW = datetime(2026, 11, 28, 12, 0, 0, 5, tzinfo=UTC)
+
+
+def announced(**changes: Any) -> Response:
+    upload = {"method": "PUT", "url": PUT, "headers": {"Content-Type": "video/mp4"}, "expires_at": None}
+    return response(201, {"id": FILE, "state": "pending", "file": {}, "upload": {**upload, **changes}})
+
+
+def file(state: str, **changes: Any) -> Response:
+    return response(200, {"id": FILE, "state": state, "failure_reason": None, **changes})
+
+
+STORED, COMPLETED = Response(200, b""), Response(200, b"")
+
+
+def upload(*answers: Response | LumaError, name: str = "0123.mp4") -> tuple[LumaUpload, list[UploadStep]]:
+    """Take the steps of an upload, each with the next answer, or the error that there was none."""
+    generator, steps = luma.upload(name, 1000, NOW), []
+    steps.append(next(generator))
+    for answer in answers[:-1]:
+        steps.append(generator.throw(answer) if isinstance(answer, LumaError) else generator.send(answer))
+    with pytest.raises(StopIteration) as ended:
+        generator.send(answers[-1])
+    return ended.value.value, steps
+
+
+def test_file_is_announced_put_completed_and_waited_for():
+    uploaded, steps = upload(announced(), STORED, COMPLETED, file("pending"), file("ready"))
+    announcement = {
+        "mime_type": "video/mp4",
+        "size_bytes": 1000,
+        "purpose": "input",
+        "filename": "0123.mp4",
+        "expires_at": "2026-11-30T12:00:00Z",
+    }
+    check = Request("GET", f"/v1/files/{FILE}")
+    assert steps == [
+        Call(Request("POST", "/v1/files", json=announcement)),
+        SendFile(PUT, {"Content-Type": "video/mp4"}),
+        Call(Request("POST", f"/v1/files/{FILE}/complete")),
+        Call(check),
+        Call(check, 1.0),
+    ]
+    assert uploaded == LumaUpload(f"luma-file:{FILE}", 1000, datetime(2026, 11, 30, 12, tzinfo=UTC))
+
+
+def test_file_is_kept_as_long_as_the_service_says():
+    uploaded, _ = upload(announced(), STORED, COMPLETED, file("ready", expires_at="2026-12-24T20:00:00+02:00"))
+    assert uploaded.as_dict()["expires_at"] == "2026-12-24T18:00:00+00:00"
+
+
+@pytest.mark.parametrize("expires_at", [None, "soon", 5, [], "0001-01-01T00:00:00+23:59"])
+def test_file_is_kept_as_long_as_asked_for_if_the_service_does_not_say(expires_at):
+    uploaded, _ = upload(announced(), STORED, COMPLETED, file("ready", expires_at=expires_at))
+    assert uploaded.expires_at == datetime(2026, 11, 30, 12, tzinfo=UTC)
+
+
+def test_media_type_of_a_file_follows_its_extension():
+    _, steps = upload(announced(), STORED, COMPLETED, file("ready"), name="0123.mov")
+    assert steps[0].request.json["mime_type"] == "video/quicktime"
+
+
+def test_headers_are_those_that_the_service_names_without_credentials_and_what_the_client_sets():
+    named = {
+        "x-amz-meta-a": "1",
+        "Authorization": "Bearer x",
+        "Host": "internal",
+        "content-length": "5",
+        "Cookie": "a=b",
+        "Transfer-Encoding": "chunked",
+        "Proxy-Authorization": "x",
+    }
+    _, steps = upload(announced(headers=named), STORED, COMPLETED, file("ready"))
+    assert steps[1].headers == {"x-amz-meta-a": "1"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"url": None},
+        {"url": ""},
+        {"url": "ftp://s3.example.com/x"},
+        {"url": "file:///etc/passwd"},
+        {"url": "https://s3.example.com/a b"},
+        {"url": "https://s3.example.com/\r\nHost: x"},
+        {"url": "https://s3.example.com/é"},
+        {"url": "https://s3.example.com/" + "a" * 9000},
+        {"method": "POST"},
+        {"headers": ["a"]},
+        {"headers": "a: b"},
+        {"headers": {"a": 1}},
+        {"headers": {"a": None}},
+        {"headers": {"a": "b\r\nHost: x"}},
+        {"headers": {"a\r\nHost": "x"}},
+        {"headers": {"a b": "x"}},
+        {"headers": {"": "x"}},
+        {"headers": {"a": "\x00"}},
+        {"headers": {"a": "x" * 5000}},
+        {"headers": {f"x-{number}": "" for number in range(40)}},
+    ],
+    ids=lambda changes: str(changes)[:60],
+)
+def test_answer_that_does_not_say_where_to_put_a_file_is_an_error_without_its_words(changes):
+    with pytest.raises(LumaUnavailableError, match="where to put the file") as caught:
+        upload(announced(**changes), STORED)
+    assert "example.com" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file_id", [None, "", "../generations", "a?b", "x" * 200])
+def test_id_that_fits_into_no_path_is_an_error(file_id):
+    document = json.loads(announced().body)
+    with pytest.raises(LumaUnavailableError):
+        upload(response(201, {**document, "id": file_id}), STORED)
+
+
+@pytest.mark.parametrize(
+    ("http_status", "error"),
+    [
+        (400, LumaValidationError),
+        (401, LumaAuthError),
+        (402, LumaInsufficientCreditsError),
+        (413, LumaValidationError),
+        (422, LumaValidationError),
+        (429, LumaRateLimitError),
+        (500, LumaUnavailableError),
+    ],
+)
+@pytest.mark.parametrize("answers", [(), (announced(), STORED)], ids=["announcing", "completing"])
+def test_refusal_of_a_file_depends_on_the_status(http_status, error, answers):
+    with pytest.raises(error, match="no such thing"):
+        upload(*answers, response(http_status, {"detail": "no such thing"}), STORED)
+
+
+@pytest.mark.parametrize("http_status", [307, 400, 403, 500, 503])
+def test_storage_that_does_not_take_the_file_is_a_passing_error_without_the_signature(http_status):
+    said = b"<Error><Code>SignatureDoesNotMatch</Code><SignatureProvided>0123456789abcdef</SignatureProvided></Error>"
+    with pytest.raises(LumaUnavailableError, match=rf"HTTP {http_status} \(SignatureDoesNotMatch\)") as caught:
+        upload(announced(), Response(http_status, said, location=PUT), STORED)
+    assert "0123456789abcdef" not in str(caught.value)
+
+
+def test_file_that_is_refused_is_a_permanent_error_in_the_words_of_the_service():
+    with pytest.raises(LumaValidationError, match="Luma refused the uploaded file: contains a celebrity"):
+        upload(announced(), STORED, COMPLETED, file("failed", failure_reason="contains a celebrity"), STORED)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        LumaUnavailableError(None, "did not answer"),
+        response(500, {"detail": "busy"}),
+        response(404, {"detail": "not found"}),
+        response(200, {"id": "another", "state": "ready"}),
+        response(200, {"id": FILE}),
+        Response(200, b"<html>"),
+        file("scanning"),
+    ],
+    ids=lambda trouble: str(trouble)[:40],
+)
+def test_check_that_fails_is_repeated(trouble):
+    uploaded, _ = upload(announced(), STORED, COMPLETED, trouble, file("ready"))
+    assert uploaded.url == f"luma-file:{FILE}"
+
+
+def test_checks_become_rarer_and_honour_retry_after():
+    limited = response(429, {"detail": "slow down"}, retry_after=60.0)
+    checks = [file("pending")] * 5 + [limited, file("pending"), file("ready")]
+    _, steps = upload(announced(), STORED, COMPLETED, *checks)
+    assert [step.delay for step in steps[3:]] == [0, 1, 2, 4, 8, 15, 60, 15]
+
+
+def test_wait_for_a_file_ends_after_ten_minutes_with_an_error_that_starts_nothing_anew():
+    generator = luma.upload("0123.mp4", 1000, NOW)
+    next(generator)
+    for answer in (announced(), STORED, COMPLETED):
+        generator.send(answer)
+    delays: list[float] = []
+
+    def check_until_it_ends() -> None:
+        while True:
+            delays.append(generator.send(file("pending")).delay)
+
+    with pytest.raises(LumaError, match="not ready after 600 s: its state is 'pending'") as caught:
+        check_until_it_ends()
+    assert not isinstance(caught.value, (*TRANSIENT, *PERMANENT))
+    assert 570 < sum(delays) <= 600
+
+
+@given(st.lists(responses, min_size=1, max_size=4))
+def test_upload_takes_whatever_comes(answers):
+    generator = luma.upload("0123.mp4", 1000, NOW)
+    next(generator)
+    try:
+        for answer in answers:
+            generator.send(answer)
+    except LumaError as error:
+        msgspec.msgpack.encode(error.as_dict())
+
+
+# -- files as the source of a job -------------------------------------------------------------------------------
+
+
+def test_uploaded_file_is_named_by_its_id():
+    assert body(video_url=f"luma-file:{FILE}")["source"] == {"file_id": FILE}
+    luma.check(request(video_url=f"luma-file:{FILE}"), is_public=True)
+
+
+@pytest.mark.parametrize("video_url", ["luma-file:", "luma-file:a/b", "luma-file:a b"])
+def test_address_that_names_no_uploaded_file_is_refused(video_url):
+    with pytest.raises(LumaValidationError, match="video_url"):
+        luma.check(request(video_url=video_url), is_public=True)
+
+
+def test_uploaded_file_is_refused_by_another_service():
+    with pytest.raises(LumaValidationError, match="uploaded to Luma's own API, and the connection leads to another"):
+        kie.check(request(video_url=f"luma-file:{FILE}"), is_public=True)

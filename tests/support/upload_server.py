@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An upload host that stores each form as it comes, so that another library can read it back."""
+"""Upload hosts: one that stores each form as it comes, so that another library can read it back, and one for PUTs."""
 
 from __future__ import annotations
 
@@ -90,3 +90,53 @@ def _read_form(request: BaseHTTPRequestHandler) -> Upload:
     parser.finalize()
     upload.sha256 = digest.hexdigest()
     return upload
+
+
+class DiscardingService:
+    """
+    The Files API of Luma's own service, and its storage, which counts the bytes of each file and keeps none.
+
+    :ivar sizes: how many bytes were put, file by file
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self._answer({"id": "f", "state": "pending", "upload": {"url": f"{service.url}/put", "headers": {}}})
+
+            def do_PUT(self) -> None:
+                size = remaining = int(self.headers["Content-Length"])
+                while remaining:
+                    remaining -= len(self.rfile.read(min(1 << 20, remaining)))
+                service.sizes.append(size)
+                self._answer({})
+
+            def do_GET(self) -> None:
+                self._answer({"id": "f", "state": "ready"})
+
+            def _answer(self, document: Any) -> None:
+                body = json.dumps(document).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()

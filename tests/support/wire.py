@@ -69,7 +69,7 @@ class Wire:
             def _handle(self) -> None:
                 wire._handle(self)
 
-            do_GET = do_POST = do_CONNECT = _handle
+            do_GET = do_POST = do_PUT = do_CONNECT = _handle
 
             def log_message(self, *_: Any) -> None:
                 pass

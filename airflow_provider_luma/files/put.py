@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A PUT of a file to an address that the service gave: signed, secret, and not trusted.
+
+The API key is not sent, a redirect is not followed, and for a service on the public Internet the address must not lead
+into a private network. No message or log quotes more of the address than its host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+import requests
+import urllib3
+from airflow.sdk.log import mask_secret
+
+from airflow_provider_luma.core.addresses import is_private_host
+from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.files.stored_file import without_debug_logs
+from airflow_provider_luma.transport.adapter import Throughput, watch
+from airflow_provider_luma.transport.workers import (
+    ANSWER_TIMEOUT,
+    UPLOAD_ANSWER_TIMEOUT,
+    USER_AGENT,
+    reason_of,
+    requests_session,
+    to_response,
+)
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.connection import LumaConnection
+    from airflow_provider_luma.core.job import Response
+    from airflow_provider_luma.services.base import SendFile
+
+#: Bytes of the response that are read: an error of an object storage has some hundred.
+MAX_RESPONSE = 4096
+
+#: Characters of a value in a signed address from which on it is masked in logs; shorter ones are dates and names.
+_MIN_SECRET_LENGTH = 16
+
+
+class Body(Protocol):
+    """A file, in pieces."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+def put(connection: LumaConnection, target: SendFile, body: Body) -> Response:
+    """
+    Put a file where the service says.
+
+    :raises LumaValidationError: the address leads into a private network, or is no http(s) address
+    :raises LumaUnavailableError: there was no response
+    """
+    url, host = _checked(target.url, connection)
+    mask_query(url)
+
+    def on_connected(address: str) -> None:
+        if connection.is_public and is_private_host(address):
+            raise _leads_into_private_network(host, address)
+
+    with requests_session(connection) as session, without_debug_logs():
+        watch(session, partial(Throughput, math.inf, ANSWER_TIMEOUT), on_connected=on_connected)
+        # requests would read the body of a redirect, of any length, into memory.
+        session.resolve_redirects = lambda *_, **__: iter(())  # type: ignore[method-assign]
+        session.headers.clear()
+        try:
+            with session.put(
+                url,
+                data=body or None,  # requests would send an empty stream without its length
+                headers={"User-Agent": USER_AGENT, **target.headers},
+                auth=lambda request: request,  # none of a .netrc either
+                timeout=(connection.timeout, max(connection.timeout, UPLOAD_ANSWER_TIMEOUT)),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                start = response.raw.read(MAX_RESPONSE, decode_content=False)
+                return to_response(connection, response.status_code, start, {})
+        except LumaValidationError:
+            raise
+        except ValueError:  # its text may quote the whole address
+            raise LumaValidationError(None, f"the service names an invalid address at {host} for the upload") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise LumaUnavailableError(None, f"{host} did not take the file: {reason_of(error, connection)}") from None
+
+
+def mask_query(url: str) -> None:
+    """Mask the query of a signed address, and the secrets in it, in the task's log."""
+    query = urlsplit(url).query
+    encoded = (pair.partition("=")[2] for pair in query.split("&"))
+    for secret in (query, *encoded, *(value for _, value in parse_qsl(query))):
+        if len(secret) >= _MIN_SECRET_LENGTH:
+            mask_secret(secret)
+
+
+def _checked(url: str, connection: LumaConnection) -> tuple[str, str]:
+    """Return the address as it will be sent, and its host; what requests makes of it is what counts."""
+    try:
+        prepared = requests.Request("PUT", url).prepare().url or ""
+        parts = urlsplit(prepared)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise LumaValidationError(None, "the service names an invalid address for the upload")
+    if connection.is_public and is_private_host(host):
+        raise _leads_into_private_network(host, host)
+    return prepared, host
+
+
+def _leads_into_private_network(host: str, address: str) -> LumaValidationError:
+    where = host if host == address else f"{host} ({address})"
+    return LumaValidationError(
+        None, f"the service wants the file at {where}, in a private network: nothing was sent there"
+    )
