@@ -41,7 +41,7 @@ _CONNECTION_FIELDS = {
     },
     "upload_host": {
         "label": "Upload host",
-        "description": "Where kie.ai's input videos without a public address are uploaded. Leave empty for its own host.",
+        "description": "Where kie.ai's input videos without a public address are uploaded. Leave empty for its own.",
         "schema": {"type": ["string", "null"]},
     },
     "sign_inputs": {

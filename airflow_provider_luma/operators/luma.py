@@ -254,10 +254,11 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
 
     :param prompt: how to change the video, in English, or the name of a ``.txt`` or ``.md`` file with the prompt, in
         the folder of the DAG file or in the DAG's ``template_searchpath`` (templated)
-    :param video_url: a clip within the service's limits (MP4 or MOV; 10 s and 500 MB at kie.ai): a public http(s) address, or a file in any
-        storage that Airflow knows, such as ``/data/clip.mp4`` or ``s3://my_aws@bucket/clip.mp4``. A file is uploaded to
-        Luma or, with ``sign_inputs`` in the connection's extra, passed as a signed address. Or ``luma-file:<id>``,
-        which :class:`.LumaUploadOperator` returns for Luma's own API (templated)
+    :param video_url: a clip within the service's limits, such as an MP4 of at most 10 s and 500 MB at kie.ai: a public
+        http(s) address, or a file in any storage that Airflow knows, such as ``/data/clip.mp4`` or
+        ``s3://my_aws@bucket/clip.mp4``. A file is uploaded to Luma or, with ``sign_inputs`` in the connection's extra,
+        passed as a signed address. Or ``luma-file:<id>``, which :class:`.LumaUploadOperator` returns for Luma's own API
+        (templated)
     :param watermark: text to put into the video; empty for none (templated)
     :param callback_url: a webhook of your own that Luma calls when the job ends; the task then polls. If empty, and the
         connection has a ``callback_base_url``, Luma calls Airflow and the task hardly polls (templated)

@@ -28,8 +28,8 @@ class LumaUploadOperator(LumaBaseOperator):
     Upload a video to Luma once for several tasks that modify it: ``video_url=upload.output["url"]``.
 
     Returns ``{"url", "size", "expires_at"}``, and also pushes each key as an XCom: the file's address, its size in
-    bytes, and when the service deletes it (ISO 8601 UTC), normally at least 24 hours later. The address is a public one that
-    nobody can guess or, with Luma's own API, ``luma-file:<id>``, which only the same account can use.
+    bytes, and when the service deletes it (ISO 8601 UTC), normally at least 24 hours later. The address is a public
+    one that nobody can guess or, with Luma's own API, ``luma-file:<id>``, which only the same account can use.
 
     An upload costs nothing. For a single task you do not need this operator:
     :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator` uploads files itself.
