@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -68,9 +68,17 @@ class Transcript:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append an entry."""
-        line = json.dumps(entry, default=lambda value: dict(value) if hasattr(value, "keys") else str(value))
         with self.file.open("a") as file:
-            file.write(without_credentials(without_key(line, self._api_key)) + "\n")
+            file.write(json.dumps(self._clean(entry)) + "\n")
+
+    def _clean(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self._clean(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._clean(item) for item in value]
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        return without_credentials(without_key(str(value), self._api_key))
 
 
 def check(folder: Path, *, runs_job: bool, say: Callable[[str], object] = print) -> Path:

@@ -279,7 +279,7 @@ def test_storage_that_answers_nonsense_is_left_to_a_retry(hook, uploads, file, m
     [
         ("clip.mp4", "must be a file in storage"),
         ("https://example.com/clip.mp4", "needs no upload"),
-        ("/data/clip.webm", "MP4, MOV and AVI only"),
+        ("/data/clip.webm", "only MP4, MOV and AVI"),
         ("", "must be a file in storage"),
         (None, "must be a file in storage"),
         ("/nowhere/clip.mp4", "there is no such file"),
