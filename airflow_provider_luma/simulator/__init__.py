@@ -16,10 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .account import Job
     from .faults import Fault
     from .journal import Call
     from .server import Simulator
-    from .service import Job
     from .settings import Settings
     from .uploads import Upload
 
@@ -31,7 +31,7 @@ INSTALL = "install the extra simulator of airflow-provider-luma"
 _SUBMODULES = {
     "Call": "journal",
     "Fault": "faults",
-    "Job": "service",
+    "Job": "account",
     "Settings": "settings",
     "Simulator": "server",
     "Upload": "uploads",

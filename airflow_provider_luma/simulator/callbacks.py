@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
+from .account import Job
 from .inputs import REQUEST_ERRORS
-from .service import Job
 from .settings import Settings
 
 

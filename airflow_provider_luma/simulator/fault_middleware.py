@@ -16,36 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .account import Account
+from .app import classify
 from .faults import REPLACING, Fault
 from .journal import Call
-from .responses import UPLOAD_PATHS, edge_block_response, edge_response, refusal_response
-from .service import Refusal, Service
-
-_OPERATIONS = {
-    "/api/v1/modify/generate": "submit",
-    "/api/v1/modify/record-info": "status",
-    "/api/v1/chat/credit": "credit",
-    "/api/v1/common/download-url": "download_url",
-    **dict.fromkeys(UPLOAD_PATHS, "upload"),
-}
-_FILE_OPERATIONS = {"/files/results/": "file", "/files/temporary/": "file", "/files/": "clip"}
-
-
-def operation_of(path: str) -> str | None:
-    """Return the operation a path belongs to; None for the simulator's own endpoints (control, health, page)."""
-    if path in _OPERATIONS:
-        return _OPERATIONS[path]
-    for prefix, operation in _FILE_OPERATIONS.items():
-        if path.startswith(prefix):
-            return operation
-    return "other" if path.startswith("/api/") else None
-
-
-#: Half an emoji and a NUL, which JSON may hold, and which no database and few serialisers take.
-HOSTILE_TEXT = "The model \ud83d said \x00 no"
+from .service import Service, edge_block_response, edge_response
 
 
 @dataclass(frozen=True)
@@ -69,11 +48,9 @@ class BufferedResponse:
         """Return a copy with another body and the matching Content-Length."""
         return replace(self, body=body).with_content_length(len(body))
 
-    def with_edited_json(self, edit: Callable[[dict[str, Any]], None]) -> BufferedResponse:
-        """Return a copy whose decoded JSON body was edited in place."""
-        content = json.loads(self.body)
-        edit(content)
-        return self.with_body(json.dumps(content).encode())
+    def with_edited_json(self, edit: Callable[[Any], Any]) -> BufferedResponse:
+        """Return a copy with the JSON body that a function makes of the decoded one; an empty body stays empty."""
+        return self.with_body(json.dumps(edit(json.loads(self.body))).encode()) if self.body else self
 
     async def send(self, send: Send, *, more_body: bool = False) -> None:
         """Send status, headers and body; ``more_body`` leaves the response unfinished."""
@@ -89,38 +66,44 @@ class FaultMiddleware:
     :param stopping: set when the server shuts down; ends every hang
     """
 
-    def __init__(self, app: ASGIApp, service: Service, internal_user_agent: str, stopping: asyncio.Event) -> None:
+    def __init__(self, app: ASGIApp, account: Account, internal_user_agent: str, stopping: asyncio.Event) -> None:
         self._app = app
-        self._service = service
+        self._account = account
         self._internal_user_agent = internal_user_agent.encode()
         self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Journal the request, then forward it to the application, with the fault that hits it if there is one."""
-        operation = operation_of(scope["path"]) if scope["type"] == "http" else None
-        internal = (b"user-agent", self._internal_user_agent) in scope.get("headers", ())
-        if operation is None or internal:
+        is_internal = (b"user-agent", self._internal_user_agent) in scope.get("headers", ())
+        if scope["type"] != "http" or is_internal:
             await self._app(scope, receive, send)
             return
-        call = self._record(scope, operation)
+        service, operation = classify(self._account, scope["method"], scope["path"])
+        if operation is None:
+            await self._app(scope, receive, send)
+            return
+        call = self._record(scope, service, operation)
         scope["state"]["call"] = call
-        fault = self._service.next_fault(operation)
+        fault = self._account.next_fault(operation)
         send = _recording_status(call, send)
-        if fault is None:
+        if fault is None or service is None:
             await self._app(scope, receive, send)
         else:
             call.fault = fault.kind
-            await _FaultyRequest(self._app, self._service, self._stopping, fault, call, scope, receive, send).run()
+            await _FaultyRequest(self._app, service, self._stopping, fault, call, scope, receive, send).run()
 
-    def _record(self, scope: Scope, operation: str) -> Call:
+    def _record(self, scope: Scope, service: Service | None, operation: str) -> Call:
         client = scope.get("client")
-        return self._service.journal.record(
+        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+        return self._account.journal.record(
             at=time.time(),
+            service=service.name if service else None,
             on=operation,
             method=scope["method"],
             path=scope["path"],
-            query=dict(parse_qsl(scope["query_string"].decode("latin-1"))),
+            query=query,
             headers=scope["headers"],
+            task_id=service.task_id_of(scope["path"], query) if service else None,
             client_port=client[1] if client else None,
             connection=scope["state"]["connection"],
         )
@@ -161,7 +144,7 @@ class _FaultyRequest:
             await self._send_corrupted(await self._run_app(body))
 
     async def _receive_body(self) -> list[Message]:
-        """Receive the request, or only ``after_bytes`` of it, and return what the application shall read."""
+        """Receive the request, or only ``after_bytes`` of it, and return what the application will read."""
         limit, size, body = self.fault.after_bytes, 0, []
         is_read = self.fault.after_accept or self.fault.kind not in REPLACING
         while limit is None or size < limit:
@@ -214,7 +197,9 @@ class _FaultyRequest:
         if fault.kind == "cut":
             await self._abort_connection()
             return
-        if fault.kind == "html":
+        if fault.kind == "empty":
+            response = Response(status_code=fault.code or 200)
+        elif fault.kind == "html":
             response = edge_response(fault.code or 500)
         elif fault.kind == "edge_block":
             response = edge_block_response()
@@ -222,10 +207,7 @@ class _FaultyRequest:
             # To itself: whoever follows it with the same method makes the call again.
             response = Response(status_code=fault.code or 303, headers={"Location": self.call.path})
         elif fault.kind == "refuse":
-            self.call.code = fault.code
-            msg = "The simulator was told to refuse this call."
-            refusal = Refusal(fault.code or 500, msg, style=fault.style, retry_after=fault.retry_after)
-            response = refusal_response(self.service, refusal, self.call.path)
+            response = self.service.refusal_response(Request(self.scope), self.service.refusal_of_fault(fault))
         await response(self.scope, self.receive, self.send)
 
     async def _send_corrupted(self, response: BufferedResponse) -> None:
@@ -245,24 +227,8 @@ class _FaultyRequest:
             headers = [pair for pair in response.headers if pair[0] != b"accept-ranges"]
             response = replace(response, headers=headers)
         else:
-            response = response.with_edited_json(self._corrupt_envelope)
+            response = response.with_edited_json(lambda content: self.service.corrupt(self.fault, content))
         await response.send(self.send)
-
-    def _corrupt_envelope(self, content: dict[str, Any]) -> None:
-        data = content["data"]
-        if self.fault.kind == "null_data":
-            content["data"] = None
-        elif self.fault.kind == "wrong_data":
-            content["data"] = "unexpected"
-        elif self.fault.kind == "unknown_flag" and data:
-            data["successFlag"] = self.fault.flag
-        elif self.fault.kind == "response_string" and data and data["response"]:
-            data["response"] = json.dumps(data["response"])
-        elif self.fault.kind == "hostile_text" and data:
-            content["msg"] = data["errorMessage"] = HOSTILE_TEXT
-            data["errorCode"] = 10**30
-            data["paramJson"] = json.dumps({**json.loads(data["paramJson"]), "prompt": HOSTILE_TEXT})
-            data["remarks"] = [float("nan"), json.loads("[" * 500 + "]" * 500)]
 
     async def _abort_connection(self) -> None:
         """Close the connection at once and discard unsent data."""

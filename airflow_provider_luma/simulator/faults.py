@@ -9,11 +9,23 @@ The text form is ``ON:KIND[,NAME=VALUE...]``, for instance ``status:html,every=5
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-On = Literal["submit", "status", "credit", "download_url", "upload", "file"]
+On = Literal[
+    "submit",
+    "status",
+    "credit",
+    "download_url",
+    "upload",
+    "file",
+    "file_create",
+    "file_complete",
+    "file_status",
+    "file_list",
+    "file_delete",
+]
 Kind = Literal[
     "refuse",
     "html",
@@ -37,14 +49,18 @@ Style = Literal["status", "body"]
 #: Kinds that replace the response.
 REPLACING = ("refuse", "html", "edge_block", "empty", "redirect", "cut")
 
+_JSON_OPERATIONS = {*get_args(On)} - {"file", "file_delete"}
+#: Operations that change something, so that it matters whether a fault hits them before or after that.
+_CHANGING = ("submit", "upload", "file_create", "file_complete", "file_delete")
+
 #: Kinds that are valid for some operations only; all others are valid for every operation.
 _VALID_OPERATIONS: dict[str, set[str]] = {
     "unknown_flag": {"status"},
     "response_string": {"status"},
     "hostile_text": {"status"},
     "no_range": {"file"},
-    "null_data": {"submit", "status", "credit", "download_url", "upload"},
-    "wrong_data": {"submit", "status", "credit", "download_url", "upload"},
+    "null_data": _JSON_OPERATIONS,
+    "wrong_data": _JSON_OPERATIONS,
 }
 
 
@@ -54,34 +70,41 @@ class Fault(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     on: On = Field(
-        description="The operation it is injected into; file means result files and temporary download URLs."
+        description="The operation it is injected into; file means result files and temporary download URLs, upload "
+        "also the PUT to a presigned URL, and file_create to file_delete are the other calls of Luma's Files API."
     )
     kind: Kind = Field(description="The kind of fault.")
     code: int | None = Field(
         default=None,
         ge=100,
         le=599,
-        description="refuse: the refusal's code; html, redirect: the HTTP status (500, 303 if unset).",
+        description="refuse: the refusal's code; html, redirect, empty: the HTTP status (500, 303, 200 if unset).",
     )
     style: Style | None = Field(
         default=None, description="refuse: by HTTP status or in the body; the refusal_style setting if unset."
     )
     retry_after: float | None = Field(default=None, ge=0, description="refuse: seconds in a Retry-After header.")
+    message: str | None = Field(default=None, description="refuse: the reason, without a comma in the text form.")
+    limit: Literal["jobs", "requests"] = Field(
+        default="jobs",
+        description="refuse with code=429 on Luma's own API: by the limit of jobs at a time (Retry-After: 60), or of "
+        "requests a minute (X-RateLimit headers).",
+    )
     seconds: float = Field(default=30.0, ge=0, description="hang: seconds before the normal response.")
-    flag: int = Field(default=9, description="unknown_flag: the successFlag to send.")
+    flag: int = Field(default=9, description="unknown_flag: the successFlag to send; state_N on Luma's API.")
     every: int = Field(default=1, ge=1, description="Hit each n-th matching call.")
     skip: int = Field(default=0, ge=0, description="Do not hit the first k matching calls.")
     times: int | None = Field(default=None, ge=0, description="Hit that many calls at most.")
     after_accept: bool = Field(
         default=False,
         description="submit: the job is accepted and billed first, then the fault hits the response; "
-        "upload: the file is stored first.",
+        "upload: the file is stored first; file_create, file_complete, file_delete: likewise.",
     )
     after_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="refuse, html, edge_block, empty, redirect, cut, hang: hit when so many bytes of the request's "
-        "body have arrived, while the rest is on its way; if unset, when all of it has.",
+        description="refuse, html, edge_block, empty, redirect, cut, hang: hit when this many bytes of the request's "
+        "body have arrived; if unset, when all of it has.",
     )
 
     @model_validator(mode="before")
@@ -96,8 +119,8 @@ class Fault(BaseModel):
             raise ValueError(f"{self.kind} cannot happen on {self.on}, only on {', '.join(sorted(allowed))}")
         if self.kind == "refuse" and self.code is None:
             raise ValueError("refuse needs code=N, for instance code=429")
-        if self.after_accept and self.on not in ("submit", "upload"):
-            raise ValueError("after_accept is for submit and upload only")
+        if self.after_accept and self.on not in _CHANGING:
+            raise ValueError(f"after_accept is for {', '.join(_CHANGING)} only")
         if self.after_bytes is not None and (self.after_accept or self.kind not in (*REPLACING, "hang")):
             raise ValueError(f"after_bytes is for {', '.join(REPLACING)} and hang only, without after_accept")
         return self

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from . import callbacks, media
+from .account import Account, Job
 from .inputs import InputStore
-from .service import Job, Service
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +27,14 @@ OUTCOMES_WITHOUT_RENDER = ("create_failed", "generate_failed")
 
 class JobRunner:
     """
-    Runs jobs in the event loop and renders in a worker thread, so that requests are served during a render.
+    Runs jobs in the event loop and renders in a worker thread, so that the server responds during a render.
 
     :param folder: where inputs, results and sample clips are stored
     :param client: for fetching inputs and delivering callbacks
     """
 
-    def __init__(self, service: Service, folder: Path, client: httpx.AsyncClient) -> None:
-        self._service = service
+    def __init__(self, account: Account, folder: Path, client: httpx.AsyncClient) -> None:
+        self._account = account
         self.folder = folder
         self.client = client
         self._stopping = False
@@ -61,8 +61,8 @@ class JobRunner:
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
 
     def result_path(self, job: Job) -> Path:
-        """Return the path of the job's result, which all jobs with the same input and prompt share."""
-        digest = hashlib.sha256(f"{job.input_digest} {job.prompt}".encode()).hexdigest()
+        """Return the path of the job's result, which all jobs with the same input, prompt and sound share."""
+        digest = hashlib.sha256(f"{job.input_digest} {job.is_silent} {job.prompt}".encode()).hexdigest()
         return self.folder / f"{digest}.mp4"
 
     async def sample(self, name: str) -> Path:
@@ -78,13 +78,15 @@ class JobRunner:
     async def _run(self, job: Job, callback_attempted: asyncio.Event) -> None:
         try:
             loop, ended_early = asyncio.get_running_loop(), asyncio.Event()
-            end_time = loop.time() + job.seconds
-            self._service.register_ender(job, lambda: loop.call_soon_threadsafe(ended_early.set))
+            end_time = loop.time() + min(job.seconds, job.time_limit)
+            self._account.register_ender(job, lambda: loop.call_soon_threadsafe(ended_early.set))
             failure = None if job.outcome in OUTCOMES_WITHOUT_RENDER else await self._render(job)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(end_time):
                     await ended_early.wait()
-            if self._service.finish(job, failure):
+            if job.exceeds_time_limit and not ended_early.is_set():
+                failure = f"The job did not end within {job.time_limit:g} seconds."
+            if self._account.finish(job, failure):
                 await self._deliver_callback(job, callback_attempted)
         finally:
             callback_attempted.set()
@@ -93,45 +95,45 @@ class JobRunner:
         """Wait for the render shared by all jobs with this result; return the reason if it failed."""
         target = self.result_path(job)
         if target.name not in self._renders:
-            self._service.renders += 1
+            self._account.renders += 1
             source = self.inputs.path(job.input_digest)
             loop = asyncio.get_running_loop()
             self._renders[target.name] = loop.run_in_executor(
-                self._executor, self._render_in_thread, source, target, job.prompt
+                self._executor, self._render_in_thread, source, target, job
             )
         try:
             # Shielded, because cancelling this job must not cancel a render that other jobs wait for.
             await asyncio.shield(self._renders[target.name])
         except Exception as error:
-            # Any error must end the job as failed, or its clients would poll it for ever.
+            # Any error must end the job as failed; otherwise its clients would never stop polling.
             log.exception("Rendering the result of task %s failed", job.task_id)
             return f"The video could not be rendered ({error})."
         return None
 
-    def _render_in_thread(self, source: Path, target: Path, prompt: str) -> None:
+    def _render_in_thread(self, source: Path, target: Path, job: Job) -> None:
         scratch = target.with_suffix(".part")
-        media.render(source, scratch, prompt, lambda: self._stopping)
+        media.render(source, scratch, job.prompt, lambda: self._stopping, is_silent=job.is_silent)
         scratch.replace(target)
 
     async def _deliver_callback(self, job: Job, callback_attempted: asyncio.Event) -> None:
-        settings = self._service.settings
+        settings = self._account.settings
         # The outcome callback_failed has set flag 4 already, which says that the callback could not be delivered.
         if not job.callback_url or not settings.callback_copies or job.outcome == "callback_failed":
             return
         await asyncio.sleep(settings.callback_delay)
 
         def on_attempt() -> None:
-            self._service.record_callback_attempt(job)
+            self._account.record_callback_attempt(job)
             callback_attempted.set()
 
         for _ in range(settings.callback_copies):
             if not await callbacks.deliver(self.client, job, settings, on_attempt):
-                self._service.record_callback_failure(job)
+                self._account.record_callback_failure(job)
                 return
 
 
 @asynccontextmanager
-async def open_job_runner(service: Service, internal_user_agent: str) -> AsyncIterator[JobRunner]:
+async def open_job_runner(account: Account, internal_user_agent: str) -> AsyncIterator[JobRunner]:
     """Open a job runner with a temporary folder and an HTTP client of its own; close all three on exit."""
     client = httpx.AsyncClient(
         headers={"User-Agent": internal_user_agent},
@@ -143,7 +145,7 @@ async def open_job_runner(service: Service, internal_user_agent: str) -> AsyncIt
     )
     with TemporaryDirectory(prefix="luma-simulator-") as folder:
         async with client:
-            runner = JobRunner(service, Path(folder), client)
+            runner = JobRunner(account, Path(folder), client)
             try:
                 yield runner
             finally:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-#: Holds hours of polling, and bounds the memory of a simulator that runs over night.
+#: Enough for hours of polling; bounds the memory of a simulator that runs overnight.
 MAX_CALLS = 50_000
 
 
@@ -18,8 +18,10 @@ class Call:
     """
     One request and its response.
 
-    ``order`` counts from 1, ``at`` is the time of arrival in seconds of the Unix epoch, ``on`` is the operation as
-    named in faults. ``http_status`` stays None until the response's headers are sent.
+    ``order`` counts from 1, ``at`` is the time of arrival in seconds of the Unix epoch, ``service`` is ``kie`` or
+    ``luma`` (None for a sample clip), and ``on`` is the operation as named in faults. ``http_status`` stays None until
+    the response's headers are sent. ``code`` is kie.ai's code in the envelope; for Luma's own API it equals the HTTP
+    status.
     """
 
     order: int
@@ -31,6 +33,7 @@ class Call:
     headers: dict[str, str]
     carried_authorization: bool
     client_port: int | None
+    service: str | None = None
     task_id: str | None = None
     fault: str | None = None
     http_status: int | None = None
@@ -54,11 +57,13 @@ class Journal:
         self,
         *,
         at: float,
+        service: str | None,
         on: str,
         method: str,
         path: str,
         query: dict[str, str],
         headers: Iterable[tuple[bytes, bytes]],
+        task_id: str | None,
         client_port: int | None,
         connection: int,
     ) -> Call:
@@ -77,7 +82,8 @@ class Journal:
                 headers=kept_headers,
                 carried_authorization=authorization is not None,
                 client_port=client_port,
-                task_id=query.get("taskId"),
+                service=service,
+                task_id=task_id,
             )
             self._calls.append(call)
             self._connections.add(connection)

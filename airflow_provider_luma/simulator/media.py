@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ class Clip:
     width: int
     height: int
     seconds: float
+    frames: int
 
 
 def probe(path: Path, max_seconds: float) -> Clip:
@@ -76,39 +78,59 @@ def probe(path: Path, max_seconds: float) -> Clip:
                 raise UnusableVideo(_too_long(container.duration / av.time_base, max_seconds))
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            return Clip(stream.width, stream.height, _decoded_seconds(stream, max_seconds))
+            return Clip(stream.width, stream.height, *_decode(stream, max_seconds))
     except av.error.FFmpegError as error:
-        raise UnusableVideo(f"the file cannot be decoded as an MP4, MOV or AVI video ({error.strerror})") from error
+        raise UnusableVideo(_undecodable(error)) from error
 
 
-def _decoded_seconds(stream: VideoStream, max_seconds: float) -> float:
-    """Measure the duration from the decoded frames, because the one in the header may be missing or wrong."""
+async def reason_not_to_open(path: Path) -> str | None:
+    """Return the reason why not even the first frame of a video can be decoded; None if it can."""
+
+    def decode_one_frame() -> str | None:
+        try:
+            with av.open(str(path), options=_INPUT_OPTIONS) as container:
+                frame = next(container.decode(video=0), None) if container.streams.video else None
+                return None if frame else "the file holds no video frame"
+        except av.error.FFmpegError as error:
+            return _undecodable(error)
+
+    return await asyncio.to_thread(decode_one_frame)
+
+
+def _undecodable(error: av.error.FFmpegError) -> str:
+    return f"the file cannot be decoded as an MP4, MOV or AVI video ({error.strerror})"
+
+
+def _decode(stream: VideoStream, max_seconds: float) -> tuple[float, int]:
+    """Return the duration and the number of the decoded frames: the header may lack the duration, or lie."""
     frame_seconds = float(1 / (stream.average_rate or Fraction(25)))
     first: float | None = None
-    seconds = 0.0
+    seconds, frames = 0.0, 0
     for frame in stream.container.decode(stream):  # type: ignore[attr-defined]
         at = frame.time if frame.time is not None else seconds
         first = at if first is None else first
+        frames += 1
         seconds = max(seconds, at - first + frame_seconds)
         if seconds > max_seconds + DURATION_TOLERANCE:
             raise UnusableVideo(_too_long(seconds, max_seconds))
     if first is None:
         raise UnusableVideo("the file holds no frame that can be decoded")
-    return seconds
+    return seconds, frames
 
 
 def _too_long(seconds: float, max_seconds: float) -> str:
     return f"the video lasts {seconds:.1f} seconds, at most {max_seconds:g} are allowed"
 
 
-def render(source: Path, target: Path, prompt: str, cancelled: Callable[[], bool]) -> None:
+def render(source: Path, target: Path, prompt: str, cancelled: Callable[[], bool], *, is_silent: bool = False) -> None:
     """
-    Transcode a video to an MP4 of the same length and size, with other colours, a border and the original sound.
+    Transcode a video to an MP4 of the same length and size, with other colours and a border.
 
     A hash of the prompt selects the style. It combines several filters, because each has inputs that it does not
     change: a hue shift does nothing to grey, an inversion nothing to middle grey.
 
     :param cancelled: polled between packets
+    :param is_silent: drop the sound instead of keeping it
     :raises RenderCancelled: if ``cancelled`` returns true
     """
     with (
@@ -117,7 +139,7 @@ def render(source: Path, target: Path, prompt: str, cancelled: Callable[[], bool
     ):
         video = inp.streams.video[0]
         video.thread_type = "AUTO"
-        audio = inp.streams.audio[0] if inp.streams.audio else None
+        audio = inp.streams.audio[0] if inp.streams.audio and not is_silent else None
         video_out = _VideoTranscoder(video, _rotation_filters(source), out, prompt)
         audio_out = _AudioTranscoder(audio, out) if audio else None
         for packet in inp.demux([stream for stream in (video, audio) if stream]):

@@ -13,11 +13,12 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .account import Account, Job
 from .app import create_app
 from .fault_middleware import FaultMiddleware
 from .job_runner import create_internal_user_agent
 from .journal import Call
-from .service import Job, Service
+from .services import open_services
 from .settings import Settings
 from .uploads import Upload
 
@@ -54,13 +55,14 @@ class _Server(uvicorn.Server):
 
 class Simulator:
     """
-    A simulated Luma service on this machine. Use it as a context manager, or with start() and stop().
+    The simulated services on this machine. Use it as a context manager, or with start() and stop().
 
     :param port: TCP port, 0 for any free one
     """
 
     def __init__(self, settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._service = Service(settings or Settings())
+        self._account = Account(settings or Settings())
+        open_services(self._account)
         self._host = host
         self._port = port
         self._thread: threading.Thread | None = None
@@ -87,10 +89,10 @@ class Simulator:
             raise RuntimeError("the simulator runs already")
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._socket = socket.create_server((self._host, self._port), family=family, backlog=2048)
-        self._service.base_url = _base_url(self._host, self._socket.getsockname()[1])
+        self._account.base_url = _base_url(self._host, self._socket.getsockname()[1])
         user_agent = create_internal_user_agent()
         self._stopping = asyncio.Event()
-        app = FaultMiddleware(create_app(self._service, user_agent), self._service, user_agent, self._stopping)
+        app = FaultMiddleware(create_app(self._account, user_agent), self._account, user_agent, self._stopping)
         config = uvicorn.Config(
             cast(Any, app),
             # Set explicitly, because uvicorn would prefer httptools if installed, and the faults depend on this class.
@@ -132,65 +134,74 @@ class Simulator:
 
     def reset(self) -> None:
         """Restore the initial settings and credits, and delete all jobs, uploads and calls."""
-        self._service.reset()
+        self._account.reset()
 
     def configure(self, **changes: Any) -> Settings:
         """Change settings while the server runs; pydantic's ValidationError if one is invalid."""
-        return self._service.configure(changes)
+        return self._account.configure(changes)
 
     def end_jobs(self) -> None:
         """End all running jobs now, whatever their processing time; returns before they have ended."""
-        self._service.end_jobs()
+        self._account.end_jobs()
+
+    def expire_urls(self) -> None:
+        """Let every presigned URL expire that Luma's own API has handed out so far; later ones work."""
+        self._account.expire_urls()
 
     @property
     def base_url(self) -> str:
-        """The server's address as http://HOST:PORT."""
-        return self._service.base_url
+        """The server's address as http://HOST:PORT; the base of kie.ai's API."""
+        return self._account.base_url
+
+    @property
+    def luma_base_url(self) -> str:
+        """The base of Luma's own API, http://HOST:PORT/v1."""
+        return f"{self._account.base_url}/v1"
 
     @property
     def sample_url(self) -> str:
         """The URL of a clip that can be submitted as an input video."""
-        return f"{self._service.url}/files/sample.mp4"
+        return f"{self._account.url}/files/sample.mp4"
 
     @property
     def settings(self) -> Settings:
         """The current settings."""
-        return self._service.settings
+        return self._account.settings
 
     @property
     def credits(self) -> float:
         """The account's balance."""
-        return self._service.credits
+        return self._account.credits
 
     @property
     def accepted(self) -> int:
         """The number of submissions accepted and billed."""
-        return len(self._service.jobs)
+        return len(self._account.jobs)
 
     @property
     def jobs(self) -> list[Job]:
         """The accepted jobs, oldest first."""
-        return self._service.jobs
+        return self._account.jobs
 
     @property
     def uploads(self) -> list[Upload]:
         """The stored files, also those that were replaced since, oldest first."""
-        return self._service.uploads
+        return self._account.uploads
 
     @property
     def calls(self) -> list[Call]:
         """Every request to the API and its files, oldest first; the simulator's own requests are not among them."""
-        return self._service.journal.calls
+        return self._account.journal.calls
 
     @property
     def connections(self) -> int:
         """The number of TCP connections that carried those calls."""
-        return self._service.journal.connections
+        return self._account.journal.connections
 
     @property
     def renders(self) -> int:
         """The number of videos rendered."""
-        return self._service.renders
+        return self._account.renders
 
 
 def _base_url(host: str, port: int) -> str:

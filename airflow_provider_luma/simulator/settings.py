@@ -15,7 +15,7 @@ SECRET_FIELDS = {"api_key", "webhook_secret"}
 
 class Settings(BaseModel):
     """
-    How the simulated service behaves.
+    How the simulated services behave.
 
     Every setting can be changed while the simulator runs; a job keeps the outcome and the duration that were set
     when it was accepted.
@@ -23,7 +23,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    api_key: str = Field(default="simulator-key", min_length=1, repr=False, description="The only API key it accepts.")
+    api_key: str = Field(
+        default="simulator-key", min_length=1, repr=False, description="The only API key that the services accept."
+    )
     public_url: str | None = Field(
         default=None, description="Base of the URLs in its responses; the address it listens on if unset."
     )
@@ -38,38 +40,81 @@ class Settings(BaseModel):
     )
     cost: float = Field(default=10.0, ge=0, description="Credits a job costs, charged when it is accepted.")
     submissions_per_10_seconds: int = Field(
-        default=20, ge=0, description="Accepted submissions in any 10 seconds; 429 above that."
+        default=20, ge=0, description="kie.ai: accepted submissions in any 10 seconds; 429 above that."
     )
-    max_running: int = Field(default=100, ge=0, description="Jobs running at once; 429 above that.")
+    max_running: int = Field(default=100, ge=0, description="kie.ai: jobs running at once; 429 above that.")
     status_calls_per_second: int = Field(default=10, ge=0, description="Status calls in any second; 429 above that.")
+    requests_per_minute: int = Field(
+        default=30,
+        ge=0,
+        description="Luma's own API: requests in any minute, without status calls of generations; 429 above that.",
+    )
+    jobs_at_a_time: int = Field(default=10, ge=0, description="Luma's own API: jobs running at once; 429 above that.")
     refusal_style: Literal["status", "body", "alternate"] = Field(
         default="alternate",
-        description="Refuse by HTTP status, by HTTP 200 with the code in the body, or alternately (HTTP status first).",
+        description="kie.ai: refuse by HTTP status, by HTTP 200 with the code in the body, or alternately (HTTP status "
+        "first).",
     )
     retry_after: float | None = Field(
-        default=None, ge=0, description="Seconds in the Retry-After header of a 429 by HTTP status; no header if unset."
+        default=None,
+        ge=0,
+        description="kie.ai: seconds in the Retry-After header of a 429 by HTTP status; no header if unset.",
     )
     result_ttl: float = Field(
         default=14 * DAY, ge=0, description="Seconds a result file is kept after its job has ended."
     )
     record_ttl: float = Field(default=60 * DAY, ge=0, description="Seconds a task's record is kept after its creation.")
-    upload_ttl: float = Field(default=3 * DAY, ge=0, description="Seconds an uploaded file is kept.")
+    result_url_ttl: float = Field(
+        default=3600.0, ge=0, description="Luma's own API: seconds the presigned URL of a result works."
+    )
+    queued_seconds: float = Field(
+        default=0.5, ge=0, description="Luma's own API: seconds at the start of a job during which its state is queued."
+    )
+    job_time_limit: float = Field(
+        default=3600.0,
+        ge=0,
+        description="Luma's own API: a job that still runs after that many seconds fails with generation_failed.",
+    )
+    upload_url_ttl: float = Field(
+        default=3600.0, ge=0, description="Luma's own API: seconds the presigned URL of an upload works."
+    )
+    ingest_seconds: float = Field(
+        default=0.5, ge=0, description="Luma's own API: seconds until a completed file is ready, or has failed."
+    )
+    ingest_failure: str | None = Field(
+        default=None, min_length=1, description="Luma's own API: every file fails at ingest with this failure_reason."
+    )
+    upload_ttl: float = Field(default=3 * DAY, ge=0, description="kie.ai: seconds an uploaded file is kept.")
     upload_answer: Literal["file_name", "file_id"] = Field(
         default="file_name",
-        description="What the response to an upload holds: fileName, filePath and fileSize, or fileId, fileUrl and "
-        "expiresAt.",
+        description="kie.ai: what the response to an upload holds: fileName, filePath and fileSize, or fileId, fileUrl "
+        "and expiresAt.",
     )
-    download_url_ttl: float = Field(default=1200.0, ge=0, description="Seconds a temporary download URL works.")
+    download_url_ttl: float = Field(default=1200.0, ge=0, description="kie.ai: seconds a temporary download URL works.")
     fetch_timeout: float = Field(default=20.0, gt=0, description="Seconds allowed for downloading an input video.")
     outcome: Literal["success", "create_failed", "generate_failed", "callback_failed", "no_urls"] = Field(
         default="success",
-        description="How jobs end: flag 1, 2, 3, 4 (with the video available), or flag 1 without any URL.",
+        description="How jobs end. kie.ai: flag 1, 2, 3, 4 (with the video available), or flag 1 without any URL. "
+        "Luma's own API: completed, failed, failed, completed, or completed without output.",
     )
     error_code: int | None = Field(
         default=None,
-        description="errorCode of failed jobs; if unset, 500 for create_failed and 501 for generate_failed.",
+        description="kie.ai: errorCode of failed jobs; if unset, 500 for create_failed and 501 for generate_failed.",
     )
-    error_message: str = Field(default="The simulator was told to fail.", description="errorMessage of failed jobs.")
+    failure_code: Literal[
+        "generation_failed",
+        "content_moderated",
+        "output_not_found",
+        "budget_exhausted",
+        "rate_limited",
+        "image_too_large",
+        "unsupported_format",
+        "corrupt_input",
+        "invalid_request",
+    ] = Field(default="generation_failed", description="Luma's own API: failure_code of failed jobs.")
+    error_message: str = Field(
+        default="The simulator was told to fail.", description="errorMessage or failure_reason of failed jobs."
+    )
     webhook_secret: str | None = Field(
         default=None, min_length=1, repr=False, description="Sign callbacks with this key; unsigned if unset."
     )

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from airflow_provider_luma.simulator import Simulator
-from airflow_provider_luma.simulator.service import Job
+from airflow_provider_luma.simulator import Job, Simulator
 from harness.local_airflow import LocalAirflow
 from tests.e2e.conftest import API_KEY
 from tests.e2e.runs import finish

@@ -30,7 +30,8 @@ from airflow_provider_luma.media.input_check import SECONDS_TOLERANCE, check_vid
 from airflow_provider_luma.media.signatures import HEAD_LENGTH
 from airflow_provider_luma.services import kie
 from airflow_provider_luma.services.base import Limits
-from airflow_provider_luma.simulator import media, service
+from airflow_provider_luma.simulator import media
+from airflow_provider_luma.simulator.services import kie as kie_simulator
 from tests.support.clips import (
     FRAGMENTED,
     MOOV_IN_FRONT,
@@ -122,8 +123,8 @@ def test_rotated_video_passes():
 
 
 def test_limits_are_those_of_the_simulated_service():
-    assert kie.limits.bytes_by_url == kie.limits.bytes_as_file == service.MAX_VIDEO_BYTES
-    assert kie.limits.seconds == service.MAX_VIDEO_SECONDS
+    assert kie.limits.bytes_by_url == kie.limits.bytes_as_file == kie_simulator.MAX_VIDEO_BYTES
+    assert kie.limits.seconds == kie_simulator.MAX_VIDEO_SECONDS
     assert SECONDS_TOLERANCE == media.DURATION_TOLERANCE
 
 
@@ -167,7 +168,7 @@ def test_videos_are_too_long_for_the_check_where_they_are_for_the_simulated_serv
     video = clip(kind, seconds=seconds, sound="mp3" if kind == "avi" else "aac")
     (tmp_path / "clip").write_bytes(video)
     try:
-        media.probe(tmp_path / "clip", service.MAX_VIDEO_SECONDS)
+        media.probe(tmp_path / "clip", kie_simulator.MAX_VIDEO_SECONDS)
     except media.UnusableVideo:
         assert "ffmpeg -i INPUT -t 10 OUTPUT.mp4" in refusal(video)
         assert seconds > 10.4

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from airflow_provider_luma.simulator import Settings, Simulator
+from tests.support.luma_client import LumaClient
 
 #: Short times, and rate limits too high to be reached; a test of a limit sets its own.
 FAST_SETTINGS: dict[str, Any] = {
@@ -25,6 +27,10 @@ FAST_SETTINGS: dict[str, Any] = {
     "submissions_per_10_seconds": 1000,
     "status_calls_per_second": 1000,
     "callback_retry_seconds": 0.0,
+    "requests_per_minute": 1000,
+    "jobs_at_a_time": 1000,
+    "queued_seconds": 0.0,
+    "ingest_seconds": 0.0,
 }
 
 
@@ -89,32 +95,50 @@ def _simulators() -> Iterator[list[Simulator]]:
 
 
 @pytest.fixture
-def make_client(_simulators: list[Simulator]) -> Iterator[Callable[..., Client]]:
+def make_simulator(_simulators: list[Simulator]) -> Callable[..., Simulator]:
     """
-    Return a function that returns a client of a simulator with the given settings, another one at each call.
+    Return a function that returns a simulator with the given settings, another one at each call.
 
     Simulators are shared by all tests and reset between them, because starting one is slow.
     """
-    clients: list[Client] = []
+    used = 0
 
-    def _make(**changes: Any) -> Client:
-        if len(clients) == len(_simulators):
+    def _make(**changes: Any) -> Simulator:
+        nonlocal used
+        if used == len(_simulators):
             _simulators.append(Simulator(Settings(**FAST_SETTINGS)))
             _simulators[-1].start()
-        simulator = _simulators[len(clients)]
+        simulator = _simulators[used]
+        used += 1
         simulator.reset()
         simulator.configure(**changes)
-        clients.append(Client(simulator))
-        return clients[-1]
+        return simulator
 
-    yield _make
-    for client in clients:
-        client.close()
+    return _make
+
+
+@pytest.fixture
+def make_client(make_simulator: Callable[..., Simulator]) -> Iterator[Callable[..., Client]]:
+    """Return a function that returns a client of kie.ai's API in another simulator at each call."""
+    with ExitStack() as clients:
+        yield lambda **changes: clients.enter_context(closing(Client(make_simulator(**changes))))
 
 
 @pytest.fixture
 def client(make_client: Callable[..., Client]) -> Client:
     return make_client()
+
+
+@pytest.fixture
+def make_luma(make_simulator: Callable[..., Simulator]) -> Iterator[Callable[..., LumaClient]]:
+    """Return a function that returns a client of Luma's own API in another simulator at each call."""
+    with ExitStack() as clients:
+        yield lambda **changes: clients.enter_context(closing(LumaClient(make_simulator(**changes))))
+
+
+@pytest.fixture
+def luma_client(make_luma: Callable[..., LumaClient]) -> LumaClient:
+    return make_luma()
 
 
 class WebServer:

@@ -228,7 +228,7 @@ def test_a_refuse_fault_with_times_2_refuses_only_the_first_two_submissions(make
         ("status:html,every=2,every=3", "given twice"),
         ("status:html,evry=2", "'evry' is unknown"),
         ("status:refuse", "code=N"),
-        ("status:html,after_accept", "submit and upload only"),
+        ("status:html,after_accept", "after_accept is for submit, upload"),
         ("upload:truncated,after_bytes=1", "refuse, html, edge_block, empty, redirect, cut and hang only"),
         ("upload:cut,after_bytes=1,after_accept", "without after_accept"),
         ("submit:unknown_flag", "only on status"),

@@ -20,9 +20,10 @@ import httpx
 import numpy as np
 import pytest
 
-from airflow_provider_luma.simulator import Settings, Simulator, inputs, media
+from airflow_provider_luma.simulator import Settings, Simulator, media
+from airflow_provider_luma.simulator.account import Account
 from airflow_provider_luma.simulator.job_runner import JobRunner
-from airflow_provider_luma.simulator.service import Service
+from airflow_provider_luma.simulator.services import kie
 
 
 def frames(video: bytes) -> np.ndarray:
@@ -88,8 +89,8 @@ def test_an_input_video_may_last_ten_seconds_with_half_a_second_of_tolerance(
 
 
 def test_an_input_video_above_the_size_limit_is_refused(client, web_server, make_clip, monkeypatch):
-    monkeypatch.setattr(inputs, "MAX_VIDEO_BYTES", 400)
-    assert "larger than 500 MB" in refusal(client, web_server.serve("/clip", make_clip()))
+    monkeypatch.setattr(kie, "MAX_VIDEO_BYTES", 400)
+    assert "larger than" in refusal(client, web_server.serve("/clip", make_clip()))
 
 
 @pytest.mark.parametrize(("kind", "codec"), [("mp4", "libx264"), ("mov", "libx264"), ("avi", "mpeg4")])
@@ -171,10 +172,10 @@ def test_many_jobs_with_the_same_clip_and_prompt_share_one_render(make_client):
 def test_requests_are_answered_while_a_render_runs(client, monkeypatch):
     render, begun, may_end = media.render, threading.Event(), threading.Event()
 
-    def held(*arguments: Any) -> None:
+    def held(*arguments: Any, **options: Any) -> None:
         begun.set()
         may_end.wait(120)
-        render(*arguments)
+        render(*arguments, **options)
 
     monkeypatch.setattr(media, "render", held)
     task_id = client.submit_and_get_id(prompt="Take your time")
@@ -236,11 +237,11 @@ def test_a_temporary_download_url_is_refused_for_anything_but_a_result_file(clie
 def test_stopping_ends_a_render_and_removes_the_temporary_folder(tmp_path, monkeypatch, wait_until):
     render, begun, cancelled = media.render, threading.Event(), threading.Event()
 
-    def held(source: Path, target: Path, prompt: str, is_cancelled: Callable[[], bool]) -> None:
+    def held(source: Path, target: Path, prompt: str, is_cancelled: Callable[[], bool], **options: Any) -> None:
         begun.set()
         wait_until(is_cancelled)
         try:
-            render(source, target, prompt, is_cancelled)
+            render(source, target, prompt, is_cancelled, **options)
         except media.RenderCancelled:
             cancelled.set()
             raise
@@ -267,7 +268,7 @@ async def test_a_sample_clip_is_written_once_for_concurrent_requests(tmp_path, m
 
     monkeypatch.setattr(Path, "write_bytes", write_and_record)
     async with httpx.AsyncClient() as client:
-        runner = JobRunner(Service(Settings()), tmp_path, client)
+        runner = JobRunner(Account(Settings()), tmp_path, client)
         paths = await asyncio.gather(*(runner.sample("sample.mp4") for _ in range(8)))
         await runner.close()
     assert written_paths == [tmp_path / "sample.mp4"]
