@@ -33,7 +33,7 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
-from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal
+from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, shown_results
 
 if TYPE_CHECKING:
     import jinja2
@@ -88,7 +88,7 @@ class LumaJobOperator(LumaBaseOperator):
         :param source: the video that was modified, if Luma knows only a copy of it
         """
         result, asked = job["task"], job.get("request") or {}
-        self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
+        self.log.info("Luma task %s is finished: %s", result["luma_task_id"], shown_results(result))
         # Luma's own API repeats neither.
         prompt = asked.get("prompt") or getattr(self, "prompt", None)
         self.report_job(result, context, prompt=prompt, source=source or asked.get("video_url"))

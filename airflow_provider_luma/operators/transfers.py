@@ -8,18 +8,21 @@ when a task runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.core.validation import check_destination, check_file_address, names_a_file
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.links.luma import pushed_failure
-from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of
+from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of, mask_signatures
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
+
+    from airflow_provider_luma.core.results import ResultFile
 
 
 class LumaUploadOperator(LumaBaseOperator):
@@ -84,17 +87,21 @@ class LumaDownloadOperator(LumaBaseOperator):
     """
     Stream results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
 
-    Results stay at Luma for 14 days. Until a file is whole it has another name; a broken connection is resumed;
-    a file that is there already, and is the same one, is not fetched again.
+    Until a file is whole it has another name; a broken connection is resumed; a file that is there already, and is the
+    same one, is not fetched again.
+
+    The address of a result expires: after 14 days at kie.ai, after an hour with Luma's own API. Pass what the modify
+    task returned, ``urls=modify.output``: the job is then asked for another address, and the file is named after the
+    job, ``<luma_task_id>.mp4``. A file of which only the address is known has the name in the address.
 
     Returns the list of the files written.
 
     The asset events of its ``outlets`` tell which files these are and, where ``urls`` are from the Luma tasks directly
-    before, which jobs have made them, of what, with which prompts, and when Luma deletes the results. That is read from
-    the XComs of those tasks, and each job is found by the address of its result: so it is right for mapped tasks, too,
-    and needs no parameter.
+    before, which jobs have made them, of what, with which prompts, and when the results expire. That is read from the
+    XComs of those tasks, and each job is found by its id, or by the address of its result: so it is right for mapped
+    tasks, too, and needs no parameter.
 
-    :param urls: one address or several, e.g. ``modify.output["result_urls"]`` (templated)
+    :param urls: what a modify task or a sensor returned, or an address, or several of either (templated)
     :param destination: where to: a folder, or, for a single address, a file, recognised by its extension. A path
         or an address such as ``s3://my_conn@bucket/videos`` (templated)
     :param luma_conn_id: the connection, of type Luma, of the account that made the videos (templated)
@@ -104,13 +111,14 @@ class LumaDownloadOperator(LumaBaseOperator):
     template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id")
     ui_color = "#d7e9f5"
 
-    #: What was written, for lineage.
+    #: The addresses of what was fetched, and what was written, for lineage.
+    fetched: Sequence[str] = ()
     files: Sequence[str] = ()
 
     def __init__(
         self,
         *,
-        urls: str | Sequence[str],
+        urls: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
         destination: str,
         luma_conn_id: str = "luma_default",
         overwrite: bool = False,
@@ -132,17 +140,17 @@ class LumaDownloadOperator(LumaBaseOperator):
     def _download(self, context: Context) -> list[str]:
         try:
             destination = str(self.destination or "").strip()
-            plan = self._plan(destination)
+            results = self._results()
             files = [
-                str(self.hook.download(url, destination, name=name, overwrite=self.overwrite))
-                for url, name in plan.items()
+                self._fetch(result, destination, name)
+                for result, name in zip(results, _names(results, destination), strict=True)
             ]
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
         if self.outlets:
             from airflow_provider_luma.asset_events import jobs_of_results, tell_outlets
 
-            jobs = jobs_of_results(self, context, dict(zip(plan, files, strict=True)))
+            jobs = jobs_of_results(self, context, list(zip(results, files, strict=True)))
             tell_outlets(self, context, files, jobs)
         self.files = files
         return files
@@ -151,26 +159,70 @@ class LumaDownloadOperator(LumaBaseOperator):
         """Name what was fetched, and the files written, for OpenLineage."""
         from airflow_provider_luma.lineage import task_lineage
 
-        return task_lineage([self.urls] if isinstance(self.urls, str) else items_of(self.urls or ()), self.files)
+        return task_lineage(self.fetched, self.files)
 
-    def _plan(self, destination: str) -> dict[str, str | None]:
-        """Return each address's file name in the destination, the same one at every try; None if that is the file."""
-        from airflow_provider_luma.files.download import safe_name
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render a template; mask the signatures of addresses before Airflow stores and shows what was rendered."""
+        rendered = super().render_template(content, context, jinja_env, seen_oids)
+        mask_signatures(rendered)
+        return rendered
 
-        urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(items_of(self.urls or ())))
-        if not urls:
-            raise LumaValidationError(None, "urls is empty: there is nothing to download")
-        if not destination:
-            raise LumaValidationError(None, "destination is empty: give a folder, or a file for a single address")
-        if names_a_file(destination):
-            if len(urls) > 1:
-                raise LumaValidationError(
-                    None, f"destination {destination!r} is one file, but urls holds {len(urls)}: give a folder"
-                )
-            return {urls[0]: None}
-        plan: dict[str, str | None] = {}
-        for url in urls:
-            name = safe_name(url)
-            names = (name, *(f"{number}-{name}" for number in range(2, len(urls) + 1)))
-            plan[url] = next(free for free in names if free not in plan.values())
-        return plan
+    def _results(self) -> list[ResultFile]:
+        """
+        Return what is to be fetched.
+
+        :raises LumaValidationError: ``urls`` names nothing that can be
+        """
+        from airflow_provider_luma.core.results import read_results
+
+        is_one = isinstance(self.urls, (str, bytes, Mapping)) or not isinstance(self.urls, Iterable)
+        results = read_results([self.urls] if is_one and self.urls else items_of(self.urls or ()))
+        self.fetched = [result.url for result in results]
+        mask_signatures(self.fetched)
+        return results
+
+    def _fetch(self, result: ResultFile, destination: str, name: str | None) -> str:
+        """
+        Write one file; return where it is.
+
+        :param name: its name; None if the destination is the file
+        """
+        file = self.hook.download(
+            result.url,
+            destination,
+            name=name,
+            overwrite=self.overwrite,
+            luma_task_id=result.luma_task_id,
+            service=result.service,
+        )
+        return str(file)
+
+
+def _names(results: Sequence[ResultFile], destination: str) -> list[str | None]:
+    """
+    Return each file's name in the destination, the same one at every try; None if the destination is the file.
+
+    :raises LumaValidationError: the destination cannot be that of so many files
+    """
+    from airflow_provider_luma.files.download import job_file_name, safe_name
+
+    if not destination:
+        raise LumaValidationError(None, "destination is empty: give a folder, or a file for a single address")
+    if names_a_file(destination):
+        if len(results) > 1:
+            raise LumaValidationError(
+                None, f"destination {destination!r} is one file, but urls holds {len(results)}: give a folder"
+            )
+        return [None]
+    names: list[str] = []
+    for url, luma_task_id, _, number in results:
+        name = safe_name(url) if luma_task_id is None else job_file_name(url, luma_task_id, number)
+        candidates = (name, *(f"{count}-{name}" for count in range(2, len(results) + 1)))
+        names.append(next(free for free in candidates if free not in names))
+    return [*names]
