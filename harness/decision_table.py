@@ -7,6 +7,7 @@ A test fails if the page holds another one.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from airflow_provider_luma.core.decision import (
@@ -15,6 +16,7 @@ from airflow_provider_luma.core.decision import (
     Intent,
     Job,
     JobOfAnotherRequest,
+    JobOfAnotherService,
     JobStatus,
     NoRecord,
     Resubmit,
@@ -63,7 +65,9 @@ def cells(row: Row) -> list[str]:
         case Intent(this_try, seen, callback, resubmit):
             only_if = conditions(None, seen, "resubmit_on_unknown", resubmit)
             facts = [*INTENT[callback], this_try.value, "", only_if]
-    return [*facts, f"**{row.step.value}**", row.reason.replace("{id}", "*id*").replace("{number}", "*n*")]
+        case JobOfAnotherService():
+            facts = ["any, of another service", "", "", "", ""]
+    return [*facts, f"**{row.step.value}**", re.sub(r"\{(\w+)(!r)?\}", r"*\1*", row.reason).replace("*number*", "*n*")]
 
 
 def render() -> str:

@@ -70,6 +70,10 @@ def _simulator() -> Iterator[Simulator]:
         processing_seconds=0.03,
         status_calls_per_second=1000,
         submissions_per_10_seconds=1000,
+        requests_per_minute=1000,
+        jobs_at_a_time=1000,
+        queued_seconds=0,
+        ingest_seconds=0,
     )
     with Simulator(settings) as simulator:
         yield simulator

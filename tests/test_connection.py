@@ -245,3 +245,52 @@ def test_signature_that_no_storage_or_no_job_can_use_is_refused(value):
 def test_credits_to_keep_that_are_no_number_are_refused(value):
     with pytest.raises(LumaValidationError, match="min_credits in its extra"):
         read(extra={"min_credits": value})
+
+
+class TestService:
+    @pytest.mark.parametrize(
+        ("fields", "service", "base_url"),
+        [
+            ({}, "kie", "https://api.kie.ai"),
+            ({"host": "agents.lumalabs.ai"}, "luma", "https://agents.lumalabs.ai"),
+            ({"host": "agents.lumalabs.ai", "schema": "v1"}, "luma", "https://agents.lumalabs.ai"),
+            ({"host": "agents.lumalabs.ai", "schema": "https"}, "luma", "https://agents.lumalabs.ai"),
+            ({"host": "agents.lumalabs.ai/v1"}, "luma", "https://agents.lumalabs.ai"),
+            ({"host": "https://AGENTS.lumalabs.ai/v1/"}, "luma", "https://AGENTS.lumalabs.ai"),
+            ({"host": "https://agents.lumalabs.ai:443/v1"}, "luma", "https://agents.lumalabs.ai:443"),
+            ({"extra": {"service": "luma"}}, "luma", "https://agents.lumalabs.ai"),
+            ({"extra": {"service": " Luma "}}, "luma", "https://agents.lumalabs.ai"),
+            ({"extra": {"service": None}}, "kie", "https://api.kie.ai"),
+            ({"host": "gw.example.com/luma/v1", "extra": {"service": "luma"}}, "luma", "https://gw.example.com/luma"),
+            ({"host": "agents.lumalabs.ai", "extra": {"service": "kie"}}, "kie", "https://agents.lumalabs.ai"),
+            ({"host": "agents.lumalabs.ai.example.com"}, "kie", "https://agents.lumalabs.ai.example.com"),
+        ],
+        ids=str,
+    )
+    def test_service_follows_from_the_extra_or_else_the_host(self, fields, service, base_url):
+        found = read(**fields)
+        assert (found.service.name, found.base_url) == (service, base_url)
+
+    @pytest.mark.parametrize(
+        "uri", ["luma://:luma-api-K%2FEY@agents.lumalabs.ai", "luma://:luma-api-K%2FEY@agents.lumalabs.ai/v1"]
+    )
+    def test_uri_with_the_host_of_the_service_is_a_whole_connection(self, uri):
+        found = LumaConnection.of(Connection(conn_id="my_luma", uri=uri))
+        assert (found.service.name, found.base_url, found.api_key) == (
+            "luma",
+            "https://agents.lumalabs.ai",
+            "luma-api-K/EY",
+        )
+
+    @pytest.mark.parametrize("service", ["sora", 7, ["luma"], True])
+    def test_unknown_service_is_refused(self, service):
+        with pytest.raises(LumaValidationError, match="service in its extra .* kie, luma"):
+            read(extra={"service": service})
+
+    def test_reserve_of_a_service_without_a_balance_is_refused(self):
+        with pytest.raises(LumaValidationError, match="min_credits"):
+            read(host="agents.lumalabs.ai", extra={"min_credits": 5})
+
+    def test_status_checks_are_as_frequent_as_the_service_allows(self):
+        assert read().requests_per_second == 10
+        assert read(host="agents.lumalabs.ai").requests_per_second == 1

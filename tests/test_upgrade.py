@@ -113,7 +113,7 @@ def test_stored_trigger_is_the_same_in_both_versions(name):
 
 def test_fingerprint_is_the_same_so_that_no_job_is_paid_for_again():
     assert ModifyRequest("make it snow", "https://e.com/v.mp4").fingerprint("luma_default") == RECORD["fingerprint"]
-    other = ModifyRequest("Make it rain", "s3://b/c.mp4", "mine", "https://x/y").fingerprint("luma_eu")
+    other = ModifyRequest("Make it rain", "s3://b/c.mp4", "mine", "https://x/y", {}).fingerprint("luma_eu")
     assert other == "99486887be13dc3ee73477a7f558dff292816c1e3090da7b7f28a4a80321548a"
 
 

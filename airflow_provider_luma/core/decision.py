@@ -58,7 +58,6 @@ class SubmissionRecord:
     :param replaced: for an intent, the record of the job that it replaced, which applies again if the submission is
         refused
     :param service: the name of the service that it was submitted to
-    :param luma_conn_id: the connection over which it was submitted; None before version 2.0.0
     """
 
     reference: str
@@ -73,7 +72,6 @@ class SubmissionRecord:
     clear_number: int | None = None
     replaced: SubmissionRecord | None = None
     service: str = DEFAULT_SERVICE
-    luma_conn_id: str | None = None
 
     @classmethod
     def load(cls, stored: Any) -> SubmissionRecord | None:
@@ -297,8 +295,9 @@ TABLE = (
 
     # Neither service can say anything about the other's jobs, and a switch may be a mistake.
     Row(JobOfAnotherService(), Step.REFUSE,
-        "Try {number} submitted to the service {service!r}, and connection {connection!r} leads to {current!r} now; "
-        "nothing is asked or submitted. Let the connection lead there again, or use another one for a new job"),
+        "Try {number} submitted to the service {service!r}, and the connection leads to {current!r} now; nothing is "
+        "asked or submitted. Let the connection lead there again, or delete this task's submission record for a new "
+        "job"),
 )  # fmt: skip
 
 
@@ -324,18 +323,12 @@ def must_ask(record: SubmissionRecord | None, fingerprint: str) -> bool:
     return record is not None and record.luma_task_id is not None and record.fingerprint == fingerprint
 
 
-def refusal_of_service(record: SubmissionRecord | None, *, service: str, luma_conn_id: str) -> Decision | None:
-    """
-    Return the decision if the connection leads to another service than the record names.
-
-    :param service: the service that the connection leads to
-    :param luma_conn_id: the connection; with another one than the record's, it is a new request
-    """
-    if record is None or record.service == service or record.luma_conn_id not in (None, luma_conn_id):
+def refusal_of_service(record: SubmissionRecord | None, service: str) -> str | None:
+    """Return why nothing is asked or submitted, if the connection leads to another service than the record names."""
+    if record is None or record.service == service:
         return None
-    row = next(row for row in TABLE if row.covers(JobOfAnotherService()))
-    names = {"service": record.service, "connection": luma_conn_id, "current": service}
-    return Decision(row.step, row.reason.format(number=record.try_number, **names))
+    (row,) = (row for row in TABLE if row.covers(JobOfAnotherService()))
+    return row.reason.format(number=record.try_number, service=record.service, current=service)
 
 
 def decide(

@@ -7,10 +7,9 @@ Pure functions without I/O. DAG files import this module at every parse, so it i
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -264,34 +263,6 @@ def check_watermark(watermark: object) -> None:
     if watermark is not None and not isinstance(watermark, str):
         raise LumaValidationError(None, f"watermark is {watermark!r}: give a text, or none")
     _check_text("watermark", watermark or "")
-
-
-def check_options(options: object, *, reserved: Mapping[str, str]) -> None:
-    """
-    Check further fields of a service's request.
-
-    :param reserved: the fields that parameters of their own set, and these parameters
-    :raises LumaValidationError: they are not JSON values, hold null, or set a reserved field
-    """
-    if options is None:
-        return
-    if not isinstance(options, dict) or not _is_json(options):
-        raise LumaValidationError(
-            None, f"options is {options!r}: give a dict of JSON values without None; leave unwanted fields out"
-        )
-    for name, parameter in reserved.items():
-        if name in options:
-            raise LumaValidationError(None, f"options sets {name!r}: use the parameter {parameter} instead")
-
-
-def _is_json(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(name, str) and _is_json(name) and _is_json(item) for name, item in value.items())
-    if isinstance(value, list):
-        return all(map(_is_json, value))
-    if isinstance(value, str):
-        return plain_text(value) == value
-    return isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def check_luma_task_id(luma_task_id: object) -> None:

@@ -191,12 +191,14 @@ class LumaHook(_ConnectionType):
         """
         check_video_url(video_url)
         request = ModifyRequest(prompt, video_url, watermark, callback_url, options)
-        service = self.get_luma_connection().service_name
+        service: str | None = None
 
         def submit() -> str:
+            nonlocal service
             client = self.get_client()
             if problem := client.connection.service_problem(service):
                 raise LumaValidationError(None, f"{problem}. Nothing was submitted")
+            service = client.connection.service_name
             client.check_request(request)
             return client.submit(request, new_reference())
 

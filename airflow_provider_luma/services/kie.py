@@ -28,7 +28,6 @@ from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload,
 from airflow_provider_luma.core.validation import (
     check_callback_url,
     check_english,
-    check_options,
     check_prompt,
     check_video_address,
     check_watermark,
@@ -55,6 +54,7 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.services.base import Limits
+from airflow_provider_luma.services.common import check_options, excerpt, redirected
 
 name = "kie"
 
@@ -217,11 +217,7 @@ def _refusal(
         return kind(envelope.code, envelope.msg or "the service gave no reason", retry_after=retry_after)
     status = response.http_status
     if 300 <= status < 400:
-        return LumaUnavailableError(
-            None,
-            f"the address in the connection redirects (HTTP {status}) to {response.location!r}: put the service's own "
-            "address into its Host, or set allow_redirects in its extra",
-        )
+        return redirected(response)
     if status == 403 and _is_refused_by_edge(response):
         return LumaUnavailableError(
             status,
@@ -373,12 +369,6 @@ def read_balance(response: Response) -> float:
     if isinstance(remaining, bool) or not isinstance(remaining, (int, float)) or not abs(remaining) < 1e15:
         raise LumaUnavailableError(None, f"the answer names no number of credits: {excerpt(response)}")
     return float(remaining)
-
-
-def excerpt(response: Response) -> str:
-    """Return the start of a response's body, for a message."""
-    text = " ".join(response.body[:300].decode("utf-8", "replace").split())
-    return repr(text[:150]) if text else "an empty body"
 
 
 # -- files -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload, ModifyRequest, Request, Response
-from airflow_provider_luma.core.validation import check_options, check_prompt, check_video_address
+from airflow_provider_luma.core.validation import check_prompt, check_video_address
 from airflow_provider_luma.core.wire import plain_text, read_json, read_object, read_text
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
@@ -33,6 +33,7 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.services.base import Limits
+from airflow_provider_luma.services.common import check_options, excerpt, redirected
 
 name = "luma"
 
@@ -333,7 +334,7 @@ def read_status(response: Response, luma_task_id: str) -> LumaTask:
     # A response that ends a wait must name the job: an edge's cache may return another one.
     if not isinstance(state, str) or str(job.get("id") or "").lower() != luma_task_id.lower():
         raise LumaUnavailableError(
-            None, f"the response says nothing about the job: {_excerpt(response)}", luma_task_id=luma_task_id
+            None, f"the response says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
         )
     code = read_text(job.get("failure_code"))
     return LumaTask(
@@ -412,11 +413,7 @@ def read_renewal(response: Response, result_url: str, luma_task_id: str | None) 
 def _refusal(response: Response) -> LumaError:
     http_status = response.http_status
     if 300 <= http_status < 400:
-        return LumaUnavailableError(
-            None,
-            f"the address in the connection redirects (HTTP {http_status}) to {response.location!r}: put the service's "
-            "own address into its Host, or set allow_redirects in its extra",
-        )
+        return redirected(response)
     kind = REFUSALS.get(http_status, LumaUnavailableError)
     refusal = kind(http_status, _reason(response), retry_after=response.retry_after)
     if isinstance(refusal, LumaNotFoundError) and _detail(response) is None:
@@ -426,7 +423,7 @@ def _refusal(response: Response) -> LumaError:
 
 def _reason(response: Response) -> str:
     detail = _detail(response)
-    return f"HTTP {response.http_status}: {_excerpt(response)}" if detail is None else detail or "no reason given"
+    return f"HTTP {response.http_status}: {excerpt(response)}" if detail is None else detail or "no reason given"
 
 
 def _detail(response: Response) -> str | None:
@@ -450,11 +447,6 @@ def _validation_text(item: object) -> str:
 def _document(response: Response) -> Mapping[str, Any]:
     document = read_json(response.body)
     return document if isinstance(document, dict) else {}
-
-
-def _excerpt(response: Response) -> str:
-    text = " ".join(response.body[:300].decode("utf-8", "replace").split())
-    return repr(text[:150]) if text else "an empty body"
 
 
 def _time(value: object) -> datetime | None:

@@ -309,9 +309,8 @@ class Submitter:
 
     def _refuse_another_service(self, record: SubmissionRecord | None) -> None:
         """Fail if the record names another service than the connection's: neither knows the other's jobs."""
-        refusal = refusal_of_service(record, service=self._service.name, luma_conn_id=self._conn_id)
-        if refusal is not None:
-            _fail(LumaValidationError(None, refusal.reason))
+        if refusal := refusal_of_service(record, self._service.name):
+            _fail(LumaValidationError(None, refusal))
 
     @property
     def _this_run(self) -> dict[str, Any]:
@@ -532,7 +531,6 @@ class Submitter:
             try_number=self.try_number,
             replaced=record and record.job,
             service=self._service.name,
-            luma_conn_id=self._conn_id,
             **self._this_run,
         )
 

@@ -17,6 +17,7 @@ from airflow_provider_luma.core.decision import (
     Intent,
     Job,
     JobOfAnotherRequest,
+    JobOfAnotherService,
     JobStatus,
     NoRecord,
     Outcome,
@@ -29,6 +30,7 @@ from airflow_provider_luma.core.decision import (
     decide,
     is_for_replaced,
     must_ask,
+    refusal_of_service,
 )
 from airflow_provider_luma.core.job import ModifyRequest
 
@@ -80,6 +82,7 @@ def columns_of_situations() -> list[Situation]:
         *itertools.starmap(Job, itertools.product(Try, JobStatus, Seen, Resubmit)),
         *map(JobOfAnotherRequest, Try),
         *itertools.starmap(Intent, itertools.product(Try, Seen, Callback, Resubmit)),
+        JobOfAnotherService(),
     ]
 
 
@@ -275,7 +278,18 @@ class TestTable:
             for situation in situations()
             for unknown, failure in itertools.product([True, False], repeat=2)
         }
-        assert chosen == {row.reason.format(id=JOB, number=7) for row in TABLE}
+        rows = [row for row in TABLE if not isinstance(row.situation, JobOfAnotherService)]
+        assert chosen == {row.reason.format(id=JOB, number=7) for row in rows}
+
+    @pytest.mark.parametrize("record", [record for record in RECORDS if record != "none"])
+    def test_record_of_another_service_is_refused_whatever_else_it_says(self, record):
+        reason = refusal_of_service(RECORDS[record], "luma")
+        assert reason is not None
+        assert all(name in reason for name in ("'kie'", "'luma'", "Try 7"))
+
+    def test_record_of_the_same_service_or_none_is_not_refused(self):
+        assert [refusal_of_service(record, "kie") for record in RECORDS.values()] == [None] * len(RECORDS)
+        assert refusal_of_service(None, "luma") is None
 
     @pytest.mark.parametrize("resubmit_on_unknown", [False, True])
     @pytest.mark.parametrize(("record", "request_", "by", "status"), situations())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -43,6 +44,7 @@ def job(flag: int = 0, *, urls: tuple[str, ...] = ("https://e.com/r.mp4",), crea
         LumaTaskStatus(flag),
         result_urls=urls if flag in (1, 4) else (),
         created_at=datetime.fromtimestamp(created, UTC) if created else None,
+        completed_at=datetime.fromtimestamp(NOW - 5, UTC) if flag in (1, 2, 3, 4) else None,
         error_code=501 if flag in (2, 3) else None,
         error_message="no people, please" if flag in (2, 3) else None,
     )
@@ -251,7 +253,7 @@ class TestOnError:
         assert delay_of(state.on_error(LumaNotFoundError(404, "no such task"), NOW + NOT_FOUND_GRACE - 0.1)) > 0
         error = error_of(state.on_error(LumaNotFoundError(404, "no such task"), NOW + NOT_FOUND_GRACE))
         assert isinstance(error, LumaNotFoundError)
-        for hint in ("no such task", "luma_task_id", "luma_conn_id", "two months"):
+        for hint in ("no such task", "luma_task_id", "luma_conn_id", "old jobs"):
             assert hint in str(error)
 
     def test_an_unknown_id_is_checked_again_at_the_end_of_the_grace_period_whatever_the_retry_after(self):
@@ -307,6 +309,15 @@ def poll(state: PollState, result: str, now: float) -> PollOutcome:
 
 
 RESULTS = ["running", "undocumented flag", "429", "500", "404"]
+
+
+class TestEnd:
+    def test_first_check_that_sees_the_end_dates_it_if_the_service_does_not(self):
+        state = poll_state()
+        state.on_status(replace(job(1, urls=()), completed_at=None), NOW)
+        outcome = state.on_status(replace(job(1), completed_at=None), NOW + 9)
+        assert isinstance(outcome, Finished)
+        assert outcome.task.completed_at == datetime.fromtimestamp(NOW, UTC)
 
 
 class TestDeadline:

@@ -116,6 +116,7 @@ class TestRecord:
             "reported",
             "clear_number",
             "replaced",
+            "service",
         }
 
     def test_fields_that_another_version_has_added_are_ignored(self):

@@ -220,7 +220,7 @@ class TestNeverConnected:
         client.check_request(request)
         file.write_text(replaced_by) if replaced_by else file.unlink()
         with pytest.raises(LumaValidationError, match="cannot be read on this machine"):
-            client.submit(request)
+            client.submit(request, "a-reference")
         assert wire.received == []
 
 
@@ -323,7 +323,7 @@ class TestUnknownOutcomes:
 
         monkeypatch.setattr("airflow_provider_luma.transport.workers.read_body", broken)
         with pytest.raises(LumaSubmissionUnknownError, match="a defect of a library"):
-            LumaHook().get_client().submit(ModifyRequest(PROMPT, luma.sample_url))
+            LumaHook().get_client().submit(ModifyRequest(PROMPT, luma.sample_url), "a-reference")
         assert luma.accepted == 1
 
     def test_answer_with_two_lengths_makes_the_outcome_unknown_and_is_not_sent_again(

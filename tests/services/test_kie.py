@@ -103,7 +103,7 @@ class TestRequests:
 
     def test_submission_is_written_with_the_keys_of_the_service(self):
         wanted = ModifyRequest("make it snow", "https://e.com/v.mp4", callback_url="https://e.com/cb", watermark="mine")
-        request = kie.submission(wanted)
+        request = kie.submission(wanted, "our-name")
         assert (request.method, request.path, request.query) == ("POST", "/api/v1/modify/generate", None)
         assert request.json == {
             "prompt": "make it snow",
@@ -115,7 +115,7 @@ class TestRequests:
     @pytest.mark.parametrize("unset", [None, ""], ids=["None", "empty"])
     def test_optional_keys_of_a_submission_are_left_out_when_unset(self, unset):
         wanted = ModifyRequest("make it snow", "https://e.com/v.mp4", callback_url=unset, watermark=unset)
-        request = kie.submission(wanted)
+        request = kie.submission(wanted, "our-name")
         assert request.json == {"prompt": "make it snow", "videoUrl": "https://e.com/v.mp4"}
 
     @pytest.mark.parametrize(

@@ -49,7 +49,9 @@ def test_task_that_is_killed_while_the_connection_is_opened_sends_nothing(wires,
         raise AirflowException("killed")
 
     with pytest.raises(AirflowException, match="killed"):
-        LumaHook().get_client().submit(ModifyRequest("make it snow", "https://example.com/v.mp4"), before_send=killed)
+        LumaHook().get_client().submit(
+            ModifyRequest("make it snow", "https://example.com/v.mp4"), "a-reference", before_send=killed
+        )
     assert service.received == []
 
 
@@ -68,5 +70,5 @@ def test_check_before_sending_is_made_on_an_open_connection(luma_conn, set_conne
 
         with pytest.raises(AirflowException, match="killed"):
             LumaHook().get_client().submit(
-                ModifyRequest("make it snow", "https://example.com/v.mp4"), before_send=before_send
+                ModifyRequest("make it snow", "https://example.com/v.mp4"), "a-reference", before_send=before_send
             )
