@@ -7,7 +7,7 @@ video side by side on the page **Luma result**, and approves or rejects in Airfl
 Only an approved video is published; after a rejection `publish` is skipped.
 
 The answer is found under *Required Actions* in Airflow, and on the page itself. While it is awaited, no worker slot is
-held. The video is fetched before, since Luma keeps it for 14 days only.
+held. The video is fetched before, since its address at Luma expires, with kie.ai after 14 days.
 
 On Airflow 3.4, `luma_review_versions` makes another version after each rejection.
 
@@ -75,7 +75,7 @@ with DAG(
 
     fetch = LumaDownloadOperator(
         task_id="fetch",
-        urls=modify.output["result_urls"],
+        urls=modify.output,
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/",
     )
 
