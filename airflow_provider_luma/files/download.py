@@ -72,8 +72,9 @@ def job_file_name(url: str, luma_task_id: str, number: int = 1) -> str:
     :param number: the result's place among those of its job
     """
     extension = safe_name(url).rpartition(".")[2].lower()
-    name = luma_task_id if number == 1 else f"{luma_task_id}-{number}"
-    return _harmless(f"{name}.{extension if extension in VIDEO_EXTENSIONS else 'mp4'}", _LONGEST_GIVEN_NAME)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", luma_task_id)[:_LONGEST_NAME].strip("_-") or "video"
+    place = "" if number == 1 else f"-{number}"
+    return f"{stem}{place}.{extension if extension in VIDEO_EXTENSIONS else 'mp4'}"
 
 
 def _harmless(path: str, longest: int) -> str:
