@@ -24,7 +24,7 @@ from airflow_provider_luma.services import SERVICES
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
 
-    from airflow_provider_luma.core.results import ResultFile
+    from airflow_provider_luma.files.results import ResultFile
 
 
 def tell_outlets(

@@ -31,7 +31,6 @@ from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.core import backoff, callback_token
 from airflow_provider_luma.core.job import LumaTask, LumaUpload, ModifyRequest, Request, Response
 from airflow_provider_luma.core.poll_state import Failed, Finished, PollAgain, PollOutcome, PollState
-from airflow_provider_luma.core.redaction import secrets_in_query
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
@@ -195,10 +194,7 @@ class LumaClient:
         """
         service = self.connection.service
         read = partial(service.read_renewal, result_url=result_url, luma_task_id=luma_task_id)
-        url = self._read(service.renewal(result_url, luma_task_id), read)
-        for secret in secrets_in_query(url):
-            mask_secret(secret)
-        return url
+        return self._read(service.renewal(result_url, luma_task_id), read)
 
     def check_liveness(self) -> None:
         """

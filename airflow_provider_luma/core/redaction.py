@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, urlsplit
 
 from airflow_provider_luma.core.addresses import is_web_address, split_address
 
@@ -22,10 +21,6 @@ _ADDRESS_WITH_QUERY = r"""(?i)(https?:(?:\\*/){2}[^\s"'<>?]*+)(\?[^\s"'<>]*+)?""
 
 #: Parts of queries that grant access to anyone with the address, as object stores and clouds write them.
 _GIVES_ACCESS = r"(?i)\bx-amz-|\bx-goog-|signature|\bsig=|token|credential"
-
-
-#: Characters of a value in a query from which on it is masked in logs; shorter ones are numbers and names.
-MIN_SECRET_LENGTH = 16
 
 
 #: A signature in any other form of such an address: percent-encoded, truncated, or as JSON within text.
@@ -53,17 +48,6 @@ def without_signatures(text: str) -> str:
 def without_queries(text: str) -> str:
     """Return the text without the queries of its web addresses."""
     return re.sub(_ADDRESS_WITH_QUERY, r"\1", text)
-
-
-def secrets_in_query(url: str) -> list[str]:
-    """Return what to mask in logs of an address whose query may be a signature: the query, and its long values."""
-    try:
-        query = urlsplit(url).query
-    except ValueError:
-        return []
-    encoded = (pair.partition("=")[2] for pair in query.split("&"))
-    values = (value for _, value in parse_qsl(query))
-    return [secret for secret in dict.fromkeys((query, *encoded, *values)) if len(secret) >= MIN_SECRET_LENGTH]
 
 
 def without_secrets(url: object) -> str:

@@ -130,6 +130,8 @@ class Download:
         """Fetch one file; see :meth:`airflow_provider_luma.hooks.luma.LumaHook.download`."""
         self._source.checked(url)
         check_no_outer_blanks("destination", destination)
+        if name is None and self.luma_task_id is not None and not names_a_file(str(destination)):
+            name = job_file_name(url, self.luma_task_id)
         path = destination_file(url, destination, name)
         check_target(path)
         # The storage's cached listing of the folder may be older than what others have written there.

@@ -39,6 +39,7 @@ from airflow_provider_luma.core.validation import (
 )
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.download import Download
+from airflow_provider_luma.files.results import mask_signatures
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.services import SERVICES
@@ -290,7 +291,9 @@ class LumaHook(_ConnectionType):
                     f"connection {self.luma_conn_id!r} leads to the service {own!r}, and the result is of {service!r}: "
                     "let luma_conn_id name a connection that leads there",
                 )
-            return client.get_download_url(result_url, luma_task_id)
+            url = client.get_download_url(result_url, luma_task_id)
+            mask_signatures(url)
+            return url
 
         return retry_read(renew)
 
@@ -307,17 +310,15 @@ class LumaHook(_ConnectionType):
         """
         Stream a file, such as a result, to any storage that Airflow supports. The API key is not sent.
 
-        The file has a temporary name until it is complete. After a broken connection, the download resumes where it
-        stopped.
+        The file has a temporary name until it is complete. A broken download resumes where it stopped.
 
         :param url: http(s) address
         :param destination: a file (its name ends in an extension), or a folder, in which the file gets its name from
-            the URL, made safe
+            its job if that is given, otherwise from the URL, made safe
         :param name: the file's name; the destination is then always a folder
         :param overwrite: fetch and replace a file that already exists; otherwise it is kept if it is verifiably the
             same
-        :param luma_task_id: the job whose result it is, if known: an address of Luma's own API is valid for an hour,
-            and only its job gives another
+        :param luma_task_id: the job that made it, if known; only it can renew an address of Luma's own API
         :param service: the name of the job's service; by default that of the connection
         :returns: where the file is
         :raises LumaValidationError: the address is not an http(s) address or leads to a private network, or the file

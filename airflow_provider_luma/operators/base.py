@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.compat import AirflowException, literal
-from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.deferral import JobFinished
-from airflow_provider_luma.core.redaction import secrets_in_query, without_secrets
+from airflow_provider_luma.core.redaction import without_secrets
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError
 
 if TYPE_CHECKING:
@@ -40,24 +39,6 @@ def items_of(values: Iterable[Any]) -> list[Any]:
 def shown_results(result: Mapping[str, Any]) -> str:
     """Return the addresses of a job's results, fit for a log."""
     return ", ".join(map(without_secrets, result["result_urls"]))
-
-
-def mask_signatures(value: object) -> None:
-    """
-    Mask in logs and rendered templates what the queries of web addresses hold, since it may grant access.
-
-    :param value: addresses, however deep in lists and dicts
-    """
-    if isinstance(value, str) and is_web_address(value):
-        from airflow.sdk.log import mask_secret
-
-        for secret in secrets_in_query(value):
-            mask_secret(secret)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            mask_signatures(item)
-    elif isinstance(value, Mapping):
-        mask_signatures(list(value.values()))
 
 
 #: The type of what :func:`airflow.sdk.literal` returns; Airflow gives it no public name.
@@ -106,6 +87,8 @@ class LumaBaseOperator(TemplatedOperator):
         :param prompt: what was asked for
         :param source: the video that was modified
         """
+        from airflow_provider_luma.files.results import mask_signatures
+
         mask_signatures(result.get("result_urls"))
         if self.outlets:
             from airflow_provider_luma.asset_events import tell_of_job

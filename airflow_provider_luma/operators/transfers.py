@@ -15,14 +15,14 @@ from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.core.validation import check_destination, check_file_address, names_a_file
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.links.luma import pushed_failure
-from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of, mask_signatures
+from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of
 
 if TYPE_CHECKING:
     import jinja2
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
-    from airflow_provider_luma.core.results import ResultFile
+    from airflow_provider_luma.files.results import ResultFile
 
 
 class LumaUploadOperator(LumaBaseOperator):
@@ -169,6 +169,8 @@ class LumaDownloadOperator(LumaBaseOperator):
         seen_oids: set[int] | None = None,
     ) -> Any:
         """Render a template; mask the signatures of addresses before Airflow stores and shows what was rendered."""
+        from airflow_provider_luma.files.results import mask_signatures
+
         rendered = super().render_template(content, context, jinja_env, seen_oids)
         mask_signatures(rendered)
         return rendered
@@ -179,7 +181,7 @@ class LumaDownloadOperator(LumaBaseOperator):
 
         :raises LumaValidationError: ``urls`` names nothing that can be
         """
-        from airflow_provider_luma.core.results import read_results
+        from airflow_provider_luma.files.results import mask_signatures, read_results
 
         is_one = isinstance(self.urls, (str, bytes, Mapping)) or not isinstance(self.urls, Iterable)
         results = read_results([self.urls] if is_one and self.urls else items_of(self.urls or ()))

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, Asset, BaseOperator
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
+from airflow_provider_luma.files.results import MAX_MASKED, mask_signatures
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.simulator import Simulator
@@ -111,7 +112,7 @@ class TestExpiredAddress:
         fresh = server.serve("/fresh/o.mp4", Reply(FILM))
         download, _ = new_download(renew=lambda _: fresh, luma_task_id="job-1")
         download.run(url, disk.destination)
-        assert disk.files() == {"o.mp4": FILM}
+        assert disk.files() == {"job-1.mp4": FILM}
         assert [(request.path, request.range) for request in server.requests][-1] == ("/fresh/o.mp4", f"bytes={CUT}-")
 
     def test_other_file_at_the_new_address_is_fetched_from_its_beginning(self, server: FileServer, disk: Disk):
@@ -119,7 +120,7 @@ class TestExpiredAddress:
         fresh = server.serve("/fresh/o.mp4", Reply(FILM[::-1], etag='"two"'))
         download, _ = new_download(renew=lambda _: fresh, luma_task_id="job-1")
         download.run(url, disk.destination)
-        assert disk.files() == {"o.mp4": FILM[::-1]}
+        assert disk.files() == {"job-1.mp4": FILM[::-1]}
 
 
 class TestAnotherService:
@@ -190,8 +191,7 @@ class TestSecrets:
 
     def test_long_values_of_queries_are_masked_where_they_are_rendered_read_or_renewed(self, own, disk, monkeypatch):
         masked: list[str] = []
-        monkeypatch.setattr("airflow.sdk.log.mask_secret", masked.append)
-        monkeypatch.setattr("airflow_provider_luma.client.mask_secret", masked.append)
+        monkeypatch.setattr("airflow_provider_luma.files.results.mask_secret", masked.append)
         result = modified(own)
         operator = LumaDownloadOperator(task_id="download", urls=result, destination=disk.destination)
         operator.render_template_fields({})
@@ -202,6 +202,12 @@ class TestSecrets:
         masked.clear()
         LumaHook().get_download_url(result["result_urls"][0], luma_task_id=result["luma_task_id"])
         assert [len(secret) for secret in masked].count(len(signature(result))) == 1
+
+    def test_no_more_is_masked_of_a_long_list_than_the_masker_takes_in_a_second(self, monkeypatch):
+        masked: list[str] = []
+        monkeypatch.setattr("airflow_provider_luma.files.results.mask_secret", masked.append)
+        mask_signatures([{"result_urls": [f"https://e.com/o.mp4?sig={number:064}"]} for number in range(1000)])
+        assert len(masked) == MAX_MASKED
 
     async def test_triggerer_logs_an_event_without_queries(self, own):
         result = modified(own)

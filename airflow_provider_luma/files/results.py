@@ -9,11 +9,23 @@ XCom, which any task may have written, so it is checked like any other input.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
+from airflow.sdk.log import mask_secret
+
+from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.job import DEFAULT_SERVICE
 from airflow_provider_luma.core.validation import check_luma_task_id
 from airflow_provider_luma.exceptions import LumaValidationError
+
+#: Characters of a value in a query from which on it is masked; signatures have more, dates and names of keys fewer.
+MIN_SIGNATURE_LENGTH = 32
+
+#: Addresses of one value whose queries are masked: what Airflow's masker takes grows with the square of what is masked,
+#: and of a longer list Airflow stores only the beginning as a rendered template.
+MAX_MASKED = 20
 
 _REMEDY = "give addresses, or what a modify task or a sensor returned, e.g. urls=modify.output"
 
@@ -57,6 +69,12 @@ def read_results(values: Iterable[object]) -> list[ResultFile]:
 
 def _files_of(value: object) -> Iterator[ResultFile]:
     if isinstance(value, str):
+        if value.lstrip().startswith(("{", "[")):
+            raise LumaValidationError(
+                None,
+                f"urls is the text of a dict or list, as a template renders it: {_REMEDY}; or set "
+                "render_template_as_native_obj in the DAG",
+            )
         yield ResultFile(value)
     elif isinstance(value, Mapping):
         yield from _files_of_result(value)
@@ -85,3 +103,26 @@ def _files_of_result(result: Mapping[Any, Any]) -> Iterator[ResultFile]:
         )
     for number, url in enumerate(urls, 1):
         yield ResultFile(url, luma_task_id, service, number)
+
+
+def mask_signatures(value: object) -> None:
+    """
+    Mask in logs and rendered templates what the queries of addresses hold, since it may grant access.
+
+    :param value: addresses, however deep in lists and dicts
+    """
+    for url in islice(_addresses_in(value), MAX_MASKED):
+        query = url.partition("?")[2]
+        encoded = (pair.partition("=")[2] for pair in query.split("&"))
+        for secret in dict.fromkeys((*encoded, *(decoded for _, decoded in parse_qsl(query)))):
+            if len(secret) >= MIN_SIGNATURE_LENGTH:
+                mask_secret(secret)
+
+
+def _addresses_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        if is_web_address(value):
+            yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _addresses_in(item)

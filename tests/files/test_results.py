@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.core.results import ResultFile, read_results
 from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.files.results import ResultFile, read_results
 
 SIGNED = "https://s3.example.com/o.mp4?X-Amz-Signature=SECRET"
 
@@ -81,6 +81,13 @@ def test_anything_else_is_refused_naming_the_parameter_and_the_remedy_without_qu
 def test_result_of_a_job_that_has_not_ended_says_to_wait_for_it():
     with pytest.raises(LumaValidationError, match="job-1.*GENERATING.*LumaTaskSensor"):
         read_results([result(status="GENERATING", result_urls=[])])
+
+
+@pytest.mark.parametrize("text", [str(result()), f" {[SIGNED]}"])
+def test_text_of_a_result_as_a_template_renders_it_is_refused_naming_the_remedy(text):
+    with pytest.raises(LumaValidationError, match=r"urls=modify\.output.*render_template_as_native_obj") as raised:
+        read_results([text])
+    assert "SECRET" not in str(raised.value)
 
 
 def test_nothing_is_refused():
