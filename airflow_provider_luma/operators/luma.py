@@ -232,7 +232,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     Have Luma modify a video as an English prompt says, and wait for the result.
 
     Returns, and pushes key by key, ``{"luma_task_id", "status", "result_urls", "origin_urls", "created_at",
-    "completed_at"}``, so that ``modify.output["result_urls"]`` feeds the next task. The id is pushed as soon as
+    "completed_at"}``, and with Luma's own API also ``"service"``. ``urls=modify.output`` of a
+    :class:`~airflow_provider_luma.operators.luma.LumaDownloadOperator` fetches the video. The id is pushed as soon as
     Luma has given it.
 
     A job costs credits, takes minutes, and cannot be cancelled. By default the wait is deferred to the triggerer
