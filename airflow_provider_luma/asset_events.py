@@ -13,16 +13,17 @@ from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_luma.core.redaction import without_signatures
+from airflow_provider_luma.core.job import DEFAULT_SERVICE
+from airflow_provider_luma.core.redaction import without_secrets, without_signatures
 from airflow_provider_luma.core.wire import plain_text, read_strings, read_text
 from airflow_provider_luma.lineage import asset_uri
 from airflow_provider_luma.links.luma import REQUEST_KEY
+from airflow_provider_luma.services import SERVICES
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
 
-#: How long Luma keeps a result.
-RESULT_LIFETIME = timedelta(days=14)
+    from airflow_provider_luma.files.results import ResultFile
 
 
 def tell_outlets(
@@ -74,28 +75,42 @@ def tell_of_job(
     """
     job = {
         "luma_task_id": result["luma_task_id"],
-        "expires_at": _expires_at(result["completed_at"]),
+        "expires_at": _expires_at(result),
         "prompt": plain_text(read_text(prompt) or ""),
         "source": plain_text(str(source or "")),
     }
-    tell_outlets(operator, context, [without_signatures(url) for url in result["result_urls"]], [job])
+    # Whatever the query of an address of Luma's own API is called, it is a signature.
+    shown = without_signatures if result.get("service", DEFAULT_SERVICE) == DEFAULT_SERVICE else without_secrets
+    tell_outlets(operator, context, [shown(url) for url in result["result_urls"]], [job])
 
 
-def jobs_of_results(operator: BaseOperator, context: Context, files: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def jobs_of_results(
+    operator: BaseOperator, context: Context, files: Sequence[tuple[ResultFile, str]]
+) -> Iterator[dict[str, Any]]:
     """
     Yield the jobs of directly upstream tasks that made some results, each with its files.
 
-    :param files: addresses of the files, by the addresses of the results that those tasks returned
+    :param files: the results that those tasks returned, and the addresses of their files
     """
-    wanted = set(files)
     for task_id in sorted(operator.upstream_task_ids):
         # Usually it is the job with the same map index; otherwise, all of them must be read.
         own = context["ti"].map_index
         for map_index in (None,) if own in (None, -1) else (own, None):
-            jobs = [job for job in _jobs(context, task_id, map_index) if job and wanted & job["result_urls"]]
-            if wanted <= {url for job in jobs for url in job["result_urls"]}:
+            found = [(job, _files_of(job, files)) for job in _jobs(context, task_id, map_index) if job]
+            if {file for _, of_job in found for file in of_job} == {file for _, file in files}:
                 break
-        yield from ({**job, "files": [files[url] for url in wanted & job["result_urls"]]} for job in jobs)
+        yield from ({**job, "files": of_job} for job, of_job in found if of_job)
+
+
+def _files_of(job: Mapping[str, Any], files: Sequence[tuple[ResultFile, str]]) -> list[str]:
+    """Return the files that a job has made: of those whose job is not known, the ones that were at its addresses."""
+
+    def is_its_own(result: ResultFile) -> bool:
+        if result.luma_task_id is None:
+            return result.url in set(job["result_urls"])
+        return plain_text(result.luma_task_id) == str(job["luma_task_id"])
+
+    return [file for result, file in files if is_its_own(result)]
 
 
 def jobs_of_clips(operator: BaseOperator, context: Context, clips: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -141,7 +156,7 @@ def _jobs(context: Context, task_id: str, map_index: int | None = None) -> Itera
         yield {
             "luma_task_id": plain_text(result["luma_task_id"]),
             "result_urls": set(read_strings(result.get("result_urls"))),
-            "expires_at": _expires_at(result.get("completed_at")),
+            "expires_at": _expires_at(result),
             "prompt": plain_text(read_text(asked.get("prompt")) or ""),
             "source": plain_text(read_text(asked.get("source")) or read_text(asked.get("video_url")) or ""),
         }
@@ -154,8 +169,11 @@ def _pull(context: Context, task_id: str, key: str, map_index: int | None = None
     return list(pulled or ())
 
 
-def _expires_at(completed_at: object) -> str | None:
+def _expires_at(result: Mapping[str, Any]) -> str | None:
+    """Return when the address of a result expires, if that is known."""
     try:
-        return (datetime.fromisoformat(str(completed_at)).astimezone(UTC) + RESULT_LIFETIME).isoformat()
-    except (ValueError, OverflowError):
+        completed_at = datetime.fromisoformat(str(result.get("completed_at"))).astimezone(UTC)
+        kept = SERVICES[result.get("service", DEFAULT_SERVICE)].results_kept
+        return (completed_at + timedelta(seconds=kept)).isoformat()
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -56,7 +56,7 @@ with DAG(
     )
     LumaDownloadOperator(
         task_id="download",
-        urls=modify.output["result_urls"],
+        urls=modify.output,
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/",
         outlets=[VIDEO],
     )

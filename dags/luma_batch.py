@@ -52,7 +52,7 @@ def clip(video_url: str) -> None:
     )
     LumaDownloadOperator(
         task_id="download",
-        urls=modify.output["result_urls"],
+        urls=modify.output,
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/{{ ti.map_index }}/",
     )
 

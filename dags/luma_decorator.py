@@ -74,7 +74,7 @@ with DAG(
     versions = weather.partial(place="{{ params.place }}").expand(kind=weathers())
 
     folder = "{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}"
-    LumaDownloadOperator(task_id="download", urls=modified["result_urls"], destination=f"{folder}/")
+    LumaDownloadOperator(task_id="download", urls=modified, destination=f"{folder}/")
     LumaDownloadOperator.partial(task_id="download_versions", destination=f"{folder}/{{{{ ti.map_index }}}}/").expand(
-        urls=versions.map(lambda result: result["result_urls"])
+        urls=versions
     )

@@ -54,6 +54,6 @@ with DAG(
     )
     LumaDownloadOperator(
         task_id="download",
-        urls=modify.output["result_urls"],
+        urls=modify.output,
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/",
     )

@@ -7,7 +7,7 @@ video side by side on the **Luma result** page, and approves or rejects the vide
 optional comment. Only an approved video is published; after a rejection, `publish` is skipped.
 
 The form is under *Required Actions* in Airflow, and linked from the result page. The waiting task holds no worker slot.
-The video is downloaded first because Luma keeps it for only 14 days.
+The video is downloaded first because its address at Luma expires, at kie.ai after 14 days.
 
 On Airflow 3.4, `luma_review_versions` makes another version after each rejection.
 
@@ -75,7 +75,7 @@ with DAG(
 
     fetch = LumaDownloadOperator(
         task_id="fetch",
-        urls=modify.output["result_urls"],
+        urls=modify.output,
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/",
     )
 

@@ -42,7 +42,7 @@ def version() -> None:
     modify = LumaModifyOperator(task_id="modify", prompt=prompt(), video_url="{{ params.video_url }}")
     fetch = LumaDownloadOperator(
         task_id="fetch",
-        urls=modify.output["result_urls"],
+        urls=modify.output,
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/{{ loop.index + 1 }}/",
     )
     review = HITLOperator(

@@ -58,6 +58,6 @@ with DAG(
     )
     LumaDownloadOperator(
         task_id="download",
-        urls=wait.output["result_urls"],
+        urls=wait.output,
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/",
     )

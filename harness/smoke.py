@@ -26,7 +26,7 @@ from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaModif
 
 with DAG(dag_id="smoke", schedule=None):
     modify = LumaModifyOperator(task_id="modify", prompt="make it snow", video_url="{video_url}", poll_interval=1)
-    LumaDownloadOperator(task_id="download", urls=modify.output["result_urls"], destination="{destination}/")
+    LumaDownloadOperator(task_id="download", urls=modify.output, destination="{destination}/")
 
     @task.luma_modify(video_url="{video_url}", poll_interval=1)
     def decorated(run_id):

@@ -45,6 +45,11 @@ def without_signatures(text: str) -> str:
     return re.sub(_SIGNATURE, r"\1***", re.sub(_ADDRESS_WITH_QUERY, without_access, text))
 
 
+def without_queries(text: str) -> str:
+    """Return the text without the queries of its web addresses."""
+    return re.sub(_ADDRESS_WITH_QUERY, r"\1", text)
+
+
 def without_secrets(url: object) -> str:
     """Return a web address fit for a log, without its query and anything before an @: they may be credentials."""
     return _without_userinfo(re.split("[?#]", str(url), maxsplit=1)[0])

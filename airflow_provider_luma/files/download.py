@@ -26,7 +26,7 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.core.backoff import READ_RETRY_TIMEOUT, retry_options
 from airflow_provider_luma.core.redaction import without_secrets
-from airflow_provider_luma.core.validation import check_no_outer_blanks
+from airflow_provider_luma.core.validation import VIDEO_EXTENSIONS, check_no_outer_blanks
 from airflow_provider_luma.exceptions import (
     TRANSIENT,
     LumaError,
@@ -66,6 +66,18 @@ def safe_name(url: str) -> str:
     return _harmless(unquote(url_path(url)), _LONGEST_NAME)
 
 
+def job_file_name(url: str, luma_task_id: str, number: int = 1) -> str:
+    """
+    Return a file name made of a result's job: addresses of a result change, and may all end alike.
+
+    :param number: the result's place among those of its job
+    """
+    extension = safe_name(url).rpartition(".")[2].lower()
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", luma_task_id)[:_LONGEST_NAME].strip("_-") or "video"
+    place = "" if number == 1 else f"-{number}"
+    return f"{stem}{place}.{extension if extension in VIDEO_EXTENSIONS else 'mp4'}"
+
+
 def _harmless(path: str, longest: int) -> str:
     last = PurePosixPath(path.replace("\\", "/")).name.lstrip(".")
     name, dot, extension = last.rpartition(".")
@@ -96,8 +108,10 @@ class Download:
     :param session: makes a session without credentials
     :param timeout: seconds without a byte after which a connection counts as broken
     :param service_is_public: Luma is on the public Internet, so private addresses are refused
-    :param renew: asks Luma for a temporary address of a file that is gone from its own
+    :param renew: asks Luma for a temporary address of a file that is not at its own
     :param log: where progress is logged
+    :param luma_task_id: the job that made the file, if known
+    :param results_kept: seconds for which the service's addresses of results are valid
     """
 
     session: Callable[[], requests.Session]
@@ -105,6 +119,8 @@ class Download:
     service_is_public: bool
     renew: Callable[[str], str]
     log: Logger
+    luma_task_id: str | None = None
+    results_kept: float = 14 * 86_400.0
 
     def __post_init__(self) -> None:
         self._source = FileSource(self.session, self.timeout, self.service_is_public)
@@ -115,6 +131,8 @@ class Download:
         """Fetch one file; see :meth:`airflow_provider_luma.hooks.luma.LumaHook.download`."""
         self._source.checked(url)
         check_no_outer_blanks("destination", destination)
+        if name is None and self.luma_task_id is not None and not names_a_file(str(destination)):
+            name = job_file_name(url, self.luma_task_id)
         path = destination_file(url, destination, name)
         check_target(path)
         # The storage's cached listing of the folder may lack what others have written since.
@@ -123,7 +141,7 @@ class Download:
             raise LumaValidationError(None, f"destination {path} is a folder: end it with / to write into it")
         if path.fs.exists(path.path) and not overwrite:
             is_folder = name is not None or not names_a_file(str(destination))
-            self._check_existing(path, url, is_named_by_url=is_folder and _is_named_by(url, path.name))
+            self._check_existing(path, url, is_named_by_url=is_folder and self._is_named_by(url, path.name))
             return path
         make_folder(path)
         part = part_of(path)
@@ -143,12 +161,12 @@ class Download:
         Make sure that an existing file is the one at the URL.
 
         A file under its final name is always complete. If the server no longer has the file, or does not give its
-        length, only a name taken from the URL identifies it: any other may have been used by an earlier run.
+        length, only a name taken from the URL or the job identifies it: any other may have been used by an earlier run.
         """
         shown = without_secrets(url)
         try:
             is_same = tenacity.Retrying(**retry_options(READ_RETRY_TIMEOUT))(
-                self._is_same, path, url, needs_length=not is_named_by_url
+                self._is_same_as_result, path, url, needs_length=not is_named_by_url
             )
         except LumaNotFoundError as gone:
             if not is_named_by_url:
@@ -165,6 +183,14 @@ class Download:
                 "choose another destination, or set overwrite=True to replace it"
             )
         self.log.info("%s already exists and is complete; not downloaded again", path)
+
+    def _is_same_as_result(self, path: ObjectStoragePath, url: str, *, needs_length: bool) -> bool:
+        try:
+            return self._is_same(path, url, needs_length=needs_length)
+        except LumaNotFoundError as gone:
+            if self.luma_task_id is None:
+                raise
+            return self._is_same(path, self._renewed(url, gone), needs_length=needs_length)
 
     def _is_same(self, path: ObjectStoragePath, url: str, *, needs_length: bool) -> bool:
         with self._source.open(url) as response:
@@ -241,22 +267,49 @@ class Download:
         return True
 
     def _renew(self, transfer: Transfer, gone: LumaNotFoundError) -> None:
-        """Continue at a temporary address, if Luma still has the file that is gone from its own."""
+        """Continue at a temporary address, if Luma still has the file that is not found at its own."""
+        if transfer.renewed_at == transfer.done:
+            raise self._expired(transfer.original_url, gone, "it is not at the new address either")
         try:
-            if transfer.renewed_at == transfer.done:
-                raise LumaNotFoundError(None, "the file is not at the temporary address from Luma either")
-            transfer.url = self._source.checked(self.renew(transfer.original_url))
+            transfer.url = self._renewed(transfer.original_url, gone)
         except TRANSIENT as error:
             transfer.on_interruption(error.msg)
             return
-        except LumaError as refused:
-            raise LumaNotFoundError(
-                gone.code,
-                f"there is no file at {without_secrets(transfer.original_url)}. Luma keeps results for 14 days: it "
-                f"has expired, or never was a result (Luma's answer when asked for a download address: {refused.msg})",
-            ) from refused
         transfer.renewed_at = transfer.done
-        self.log.info("The file is gone from its address; continuing at a temporary one from Luma")
+
+    def _renewed(self, url: str, gone: LumaNotFoundError) -> str:
+        """
+        Return a temporary address of a file that is not found at its own.
+
+        :raises LumaNotFoundError: Luma gives none
+        :raises LumaRateLimitError, LumaUnavailableError: Luma is unavailable for now
+        """
+        try:
+            renewed = self._source.checked(self.renew(url))
+        except TRANSIENT:
+            raise
+        except LumaError as refused:
+            raise self._expired(url, gone, refused.msg) from refused
+        self.log.info("The file is not at its address; continuing at a new one from Luma")
+        return renewed
+
+    def _expired(self, url: str, gone: LumaNotFoundError, reason: str) -> LumaNotFoundError:
+        kept = self.results_kept
+        period = f"{kept / 86_400:g} days" if kept >= 86_400 else f"{kept / 60:g} minutes"
+        return LumaNotFoundError(
+            gone.code,
+            f"there is no file at {without_secrets(url)}. The address of a result expires after {period}: it has "
+            f"expired, or never was a result, and Luma gave no other: {reason}",
+        )
+
+    def _is_named_by(self, url: str, name: str) -> bool:
+        """Return whether a file is named after its URL or job, perhaps with a number in front to make it unique."""
+        own = safe_name(url)
+        names = [] if own.startswith("video.") else [re.escape(own)]
+        if self.luma_task_id is not None:
+            stem, _, extension = job_file_name(url, self.luma_task_id).rpartition(".")
+            names = [rf"{re.escape(stem)}(-[0-9]+)?\.{extension}"]
+        return any(re.fullmatch(rf"([0-9]+-)?{pattern}", name) for pattern in names)
 
 
 def _begin_the_same(path: ObjectStoragePath, part: str) -> bool:
@@ -269,9 +322,3 @@ def _beginning(path: ObjectStoragePath, file: str) -> bytes:
     with path.fs.open(file, "rb", block_size=COMPARED_SIZE) as opened:
         start: bytes = opened.read(COMPARED_SIZE)
     return start
-
-
-def _is_named_by(url: str, name: str) -> bool:
-    """Tell whether a file is named after its URL, perhaps with a number in front that makes the name unique."""
-    own = safe_name(url)
-    return not own.startswith("video.") and re.fullmatch(rf"([0-9]+-)?{re.escape(own)}", name) is not None

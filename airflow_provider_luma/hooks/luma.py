@@ -40,8 +40,10 @@ from airflow_provider_luma.core.validation import (
 )
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.download import Download
+from airflow_provider_luma.files.results import mask_signatures
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
+from airflow_provider_luma.services import SERVICES
 from airflow_provider_luma.transport.options import check_options
 from airflow_provider_luma.transport.workers import api_session, requests_session
 
@@ -270,30 +272,55 @@ class LumaHook(_ConnectionType):
 
     # -- files ------------------------------------------------------------------------------------------------------
 
-    def get_download_url(self, result_url: str) -> str:
+    def get_download_url(self, result_url: str, *, luma_task_id: str | None = None, service: str | None = None) -> str:
         """
-        Return a temporary download address of a result, valid for 20 minutes.
+        Return a temporary download address of a result: of kie.ai for 20 minutes, of Luma's own API for an hour.
 
         :param result_url: one of a job's result_urls
+        :param luma_task_id: the job, which Luma's own API has to know
+        :param service: the name of the job's service; by default that of the connection
+        :raises LumaValidationError: the connection leads to another service, or the job has to be known
         :raises LumaError: the service refused, e.g. because the file is not one of its own
         """
-        return retry_read(lambda: self.get_client().get_download_url(result_url))
+
+        def renew() -> str:
+            client = self.get_client()
+            own = client.connection.service_name
+            if service not in (None, own):
+                raise LumaValidationError(
+                    None,
+                    f"connection {self.luma_conn_id!r} leads to the service {own!r}, and the result is of {service!r}: "
+                    "let luma_conn_id name a connection that leads there",
+                )
+            url = client.get_download_url(result_url, luma_task_id)
+            mask_signatures(url)
+            return url
+
+        return retry_read(renew)
 
     def download(
-        self, url: str, destination: str | ObjectStoragePath, *, name: str | None = None, overwrite: bool = False
+        self,
+        url: str,
+        destination: str | ObjectStoragePath,
+        *,
+        name: str | None = None,
+        overwrite: bool = False,
+        luma_task_id: str | None = None,
+        service: str | None = None,
     ) -> ObjectStoragePath:
         """
         Stream a file, such as a result, to any storage that Airflow supports. The API key is not sent.
 
-        The file has a temporary name until it is complete. After a broken connection, the download resumes where it
-        stopped.
+        The file has a temporary name until it is complete. A broken download resumes where it stopped.
 
         :param url: http(s) address
         :param destination: a file (its name ends in an extension), or a folder, in which the file gets its name from
-            the URL, made safe
+            its job if that is given, otherwise from the URL, made safe
         :param name: the file's name; the destination is then always a folder
         :param overwrite: fetch and replace a file that already exists; otherwise it is kept if it is verifiably the
             same
+        :param luma_task_id: the job that made it, if known; only it can renew an address of Luma's own API
+        :param service: the name of the job's service; by default that of the connection
         :returns: where the file is
         :raises LumaValidationError: the address is not an http(s) address or leads to a private network, or the file
             is larger than 10 GiB
@@ -306,8 +333,10 @@ class LumaHook(_ConnectionType):
             session=partial(requests_session, connection),
             timeout=connection.timeout,
             service_is_public=connection.is_public,
-            renew=self.get_download_url,
+            renew=partial(self.get_download_url, luma_task_id=luma_task_id, service=service),
             log=self.log,
+            luma_task_id=luma_task_id,
+            results_kept=SERVICES.get(service or "", connection.service).results_kept,
         ).run(url, destination, name=name, overwrite=overwrite)
 
     def upload(

@@ -14,6 +14,7 @@ from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.compat import AirflowException, literal
 from airflow_provider_luma.core.deferral import JobFinished
+from airflow_provider_luma.core.redaction import without_secrets
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def is_literal(value: object) -> bool:
 def items_of(values: Iterable[Any]) -> list[Any]:
     """Return the items as a list. Iterating over Airflow's XCom sequence reads one item too many, and logs an error."""
     return [values[index] for index in range(len(values))] if isinstance(values, Sequence) else list(values)
+
+
+def shown_results(result: Mapping[str, Any]) -> str:
+    """Return the addresses of a job's results, fit for a log."""
+    return ", ".join(map(without_secrets, result["result_urls"]))
 
 
 #: The type that :func:`airflow.sdk.literal` returns; Airflow has no public name for it.
@@ -81,6 +87,9 @@ class LumaBaseOperator(TemplatedOperator):
         :param prompt: the job's prompt
         :param source: the video that was modified
         """
+        from airflow_provider_luma.files.results import mask_signatures
+
+        mask_signatures(result.get("result_urls"))
         if self.outlets:
             from airflow_provider_luma.asset_events import tell_of_job
 

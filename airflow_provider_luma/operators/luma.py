@@ -33,7 +33,7 @@ from airflow_provider_luma.exceptions import (
     LumaValidationError,
 )
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
-from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal
+from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, shown_results
 
 if TYPE_CHECKING:
     import jinja2
@@ -90,7 +90,7 @@ class LumaJobOperator(LumaBaseOperator):
         :param source: the video that was modified, if Luma only knows a copy of it
         """
         result, request = job["task"], job.get("request") or {}
-        self.log.info("Luma task %s is finished: %s", result["luma_task_id"], ", ".join(result["result_urls"]))
+        self.log.info("Luma task %s is finished: %s", result["luma_task_id"], shown_results(result))
         # Luma's own API returns neither.
         prompt = request.get("prompt") or getattr(self, "prompt", None)
         self.report_job(result, context, prompt=prompt, source=source or request.get("video_url"))
@@ -245,9 +245,10 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     """
     Modify a video with Luma according to an English prompt, and wait for the result.
 
-    Returns ``{"luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"}``, and also pushes
-    each key as an XCom, so that ``modify.output["result_urls"]`` feeds the next task. The id is pushed as soon as Luma
-    has accepted the job.
+    Returns ``{"luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"}``, with Luma's own
+    API also ``"service"``, and pushes each key as an XCom too. To fetch the video, pass all of it to a
+    :class:`~airflow_provider_luma.operators.luma.LumaDownloadOperator`: ``urls=modify.output``. The id is pushed as
+    soon as Luma has accepted the job.
 
     A job costs credits, takes minutes, and cannot be cancelled. By default the task waits in the triggerer and holds no
     worker slot.

@@ -8,7 +8,7 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
@@ -19,8 +19,11 @@ from airflow_provider_luma.links.luma import pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
+
+    from airflow_provider_luma.files.results import ResultFile
 
 
 class LumaUploadOperator(LumaBaseOperator):
@@ -87,19 +90,23 @@ class LumaDownloadOperator(LumaBaseOperator):
     """
     Download results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
 
-    Luma keeps results for 14 days. The files are streamed. An incomplete file has a temporary name, and an interrupted
-    download is resumed. A file that has already been downloaded is not fetched again.
+    The files are streamed. An incomplete file has a temporary name, and an interrupted download is resumed. A file that
+    has already been downloaded is not fetched again.
+
+    The address of a result expires: after 14 days at kie.ai, after an hour with Luma's own API. Pass what the modify
+    task returned, ``urls=modify.output``: the job is then asked for another address, and the file is named after the
+    job, ``<luma_task_id>.mp4``. If only an address is given, the file's name is taken from the address.
 
     Returns the list of files.
 
     The asset events of its ``outlets`` list these files. If ``urls`` come from Luma tasks directly upstream, the events
-    also contain the jobs that made the files, their sources and prompts, and when Luma deletes the results. These are
-    read from the XComs of the upstream tasks, where each job is found by the address of its result; this also works for
-    mapped tasks.
+    also contain the jobs that made the files, their sources and prompts, and when the results expire. These are read
+    from the XComs of the upstream tasks, where each job is found by its id or by the address of its result; this also
+    works for mapped tasks.
 
-    :param urls: one address or several, e.g. ``modify.output["result_urls"]`` (templated)
-    :param destination: a path, or an address such as ``s3://my_conn@bucket/videos``: a folder or, for a single address
-        in ``urls``, a file, recognised by its extension (templated)
+    :param urls: what a modify task or a sensor returned, or an address, or several of either (templated)
+    :param destination: a path, or an address such as ``s3://my_conn@bucket/videos``: a folder or, for a single video, a
+        file, recognised by its extension (templated)
     :param luma_conn_id: the connection of type Luma, of the account that made the videos (templated)
     :param overwrite: fetch and replace files that already exist
     :raises LumaValidationError: ``destination`` cannot be written to
@@ -108,13 +115,14 @@ class LumaDownloadOperator(LumaBaseOperator):
     template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id")
     ui_color = "#d7e9f5"
 
-    #: The files written, for lineage.
+    #: The addresses of what was fetched, and the files written, for lineage.
+    fetched: Sequence[str] = ()
     files: Sequence[str] = ()
 
     def __init__(
         self,
         *,
-        urls: str | Sequence[str],
+        urls: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
         destination: str,
         luma_conn_id: str = "luma_default",
         overwrite: bool = False,
@@ -136,17 +144,17 @@ class LumaDownloadOperator(LumaBaseOperator):
     def _download(self, context: Context) -> list[str]:
         try:
             destination = str(self.destination or "").strip()
-            plan = self._plan(destination)
+            results = self._results()
             files = [
-                str(self.hook.download(url, destination, name=name, overwrite=self.overwrite))
-                for url, name in plan.items()
+                self._fetch(result, destination, name)
+                for result, name in zip(results, _names(results, destination), strict=True)
             ]
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
         if self.outlets:
             from airflow_provider_luma.asset_events import jobs_of_results, tell_outlets
 
-            jobs = jobs_of_results(self, context, dict(zip(plan, files, strict=True)))
+            jobs = jobs_of_results(self, context, list(zip(results, files, strict=True)))
             tell_outlets(self, context, files, jobs)
         self.files = files
         return files
@@ -155,26 +163,72 @@ class LumaDownloadOperator(LumaBaseOperator):
         """Return the addresses and the files written for OpenLineage."""
         from airflow_provider_luma.lineage import task_lineage
 
-        return task_lineage([self.urls] if isinstance(self.urls, str) else items_of(self.urls or ()), self.files)
+        return task_lineage(self.fetched, self.files)
 
-    def _plan(self, destination: str) -> dict[str, str | None]:
-        """Return a file name for each address, the same in every try; None if the destination itself is the file."""
-        from airflow_provider_luma.files.download import safe_name
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render a template; mask the signatures of addresses before Airflow stores and shows what was rendered."""
+        from airflow_provider_luma.files.results import mask_signatures
 
-        urls = [self.urls] if isinstance(self.urls, str) else list(dict.fromkeys(items_of(self.urls or ())))
-        if not urls:
-            raise LumaValidationError(None, "urls is empty: there is nothing to download")
-        if not destination:
-            raise LumaValidationError(None, "destination is empty: give a folder, or a file for a single address")
-        if names_a_file(destination):
-            if len(urls) > 1:
-                raise LumaValidationError(
-                    None, f"destination {destination!r} is one file, but urls holds {len(urls)}: give a folder"
-                )
-            return {urls[0]: None}
-        plan: dict[str, str | None] = {}
-        for url in urls:
-            name = safe_name(url)
-            names = (name, *(f"{number}-{name}" for number in range(2, len(urls) + 1)))
-            plan[url] = next(free for free in names if free not in plan.values())
-        return plan
+        rendered = super().render_template(content, context, jinja_env, seen_oids)
+        mask_signatures(rendered)
+        return rendered
+
+    def _results(self) -> list[ResultFile]:
+        """
+        Return what is to be fetched.
+
+        :raises LumaValidationError: ``urls`` names nothing that can be
+        """
+        from airflow_provider_luma.files.results import mask_signatures, read_results
+
+        is_one = isinstance(self.urls, (str, bytes, Mapping)) or not isinstance(self.urls, Iterable)
+        results = read_results([self.urls] if is_one and self.urls else items_of(self.urls or ()))
+        self.fetched = [result.url for result in results]
+        mask_signatures(self.fetched)
+        return results
+
+    def _fetch(self, result: ResultFile, destination: str, name: str | None) -> str:
+        """
+        Write one file; return where it is.
+
+        :param name: its name; None if the destination is the file
+        """
+        file = self.hook.download(
+            result.url,
+            destination,
+            name=name,
+            overwrite=self.overwrite,
+            luma_task_id=result.luma_task_id,
+            service=result.service,
+        )
+        return str(file)
+
+
+def _names(results: Sequence[ResultFile], destination: str) -> list[str | None]:
+    """
+    Return each file's name in the destination, the same one at every try; None if the destination is the file.
+
+    :raises LumaValidationError: the destination cannot be that of so many files
+    """
+    from airflow_provider_luma.files.download import job_file_name, safe_name
+
+    if not destination:
+        raise LumaValidationError(None, "destination is empty: give a folder, or a file for a single address")
+    if names_a_file(destination):
+        if len(results) > 1:
+            raise LumaValidationError(
+                None, f"destination {destination!r} is one file, but urls holds {len(results)}: give a folder"
+            )
+        return [None]
+    names: list[str] = []
+    for url, luma_task_id, _, number in results:
+        name = safe_name(url) if luma_task_id is None else job_file_name(url, luma_task_id, number)
+        candidates = (name, *(f"{count}-{name}" for count in range(2, len(results) + 1)))
+        names.append(next(free for free in candidates if free not in names))
+    return [*names]

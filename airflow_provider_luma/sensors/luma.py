@@ -20,7 +20,7 @@ from airflow_provider_luma.core.deferral import DeferralState, JobFinished
 from airflow_provider_luma.core.validation import check_luma_task_id, check_positive
 from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError, LumaTimeoutError
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
-from airflow_provider_luma.operators.base import LumaBaseOperator
+from airflow_provider_luma.operators.base import LumaBaseOperator, shown_results
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -127,9 +127,8 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
                 finished = self.resume_wait(event, DeferralState.read(state, event), poll_interval=self.poke_interval)
             except LumaError as error:
                 raise self._ending(error) from error
-        self.log.info(
-            "Luma task %s is finished: %s", finished["task"]["luma_task_id"], ", ".join(finished["task"]["result_urls"])
-        )
+        task = finished["task"]
+        self.log.info("Luma task %s is finished: %s", task["luma_task_id"], shown_results(task))
         return self._finished(finished, context)
 
     def _finished(self, job: JobFinished, context: Context) -> dict[str, Any]:

@@ -433,9 +433,11 @@ def read_renewal(response: Response, result_url: str, luma_task_id: str | None) 
     assert luma_task_id is not None, "a result without its job cannot be renewed"
     task = read_status(response, luma_task_id)
     path = urlsplit(result_url).path
-    matching = [url for url in task.result_urls if urlsplit(url).path == path] or task.result_urls
+    matching = [url for url in task.result_urls if urlsplit(url).path == path]
+    if not matching and len(task.result_urls) == 1:
+        return task.result_urls[0]
     if not matching:
-        raise LumaNotFoundError(None, "the job lists no video any more", luma_task_id=luma_task_id)
+        raise LumaNotFoundError(None, "the job does not list this video any more", luma_task_id=luma_task_id)
     return matching[0]
 
 

@@ -106,7 +106,7 @@ def _download(modify: Any, folder: str, parameters: Mapping[str, Any]) -> Any:
         overwrite=True,  # a cleared clip comes back as another video
         trigger_rule=_RULE,
         **parameters,
-    ).expand(urls=modify.output.map(_first_result))
+    ).expand(urls=modify.output.map(_with_first_video))
 
 
 def _join(split: VideoSplitOperator, download: Any, parameters: dict[str, Any]) -> VideoJoinOperator:
@@ -194,9 +194,9 @@ def _as_literals(parameters: dict[str, str]) -> dict[str, Any]:
     return {name: literal(value) for name, value in parameters.items()}
 
 
-def _first_result(result: dict[str, Any]) -> str:
-    url: str = result["result_urls"][0]
-    return url
+def _with_first_video(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a clip's result without the further videos that its job may have: a clip is one file."""
+    return {**result, "result_urls": result["result_urls"][:1]}
 
 
 #: Parameters of every Airflow operator that ``modify`` does not get, by the tasks that do: see docs/long-videos.md.

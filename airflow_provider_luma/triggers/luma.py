@@ -21,10 +21,18 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_luma.core.deferral import SHORTEST_DEFERRAL, DeferralExpired, JobFinished, WaitFailed
 from airflow_provider_luma.core.job import DEFAULT_SERVICE
 from airflow_provider_luma.core.poll_state import PROGRESS_INTERVAL, Finished, PollState
+from airflow_provider_luma.core.redaction import without_queries
 from airflow_provider_luma.exceptions import LumaError
 
 if TYPE_CHECKING:
     from airflow_provider_luma.submission.queue import SubmissionQueue
+
+
+class _JobEvent(TriggerEvent):
+    """An event with addresses of results. The triggerer logs events, and what their queries hold may grant access."""
+
+    def __repr__(self) -> str:
+        return without_queries(super().__repr__())
 
 
 class _LumaTrigger(BaseTrigger):
@@ -85,7 +93,7 @@ class LumaTaskTrigger(_LumaTrigger):
         started = time.monotonic()
         event = await self._wait()
         await asyncio.sleep(max(0.0, SHORTEST_DEFERRAL - (time.monotonic() - started)))
-        yield TriggerEvent(event)
+        yield _JobEvent(event)  # type: ignore[call-arg]  # mypy does not see the constructor of the class above
 
     async def _wait(self) -> JobFinished | WaitFailed:
         state = PollState(

@@ -49,9 +49,9 @@ def request(api: AirflowRestApi, **changes: Any) -> dict[str, Any]:
     return {"kind": "clip", "prompt": PROMPT, "video_url": api.clip_url, "recovery": CLEAR, **changes}
 
 
-def result(*urls: str, age: timedelta = timedelta(hours=1)) -> dict[str, Any]:
+def result(*urls: str, age: timedelta = timedelta(hours=1), **changes: Any) -> dict[str, Any]:
     completed_at = (datetime.now(UTC) - age).isoformat()
-    return {"luma_task_id": "job-1", "result_urls": urls, "created_at": None, "completed_at": completed_at}
+    return {"luma_task_id": "job-1", "result_urls": urls, "created_at": None, "completed_at": completed_at, **changes}
 
 
 def is_shown(browser: Chrome, element_id: str) -> bool:
@@ -171,6 +171,26 @@ def test_video_that_cannot_be_loaded_has_expired_only_after_its_time(stranger: C
     api.show("success", luma_request={**FILM, "source": NOWHERE}, return_value=NOWHERE)
     stranger.get(api.page())
     wait_for_text(stranger, "modified-note", "cannot load the film: its address cannot be reached from here")
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (timedelta(minutes=1), "its address has expired, or cannot be reached from here. A download task gets another"),
+        (timedelta(minutes=61), "cannot play the video any more: Luma's address of it was valid for an hour"),
+    ],
+    ids=["just ended", "an hour ago"],
+)
+def test_address_of_luma_s_own_api_expires_after_an_hour_and_the_pages_say_what_fetches_the_video(
+    stranger: Chrome, api: AirflowRestApi, age: timedelta, words: str
+) -> None:
+    ended = result(NOWHERE, age=age, service="luma")
+    api.show("success", map_index=0, luma_request=request(api), return_value=ended)
+    stranger.get(api.page("result", 0))
+    wait_for_text(stranger, "modified-note", words)
+    assert "Address valid until" in text(stranger, "facts")
+    stranger.get(api.page("gallery"))
+    wait_for_text(stranger, "grid", words)
 
 
 # -- an Airflow in trouble -------------------------------------------------------------------------------------------

@@ -92,6 +92,27 @@ class TestDownload:
         }
         assert ti.not_found == 0, "another task is before the download"
 
+    @pytest.mark.parametrize(
+        ("service", "kept"), [("kie", timedelta(days=14)), ("luma", timedelta(hours=1)), ("another", None)]
+    )
+    def test_results_expire_after_the_time_of_their_service(self, web, tmp_path, service, kept):
+        ti = XComs()
+        ti.add_job("modify", -1, f"{web}/a.mp4")
+        result = ti.before["modify", "return_value"][-1]
+        result["service"] = service
+        extra = download(ti, result, tmp_path, VIDEO)[VIDEO].extra
+        end = extra.get("results_expire_at")
+        assert (end and datetime.fromisoformat(end) - datetime.fromisoformat(COMPLETED_AT)) == kept
+
+    def test_job_of_a_result_is_found_by_its_id_although_all_addresses_are_alike(self, web, tmp_path):
+        ti = XComs()
+        for index in range(3):
+            ti.add_job("modify", index, f"{web}/o.mp4", prompt=f"version {index}")
+        results = [ti.before["modify", "return_value"][index] for index in (2, 0)]
+        extra = download(ti, results, tmp_path, VIDEO)[VIDEO].extra
+        assert extra["luma_task_ids"] == ["job-0", "job-2"]
+        assert extra["prompts"] == ["version 0", "version 2"]
+
     def test_file_that_was_uploaded_is_the_source(self, web, tmp_path):
         ti = XComs()
         ti.add_job("modify", -1, f"{web}/a.mp4", source="s3://my_aws@bucket/in.mp4")
@@ -239,6 +260,15 @@ class TestJob:
         assert extra["luma_task_ids"] == [job_id]
         assert extra["files"] == list(luma.jobs[0].result_urls)
         assert (extra["prompts"], extra["sources"]) == (["make it a rainy night"], [luma.sample_url])
+
+    def test_no_query_of_an_address_of_luma_s_own_api_is_told(self, luma, modify):
+        url = "https://e.com/r.mp4?key=SECRET"
+        task = {"luma_task_id": "j", "result_urls": [url], "completed_at": COMPLETED_AT, "service": "luma"}
+        operator = modify(outlets=[VIDEO])
+        extra = self.facts(lambda context: operator.execute_complete(context, {"task": task}))
+        assert extra["files"] == ["https://e.com/r.mp4"]
+        end = datetime.fromisoformat(COMPLETED_AT) + timedelta(hours=1)
+        assert datetime.fromisoformat(extra["results_expire_at"]) == end
 
     def test_alias_gets_the_video_at_luma_as_an_asset(self, luma, modify):
         events = OutletEventAccessors()

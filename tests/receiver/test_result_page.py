@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+import math
+import re
+from pathlib import Path
+
 import pytest
 
+from airflow_provider_luma import receiver
+from airflow_provider_luma.services import SERVICES
 from harness.api_server import proof
 from harness.metadata_db import operator_awaiting_job
 
@@ -50,6 +56,14 @@ async def test_pages_styles_and_scripts_are_served_with_a_strict_security_policy
     assert "unsafe" not in str(policy) and "*" not in str(policy)
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_pages_know_for_how_long_each_service_keeps_the_address_of_a_result():
+    script = (Path(receiver.__file__).parent / "pages" / "common.js").read_text()
+    [kept] = re.findall(r"const KEPT_MS = \{(.*)\};", script)
+    assert dict(re.findall(r"(\w+): ([\d* ]+)", kept)).keys() == SERVICES.keys()
+    for name, product in re.findall(r"(\w+): ([\d* ]+)", kept):
+        assert math.prod(map(int, product.split("*"))) == SERVICES[name].results_kept * 1000
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,22 @@ def test_result_is_renewed_by_asking_for_its_job():
     assert luma.read_renewal(response(200, job(output=[{"type": "video", "url": fresh}])), RESULT, JOB) == fresh
 
 
+@pytest.mark.parametrize(
+    ("paths", "renewed"),
+    [(["/o.mp4"], 0), (["/moved.mp4"], 0), (["/2.mp4", "/o.mp4"], 1), (["/1.mp4", "/2.mp4"], None), ([], None)],
+    ids=str,
+)
+def test_renewed_address_is_that_of_the_same_video_or_of_the_only_one(paths, renewed):
+    urls = [f"https://s3.example.com{path}?X-Amz-Signature=new" for path in paths]
+    answer = response(200, job(output=[{"type": "video", "url": url} for url in urls]))
+    old = "https://s3.example.com/o.mp4?X-Amz-Signature=old"
+    if renewed is None:
+        with pytest.raises(LumaNotFoundError, match="does not list this video"):
+            luma.read_renewal(answer, old, JOB)
+    else:
+        assert luma.read_renewal(answer, old, JOB) == urls[renewed]
+
+
 def test_result_without_its_job_cannot_be_renewed():
     with pytest.raises(LumaValidationError, match=r"urls=modify\.output"):
         luma.renewal(RESULT, None)

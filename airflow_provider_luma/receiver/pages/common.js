@@ -2,8 +2,8 @@
 // Code that both pages share. They read Airflow's REST API with the session of the user who opens them, and show what
 // they read as text and http(s) addresses, never as markup.
 
-export const KEPT_DAYS = 14; // how long Luma keeps results
-export const DAY_MS = 86400000;
+// How long the address of a result is valid, by service; of results that name none, the first.
+const KEPT_MS = { kie: 14 * 86400000, luma: 3600000 };
 
 // After the sign-in, Airflow 3.1 redirects to the page's address, but cuts it off before the first "&".
 const KEPT_ADDRESS = "luma-result-before-sign-in";
@@ -242,7 +242,24 @@ export function whyUnplayable(url, what, reasons) {
   return `This browser cannot load ${what}: ${reasons}.`;
 }
 
-export const isExpired = ({ result }) => Date.now() > Date.parse(result.completed_at) + KEPT_DAYS * DAY_MS;
+const keptMs = ({ service }) => (Object.hasOwn(KEPT_MS, service) ? KEPT_MS[service] : KEPT_MS.kie);
+
+/** When the address of a result expires; NaN if the job has not ended. */
+export const expiry = ({ result }) => Date.parse(result.completed_at) + keptMs(result);
+
+/** Whether each status check gives another address of a result, which is valid for a short time only. */
+export const isRenewable = ({ result }) => result.service === "luma";
+
+/** Why a result cannot be played, and what to do. */
+export function whyNotPlayed(job, url) {
+  const isExpired = Date.now() > expiry(job);
+  if (isRenewable(job))
+    return isExpired
+      ? "This page cannot play the video any more: Luma's address of it was valid for an hour. A download task gets another by itself: clear it to run it again."
+      : whyUnplayable(url, "the video", "its address has expired, or cannot be reached from here. A download task gets another by itself");
+  if (isExpired) return "This video has expired: Luma keeps results for 14 days. Clear the task to submit a new job.";
+  return whyUnplayable(url, "the video", "its address cannot be reached from here, or Luma has deleted it");
+}
 
 // After one of these errors, there is no video to fetch.
 const UNFETCHABLE = ["LumaGenerationError", "LumaResultMissingError", "LumaNotFoundError"];

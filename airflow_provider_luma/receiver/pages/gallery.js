@@ -2,9 +2,9 @@
 // The gallery of all instances of a mapped task. It reads the states of all of them from Airflow; XComs and videos are
 // loaded only for cards in view.
 import {
-  ENDED_BADLY, KEPT_DAYS, NO_JOB, Refused, absence, airflowPage, ask, byId, element, errorWords, isExpired, isFetchable, isOver, isQueued,
-  labelOf, leavingTab, pageOf, readJob, refusals, runPath, setText, showBadge, showProblem, showTrouble, stateWords, task, tasksPath,
-  troubleWords, webAddress, whyUnplayable, withoutSecrets,
+  ENDED_BADLY, NO_JOB, Refused, absence, airflowPage, ask, byId, element, errorWords, isFetchable, isOver, isQueued, labelOf, leavingTab,
+  pageOf, readJob, refusals, runPath, setText, showBadge, showProblem, showTrouble, stateWords, task, tasksPath, troubleWords, webAddress,
+  whyNotPlayed, withoutSecrets,
 } from "./common.js";
 
 const PAGE_SIZE = 100; // Airflow's default limit
@@ -159,15 +159,10 @@ function noteOf({ instance, job, trouble, modified }) {
   const { state } = instance;
   if (trouble) return trouble;
   if (!job && (isOver(instance) || groupOf(instance) === "busy")) return ""; // not read yet
-  if (job?.urls.length && isOver(instance)) return modified.error ? cannotPlay(job) : "";
+  if (job?.urls.length && isOver(instance)) return modified.error ? whyNotPlayed(job, job.urls[0]) : "";
   if (!ENDED_BADLY.has(state) && state !== "up_for_retry") return absence(instance, job ?? NO_JOB);
   const paid = job && isFetchable(job) ? "Paid for: open the result to see how to fetch the video. " : "";
   return job ? paid + errorWords(instance, job) : "";
-}
-
-function cannotPlay(job) {
-  if (isExpired(job)) return `This video has expired: Luma keeps results for ${KEPT_DAYS} days`;
-  return whyUnplayable(job.urls[0], "the video", "its address cannot be reached from here, or Luma has deleted it");
 }
 
 /** Load a card's videos only while it is in view: a hundred loaded videos would be too many for a browser. */

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The result page of one task instance, which the page's address names.
 import {
-  DAY_MS, ENDED_BADLY, KEPT_DAYS, NO_JOB, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords,
-  instanceQuery, isExpired, isFetchable, isOver, labelOf, leavingTab, pageOf, readJob, readQuestions, refusals, setText, showBadge, showProblem,
-  showTrouble, stateWords, task, tasksPath, text, webAddress, whyUnplayable, withoutSecrets,
+  ENDED_BADLY, NO_JOB, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords, expiry, instanceQuery,
+  isFetchable, isOver, isRenewable, labelOf, leavingTab, pageOf, readJob, readQuestions, refusals, setText, showBadge, showProblem, showTrouble,
+  stateWords, task, tasksPath, text, webAddress, whyNotPlayed, whyUnplayable, withoutSecrets,
 } from "./common.js";
 
 const REFRESH_MS = 3000;
@@ -158,7 +158,7 @@ function showFacts(known) {
     ["Processing time", completed >= created ? duration((completed - created) / 1000) : ""],
     ["Submitted", when(created)],
     ["Finished", when(completed)],
-    ["Kept by Luma until", Number.isNaN(completed) ? "" : when(completed + KEPT_DAYS * DAY_MS)],
+    [isRenewable(job) ? "Address valid until" : "Kept by Luma until", when(expiry(job))],
     [job.isFilm ? "Film length" : "Clip", job.urls.length && Number.isFinite(modified.duration) ? lengthOf(modified) : ""],
     ["Map index", task.mapIndex >= 0 ? labelOf(instance) : ""],
     ["Try", instance.try_number ? `${instance.try_number}` : ""],
@@ -209,9 +209,8 @@ function cannotPlay(video) {
     return whyUnplayable(url, "the uploaded copy", "Luma has deleted it, or its address cannot be reached from here");
   if (video === original)
     return whyUnplayable(url, "the original", "its address cannot be reached from here, or has expired");
-  if (isExpired(job)) return `This video has expired: Luma keeps results for ${KEPT_DAYS} days. Clear the task to submit a new job.`;
   if (job.isFilm) return whyUnplayable(url, "the film", "its address cannot be reached from here, or its format is not supported");
-  return whyUnplayable(url, "the video", "its address cannot be reached from here, or Luma has deleted it");
+  return whyNotPlayed(job, url);
 }
 
 function play(on) {
