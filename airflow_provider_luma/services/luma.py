@@ -50,7 +50,7 @@ upload_host = host
 #: H.264 is safe.
 limits = Limits(
     seconds=18.0,
-    bytes_by_url=200 * 1024**2,
+    bytes_by_url=200_000_000,
     bytes_as_file=5 * 1024**3,
     containers=("mp4", "mov", "webm"),
     prompt_characters=6000,
