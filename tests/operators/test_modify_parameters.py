@@ -70,6 +70,7 @@ class TestTemplates:
             "video_url",
             "watermark",
             "callback_url",
+            "options",
             "luma_conn_id",
         }
 

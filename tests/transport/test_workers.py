@@ -170,7 +170,7 @@ class TestServerThatDrips:
     @pytest.mark.usefixtures("connected")
     def test_outcome_of_a_submission_is_unknown(self):
         with pytest.raises(LumaSubmissionUnknownError, match="response incomplete after|timed out"):
-            LumaHook().get_client().submit(ModifyRequest(PROMPT, VIDEO))
+            LumaHook().get_client().submit(ModifyRequest(PROMPT, VIDEO), "a-reference")
 
 
 class TestUnusableAddresses:
@@ -285,7 +285,7 @@ class TestProxies:
         monkeypatch.setenv("http_proxy", f"socks5://127.0.0.1:{free_port}")
         set_connection("http://luma.example.com:80")
         with pytest.raises(LumaUnavailableError, match="could not be reached"):
-            LumaHook().get_client().submit(ModifyRequest("make it snow", "https://e.com/v.mp4"))
+            LumaHook().get_client().submit(ModifyRequest("make it snow", "https://e.com/v.mp4"), "a-reference")
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
