@@ -75,6 +75,9 @@ has_balance = True
 #: The limit per key of a sibling endpoint.
 requests_per_second = 10.0
 
+#: 20 in 10 seconds, according to https://docs.kie.ai.
+submissions_per_second = 2.0
+
 #: Two months.
 records_kept = RECORDS_KEPT
 
