@@ -478,8 +478,15 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger
 
         if isinstance(step, Enqueue):
-            state = step.state.as_kwargs()
-            trigger = LumaSubmissionTrigger(self.luma_conn_id, state, step.until, permitted_at, step.not_before)
+            trigger = LumaSubmissionTrigger(
+                self.luma_conn_id,
+                step.state.as_kwargs(),
+                step.until,
+                permitted_at,
+                step.not_before,
+                step.has_too_many_jobs,
+                step.requests_per_minute,
+            )
             self.defer_with(trigger, "execute_from_queue", step.state)
         if isinstance(step, AwaitCallback):
             self.defer_with(

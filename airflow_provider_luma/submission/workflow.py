@@ -45,6 +45,7 @@ from airflow_provider_luma.exceptions import (
     LumaGenerationError,
     LumaInsufficientCreditsError,
     LumaNotFoundError,
+    LumaRateLimitError,
     LumaRequestFailedError,
     LumaResultMissingError,
     LumaSubmissionUnknownError,
@@ -102,11 +103,15 @@ class Enqueue(NamedTuple):
     :param state: the state of the deferral, with the time of the first attempt and the start of any outage
     :param until: when to try for the last time
     :param not_before: the earliest time at which the service wants another submission
+    :param has_too_many_jobs: whether it refused because too many jobs are running
+    :param requests_per_minute: how many requests a minute it allows, if it said so
     """
 
     state: DeferralState
     until: float
     not_before: float
+    has_too_many_jobs: bool = False
+    requests_per_minute: int | None = None
 
 
 NextStep = WaitForJob | AwaitCallback | Enqueue
@@ -545,11 +550,15 @@ class Submitter:
             until = min(until, outage_since + backoff.OUTAGE_TIMEOUT)
         if now >= until:
             raise error
-        self.log.info("%s; queued in the triggerer", "Luma is unavailable" if outage_since else "Rate limited by Luma")
+        has_too_many_jobs, requests_per_minute = False, None
+        if isinstance(error, LumaRateLimitError):
+            has_too_many_jobs, requests_per_minute = error.has_too_many_jobs, error.requests_per_minute
+        limited = "Too many jobs are running at Luma" if has_too_many_jobs else "Rate limited by Luma"
+        self.log.info("%s; queued in the triggerer", "Luma is unavailable" if outage_since else limited)
         state = deferral._replace(
             first_attempt_at=first_attempt_at, outage_since=outage_since, service=self._stored_service
         )
-        return Enqueue(state, until, now + (error.retry_after or 0.0))
+        return Enqueue(state, until, now + (error.retry_after or 0.0), has_too_many_jobs, requests_per_minute)
 
     def _give_up(self, reference: str) -> NoReturn:
         """Fail, because no callback has shown what became of a submission."""

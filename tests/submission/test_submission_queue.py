@@ -98,6 +98,35 @@ class TestQueued:
         assert awaited_job(deferral_of(modify().execute, contexts[1])) == luma.jobs[0].task_id
 
 
+class TestLimitsOfAPlan:
+    """Luma's own API refuses by one of two limits, and the queue is told which."""
+
+    @pytest.fixture
+    def defer(self, luma, defer, set_connection):
+        set_connection(luma.base_url, service="luma")
+        return defer
+
+    @pytest.mark.parametrize(
+        ("limit", "trigger", "logged"),
+        [
+            ("jobs", {"has_too_many_jobs": True}, "Too many jobs are running at Luma; queued in the triggerer"),
+            ("requests", {"requests_per_minute": 1000}, "Rate limited by Luma; queued in the triggerer"),
+        ],
+    )
+    def test_limit_is_logged_and_passed_to_the_queue(self, luma, defer, task_log, limit, trigger, logged):
+        luma.configure(faults=[f"submit:refuse,code=429,limit={limit},times=1"])
+        before = time.time()
+        _, arguments = defer().trigger.serialize()
+        told = {name: arguments[name] for name in ("has_too_many_jobs", "requests_per_minute") if name in arguments}
+        assert told == trigger
+        assert 59 <= arguments["not_before"] - before <= 70, "Retry-After"
+        lines = [entry["event"] % entry.get("positional_args", ()) for entry in task_log]
+        assert logged in lines
+        assert any(
+            f"limit of {'jobs at a time' if limit == 'jobs' else '1000 requests a minute'}" in one for one in lines
+        )
+
+
 class TestDeadlines:
     def test_rate_limited_task_gives_up_after_its_timeout(self, luma, defer, modify, context):
         luma.configure(faults=["submit:refuse,code=429"])
