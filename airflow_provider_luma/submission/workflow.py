@@ -165,7 +165,8 @@ class Submitter:
     :param needs_result: whether the task waits for the video at all
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted
     :param resubmit_on_failure: submit again when the job of an earlier try failed at Luma
-    :param timeout: seconds to wait for the video, and before that for Luma to accept the job
+    :param timeout: seconds to wait for the video
+    :param queue_timeout: seconds to wait, before that, for Luma to accept the job
     :param poll_interval: seconds between two status checks
     :param log: the task's log
     :param on_job_known: called with the job's id as soon as it is known
@@ -184,6 +185,7 @@ class Submitter:
     resubmit_on_unknown: bool
     resubmit_on_failure: bool
     timeout: float
+    queue_timeout: float
     poll_interval: float
     log: Logger
     on_job_known: Callable[[str], None]
@@ -437,7 +439,7 @@ class Submitter:
         try:
             self._check_before_paying(submission)
             attempt.submission = self._publish(submission)
-            luma_task_id = attempt() if self.can_defer else retry_submission(attempt, self.timeout, self.log)
+            luma_task_id = attempt() if self.can_defer else retry_submission(attempt, self.queue_timeout, self.log)
         except PERMANENT as error:
             may_renew = may_renew and isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
             if may_renew and self._finds_another_connection(submission.request):
@@ -540,11 +542,11 @@ class Submitter:
         )
 
     def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
-        """Wait to submit again: for at most ``timeout`` seconds if rate limited, or two minutes in an outage."""
+        """Wait to submit again: for at most ``queue_timeout`` seconds if rate limited, or two minutes in an outage."""
         metrics.Stats.incr("luma.submission.refused")
         now = time.time()
         first_attempt_at = deferral.first_attempt_at or now
-        until, outage_since = first_attempt_at + self.timeout, None
+        until, outage_since = first_attempt_at + self.queue_timeout, None
         if isinstance(error, LumaUnavailableError):
             outage_since = deferral.outage_since or now
             until = min(until, outage_since + backoff.OUTAGE_TIMEOUT)

@@ -137,6 +137,21 @@ class TestDeadlines:
             resume(modify(timeout=0.2), deferred, context, expiry_event(deferred))
         assert context["task_state_store"].record is None
 
+    def test_queue_timeout_limits_the_queue_and_timeout_the_wait_for_the_video(self, luma, defer, modify, context):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        deferred = defer(timeout=60, queue_timeout=3600)
+        assert deferred.trigger.until == pytest.approx(deferred.kwargs["first_attempt_at"] + 3600)
+        before = time.time()
+        waiting = defer(deferred, timeout=60, queue_timeout=3600)
+        assert before + 60 <= waiting.trigger.end_time <= time.time() + 60
+
+    def test_rate_limited_task_gives_up_after_its_queue_timeout(self, luma, defer, modify, context):
+        luma.configure(faults=["submit:refuse,code=429"])
+        deferred = defer(queue_timeout=0.2)
+        deferred.kwargs["first_attempt_at"] -= 0.2
+        with pytest.raises(LumaRateLimitError):
+            resume(modify(queue_timeout=0.2), deferred, context, expiry_event(deferred))
+
     def test_task_waits_two_minutes_for_a_service_that_is_unavailable(self, defer, set_connection, free_port):
         set_connection(f"http://127.0.0.1:{free_port}")
         deferred = defer(timeout=3600)
@@ -193,6 +208,12 @@ class TestInTheWorker:
         busy = ["submit:refuse,code=429,retry_after=0.5,style=status,times=1"]
         luma.configure(faults=[*busy, "submit:refuse,code=455,times=1"])
         assert modify(deferrable=False, timeout=120).execute(context)["status"] == "SUCCESS"
+
+    def test_rate_limited_task_in_the_worker_gives_up_after_its_queue_timeout(self, luma, modify, context):
+        luma.configure(faults=["submit:refuse,code=429"])
+        with pytest.raises(LumaRateLimitError):
+            modify(deferrable=False, timeout=3600, queue_timeout=0.01).execute(context)
+        assert len(submissions(luma)) == 1
 
     def test_rate_limited_task_in_the_worker_backs_off_for_longer_than_an_outage_may_last(
         self, luma, modify, context, short_backoff, monkeypatch
