@@ -267,7 +267,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         ``GENERATING`` and no URLs; a :class:`.LumaTaskSensor` can wait for the job
     :param deferrable: wait in the triggerer. If False, the task holds a worker slot while it waits
     :param poll_interval: seconds between two status checks; the service recommends 30. Ten times as long if the task is
-        deferrable and Luma calls Airflow when the job ends
+        deferrable and Luma calls Airflow when the job ends; with Luma's own API, less when the job has likely ended
     :param timeout: maximum seconds that a try waits for the video. The job itself keeps running at Luma
     :param queue_timeout: maximum seconds that a try waits before that, while Luma is over its limits or unavailable and
         does not accept the job; ``timeout`` if None
