@@ -32,14 +32,7 @@ from airflow_provider_luma.core.validation import (
     check_video_address,
     check_watermark,
 )
-from airflow_provider_luma.core.wire import (
-    read_integer,
-    read_json,
-    read_object,
-    read_strings,
-    read_text,
-    read_time,
-)
+from airflow_provider_luma.core.wire import read_integer, read_json, read_object, read_strings, read_text, read_time
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
