@@ -99,6 +99,12 @@ class LumaValidationError(LumaError, ValueError):
 class LumaRateLimitError(LumaError):
     """429: too many calls. The refused call was not queued; repeat it after ``retry_after``."""
 
+    #: Whether too many jobs are running: the next submission is accepted once one of them has ended.
+    has_too_many_jobs = False
+
+    #: How many requests a minute the service allows, if it said so.
+    requests_per_minute: int | None = None
+
 
 class LumaUnavailableError(LumaError):
     """455, 5xx, an unreadable response or a broken network: the service is unavailable for now."""

@@ -270,9 +270,10 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         ``GENERATING`` and no URLs; a :class:`.LumaTaskSensor` can wait for the job
     :param deferrable: wait in the triggerer. If False, the task holds a worker slot while it waits
     :param poll_interval: seconds between two status checks; the service recommends 30. Ten times as long if the task is
-        deferrable and Luma calls Airflow when the job ends
-    :param timeout: maximum seconds that a try waits for the video; this also limits the wait before that, while Luma is
-        over its limits or unavailable and does not accept the job. The job itself keeps running at Luma
+        deferrable and Luma calls Airflow when the job ends; with Luma's own API, less when the job has likely ended
+    :param timeout: maximum seconds that a try waits for the video. The job itself keeps running at Luma
+    :param queue_timeout: maximum seconds that a try waits before that, while Luma is over its limits or unavailable and
+        does not accept the job; ``timeout`` if None
     :param resubmit_on_unknown: submit again if it is unknown whether an earlier submission was accepted, at the risk of
         paying twice. By default such a task fails without using its retries. A deferrable task that expects a callback
         waits for the callback first, which settles the question
@@ -313,6 +314,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         resubmit_on_unknown: bool = False,
         resubmit_on_failure: bool = True,
         check_video: bool = True,
+        queue_timeout: float | None = None,
         multiple_outputs: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -330,6 +332,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         self.resubmit_on_unknown = resubmit_on_unknown
         self.resubmit_on_failure = resubmit_on_failure
         self.check_video = check_video
+        self.queue_timeout = queue_timeout
         self._luma_task_id: str | None = None
 
         self._check_parameters()
@@ -338,6 +341,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         """Refuse literals that cannot work; what templates render to is checked when the task runs."""
         check_positive("poll_interval", self.poll_interval)
         check_positive("timeout", self.timeout)
+        if self.queue_timeout is not None:
+            check_positive("queue_timeout", self.queue_timeout)
         self.check_literal_prompt()
         if is_literal(self.video_url):
             check_video_address(self.video_url)
@@ -465,6 +470,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             resubmit_on_unknown=self.resubmit_on_unknown,
             resubmit_on_failure=self.resubmit_on_failure,
             timeout=self.timeout,
+            queue_timeout=self.timeout if self.queue_timeout is None else self.queue_timeout,
             poll_interval=self.poll_interval,
             log=self.log,
             on_job_known=self._on_job_known,
@@ -481,8 +487,15 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         from airflow_provider_luma.triggers.luma import LumaCallbackTrigger, LumaSubmissionTrigger
 
         if isinstance(step, Enqueue):
-            state = step.state.as_kwargs()
-            trigger = LumaSubmissionTrigger(self.luma_conn_id, state, step.until, permitted_at, step.not_before)
+            trigger = LumaSubmissionTrigger(
+                self.luma_conn_id,
+                step.state.as_kwargs(),
+                step.until,
+                permitted_at,
+                step.not_before,
+                step.has_too_many_jobs,
+                step.requests_per_minute,
+            )
             self.defer_with(trigger, "execute_from_queue", step.state)
         if isinstance(step, AwaitCallback):
             self.defer_with(

@@ -116,6 +116,10 @@ class Service(Protocol):
         """How many status checks per second an account is allowed, unless its connection says otherwise."""
 
     @property
+    def submissions_per_second(self) -> float:
+        """How many submissions per second an account is allowed, unless a refusal says otherwise."""
+
+    @property
     def records_kept(self) -> float | None:
         """Seconds for which it keeps its jobs' records; None if unknown: a 404 then never leads to a new submission."""
 

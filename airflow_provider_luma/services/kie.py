@@ -32,14 +32,7 @@ from airflow_provider_luma.core.validation import (
     check_video_address,
     check_watermark,
 )
-from airflow_provider_luma.core.wire import (
-    read_integer,
-    read_json,
-    read_object,
-    read_strings,
-    read_text,
-    read_time,
-)
+from airflow_provider_luma.core.wire import read_integer, read_json, read_object, read_strings, read_text, read_time
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
@@ -74,6 +67,9 @@ has_balance = True
 
 #: The limit per key of a sibling endpoint.
 requests_per_second = 10.0
+
+#: 20 in 10 seconds, according to https://docs.kie.ai.
+submissions_per_second = 2.0
 
 #: Two months.
 records_kept = RECORDS_KEPT

@@ -22,7 +22,7 @@ from airflow_provider_luma.core.addresses import is_luma_file
 from airflow_provider_luma.core.backoff import MAX_RETRY_AFTER
 from airflow_provider_luma.core.job import LumaTask, LumaTaskStatus, LumaUpload, ModifyRequest, Request, Response
 from airflow_provider_luma.core.validation import check_prompt, check_video_address
-from airflow_provider_luma.core.wire import plain_text, read_json, read_object, read_text
+from airflow_provider_luma.core.wire import plain_text, read_integer, read_json, read_object, read_text
 from airflow_provider_luma.exceptions import (
     TRANSIENT,
     LumaAuthError,
@@ -62,6 +62,15 @@ has_balance = False
 
 #: Status checks do not count against the limit of a minute's requests, but too many are refused.
 requests_per_second = 1.0
+
+#: Both limits depend on the plan: requests in any minute, and jobs at a time. The smallest known is 30 a minute.
+submissions_per_second = 0.5
+
+#: Seconds of the sliding window in which requests count.
+RATE_WINDOW = 60.0
+
+#: The highest number of requests a minute that a refusal is believed to allow.
+MAX_REQUESTS_PER_MINUTE = 6000
 
 #: Unknown.
 records_kept = None
@@ -336,7 +345,7 @@ def read_submission(response: Response) -> str:
     if 200 <= http_status < 300 and _ID.fullmatch(luma_task_id):
         return luma_task_id
     if http_status in REFUSALS or _is_source_unreadable(response):
-        raise _refusal(response)
+        raise _refusal(response, is_submission=True)
     raise LumaSubmissionUnknownError(
         None,
         f"the submission was sent, but the response names no job: {_reason(response)} (HTTP {http_status}). "
@@ -441,15 +450,43 @@ def read_renewal(response: Response, result_url: str, luma_task_id: str | None) 
     return matching[0]
 
 
-def _refusal(response: Response) -> LumaError:
+def _refusal(response: Response, *, is_submission: bool = False) -> LumaError:
     http_status = response.http_status
     if 300 <= http_status < 400:
         return redirected(response)
+    if http_status == 429:
+        return _rate_limited(response, is_submission=is_submission)
     kind = REFUSALS.get(http_status, LumaUnavailableError)
     refusal = kind(http_status, _reason(response), retry_after=response.retry_after)
     if isinstance(refusal, LumaNotFoundError) and _detail(response) is None:
         refusal.remedy = f"If the Host of the connection is not {host}, correct it"
     return refusal
+
+
+def _rate_limited(response: Response, *, is_submission: bool) -> LumaRateLimitError:
+    """
+    Return the error for a 429, which tells two limits apart: requests a minute, and jobs at a time.
+
+    Only the former comes with ``X-RateLimit`` headers. Without them, a submission was refused by the latter, unless the
+    response is not the service's own. Too many status checks are refused by neither.
+    """
+    limit, remaining, reset = (
+        read_integer(response.headers.get(f"x-ratelimit-{part}")) for part in ("limit", "remaining", "reset")
+    )
+    retry_after, reason = response.retry_after, _reason(response)
+    if (limit, reset) != (None, None) and (remaining or 0) <= 0:
+        per_minute = limit if limit is not None and 0 < limit <= MAX_REQUESTS_PER_MINUTE else None
+        if retry_after is None:
+            retry_after = reset if reset is not None and 0 < reset <= RATE_WINDOW else RATE_WINDOW
+        used_up = f"limit of {per_minute} requests a minute reached" if per_minute else "limit of requests reached"
+        error = LumaRateLimitError(429, f"{used_up}: {reason}", retry_after=retry_after)
+        error.requests_per_minute = per_minute
+        return error
+    if is_submission and _detail(response) is not None:
+        error = LumaRateLimitError(429, f"limit of jobs at a time reached: {reason}", retry_after=retry_after)
+        error.has_too_many_jobs = True
+        return error
+    return LumaRateLimitError(429, reason, retry_after=retry_after)
 
 
 def _reason(response: Response) -> str:

@@ -45,6 +45,7 @@ from airflow_provider_luma.exceptions import (
     LumaGenerationError,
     LumaInsufficientCreditsError,
     LumaNotFoundError,
+    LumaRateLimitError,
     LumaRequestFailedError,
     LumaResultMissingError,
     LumaSubmissionUnknownError,
@@ -102,11 +103,15 @@ class Enqueue(NamedTuple):
     :param state: the state of the deferral, with the time of the first attempt and the start of any outage
     :param until: when to try for the last time
     :param not_before: the earliest time at which the service wants another submission
+    :param has_too_many_jobs: whether it refused because too many jobs are running
+    :param requests_per_minute: how many requests a minute it allows, if it said so
     """
 
     state: DeferralState
     until: float
     not_before: float
+    has_too_many_jobs: bool = False
+    requests_per_minute: int | None = None
 
 
 NextStep = WaitForJob | AwaitCallback | Enqueue
@@ -161,7 +166,8 @@ class Submitter:
     :param needs_result: whether the task waits for the video at all
     :param resubmit_on_unknown: submit again when it is unknown whether an earlier submission was accepted
     :param resubmit_on_failure: submit again when the job of an earlier try failed at Luma
-    :param timeout: seconds to wait for the video, and before that for Luma to accept the job
+    :param timeout: seconds to wait for the video
+    :param queue_timeout: seconds to wait, before that, for Luma to accept the job
     :param poll_interval: seconds between two status checks
     :param log: the task's log
     :param on_job_known: called with the job's id as soon as it is known
@@ -180,6 +186,7 @@ class Submitter:
     resubmit_on_unknown: bool
     resubmit_on_failure: bool
     timeout: float
+    queue_timeout: float
     poll_interval: float
     log: Logger
     on_job_known: Callable[[str], None]
@@ -433,7 +440,7 @@ class Submitter:
         try:
             self._check_before_paying(submission)
             attempt.submission = self._publish(submission)
-            luma_task_id = attempt() if self.can_defer else retry_submission(attempt, self.timeout, self.log)
+            luma_task_id = attempt() if self.can_defer else retry_submission(attempt, self.queue_timeout, self.log)
         except PERMANENT as error:
             may_renew = may_renew and isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
             if may_renew and self._finds_another_connection(submission.request):
@@ -536,21 +543,25 @@ class Submitter:
         )
 
     def _enqueue(self, error: LumaError, deferral: DeferralState) -> Enqueue:
-        """Wait to submit again: for at most ``timeout`` seconds if rate limited, or two minutes in an outage."""
+        """Wait to submit again: for at most ``queue_timeout`` seconds if rate limited, or two minutes in an outage."""
         metrics.Stats.incr("luma.submission.refused")
         now = time.time()
         first_attempt_at = deferral.first_attempt_at or now
-        until, outage_since = first_attempt_at + self.timeout, None
+        until, outage_since = first_attempt_at + self.queue_timeout, None
         if isinstance(error, LumaUnavailableError):
             outage_since = deferral.outage_since or now
             until = min(until, outage_since + backoff.OUTAGE_TIMEOUT)
         if now >= until:
             raise error
-        self.log.info("%s; queued in the triggerer", "Luma is unavailable" if outage_since else "Rate limited by Luma")
+        has_too_many_jobs, requests_per_minute = False, None
+        if isinstance(error, LumaRateLimitError):
+            has_too_many_jobs, requests_per_minute = error.has_too_many_jobs, error.requests_per_minute
+        limited = "Too many jobs are running at Luma" if has_too_many_jobs else "Rate limited by Luma"
+        self.log.info("%s; queued in the triggerer", "Luma is unavailable" if outage_since else limited)
         state = deferral._replace(
             first_attempt_at=first_attempt_at, outage_since=outage_since, service=self._stored_service
         )
-        return Enqueue(state, until, now + (error.retry_after or 0.0))
+        return Enqueue(state, until, now + (error.retry_after or 0.0), has_too_many_jobs, requests_per_minute)
 
     def _give_up(self, reference: str) -> NoReturn:
         """Fail, because no callback has shown what became of a submission."""

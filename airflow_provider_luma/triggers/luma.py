@@ -142,6 +142,8 @@ class LumaSubmissionTrigger(_LumaTrigger):
     :param permitted_at: when an earlier trigger permitted the submission that was refused, in seconds since the epoch;
         None if none did
     :param not_before: the earliest time at which Luma wants another submission, in seconds since the epoch
+    :param has_too_many_jobs: whether Luma refused because too many jobs are running
+    :param requests_per_minute: how many requests a minute the account is allowed, if Luma told it
     """
 
     arguments = ("luma_conn_id", "state", "until", "permitted_at", "not_before")
@@ -153,6 +155,8 @@ class LumaSubmissionTrigger(_LumaTrigger):
         until: float,
         permitted_at: float | None = None,
         not_before: float = 0.0,
+        has_too_many_jobs: bool = False,
+        requests_per_minute: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.luma_conn_id = luma_conn_id
@@ -160,14 +164,28 @@ class LumaSubmissionTrigger(_LumaTrigger):
         self.until = until
         self.permitted_at = permitted_at
         self.not_before = not_before
+        self.has_too_many_jobs = has_too_many_jobs
+        self.requests_per_minute = requests_per_minute
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and arguments that recreate this trigger; earlier versions do not know the last two."""
+        path, arguments = super().serialize()
+        newer = {"has_too_many_jobs": self.has_too_many_jobs, "requests_per_minute": self.requests_per_minute}
+        return path, {**arguments, **{name: value for name, value in newer.items() if value}}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait in the queue; then yield one event."""
         from airflow_provider_luma.submission.queue import WAITING_GAUGE, SubmissionQueue
         from airflow_provider_luma.waiting.per_loop import shared
 
-        async with shared(SubmissionQueue, WAITING_GAUGE, self.luma_conn_id) as queue:
-            queue.on_refused(self.not_before, permitted_at=self.permitted_at)
+        service = self.state.get("service") or DEFAULT_SERVICE
+        async with shared(lambda: SubmissionQueue(service), WAITING_GAUGE, self.luma_conn_id) as queue:
+            queue.on_refused(
+                self.not_before,
+                permitted_at=self.permitted_at,
+                has_too_many_jobs=self.has_too_many_jobs,
+                requests_per_minute=self.requests_per_minute,
+            )
             await asyncio.sleep(SHORTEST_DEFERRAL)
             try:
                 async with asyncio.timeout(max(0.0, self.until - time.time())):

@@ -21,7 +21,7 @@ from airflow_provider_luma.core.poll_state import Failed, Finished, PollAgain, P
 from airflow_provider_luma.core.rate_limit import RateLimiter
 from airflow_provider_luma.exceptions import LumaError, LumaRateLimitError, LumaUnavailableError
 from airflow_provider_luma.metrics import Stats
-from airflow_provider_luma.services import kie
+from airflow_provider_luma.services import SERVICES, kie
 
 if TYPE_CHECKING:
     from airflow_provider_luma.client import LumaAsyncClient
@@ -31,6 +31,9 @@ WAITING_GAUGE = "luma.waiting"
 
 #: Seconds after a job's deadline for which the rate limiter may hold back its last status check.
 LAST_CHECK_TIMEOUT = 30.0
+
+#: Minimum seconds between two status checks of a job, if the next one comes sooner because the job has likely ended.
+SHORTEST_INTERVAL = 5.0
 
 #: Seconds by which a status check can be put off in favour of others if the job's last one got no response.
 UNANSWERED_SLACK = 60.0
@@ -51,14 +54,16 @@ class Poller:
     async def wait_for(self, state: PollState) -> Finished | Failed:
         """Poll a job until the wait has ended, within the rate limit that all jobs share."""
         clock = asyncio.get_running_loop().time
-        due, last, is_completed = clock(), None, False
+        due, last, running_at, is_completed = clock(), None, None, False
         while True:
             unreadable = await self._open(state)
             outcome = unreadable or await self._check_in_turn(state, due, last)
             if not is_completed:
-                is_completed = self._on_completed(outcome.task)
+                is_completed = self._on_completed(state, outcome.task, running_at)
             if not isinstance(outcome, PollAgain):
                 return outcome
+            if outcome.is_running:
+                running_at = time.time()
             due, last = clock() + outcome.delay, outcome
             if unreadable is not None:
                 await asyncio.sleep(outcome.delay)
@@ -86,7 +91,8 @@ class Poller:
         now = asyncio.get_running_loop().time()
         deadline = math.inf if state.end_time is None else now + state.end_time - time.time()
         until = max(due, deadline) + LAST_CHECK_TIMEOUT
-        async with self._limiter.request(due, min(priority, deadline), until) as is_permitted:
+        earliest = self._earliest(state, due, last)
+        async with self._limiter.request(earliest, min(priority, deadline), until) as is_permitted:
             return await self._check(state, due) if is_permitted else state.on_unsent(time.time())
 
     async def _check(self, state: PollState, due: float) -> PollOutcome:
@@ -119,17 +125,47 @@ class Poller:
         slack = self._durations.slack(age, delay) if last is not None else self._durations.slack(0.0, age)
         return slack if state.end_time is None else max(0.0, min(slack, state.end_time - now - delay))
 
+    def _earliest(self, state: PollState, due: float, last: PollAgain | None) -> float:
+        """
+        Return when to check a job if no other check is due: when it has likely ended.
+
+        A service with callbacks is not asked sooner than the poll interval.
+
+        :param last: the outcome of the last status check; None before the first
+        """
+        if last is None or not last.is_running or state.created_at is None or not _is_only_polled(state):
+            return due
+        age = time.time() - state.created_at
+        likely_end = self._durations.likely_end(age)
+        if likely_end is None:
+            return due
+        return min(due, asyncio.get_running_loop().time() + max(SHORTEST_INTERVAL, likely_end - age))
+
     def _on_error(self, error: LumaError | None, sent_at: float) -> None:
         """Reduce the rate for all jobs if the service refused this check with a 429."""
         if isinstance(error, LumaRateLimitError):
             Stats.incr("luma.poll.refused")
             self._limiter.on_rate_limited(error.retry_after, sent_at=sent_at)
 
-    def _on_completed(self, task: LumaTask | None) -> bool:
-        """If a job has ended, record how long it took; return whether it has ended."""
+    def _on_completed(self, state: PollState, task: LumaTask | None, running_at: float | None) -> bool:
+        """
+        If a job has ended, record how long it took; return whether it has ended.
+
+        :param running_at: when a status check last saw it running, in seconds since the epoch; None if none did
+        """
         if task is None or not task.is_finished:
             return False
         metrics.job_ended(task)
         if task.created_at is not None and task.completed_at is not None:
-            self._durations.add((task.completed_at - task.created_at).total_seconds())
+            seconds = (task.completed_at - task.created_at).total_seconds()
+            if running_at is not None and _is_only_polled(state):
+                # The service does not say when it ended: take the middle of the time in which it did.
+                seconds -= (task.completed_at.timestamp() - running_at) / 2
+            self._durations.add(seconds)
         return True
+
+
+def _is_only_polled(state: PollState) -> bool:
+    """Return whether the job is of a service that calls nobody when a job has ended, and does not say when that was."""
+    service = SERVICES.get(state.service or "")
+    return service is not None and not service.has_callbacks

@@ -31,6 +31,8 @@ class TestLiterals:
             ({"poll_interval": "30"}, "poll_interval"),
             ({"timeout": -1}, "timeout"),
             ({"timeout": None}, "timeout"),
+            ({"queue_timeout": 0}, "queue_timeout"),
+            ({"queue_timeout": "3600"}, "queue_timeout"),
         ],
         ids=str,
     )

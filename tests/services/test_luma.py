@@ -180,6 +180,55 @@ def test_refusal_is_decided_by_the_status_alone(http_status, kind, content):
         luma.read_submission(Response(http_status, content))
 
 
+def rate_limited(read=luma.read_submission, detail: str = "no", retry_after: float | None = 60.0, **headers: str):
+    named = {f"x-ratelimit-{name}": value for name, value in headers.items()}
+    with pytest.raises(LumaRateLimitError) as caught:
+        read(response(429, {"detail": detail}, retry_after=retry_after, headers=named))
+    return caught.value
+
+
+def test_refusal_by_the_limit_of_requests_says_how_many_are_allowed_a_minute():
+    refusal = rate_limited(retry_after=12.0, limit="30", remaining="0", reset="1800000012")
+    assert (refusal.requests_per_minute, refusal.has_too_many_jobs, refusal.retry_after) == (30, False, 12.0)
+    assert refusal.msg == "limit of 30 requests a minute reached: no"
+
+
+def test_refusal_by_the_limit_of_jobs_has_none_of_its_headers():
+    refusal = rate_limited()
+    assert (refusal.requests_per_minute, refusal.has_too_many_jobs, refusal.retry_after) == (None, True, 60.0)
+    assert refusal.msg == "limit of jobs at a time reached: no"
+
+
+def test_refusal_with_requests_remaining_is_by_the_limit_of_jobs():
+    refusal = rate_limited(limit="30", remaining="19", reset="1800000012")
+    assert (refusal.requests_per_minute, refusal.has_too_many_jobs) == (None, True)
+
+
+@pytest.mark.parametrize(("reset", "expected"), [("7", 7.0), ("1800000012", 60.0), ("-3", 60.0), ("soon", 60.0)])
+def test_refusal_by_the_limit_of_requests_without_retry_after_lasts_until_the_reset_and_at_most_a_minute(
+    reset, expected
+):
+    assert rate_limited(retry_after=None, limit="30", reset=reset).retry_after == expected
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "6001", "1e3", "30, 30;w=60", "9" * 400, "", "NaN"])
+def test_limit_of_requests_that_cannot_be_is_not_believed(limit):
+    refusal = rate_limited(limit=limit, remaining="0", reset="1800000012")
+    assert (refusal.requests_per_minute, refusal.has_too_many_jobs) == (None, False)
+    assert refusal.msg == "limit of requests reached: no"
+
+
+def test_edge_that_refuses_a_submission_names_no_limit():
+    with pytest.raises(LumaRateLimitError) as caught:
+        luma.read_submission(Response(429, b"error code: 1015", retry_after=7.0))
+    assert (caught.value.requests_per_minute, caught.value.has_too_many_jobs) == (None, False)
+
+
+def test_refused_status_check_is_not_about_the_limit_of_jobs():
+    refusal = rate_limited(lambda response: luma.read_status(response, JOB))
+    assert (refusal.has_too_many_jobs, refusal.msg, refusal.retry_after) == (False, "no", 60.0)
+
+
 @pytest.mark.parametrize("http_status", [200, 201, 202, 302, 405, 408, 409, 410, 418, 500, 502, 503, 504, 520])
 @pytest.mark.parametrize(
     "content", [b'{"detail": "busy"}', b"<html>source</html>", b"", b'{"id": 7}', b'{"id": "../a"}']

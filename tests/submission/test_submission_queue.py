@@ -98,6 +98,35 @@ class TestQueued:
         assert awaited_job(deferral_of(modify().execute, contexts[1])) == luma.jobs[0].task_id
 
 
+class TestLimitsOfAPlan:
+    """Luma's own API refuses by one of two limits, and the queue is told which."""
+
+    @pytest.fixture
+    def defer(self, luma, defer, set_connection):
+        set_connection(luma.base_url, service="luma")
+        return defer
+
+    @pytest.mark.parametrize(
+        ("limit", "trigger", "logged"),
+        [
+            ("jobs", {"has_too_many_jobs": True}, "Too many jobs are running at Luma; queued in the triggerer"),
+            ("requests", {"requests_per_minute": 1000}, "Rate limited by Luma; queued in the triggerer"),
+        ],
+    )
+    def test_limit_is_logged_and_passed_to_the_queue(self, luma, defer, task_log, limit, trigger, logged):
+        luma.configure(faults=[f"submit:refuse,code=429,limit={limit},times=1"])
+        before = time.time()
+        _, arguments = defer().trigger.serialize()
+        told = {name: arguments[name] for name in ("has_too_many_jobs", "requests_per_minute") if name in arguments}
+        assert told == trigger
+        assert 59 <= arguments["not_before"] - before <= 70, "Retry-After"
+        lines = [entry["event"] % entry.get("positional_args", ()) for entry in task_log]
+        assert logged in lines
+        assert any(
+            f"limit of {'jobs at a time' if limit == 'jobs' else '1000 requests a minute'}" in one for one in lines
+        )
+
+
 class TestDeadlines:
     def test_rate_limited_task_gives_up_after_its_timeout(self, luma, defer, modify, context):
         luma.configure(faults=["submit:refuse,code=429"])
@@ -107,6 +136,21 @@ class TestDeadlines:
         with pytest.raises(LumaRateLimitError):
             resume(modify(timeout=0.2), deferred, context, expiry_event(deferred))
         assert context["task_state_store"].record is None
+
+    def test_queue_timeout_limits_the_queue_and_timeout_the_wait_for_the_video(self, luma, defer, modify, context):
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        deferred = defer(timeout=60, queue_timeout=3600)
+        assert deferred.trigger.until == pytest.approx(deferred.kwargs["first_attempt_at"] + 3600)
+        before = time.time()
+        waiting = defer(deferred, timeout=60, queue_timeout=3600)
+        assert before + 60 <= waiting.trigger.end_time <= time.time() + 60
+
+    def test_rate_limited_task_gives_up_after_its_queue_timeout(self, luma, defer, modify, context):
+        luma.configure(faults=["submit:refuse,code=429"])
+        deferred = defer(queue_timeout=0.2)
+        deferred.kwargs["first_attempt_at"] -= 0.2
+        with pytest.raises(LumaRateLimitError):
+            resume(modify(queue_timeout=0.2), deferred, context, expiry_event(deferred))
 
     def test_task_waits_two_minutes_for_a_service_that_is_unavailable(self, defer, set_connection, free_port):
         set_connection(f"http://127.0.0.1:{free_port}")
@@ -164,6 +208,12 @@ class TestInTheWorker:
         busy = ["submit:refuse,code=429,retry_after=0.5,style=status,times=1"]
         luma.configure(faults=[*busy, "submit:refuse,code=455,times=1"])
         assert modify(deferrable=False, timeout=120).execute(context)["status"] == "SUCCESS"
+
+    def test_rate_limited_task_in_the_worker_gives_up_after_its_queue_timeout(self, luma, modify, context):
+        luma.configure(faults=["submit:refuse,code=429"])
+        with pytest.raises(LumaRateLimitError):
+            modify(deferrable=False, timeout=3600, queue_timeout=0.01).execute(context)
+        assert len(submissions(luma)) == 1
 
     def test_rate_limited_task_in_the_worker_backs_off_for_longer_than_an_outage_may_last(
         self, luma, modify, context, short_backoff, monkeypatch

@@ -33,6 +33,7 @@ def submitter(luma_conn: str) -> Submitter:
         resubmit_on_unknown=False,
         resubmit_on_failure=True,
         timeout=120,
+        queue_timeout=120,
         poll_interval=1,
         log=logging.getLogger(__name__),
         on_job_known=lambda _luma_task_id: None,

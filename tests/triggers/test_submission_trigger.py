@@ -13,13 +13,15 @@ import pytest
 
 from airflow_provider_luma.core import deferral
 from airflow_provider_luma.core.deferral import DeferralState
-from airflow_provider_luma.submission.queue import SUBMISSIONS_PER_SECOND, USABLE_PART
+from airflow_provider_luma.services import kie, luma
+from airflow_provider_luma.submission import queue
+from airflow_provider_luma.submission.queue import USABLE_PART
 from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
 from airflow_provider_luma.waiting import per_loop as shared_module
 from harness.simulated_clock import run
 
 #: Seconds between two permissions at the full rate.
-GAP = 1 / (SUBMISSIONS_PER_SECOND * USABLE_PART)
+GAP = 1 / (kie.submissions_per_second * USABLE_PART)
 
 
 @pytest.fixture
@@ -70,6 +72,58 @@ class TestSerialize:
             "not_before": 4.5,
         }
         assert LumaSubmissionTrigger(**json.loads(json.dumps(arguments))).serialize() == (path, arguments)
+
+    @pytest.mark.parametrize("limit", [{"has_too_many_jobs": True}, {"requests_per_minute": 30}])
+    def test_the_limit_that_a_service_names_is_stored_too(self, limit):
+        path, arguments = LumaSubmissionTrigger("my_luma", {}, 2.5, 3.5, 4.5, **limit).serialize()
+        assert limit.items() <= arguments.items()
+        assert LumaSubmissionTrigger(**arguments).serialize() == (path, arguments)
+
+
+#: The state of a task whose service is Luma's own API.
+OWN = {"service": "luma"}
+
+#: Seconds between two permissions on the smallest plan of Luma's own API.
+OWN_GAP = 1 / (luma.submissions_per_second * USABLE_PART)
+
+
+class TestPlan:
+    """The limits of Luma's own API depend on the account's plan."""
+
+    @pytest.fixture
+    def trigger(self, start: float) -> Callable[..., LumaSubmissionTrigger]:
+        def _trigger(**arguments: Any) -> LumaSubmissionTrigger:
+            return LumaSubmissionTrigger("luma_default", {**OWN, "first_attempt_at": start}, start + 3600, **arguments)
+
+        return _trigger
+
+    def test_tasks_are_permitted_at_the_rate_of_the_smallest_plan_unless_the_service_tells_another(self, trigger, fire):
+        assert gaps(fire(*(trigger() for _ in range(4)))) == pytest.approx([OWN_GAP] * 3, abs=0.02)
+
+    def test_tasks_are_permitted_at_the_rate_that_a_refusal_has_told(self, trigger, fire):
+        fired = fire(trigger(requests_per_minute=60), *(trigger() for _ in range(3)))
+        assert gaps(fired) == pytest.approx([1 / USABLE_PART] * 3, abs=0.02)
+
+    def test_refused_by_the_limit_of_jobs_they_pause_twice_as_long_and_less_after_each_submission(
+        self, trigger, fire, start
+    ):
+        limited = {"permitted_at": start, "has_too_many_jobs": True}
+        fired = fire(*(trigger(**limited) for _ in range(2)), *(trigger() for _ in range(3)))
+        first = 2 / luma.submissions_per_second
+        expected = [max(OWN_GAP, first * queue.PART_OF_PAUSE**number) for number in range(4)]
+        assert gaps(fired) == pytest.approx(expected, abs=0.02)
+
+    def test_first_attempt_that_is_refused_by_the_limit_of_jobs_lengthens_no_pause(self, trigger, fire):
+        fired = fire(*(trigger(has_too_many_jobs=True) for _ in range(3)))
+        assert gaps(fired) == pytest.approx([OWN_GAP] * 2, abs=0.02)
+
+    def test_retry_after_is_waited_for_by_all(self, trigger, fire, start):
+        fired = fire(trigger(not_before=start + 60, has_too_many_jobs=True), trigger())
+        assert fired[0][1] == pytest.approx(60, abs=0.02)
+
+    def test_retry_after_is_believed_for_five_minutes_at_most(self, trigger, fire, start):
+        fired = fire(trigger(not_before=start + 3000, has_too_many_jobs=True))
+        assert fired[0][1] == pytest.approx(300, abs=0.02)
 
 
 class TestRun:
