@@ -42,7 +42,7 @@ RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in la
 HTTP_LIBRARIES = {"aiohttp", "httpx", "requests", "urllib3"}
 
 #: Modules that read and write videos, and are of no use without PyAV.
-PYAV = tuple(f"media.{name}" for name in ("film_reader", "join", "pictures", "sound", "split", "time_stamps"))
+PYAV = tuple(f"media.{name}" for name in ("film_reader", "join", "pictures", "probe", "sound", "split", "time_stamps"))
 
 
 @cache
@@ -143,7 +143,7 @@ def test_http_libraries_are_imported_by_transport_hooks_and_files_alone():
 
 def test_pyav_is_imported_by_media_alone():
     users = {name for name in modules() if "av" in foreign(name)}
-    assert users == {"media.input_check_child", "media.opening", *PYAV}
+    assert users == {"media.opening", *PYAV}
 
 
 def test_operators_decode_in_another_process():

@@ -2,8 +2,8 @@
 """
 Where films and clips are written, checked before anything is written or paid for.
 
-A storage refuses a destination by a definite answer alone: whoever may write to a bucket may lack the right to ask
-about it.
+Only a definite answer of the storage rules a destination out: an account that may write to a bucket may not be allowed
+to look it up.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 def folder_to_write(parameter: str, address: object, log: Logger) -> ObjectStoragePath:
     """
-    Return the folder that an address leads to.
+    Return the folder at an address.
 
     :param parameter: the operator's parameter that names it
-    :raises LumaValidationError: Airflow knows no such storage, or there is no such bucket
+    :raises LumaValidationError: Airflow does not support the storage, or the bucket does not exist
     :raises AirflowException: the storage cannot be reached
     """
     check_no_outer_blanks(parameter, address)
@@ -53,12 +53,12 @@ def film_to_write(
     parameter: str, address: object, log: Logger, *, relative: bool = False, folder: str | None = None
 ) -> ObjectStoragePath:
     """
-    Return the file that a film is to be written to.
+    Return the file that a film will be written to.
 
     :param parameter: the operator's parameter that names it
     :param relative: accept a path relative to the working directory of the task
     :param folder: a folder that is removed once the film has been written
-    :raises LumaValidationError: it cannot be written there, or would be removed
+    :raises LumaValidationError: the film cannot be written there, or would be removed with the folder
     :raises AirflowException: the storage cannot be reached
     """
     check_film_destination(parameter, address, relative=relative)
@@ -73,9 +73,9 @@ def film_to_write(
 
 def refuse_inside(parameter: str, path: ObjectStoragePath, folder: str | None) -> None:
     """
-    Refuse a file in a folder that is going to be removed.
+    Refuse a file in a folder that will be removed.
 
-    :raises LumaValidationError: it is in there
+    :raises LumaValidationError: the file is in the folder
     """
     if folder is None:
         return
@@ -87,8 +87,8 @@ def refuse_inside(parameter: str, path: ObjectStoragePath, folder: str | None) -
     if is_inside:
         raise LumaValidationError(
             None,
-            f"{parameter}: {shown_address(path)} is in the folder {shown_address(folder)}, which is removed "
-            "at the end: choose another place",
+            f"{parameter}: {shown_address(path)} is in the folder {shown_address(folder)}, which will be removed "
+            "at the end: choose another folder",
         )
 
 
@@ -96,7 +96,7 @@ def refuse_overwriting(
     parameter: str, written: Iterable[ObjectStoragePath], **read: Iterable[ObjectStoragePath]
 ) -> None:
     """
-    Refuse to write to a file that is read as well.
+    Refuse to write to a file that is also read.
 
     :param parameter: the parameter that says where to write
     :param read: the files that are read, by the parameter that names them
@@ -112,7 +112,7 @@ def refuse_overwriting(
 def _refuse_same(parameter: str, target: ObjectStoragePath, name: str, path: ObjectStoragePath) -> None:
     if _are_local(target, path):
         same = os.path.realpath(target.path) == os.path.realpath(path.path)
-        with suppress(OSError):  # the target is not there yet
+        with suppress(OSError):  # the target does not exist yet
             same = same or Path(target.path).samefile(path.path)
     else:
         same = _share_storage(target, path) and target.path == path.path
@@ -132,18 +132,18 @@ def _check_bucket(path: ObjectStoragePath, shown: str, log: Logger) -> None:
 
 
 def _type_of(path: ObjectStoragePath, name: str, shown: str, log: Logger) -> str | None:
-    """Return what a storage has under a name: "file" or "directory"; None for nothing; "" if it does not tell."""
+    """Return the type of what is stored under a name, "file" or "directory"; None for nothing; "" if unknown."""
     try:
         return str(path.fs.info(name).get("type", ""))
     except Exception as error:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not _was_refused(error):
             return None
-        log.info("%s: not checked, as the storage does not tell: %s", shown, error.__context__ or error)
+        log.info("%s: not checked, since the storage did not answer: %s", shown, error.__context__ or error)
         return ""
 
 
 def _was_refused(error: BaseException) -> bool:
-    """Tell whether a storage was refused an answer: Google's then takes an empty bucket for a missing one."""
+    """Tell whether the lookup was denied: for Google's storage, an empty bucket then looks like a missing one."""
     context = error.__context__
     return isinstance(context, OSError) and not isinstance(context, FileNotFoundError)
 
@@ -153,5 +153,5 @@ def _are_local(*paths: ObjectStoragePath) -> bool:
 
 
 def _share_storage(one: ObjectStoragePath, other: ObjectStoragePath) -> bool:
-    """Tell whether equal paths are one file. A bucket is the same one through each connection; a server may not be."""
+    """Tell whether equal paths are the same file. A bucket is the same over any connection; a server may not be."""
     return one.fs == other.fs or (type(one.fs) is type(other.fs) and one.protocol in OBJECT_STORES)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Resumable, atomic download of one file into any storage that Airflow knows.
+Resumable, atomic download of one file into any storage that Airflow supports.
 
-The bytes are written, as they arrive, to a temporary name beside the final one (``.name.….part``), which is renamed
-once the file is whole: see :mod:`~airflow_provider_luma.files.storage`. A broken connection is
-resumed with a range request, or started over where the server does not offer that.
+The bytes are written as they arrive to a temporary file beside the final one (``.name.….part``), which is renamed once
+it is complete: see :mod:`~airflow_provider_luma.files.storage`. After a broken connection the download resumes with a
+range request, or starts over if the server does not support that.
 
-Of the file's name only harmless characters are kept.
+Only harmless characters of the file's name are kept.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ from airflow_provider_luma.files.storage import (
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
 
-#: What a storage is handed at a time; object stores want at least 5 MB, and hold several of them in memory.
+#: Bytes written to a storage at a time; object stores need at least 5 MB, and keep several blocks in memory.
 BLOCK_SIZE = 8 * 1024 * 1024
 
-#: Bytes at the beginning of two files of the same length that tell whether they are the same.
+#: Bytes compared at the beginning of two files of equal length, to decide whether they are the same.
 COMPARED_SIZE = 64 * 1024
 
-#: Characters of a file's name without its extension: of one made of an address, and of one that was given.
+#: The longest file name, without its extension: one taken from an address, and one that was given.
 _LONGEST_NAME, _LONGEST_GIVEN_NAME = 100, 150
 
 
 def safe_name(url: str) -> str:
-    """Return a file name made of the URL's last part, without anything that has a meaning to a file system."""
+    """Return a file name made from the URL's last part, without characters that are special to a file system."""
     return _harmless(unquote(url_path(url)), _LONGEST_NAME)
 
 
@@ -79,9 +79,9 @@ def destination_file(url: str, destination: str | ObjectStoragePath, name: str |
     """
     Return the file that a download of ``url`` to ``destination`` writes.
 
-    A destination whose last part ends in an extension is the file itself; any other is a folder, in which the
-    file gets the name it has in the URL, or the one given, as far as that is harmless. With a name given, it is
-    always a folder.
+    A destination whose last part ends in an extension is the file itself. Any other is a folder, in which the file is
+    named after the URL; harmful characters are replaced. With ``name``, the destination is always a folder, and the
+    file gets that name.
     """
     if name is None and names_a_file(str(destination)):
         return as_path(destination)
@@ -91,13 +91,13 @@ def destination_file(url: str, destination: str | ObjectStoragePath, name: str |
 @dataclass
 class Download:
     """
-    How files are fetched.
+    Downloads files.
 
     :param session: makes a session without credentials
     :param timeout: seconds without a byte after which a connection counts as broken
     :param service_is_public: Luma is on the public Internet, so private addresses are refused
-    :param renew: asks Luma for a temporary address of a file that its own address no longer gives
-    :param log: where progress is told
+    :param renew: asks Luma for a temporary address of a file that is gone from its own
+    :param log: where progress is logged
     """
 
     session: Callable[[], requests.Session]
@@ -117,7 +117,7 @@ class Download:
         check_no_outer_blanks("destination", destination)
         path = destination_file(url, destination, name)
         check_target(path)
-        # The storage's cached listing of the folder may be older than what others have written there.
+        # The storage's cached listing of the folder may lack what others have written since.
         path.fs.invalidate_cache()
         if path.fs.isdir(path.path):
             raise LumaValidationError(None, f"destination {path} is a folder: end it with / to write into it")
@@ -131,7 +131,7 @@ class Download:
             size = self._fetch(url, path, part)
             self._finish(path, part, overwrite=overwrite)
         except BaseException:
-            # Also when the task is timed out. An error of the storage must not hide the one that came first.
+            # Also when the task times out. An error while removing must not hide the original one.
             with suppress(Exception):
                 remove_file(path.fs, part)
             raise
@@ -140,10 +140,10 @@ class Download:
 
     def _check_existing(self, path: ObjectStoragePath, url: str, *, is_named_by_url: bool) -> None:
         """
-        Make sure that a file that is there is the one behind the URL.
+        Make sure that an existing file is the one at the URL.
 
-        Under its final name a file is always whole. Where the server no longer has the file, or does not say its
-        length, only the URL's own name can show which file it is: any other may have been given at an earlier run.
+        A file under its final name is always complete. If the server no longer has the file, or does not give its
+        length, only a name taken from the URL identifies it: any other may have been used by an earlier run.
         """
         shown = without_secrets(url)
         try:
@@ -153,18 +153,18 @@ class Download:
         except LumaNotFoundError as gone:
             if not is_named_by_url:
                 raise FileExistsError(
-                    f"{path} is there already, and may be the video of an earlier run: there is nothing at {shown} "
+                    f"{path} already exists, and may be the video of an earlier run: there is no file at {shown} "
                     f"(any more) to compare it with ({gone.msg}). If it is the right one, mark this task as success; "
-                    "otherwise make the video again, with a destination of its own for each run"
+                    "otherwise make the video again, with a separate destination for each run"
                 ) from gone
-            self.log.warning("There is nothing at %s any more; %s, written before, is kept", shown, path)
+            self.log.warning("There is no file at %s any more; keeping %s, which was written earlier", shown, path)
             return
         if not is_same:
             raise FileExistsError(
-                f"{path} is there already, and is not shown to be the file at {shown}: "
+                f"{path} already exists, and could not be confirmed to be the file at {shown}: "
                 "choose another destination, or set overwrite=True to replace it"
             )
-        self.log.info("%s is there already, and whole; not fetched again", path)
+        self.log.info("%s already exists and is complete; not downloaded again", path)
 
     def _is_same(self, path: ObjectStoragePath, url: str, *, needs_length: bool) -> bool:
         with self._source.open(url) as response:
@@ -175,17 +175,17 @@ class Download:
             return length == 0 or start == _beginning(path, path.path)
 
     def _finish(self, path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
-        """Give the whole file its name; if another task has written the same file meanwhile, keep that one."""
+        """Give the complete file its name; if another task has written the same file meanwhile, keep that one."""
         try:
             rename(path, part, overwrite=overwrite)
         except FileExistsError:
             if not _begin_the_same(path, part):
                 raise FileExistsError(
-                    f"{path} has appeared while the file was downloaded, and is left as it is: "
+                    f"{path} was created by something else during the download, and is left as it is: "
                     "choose another destination, or set overwrite=True to replace it"
                 ) from None
             remove_file(path.fs, part)
-            self.log.info("%s was written by another task meanwhile; it is the same file", path)
+            self.log.info("Another task has written %s meanwhile; it is the same file", path)
 
     def _fetch(self, url: str, path: ObjectStoragePath, part: str) -> int:
         """Fetch the whole file into ``part``; return its size in bytes."""
@@ -226,7 +226,7 @@ class Download:
         return False
 
     def _receive(self, sink: IO[bytes], transfer: Transfer) -> bool:
-        """Write what one connection brings; return False if it brings another file."""
+        """Write what one connection delivers; return False if it delivers another file."""
         started = time.monotonic()
         with self._source.open(transfer.url, transfer.done, transfer.version) as response:
             if transfer.ends_with(response):
@@ -241,10 +241,10 @@ class Download:
         return True
 
     def _renew(self, transfer: Transfer, gone: LumaNotFoundError) -> None:
-        """Continue at a temporary address, if Luma still has the file that is not found at its own."""
+        """Continue at a temporary address, if Luma still has the file that is gone from its own."""
         try:
             if transfer.renewed_at == transfer.done:
-                raise LumaNotFoundError(None, "nor is it at the temporary address that Luma gave")
+                raise LumaNotFoundError(None, "the file is not at the temporary address from Luma either")
             transfer.url = self._source.checked(self.renew(transfer.original_url))
         except TRANSIENT as error:
             transfer.on_interruption(error.msg)
@@ -252,11 +252,11 @@ class Download:
         except LumaError as refused:
             raise LumaNotFoundError(
                 gone.code,
-                f"there is no file at {without_secrets(transfer.original_url)}. Luma keeps results for 14 days: "
-                f"it has expired, or never was one (asked for a download address, Luma said: {refused.msg})",
+                f"there is no file at {without_secrets(transfer.original_url)}. Luma keeps results for 14 days: it "
+                f"has expired, or never was a result (Luma's answer when asked for a download address: {refused.msg})",
             ) from refused
         transfer.renewed_at = transfer.done
-        self.log.info("The file is not at its address; Luma gave a temporary one")
+        self.log.info("The file is gone from its address; continuing at a temporary one from Luma")
 
 
 def _begin_the_same(path: ObjectStoragePath, part: str) -> bool:
@@ -265,13 +265,13 @@ def _begin_the_same(path: ObjectStoragePath, part: str) -> bool:
 
 
 def _beginning(path: ObjectStoragePath, file: str) -> bytes:
-    """Return the first bytes of a file; not by ``cat_file``, with which some storages read all of it."""
+    """Return the first bytes of a file. With ``cat_file``, some storages would read all of it."""
     with path.fs.open(file, "rb", block_size=COMPARED_SIZE) as opened:
         start: bytes = opened.read(COMPARED_SIZE)
     return start
 
 
 def _is_named_by(url: str, name: str) -> bool:
-    """Tell whether a file's name is the one its URL gives it, also where a number before it tells it from others."""
+    """Tell whether a file is named after its URL, perhaps with a number in front that makes the name unique."""
     own = safe_name(url)
     return not own.startswith("video.") and re.fullmatch(rf"([0-9]+-)?{re.escape(own)}", name) is not None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The input video of one submission: what distinguishes it, and the public address under which Luma can read it.
+The input video of one submission: what identifies it, and the public address at which Luma can read it.
 
-A public address is submitted as it is. A file in a storage is uploaded, or gets a signed address of its storage if the
-connection says so. For the record it is the *file* that was submitted: a retry recognises its request although each
-upload, and each signature, gives another address.
+A public address is submitted as it is. A file in a storage is uploaded, or its storage signs an address for it if the
+connection says so. The record names the *file* that was submitted, so a retry recognises its request although each
+upload and each signature has another address.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
     from airflow_provider_luma.services.base import Limits
 
 
-#: For how long an uploaded file must still be kept to be submitted: the service may fetch it when the job begins.
+#: How long Luma must still keep an upload for it to be submitted: the service may fetch it only when the job begins.
 MIN_REMAINING = timedelta(minutes=30)
 
-#: Bytes of a public video that are looked at.
+#: Bytes of a public video that are checked.
 HEAD_SIZE = 4096
 
-#: Seconds for which a signature counts as just made.
+#: Seconds for which a signature counts as fresh.
 FRESH_SIGNATURE = 10.0
 
-#: Characters of a value in a signed address from which on it is masked in logs; shorter ones are dates and names.
+#: The shortest value in a signed address that is masked in logs; shorter ones are dates and names.
 _MIN_SECRET_LENGTH = 16
 
 
@@ -75,10 +75,10 @@ class InputVideo:
     The input video of one submission.
 
     :param address: a public one, or a file in a storage
-    :param is_checked: whether to look into the video before anything is billed
+    :param is_checked: whether to check the video before anything is billed
     :param log: the task's log
     :param fail_if_killed: called before each piece that is uploaded; what it raises ends the upload
-    :param on_upload: told the public address of an uploaded file
+    :param on_upload: called with the public address of an uploaded file
     """
 
     address: str
@@ -101,15 +101,15 @@ class InputVideo:
 
     def fingerprint(self, request: str, recorded: Collection[str]) -> str:
         """
-        Return what distinguishes a request: beside its parameters, the version of the file that it names.
+        Return what identifies a request: its parameters, and the version of the file that it names.
 
-        A job that was submitted is continued whether or not its input can still be read: the version is then the
-        recorded one.
+        A job that was submitted is continued even if its input can no longer be read: the recorded version is used
+        then.
 
         :param request: fingerprint of the request's parameters
         :param recorded: fingerprints in the record of an earlier submission
         :raises LumaValidationError: there is no such file
-        :raises AirflowException: the storage cannot be asked for now
+        :raises AirflowException: the storage is unavailable
         """
         if self.is_public:
             return request
@@ -119,13 +119,13 @@ class InputVideo:
             matching = next((one for one in recorded if one.partition(":")[0] == request), None)
             if matching is None:
                 raise
-            self.log.warning("%s. It is taken for the one that was submitted before", error)
+            self.log.warning("%s. Assuming that it is the file that was submitted before", error)
             return matching
         return f"{request}:{hashlib.sha256(version.encode()).hexdigest()[:16]}"
 
     def renewed(self, url: str) -> str:
         """
-        Return the video's address for one more attempt to submit: the signature of the last one may have expired.
+        Return the video's address for another attempt to submit: the last signature may have expired.
 
         :param url: what :meth:`publish` has returned
         :raises AirflowException: the storage could not sign
@@ -137,7 +137,7 @@ class InputVideo:
 
     def check_public(self, client: LumaClient) -> None:
         """
-        Look into a public video.
+        Check a public video.
 
         :raises LumaValidationError: the service will not take it
         """
@@ -155,12 +155,12 @@ class InputVideo:
 
     def publish(self, client: LumaClient, kept: dict[str, Any] | None) -> PublishedVideo:
         """
-        Let Luma read the video.
+        Make the video available to Luma.
 
         :param client: the service
         :param kept: what was kept of an earlier upload
         :raises LumaValidationError: the service will not take it
-        :raises AirflowException: the storage cannot be read for now
+        :raises AirflowException: the storage cannot be read at the moment
         :raises LumaError: the service refused the upload
         """
         if self.is_public:
@@ -168,7 +168,7 @@ class InputVideo:
         file = self._file
         upload = LumaUpload.load(kept) if kept and kept.get("file") == file.name else None
         if upload is not None and upload.expires_at - datetime.now(UTC) > MIN_REMAINING:
-            self.log.info("%s is uploaded already; Luma keeps it until %s", file.shown, upload.expires_at)
+            self.log.info("%s is already uploaded; Luma keeps it until %s", file.shown, upload.expires_at)
             published = PublishedVideo(upload.url, kept)
         else:
             seconds, limits = client.connection.sign_inputs, client.connection.service.limits
@@ -183,7 +183,7 @@ class InputVideo:
 
     def show_upload(self, kept: dict[str, Any] | None) -> None:
         """
-        Report where an earlier try has uploaded the video; the upload may have expired.
+        Report where an earlier try uploaded the video; the upload may have expired.
 
         :param kept: what was kept of an upload, perhaps of another file
         """
@@ -199,7 +199,7 @@ class InputVideo:
     def _sign(self, file: StoredFile, seconds: float) -> PublishedVideo | None:
         url = file.sign(seconds)
         if url is None:
-            self.log.info("The storage of %s gives no signed addresses: the file is uploaded instead", file.shown)
+            self.log.info("The storage of %s cannot sign addresses; uploading the file instead", file.shown)
             return None
         query = urlsplit(url).query
         file.check_unchanged()
@@ -208,7 +208,7 @@ class InputVideo:
             if len(secret) >= _MIN_SECRET_LENGTH:
                 mask_secret(secret)
         self._signed_at, self._signed_for = time.monotonic(), seconds
-        self.log.info("Signed an address of %s for %.0f s", file.shown, seconds)
+        self.log.info("Signed an address of %s, valid for %.0f s", file.shown, seconds)
         return PublishedVideo(url)
 
     def _upload(self, client: LumaClient, file: StoredFile) -> PublishedVideo:
@@ -218,18 +218,18 @@ class InputVideo:
 
 def check_public_video(url: str, source: FileSource, limits: Limits, log: Logger) -> None:
     """
-    Look at the beginning of a public video, and at what its server says of it.
+    Check the beginning of a public video, and its headers.
 
-    The service's way to the file is another than ours: what cannot be seen from here is left to the service.
+    The service may reach the file where we cannot, so it decides about what cannot be checked from here.
 
-    :param source: asks for the first bytes
-    :raises LumaValidationError: there is nothing, or surely no video that the service takes
+    :param source: requests the first bytes
+    :raises LumaValidationError: nothing is there, or certainly no video that the service takes
     """
     shown = without_secrets(url)
     try:
         with source.open(url) as response:
             if response.status_code == 416:
-                log.warning("video_url could not be checked from here: its server gives no part of it")
+                log.warning("video_url could not be checked from here: its server refused to send a part of it")
                 return
             kind, size = response.headers.get("Content-Type"), _total_size(response)
             head = beginning(response, HEAD_LENGTH)
@@ -245,7 +245,7 @@ def check_public_video(url: str, source: FileSource, limits: Limits, log: Logger
 
 
 def _total_size(response: requests.Response) -> int | None:
-    """Return how many bytes the whole file has, if the server says it."""
+    """Return the size of the whole file, if the server gives it."""
     if response.status_code != 206:
         return content_length(response)
     total = re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", response.headers.get("Content-Range", "").strip())

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.transport.adapter import Throughput
 
-#: Bytes of the longest file that is downloaded.
+#: Bytes of the largest file that is downloaded.
 MAX_SIZE = 10 * 1024**3
 
-#: Attempts in a row without a new byte, and restarts of what cannot be resumed, after which a download is given up.
+#: Attempts in a row without a new byte, and restarts from the first byte, after which a download is given up.
 MAX_ATTEMPTS_WITHOUT_PROGRESS, MAX_RESTARTS = 5, 5
 
-#: Seconds between two lines about a download's progress.
+#: Seconds between two log lines about a download's progress.
 PROGRESS_INTERVAL = 10.0
 
 
@@ -37,7 +37,7 @@ class Transfer:
 
     :param original_url: the file's own address
     :param url: where it is fetched from
-    :param log: where progress is told
+    :param log: where progress is logged
     """
 
     original_url: str
@@ -48,7 +48,7 @@ class Transfer:
     version: str | None = None
     boxes: Boxes = field(default_factory=Boxes)
     ends_by_itself: bool = False
-    interruption: str = "it changes while it is read"
+    interruption: str = "it keeps changing"
     failures: int = 0
     restarts: int = 0
     renewed_at: int | None = None
@@ -58,10 +58,10 @@ class Transfer:
     @property
     def is_complete(self) -> bool:
         """
-        Whether all bytes have come, if the connection has ended well.
+        Whether all bytes have arrived, provided that the connection ended cleanly.
 
-        Without a length, an MP4 or MOV shows its end by its boxes, and any other file by its last chunk. Where there is
-        none either, only the next request can tell: nothing must follow.
+        Without a length, the boxes of an MP4 or MOV show where it ends, and the last chunk where any other file does.
+        Without either, only another request can tell: nothing may follow.
         """
         if self.total is not None:
             return self.done == self.total
@@ -70,14 +70,14 @@ class Transfer:
 
     @property
     def can_continue(self) -> bool:
-        """Whether the next bytes can be asked for: a server that names no version might send those of another file."""
+        """Whether the next bytes can be requested: without a version, the server might send those of another file."""
         return self.done == 0 or (self.version is not None and (self.total is None or self.done <= self.total))
 
     def continues_with(self, response: requests.Response) -> bool:
         """
-        Tell whether an answer continues the same file where the last one ended.
+        Tell whether a response continues the same file where the last one ended.
 
-        :raises LumaValidationError: the file is too long
+        :raises LumaValidationError: the file is too large
         """
         self.ends_by_itself = response.status_code == 200 and ends_by_itself(response)
         if self.done == 0:
@@ -95,7 +95,7 @@ class Transfer:
         return first == self.done <= last and total in (None, self.total) and (total is None or last < total)
 
     def ends_with(self, response: requests.Response) -> bool:
-        """Tell whether an answer says that nothing follows the bytes that came without a length."""
+        """Tell whether a response says that nothing follows the bytes of a file of unknown length."""
         length = response.headers.get("Content-Range", "").strip()
         is_same = strong_validator(response) in (None, self.version)
         if self.total is None and response.status_code == 416 and is_same and length == f"bytes */{self.done}":
@@ -105,11 +105,11 @@ class Transfer:
 
     def add(self, data: bytes, seconds: float) -> None:
         """
-        Count bytes that have come.
+        Count bytes that have arrived.
 
-        :param seconds: how long they were waited for
-        :raises LumaUnavailableError: they come too slowly
-        :raises LumaValidationError: they are too many
+        :param seconds: how long they took
+        :raises LumaUnavailableError: they arrive too slowly
+        :raises LumaValidationError: the file is too large
         """
         self.done += len(data)
         self.boxes.feed(data)
@@ -125,7 +125,7 @@ class Transfer:
 
     def on_end(self) -> None:
         """
-        Wait before the next attempt, after a connection that has ended before the file, or may have.
+        Wait before the next attempt, after a connection that ended before the file did, or may have.
 
         :raises LumaUnavailableError: as for :meth:`on_interruption`
         """
@@ -138,33 +138,33 @@ class Transfer:
         """
         Wait before the next attempt.
 
-        :raises LumaUnavailableError: there have been too many without a byte, or they bring too few
+        :raises LumaUnavailableError: too many attempts brought no byte, or too few bytes arrive
         """
         self.failures += 1
         self.interruption = reason
         self._give_up_if(self.throughput.is_stalled or self.failures >= MAX_ATTEMPTS_WITHOUT_PROGRESS, reason)
         seconds = backoff_delay(self.failures)
-        self.log.warning("The download was interrupted (%s); it resumes in %.0f s", reason, seconds)
+        self.log.warning("Download interrupted (%s); resuming in %.0f s", reason, seconds)
         time.sleep(seconds)
         self.throughput.add(0, seconds)
 
     def start_over(self) -> None:
         """
-        Begin again at the first byte.
+        Start again at the first byte.
 
-        :raises LumaUnavailableError: that has been tried too often
+        :raises LumaUnavailableError: this has happened too often
         """
         self.restarts += 1
         self._give_up_if(self.restarts > MAX_RESTARTS, f"{self.interruption}, and it cannot be resumed")
-        self.log.info("The server cannot resume the file as it was; the download starts over")
+        self.log.info("The server cannot resume the download; starting over")
         self.done = 0
 
     def _check_size(self, size: int) -> None:
         if size > MAX_SIZE:
             raise LumaValidationError(
                 None,
-                f"urls: {without_secrets(self.original_url)} is longer than {megabytes(MAX_SIZE)}, "
-                "the longest file that is downloaded",
+                f"urls: {without_secrets(self.original_url)} is larger than {megabytes(MAX_SIZE)}, "
+                "the limit for a download",
             )
 
     def _give_up_if(self, hopeless: bool, reason: str) -> None:
@@ -175,5 +175,5 @@ class Transfer:
 
 
 def megabytes(size: int | None) -> str:
-    """Return a number of bytes as it is told."""
+    """Return a number of bytes as messages show it."""
     return f"{(size or 0) / 1e6:.1f} MB"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where a download comes from: one file on a web server that is not trusted.
+The source of a download: one file on a web server that is not trusted.
 
-Only http(s) is followed, redirects included, and for a service on the public Internet no step of the way may lead into
-a private network. No message quotes the query of an address, or a password in it.
+Only http(s) is followed, redirects included. For a service on the public Internet, no redirect may lead into a private
+network. No message quotes the query of an address, or a password in it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _MAX_REDIRECTS = 5
 #: A server counts as stalled if we wait longer than this for so many bytes.
 MIN_PROGRESS, PROGRESS_TIMEOUT = 100_000, 300.0
 
-#: Seconds that a file must not have been changed for, for its date to tell it from any other version.
+#: Seconds for which a file must be unchanged before its date identifies its version.
 MIN_AGE = 60
 
-#: Answers that mean there is nothing (any more) behind an address; object stores answer 403 for a missing file.
+#: Status codes for a file that does not exist (any more); object stores answer 403 for a missing file.
 _GONE = frozenset({401, 403, 404, 410})
 
 
@@ -47,12 +47,12 @@ def new_throughput() -> Throughput:
 @dataclass
 class FileSource:
     """
-    How a file is asked for.
+    Requests files.
 
     :param session: makes a session without credentials
     :param timeout: seconds without a byte after which a connection counts as broken
     :param is_public: private addresses are refused
-    :param head_size: bytes that are asked for, of a file whose beginning is enough
+    :param head_size: bytes to request, if the beginning of a file is enough
     """
 
     session: Callable[[], requests.Session]
@@ -63,12 +63,12 @@ class FileSource:
     @contextmanager
     def open(self, url: str, offset: int = 0, version: str | None = None) -> Iterator[requests.Response]:
         """
-        Ask for the file from an offset on; its answer is 200, or, at an offset, also 206 or 416.
+        Request a file from an offset on. The response has status 200 or, with an offset, 206 or 416.
 
-        :param version: the strong validator of the version whose rest is wanted; of another one all is sent
+        :param version: the strong validator of the version to continue; if it has changed, the server sends all of it
         :raises LumaNotFoundError: there is no such file
-        :raises LumaUnavailableError: any other answer, or none
-        :raises LumaValidationError: the address, or one that it redirects to, is not followed
+        :raises LumaUnavailableError: any other response, or none
+        :raises LumaValidationError: the address, or one that it redirects to, is refused
         """
         with self.session() as session:
             # requests would read the body of a redirect, of any length, into memory.
@@ -78,16 +78,16 @@ class FileSource:
 
     def checked(self, url: str) -> str:
         """
-        Return the address as it will be sent; what requests makes of it is what counts.
+        Return the address as requests will send it, which is the form that is checked.
 
-        :raises LumaValidationError: it is no http(s) address, or a private one
+        :raises LumaValidationError: it is not an http(s) address, or it is private
         """
         try:
             prepared = requests.Request("GET", url).prepare().url or ""
             parts = urlsplit(prepared)
             host = parts.hostname
         except ValueError:  # its text may quote the whole address
-            raise LumaValidationError(None, f"urls: {without_secrets(url)!r} is no valid address") from None
+            raise LumaValidationError(None, f"urls: {without_secrets(url)!r} is not a valid address") from None
         if parts.scheme not in ("http", "https") or not host:
             raise LumaValidationError(
                 None, f"urls: only http(s) addresses can be downloaded, not {without_secrets(url)!r}"
@@ -126,7 +126,7 @@ class FileSource:
             raise
         except (requests.RequestException, ValueError) as error:
             if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidHeader):
-                raise LumaValidationError(None, f"urls: {without_secrets(url)} is no valid address") from None
+                raise LumaValidationError(None, f"urls: {without_secrets(url)} is not a valid address") from None
             # Its text would quote the whole URL, and the query of a signed one is a credential.
             reason = f"{without_secrets(url)} did not answer ({type(error).__name__})"
             raise LumaUnavailableError(None, reason) from None
@@ -139,12 +139,12 @@ def _redirect_target(session: requests.Session, response: requests.Response) -> 
     except ValueError:
         response.close()
         raise LumaValidationError(
-            None, f"urls: {without_secrets(response.url)} redirects to no valid address"
+            None, f"urls: {without_secrets(response.url)} redirects to an invalid address"
         ) from None
 
 
 def _accepted(response: requests.Response, *, allows_part: bool) -> requests.Response:
-    """Return an answer that is a file, or tells that it has become shorter; raise what any other stands for."""
+    """Return a response that is a file, or says that the file is shorter now; raise the error that any other means."""
     status = response.status_code
     if allows_part and status == 416:
         return response
@@ -159,7 +159,7 @@ def _accepted(response: requests.Response, *, allows_part: bool) -> requests.Res
 
 
 def _is_a_message(response: requests.Response) -> bool:
-    """Tell whether, in place of a video, there came an error page, a refusal as JSON, or nothing."""
+    """Tell whether the server sent an error page, an error as JSON, or nothing instead of a video."""
     if not url_path(response.url).lower().endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)):
         return False
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -167,7 +167,7 @@ def _is_a_message(response: requests.Response) -> bool:
 
 
 def chunks(response: requests.Response) -> Iterator[bytes]:
-    """Yield bytes as soon as they are there, so that a break loses none that have arrived."""
+    """Yield bytes as soon as they arrive, so that none are lost if the connection breaks."""
     if _is_encoded(response):
         raise LumaUnavailableError(None, "the server compressed the file although asked not to")
     try:
@@ -189,10 +189,10 @@ def beginning(response: requests.Response, size: int) -> bytes:
 
 def strong_validator(response: requests.Response) -> str | None:
     """
-    Return what only this version of a file bears, if the server says it: a strong ETag, or a strong date.
+    Return what identifies this version of a file, if the server gives it: a strong ETag, or a strong date.
 
-    A file of which there is more than one version in a second may bear the same date. The date is strong once it lies
-    so far back that this second is surely over, whatever the clocks (RFC 9110, 8.8.2.2 and 13.1.5).
+    Two versions written within a second may have the same date. A date is strong once that second is certainly over,
+    however far the clocks differ (RFC 9110, 8.8.2.2 and 13.1.5).
     """
     etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
     if etag is not None:
@@ -205,16 +205,16 @@ def strong_validator(response: requests.Response) -> str | None:
 
 
 def content_length(response: requests.Response) -> int | None:
-    """Return how many bytes the body has, if the server says it."""
+    """Return the length of the body, if the server gives it."""
     if response.headers.get("Transfer-Encoding") or _is_encoded(response):
         return None
     length = response.headers.get("Content-Length", "")
-    # A header is Latin-1, which has superscript digits, too; and Python reads no number of 5000 digits.
+    # Headers are Latin-1, which has superscript digits; and Python refuses to parse thousands of digits.
     return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def ends_by_itself(response: requests.Response) -> bool:
-    """Tell whether a body that is cut off can be told from a whole one, since its last chunk is missing."""
+    """Tell whether a body that is cut off can be recognised, since its last chunk is missing."""
     return response.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
 
 
@@ -223,7 +223,7 @@ def _is_encoded(response: requests.Response) -> bool:
 
 
 def url_path(url: str) -> str:
-    """Return an address's path; nothing if it is no valid one."""
+    """Return an address's path; empty if the address is invalid."""
     try:
         return urlsplit(url).path
     except ValueError:

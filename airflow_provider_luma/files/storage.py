@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Files in the storages that Airflow knows: their paths, what to install for a storage, and writing them whole or not.
+Files in any storage that Airflow supports: their paths, what to install for a storage, and atomic writes.
 
-A file is written under a temporary name beside its own (``.name.….part``) and renamed once it is complete. Where a
-storage cannot rename, it copies; an object store shows an object only once it is complete.
+A file is written to a temporary name beside its own (``.name.….part``) and renamed once it is complete. A storage that
+cannot rename copies instead; an object store shows an object only once it is complete.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from airflow_provider_luma.files.destination_names import OBJECT_STORES, check_d
 log = logging.getLogger(__name__)
 
 
-#: The extra of this package that brings each scheme.
+#: The extra of this package that provides each scheme.
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a", "s3n"), "s3"),
     **dict.fromkeys(("gs", "gcs"), "gcs"),
     **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
 }
 
-#: Schemes by which others call a storage, and Airflow's.
+#: Schemes that other tools use for a storage, and Airflow's.
 _AIRFLOWS_SCHEMES = {"az": "abfs", "wasb": "abfs", "wasbs": "abfss"}
 
 
@@ -50,9 +50,10 @@ def storage_path(address: str, shown: str, *names: str) -> ObjectStoragePath:
     Return a path whose storage can be used here.
 
     :param address: of a file or folder, with its scheme
-    :param names: what is below that
+    :param names: path segments below it
     :param shown: the parameter and its address, fit for an error
-    :raises LumaValidationError: no installed provider package has the scheme, or the storage's connection is unusable
+    :raises LumaValidationError: no installed provider package supports the scheme, or the storage's connection is
+        unusable
     """
     try:
         path = ObjectStoragePath(address, *names)
@@ -63,7 +64,7 @@ def storage_path(address: str, shown: str, *names: str) -> ObjectStoragePath:
 
 
 def remove_file(fs: AbstractFileSystem, path: str) -> None:
-    """Remove one file, whose name is not taken for a pattern."""
+    """Remove one file, without treating its name as a pattern."""
     try:
         fs.rm_file(path)
     except NotImplementedError:  # adlfs before 2026.2, which the images of Airflow 3.1 hold
@@ -75,12 +76,12 @@ def _remedy(address: str) -> str:
 
     scheme = address.partition("://")[0].lower()
     if scheme in _AIRFLOWS_SCHEMES:
-        return f"{scheme}:// is no scheme of Airflow's; write {_AIRFLOWS_SCHEMES[scheme]}://"
+        return f"Airflow does not know the scheme {scheme}://; write {_AIRFLOWS_SCHEMES[scheme]}://"
     if scheme in _EXTRAS and not _is_usable(scheme):
         return f"{scheme}:// cannot be used here; install the extra {_EXTRAS[scheme]} of airflow-provider-luma"
     if has_fs(scheme):
         return "the storage cannot be used; check its connection"
-    return f"{scheme}:// cannot be used here; install the provider package that has it"
+    return f"{scheme}:// cannot be used here; install the provider package that supports it"
 
 
 def _is_usable(scheme: str) -> bool:
@@ -95,10 +96,10 @@ def _is_usable(scheme: str) -> bool:
 
 def as_path(address: str | ObjectStoragePath, parameter: str = "destination") -> ObjectStoragePath:
     """
-    Return where an address leads; a path on this machine is made absolute.
+    Return the path of an address; a local path is made absolute.
 
     :param parameter: the operator's parameter that holds it
-    :raises LumaValidationError: its storage cannot be used here, or the library below cannot express the name
+    :raises LumaValidationError: its storage cannot be used here, or cannot handle the name
     """
     if isinstance(address, ObjectStoragePath):
         return address
@@ -108,25 +109,25 @@ def as_path(address: str | ObjectStoragePath, parameter: str = "destination") ->
     elif scheme:
         root = f"{scheme}://{authority}/"
     else:
-        # Made absolute here: some versions of the library below take a relative path to begin at the root.
+        # Made absolute here, since some versions of fsspec resolve a relative path from the root.
         root, name = "/", str(Path(address).absolute()).lstrip("/")
     # It may be a misspelt web address, whose query is a credential.
     shown = f"{parameter}: {without_secrets(address)}"
     if name.startswith("/") or not name:
         return storage_path(f"{root}{name}", shown)
-    # Given apart from its root, a name is taken as it is. In one piece with it, a "#" or "?" at its end, blanks such as
-    # line breaks and what follows "::" are cut off.
+    # Passed separately from its root, a name is used as it is. In one piece with it, a "#" or "?" at its end, blanks
+    # such as line breaks and what follows "::" are cut off.
     path = storage_path(root, shown, name)
     parts = PurePosixPath(name).parts
     if PurePosixPath(path.path).parts[-len(parts) :] != parts:
         raise LumaValidationError(
-            None, f"{parameter}: this storage cannot be asked for a file of the name {name!r}: rename it"
+            None, f"{parameter}: this storage cannot handle the file name {name!r}: rename the file"
         )
     return path
 
 
 def file_in(folder: str | ObjectStoragePath, name: str) -> ObjectStoragePath:
-    """Return a file in a folder; joined by hand, as the library below reads a folder's name anew to join it."""
+    """Return a file in a folder. Joined by hand, since joining paths would parse the folder's name again."""
     return as_path(f"{str(as_path(folder)).rstrip('/')}/{name}")
 
 
@@ -134,8 +135,8 @@ def check_target(path: ObjectStoragePath) -> None:
     """
     Check where a file is to go.
 
-    :raises LumaValidationError: a name is too long, or that of a folder seems to be percent-encoded: there is no such
-        folder, but one of the decoded name
+    :raises LumaValidationError: a name is too long, or a folder's name seems to be percent-encoded: it does not exist,
+        but the decoded one does
     """
     check_destination(str(path))
     if not isinstance(path.fs, LocalFileSystem):
@@ -158,7 +159,7 @@ def make_folder(path: ObjectStoragePath) -> None:
     folder = path.path.rpartition("/")[0]
     try:
         path.fs.makedirs(folder, exist_ok=True)
-    except FileNotFoundError:  # just then another task has removed a folder above it, which was empty
+    except FileNotFoundError:  # another task has just removed an empty parent folder
         path.fs.makedirs(folder, exist_ok=True)
 
 
@@ -168,8 +169,8 @@ def part_of(path: ObjectStoragePath) -> str:
 
 
 def content_type_option(path: ObjectStoragePath) -> dict[str, Any]:
-    """Return the argument that tells an object store what kind of file it is given; none for other storages."""
-    # Only the ending counts: a name may look like an address to the library.
+    """Return the argument that sets the content type in an object store; none for other storages."""
+    # By the extension alone: mimetypes may mistake a name for an address.
     kind, _ = mimetypes.guess_type(f"name{PurePosixPath(path.name).suffix}")
     if kind is None:
         return {}
@@ -177,17 +178,17 @@ def content_type_option(path: ObjectStoragePath) -> dict[str, Any]:
         return {"ContentType": kind}
     if path.protocol in ("gs", "gcs"):
         return {"content_type": kind}
-    # Azure's: older versions do not know it.
+    # Older versions of Azure's storage do not have the argument.
     knows_settings = "content_settings" in inspect.signature(type(path.fs)._open).parameters
     return {"content_settings": {"content_type": kind}} if knows_settings else {}
 
 
 def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
     """
-    Give a complete file its own name.
+    Give a complete file its final name.
 
     :param part: its temporary name
-    :raises FileExistsError: there is a file of that name, which is not to be replaced
+    :raises FileExistsError: a file of that name exists, and must not be replaced
     """
     if isinstance(path.fs, LocalFileSystem):
         if overwrite:
@@ -206,7 +207,7 @@ def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
     try:
         path.fs.mv(part, path.path)
     except OSError:
-        # Some servers do not replace a file by renaming another.
+        # Some servers do not rename to the name of an existing file.
         if not exists or not path.fs.exists(part):
             raise
         remove_file(path.fs, path.path)
@@ -214,12 +215,12 @@ def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
 
 
 def _has_rename(fs: AbstractFileSystem) -> bool:
-    """Tell whether a storage renames; the library's own ``mv`` copies, and takes brackets in a name for a pattern."""
+    """Tell whether a storage can rename. The default ``mv`` copies, and treats brackets in a name as a pattern."""
     return getattr(fs.mv, "__func__", fs.mv) is not AbstractFileSystem.mv
 
 
 def _rename_to_new(part: Path, final: Path) -> None:
-    """Rename on a disk, unless there is a file of that name: in one step, where the disk has links."""
+    """Rename a local file unless the name is taken, atomically where the file system has hard links."""
     try:
         final.hardlink_to(part)
     except FileExistsError:
@@ -235,7 +236,7 @@ def _rename_to_new(part: Path, final: Path) -> None:
 @contextmanager
 def written(target: ObjectStoragePath) -> Iterator[Path]:
     """
-    Yield a file on the local disk; what it holds at the end replaces the target. After an error nothing is written.
+    Yield a local file whose content replaces the target at the end. After an error nothing is written.
 
     :param target: where the file goes
     :raises LumaValidationError: as in :func:`check_target`
@@ -263,7 +264,7 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
 
 def remove_folder(address: str) -> None:
     """
-    Remove a folder and all that is in it; one that is not there is removed already.
+    Remove a folder and everything in it, if it exists.
 
     What cannot be removed is logged.
     """
@@ -274,19 +275,19 @@ def remove_folder(address: str) -> None:
         if isinstance(fs, LocalFileSystem) or glob.escape(folder) == folder:
             fs.rm(folder, recursive=True)
         else:
-            # Most storages take the brackets in a name for a pattern, and remove nothing, or something else.
+            # Most storages treat brackets in a name as a pattern, and remove nothing, or something else.
             _remove_one_by_one(path, folder)
     fs.invalidate_cache()
     left = _found_in(fs, folder, with_folders=False)
     if left:
         log.warning(
-            "Files left in %s: %d, such as %s. Remove them, and let the storage's connection delete files there",
+            "Files left in %s: %d, such as %s. Remove them, and allow the storage's connection to delete files there",
             *(shown_address(address), len(left), shown_address(next(iter(left)))),
         )
 
 
 def remove_empty_folder(address: str) -> None:
-    """Remove a folder on a disk if nothing is in it. Other storages have none, or may remove what is in it as well."""
+    """Remove a local folder if it is empty. Other storages have no folders, or may remove their content as well."""
     path = as_path(address, "work_dir")
     if isinstance(path.fs, LocalFileSystem):
         with suppress(OSError):
@@ -296,7 +297,7 @@ def remove_empty_folder(address: str) -> None:
 def _remove_one_by_one(path: ObjectStoragePath, folder: str) -> None:
     in_object_store = path.protocol in OBJECT_STORES
     for name, info in reversed(_found_in(path.fs, folder, with_folders=True).items()):
-        with suppress(FileNotFoundError):  # of a folder that an object store only imagines
+        with suppress(FileNotFoundError):  # for a folder that an object store merely infers from names
             if info["type"] == "directory" and not in_object_store:
                 path.fs.rmdir(name)
             else:
@@ -304,7 +305,7 @@ def _remove_one_by_one(path: ObjectStoragePath, folder: str) -> None:
 
 
 def _found_in(fs: AbstractFileSystem, folder: str, *, with_folders: bool) -> dict[str, Any]:
-    """Return what is in a folder, in order, the folder itself included if it is asked for."""
+    """Return what is in a folder, sorted; with folders, that folder is included."""
     try:
         found = fs.find(folder, withdirs=with_folders, detail=True)
     except FileNotFoundError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Files in any storage that Airflow knows, as they were found: films and clips to upload, to sign, to split and to join.
+Files in any storage that Airflow supports, as they were found: films and clips to upload, sign, split and join.
 
-What tells one version of a file from another is its size and what its storage says of its content, a hash or an ETag;
-where it says nothing, the time of the last change.
+A version of a file is identified by its size, and by the hash or ETag that its storage gives; without one, by the time
+of the last change.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.services.base import Limits
 
-#: What is asked of a storage at a time; some keep several of them in memory.
+#: Bytes read from a storage at a time; some keep several blocks in memory.
 BLOCK_SIZE = 1024 * 1024
 
-#: Where storages tell the version of a file: its content's hash, or else when it was written. The hashes come before
-#: the ETag, which in some storages changes with a file's metadata.
+#: Where storages give the version of a file: a hash of its content, or else the time when it was written. The hashes
+#: come before the ETag, which in some storages changes with a file's metadata.
 _VERSION_KEYS = (
     *("md5Hash", "content_md5", "crc32c", "ETag", "etag"),
     *("mtime", "LastModified", "updated", "last_modified"),
@@ -47,11 +47,11 @@ class StoredFile:
     """
     A file in a storage, as it was found.
 
-    :param address: as the user has given it
+    :param address: as the user gave it
     :param parameter: the operator's parameter that names it
     :param path: where it is
     :param size: bytes
-    :param version: tells it from what was, or will be, under the same address
+    :param version: distinguishes it from earlier and later files at the same address
     """
 
     address: str
@@ -66,7 +66,7 @@ class StoredFile:
         Look a file up in its storage.
 
         :raises LumaValidationError: there is no such file, or no such storage
-        :raises AirflowException: the storage cannot be asked for now
+        :raises AirflowException: the storage is unavailable
         """
         shown = f"{parameter}: {shown_address(address)}"
         try:
@@ -81,7 +81,7 @@ class StoredFile:
         except Exception as error:
             raise AirflowException(f"{shown} could not be looked up: {error}") from error
         if info.get("type") != "file":
-            raise LumaValidationError(None, f"{shown} is a folder, or no regular file: name one video")
+            raise LumaValidationError(None, f"{shown} is a folder, or not a regular file: name one video")
         version = next((str(info[key]).strip('"') for key in _VERSION_KEYS if info.get(key)), "")
         return cls(address, parameter, path, size, f"{size} {version}")
 
@@ -92,7 +92,7 @@ class StoredFile:
 
     @property
     def name(self) -> str:
-        """A file name that this version of this file alone has, and that tells nothing of it."""
+        """A file name that is unique to this version of the file, and reveals nothing about it."""
         extension = PurePosixPath(self.path.name).suffix.lower()
         extension = extension if re.fullmatch(r"\.[a-z0-9]{1,8}", extension) else ""
         return f"{hashlib.sha256(f'{self.address} {self.version}'.encode()).hexdigest()[:32]}{extension}"
@@ -111,7 +111,7 @@ class StoredFile:
 
     def check(self, limits: Limits, log: Logger) -> None:
         """
-        Look into the file, as far as it takes to tell whether the service will take it.
+        Check whether the service will take the file.
 
         :param limits: what the service takes
         :raises LumaValidationError: it will not
@@ -133,13 +133,13 @@ class StoredFile:
         """
         if self.find(self.address, self.parameter).version != self.version:
             raise AirflowException(
-                f"{self.parameter}: {self.shown} was changed while it was read; nothing was submitted. "
-                "The next try takes it as it is then"
+                f"{self.parameter}: {self.shown} changed while it was being read; nothing was submitted. "
+                "The next try reads it again"
             )
 
     def sign(self, seconds: float) -> str | None:
         """
-        Return an address under which anybody can read the file for so many seconds; None if the storage has none.
+        Return an address at which anybody can read the file for so many seconds; None if the storage cannot sign.
 
         :raises AirflowException: the storage could not sign
         """
@@ -152,11 +152,11 @@ class StoredFile:
             raise AirflowException(f"{self.parameter}: {self.shown} could not be signed: {error}") from error
         if not isinstance(url, str) or not is_web_address(url):
             return None
-        return quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # some put the name of the file in as it is
+        return quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # some do not encode the file's name
 
 
 def _percent_hint(address: str) -> str:
-    """Return what to say of the name of a missing file that may have been percent-encoded."""
+    """Return a hint for a missing file whose name may have been percent-encoded."""
     plain = unquote(address)
     if plain == address:
         return ""
@@ -168,7 +168,7 @@ def _percent_hint(address: str) -> str:
 
 @contextmanager
 def _without_debug_logs() -> Iterator[None]:
-    """Keep the libraries of storages, such as botocore, from logging each signature that they make."""
+    """Keep the storages' libraries, such as botocore, from logging each signature."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.DEBUG))
     try:

@@ -2,8 +2,8 @@
 """
 Upload of one file to the service, streamed from any storage with constant memory.
 
-An upload costs nothing, so whatever may pass is tried again. A file's name at the service is its own, as an edge of the
-service may go on serving what an earlier upload has left under the same name.
+An upload costs nothing, so it is retried after any temporary error. Each version of a file has a unique name at the
+service, whose edge servers may go on serving an earlier upload of the same name.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from airflow_provider_luma.files.stored_file import StoredFile
 
 
-#: How often an upload is tried within a try of the task.
+#: Attempts to upload a file within a try of the task.
 MAX_ATTEMPTS = 5
 
 
 @dataclass
 class Upload:
     """
-    How a file is uploaded.
+    Uploads files.
 
     :param client: sends a form to the service
-    :param log: where progress is told
+    :param log: where progress is logged
     :param fail_if_killed: called before each piece that is sent; what it raises ends the upload
     """
 
@@ -50,11 +50,11 @@ class Upload:
 
     def run(self, file: StoredFile) -> LumaUpload:
         """
-        Upload a file, again if the service cannot take it for now.
+        Upload a file, and retry while the service is unavailable.
 
         :raises LumaValidationError: the service does not take this file
         :raises LumaError: any other refusal
-        :raises AirflowException: the file could not be read, or was changed meanwhile
+        :raises AirflowException: the file could not be read, or changed meanwhile
         """
         self.log.info("Uploading %s to Luma (%s)", file.shown, megabytes(file.size))
         retrying = tenacity.Retrying(
@@ -74,11 +74,11 @@ class Upload:
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         seconds = state.next_action.sleep if state.next_action else 0.0
-        self.log.warning("The upload failed: %s. It starts over in %.0f s", error, seconds)
+        self.log.warning("Upload failed: %s. Starting over in %.0f s", error, seconds)
 
 
 class _Progress:
-    """Tells how far an upload is, every few seconds."""
+    """Logs the progress of an upload every few seconds."""
 
     def __init__(self, file: StoredFile, log: Logger, fail_if_killed: Callable[[], None]) -> None:
         self._file, self._log, self._fail_if_killed = file, log, fail_if_killed
@@ -98,12 +98,12 @@ class MultipartFile:
     """
     A multipart form that holds one file, read piece by piece as it is sent (RFC 7578).
 
-    It has a length, so that it is sent with a Content-Length. HTTP clients send a form without one, or read the whole
+    It has a length, so it is sent with a Content-Length. HTTP clients would send a form without one, or read the whole
     file into memory.
 
     :param file: what to send
     :param fields: the other fields of the form
-    :param on_piece: told the number of bytes of each piece before it is sent; what it raises ends the request
+    :param on_piece: called with the size of each piece before it is sent; what it raises ends the request
     """
 
     def __init__(self, file: StoredFile, fields: Mapping[str, str], on_piece: Callable[[int], None]) -> None:
@@ -137,9 +137,9 @@ class MultipartFile:
         try:
             piece = source.read(size)
         except Exception as error:
-            # No OSError: that would count as one of the connection to the service.
+            # Not an OSError: that would count as a failure of the connection to the service.
             raise AirflowException(f"{self._file.parameter}: {self._file.shown} could not be read: {error}") from error
         if not piece:
             self._file.check_unchanged()
-            raise AirflowException(f"{self._file.parameter}: {self._file.shown} ended before its size was read")
+            raise AirflowException(f"{self._file.parameter}: {self._file.shown} is shorter than its storage says")
         return piece

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the structure of a file shows before FFmpeg opens it: whether the file is whole, and whether it is encrypted.
+Reads the structure of a file before FFmpeg opens it: whether the file is complete, and whether it is encrypted.
 
-FFmpeg plays what is left of a file that was cut off, and takes an encrypted track for a damaged one. A download is
-followed box by box as its bytes arrive; a file that can be read at any position is asked here as a whole.
+FFmpeg plays what is left of a file that was cut off, and treats an encrypted track as damaged. A download is followed
+box by box as its bytes arrive; a file that can be read at any position is checked at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from enum import Enum
 from typing import Any
 
-#: Types of boxes at the top level of a file, and how many boxes are read.
+#: Types of boxes at the top level of a file, and the most boxes to read.
 _TYPES = frozenset(
     (
         *(b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"styp"),
@@ -22,11 +22,11 @@ _TYPES = frozenset(
 )
 _MAX_BOXES = 10_000
 
-#: Bytes that hold a box's length and type. One whose length needs 64 bits has it behind its type.
+#: Bytes of a box's length and type. A length of 64 bits follows the type.
 _SHORT_HEADER, HEADER_LENGTH = 8, 16
 _IS_LONG = b"\0\0\0\1"
 
-#: Chunks or boxes that are read.
+#: The most chunks or boxes to read.
 _MAX_PARTS = 10_000
 
 #: Chunks of an AVI that are followed from one to the next, and lengths of a file that was written as a stream.
@@ -36,15 +36,15 @@ _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
 #: Some writers count the eight bytes of the header in the length of an AVI as well.
 _RIFF_HEADER = 8
 
-#: How an MXF begins, except for its last bytes, and where the partition behind this key says where the last one is.
+#: How an MXF begins, except for its last bytes, and the offset behind this key that says where the last partition is.
 _MXF, _FOOTER = b"\x06\x0e+4\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", 24
 
-#: Packets of a transport stream that are looked at; with a time in front of each in an M2TS.
+#: Packets of a transport stream to check, and their length; an M2TS has a time in front of each.
 _TS_PACKETS, _TS_LENGTH, _M2TS_TIME = 2000, 188, 4
 
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 
-#: Boxes that hold the boxes of a track's description, with the bytes in front of these.
+#: Boxes that contain the boxes of a track's description, with the bytes in front of those.
 _PARENTS = {b"moov": 8, b"trak": 8, b"mdia": 8, b"minf": 8, b"stbl": 8, b"stsd": 16}
 
 #: Types of encrypted tracks: Common Encryption (ISO/IEC 23001-7) and FairPlay.
@@ -63,7 +63,7 @@ class Boxes:
     """
     Walks from box to box: over a file, with :meth:`take`, or over bytes as they arrive, with :meth:`feed`.
 
-    :ivar next: offset of the next box; None once there is something that is not a box of known type and length
+    :ivar next: offset of the next box; None once something is not a box of known type and length
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class Boxes:
 
     def extent(self) -> Extent:
         """
-        Tell whether the bytes that were fed are a whole file, with an index and media.
+        Tell whether the bytes that were fed are a complete file, with an index and media.
 
         A file in fragments can be cut off between two of them without a trace, unless it ends with an index of them.
         """
@@ -110,7 +110,7 @@ class Boxes:
             return Extent.UNKNOWN
         has_all = {b"moov", b"mdat"} <= set(self._types)
         if has_all and self.next < self._fed:
-            return Extent.UNKNOWN  # a few bytes are left: too few for a box, or not all of its header
+            return Extent.UNKNOWN  # a few bytes are left, too few for a box or its header
         if self.next != self._fed or not has_all:
             return Extent.CUT_OFF
         return Extent.UNKNOWN if b"moof" in self._types and self._types[-1] != b"mfra" else Extent.WHOLE
@@ -118,7 +118,7 @@ class Boxes:
 
 def is_cut_off(file: Any) -> bool:
     """
-    Tell whether an MP4, MOV, AVI, MKV, WebM or MXF lacks its end. Of a file written as a stream this cannot be known.
+    Tell whether an MP4, MOV, AVI, MKV, WebM or MXF lacks its end. For a file written as a stream, this is unknown.
 
     :param file: can be read at any position
     """
@@ -183,7 +183,7 @@ def _matroska_is_cut_off(file: Any, size: int) -> bool:
 
 
 def _ebml_length(data: bytes) -> tuple[int | None, int]:
-    """Return a length as Matroska writes it, or None if it is unknown, and how many bytes it takes."""
+    """Read a length as Matroska writes it. Return it, or None if it is unknown, and how many bytes it takes."""
     digits = 9 - data[0].bit_length() if data else 1
     bits = 7 * digits
     value = int.from_bytes(data[:digits]) & ((1 << bits) - 1)
@@ -202,7 +202,7 @@ def _is_ts(file: Any, first: int) -> bool:
 
 
 def _is_scrambled(file: Any, first: int) -> bool:
-    """Tell whether most packets are scrambled. A few may be: of another channel, or for a moment."""
+    """Tell whether most packets are scrambled. A few may be, in another channel or for a moment."""
     step = _TS_LENGTH + first
     flags = _read(file, first, _TS_PACKETS * step)[3::step]
     return sum(flag >= 0x40 for flag in flags) > len(flags) / 2

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Reads the frames of a film, or of a clip that came back, each with its time.
+Reads the frames of a film or of a modified clip, each with its time.
 
-Some frames of real films cannot be decoded: a few in a row are replaced, and counted for the log, and more are an
-error that names the film.
+Some frames of real films cannot be decoded. A few in a row are replaced, and counted for the log; more are an error
+that names the film.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class Repairs:
 @contextmanager
 def refusing(parameter: str, shown: str) -> Iterator[None]:
     """
-    Turn what is wrong with a video into an error that names it.
+    Turn :class:`.Unusable` into an error that names the video.
 
     :param parameter: the parameter that names the video
     :param shown: its address as messages may show it
-    :raises LumaValidationError: the video cannot be taken
+    :raises LumaValidationError: the video cannot be used
     """
     try:
         yield
@@ -89,11 +89,11 @@ def refusing(parameter: str, shown: str) -> Iterator[None]:
 @contextmanager
 def opened(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
-    Open a film, and return it and its video.
+    Open a film, and yield it and its video track.
 
     :param file: can be read at any position
     :param max_pixels: pixels that its pictures may have
-    :raises Unusable: it cannot be taken
+    :raises Unusable: it cannot be used
     """
     file.seek(0)
     if kind := no_video_kind(file.read(HEAD_LENGTH)):
@@ -136,7 +136,7 @@ def decoded(
     Yield the frames, each with its time in seconds. Broken ones are left out.
 
     :param repairs: counts them
-    :raises Unusable: more are broken in a row than can be bridged, or there is none
+    :raises Unusable: too many are broken in a row, or there are none
     """
     time_base = exact(video.time_base or Fraction(1))
     expected = _Expected(video, lacks_pts(container), repairs)
@@ -158,14 +158,14 @@ def decoded(
 
 class _Expected:
     """
-    Tracks the frames that a decoder was given and has not returned, to find those that it could not decode.
+    Tracks the frames that a decoder has received but not returned, to find those that it could not decode.
 
     A decoder with several threads does not say which frame an error is about.
     """
 
     def __init__(self, video: VideoStream, by_dts: bool, repairs: Repairs) -> None:
         self._video, self._by_dts, self._repairs = video, by_dts, repairs
-        #: Presentation and decoding time stamp of each, as a heap.
+        #: Presentation and decoding time stamps, as a heap.
         self._sent: list[tuple[int, int]] = []
         self._error: Exception | None = None
         self._shown: int | None = None

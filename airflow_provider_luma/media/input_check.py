@@ -1,27 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Checks an input video before it costs anything: its size, its kind, its length, and that it can be decoded.
+Checks an input video before it costs anything: its size, container and length, and that it can be decoded.
 
-What the service takes comes from outside, as :class:`.Limits`. With PyAV, in the extra ``media``, a child process looks
-into the file, :mod:`.input_check_child`. Without it, only the size and the first bytes are checked.
+What the service takes is passed in, as :class:`.Limits`. With PyAV (the extra ``media``), a child process opens the
+file: :mod:`.probe`. Without it, only the size and the first bytes are checked.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from multiprocessing.connection import wait
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media.child_process import environment
-from airflow_provider_luma.media.input_check_child import READY
+from airflow_provider_luma.media.child_process import ChildFailed, ChildProcess
+from airflow_provider_luma.media.opening import undecodable
 from airflow_provider_luma.media.signatures import HEAD_LENGTH, container_of, demuxers_of, no_video_kind
 
 if TYPE_CHECKING:
@@ -29,27 +24,24 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.services.base import Limits
 
-#: Seconds. A clip of ten seconds is often a frame or an audio packet longer, and one that the service finds too long
-#: costs nothing: what is in doubt passes.
+#: Seconds. A clip of ten seconds is often a frame or an audio packet longer, and one that the service refuses costs
+#: nothing, so borderline clips pass.
 SECONDS_TOLERANCE = 0.5
 
-#: Bytes of a file that are read at most, and seconds that FFmpeg may take for them. It computes for ten of these at
-#: most; a busy machine lets it wait for the others. What the storage takes is not counted.
+#: The most bytes of a file to read, and the seconds that FFmpeg may take for them, time in the storage not included. Of
+#: computing time it gets only ten seconds; the rest allows for a busy machine.
 MAX_BYTES_READ = 64 << 20
 MAX_SECONDS = 60.0
 
-#: Seconds that it may take PyAV to start.
+#: Seconds that PyAV may take to start.
 START_SECONDS = 60.0
-
-_MAX_LINE = 4096
-_CHILD = Path(__file__).with_name("input_check_child.py")
 
 _CONVERT = "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4"
 
-#: What a video surely begins with, whatever its server calls it.
+#: The beginning of a file that is certainly a video, whatever its server calls it.
 _SURE_VIDEO = re.compile(rb"....ftyp|RIFF....AVI", re.DOTALL)
 
-#: Content types of no video. Others are said of videos, too: text/plain, application/octet-stream.
+#: Content types that videos never have. Some servers send videos as text/plain or application/octet-stream.
 _OTHER_CONTENT_TYPE = re.compile(r"(audio|image|font)/|text/(html|css|xml)|application/(json|xml|pdf|problem)", re.I)
 
 _absence_logged = False
@@ -59,15 +51,15 @@ def check_video_head(
     head: bytes, limits: Limits, *, content_type: str | None, size: int | None, parameter: str, shown: str
 ) -> None:
     """
-    Check what a public address tells of a video; what is in doubt passes.
+    Check a video at a public address by its headers and first bytes. Borderline cases pass.
 
     :param head: the first bytes, about a thousand
     :param limits: what the service takes
     :param content_type: the header, or None
-    :param size: bytes, or None if that is not known
+    :param size: bytes, or None if unknown
     :param parameter: the parameter that holds the address
     :param shown: the address as messages may show it
-    :raises LumaValidationError: it is surely no video that the service takes
+    :raises LumaValidationError: it is certainly not a video that the service takes
     """
     refusals = _Refusals(limits, limits.bytes_by_url, parameter, shown)
     if size is not None:
@@ -79,35 +71,35 @@ def check_video_head(
 
 def check_video_file(file: IO[bytes], limits: Limits, *, parameter: str, shown: str, size: int, log: Logger) -> None:
     """
-    Check a video: its size, its kind, its length, and that its first frame decodes and its end is there.
+    Check a video: its size, container and length, that its first frame decodes, and that its end is not missing.
 
-    What the storage raises passes unchanged.
+    Errors of the storage pass unchanged.
 
     :param file: can be read at any position
     :param limits: what the service takes
     :param parameter: the parameter that names the file
     :param shown: its address as messages may show it
     :param size: bytes
-    :param log: told once in a process if there is no PyAV that works, and kind and size are all that is checked
+    :param log: says, once per process, if PyAV does not work and only the size and the first bytes are checked
     :raises LumaValidationError: the service would refuse it
     """
     refusals = _Refusals(limits, limits.bytes_as_file, parameter, shown)
     refusals.check_size(size)
     file.seek(0)
     refusals.check_kind(file.read(HEAD_LENGTH))
-    verdict = _look_into(file, size, limits) if _has_pyav() else None
+    verdict = _look_into(file, limits) if _has_pyav() else None
     if verdict is None:
         _log_absence(log)
-    elif verdict:
-        raise refusals.make(verdict["found"], verdict["remedy"])
+    elif any(verdict):
+        raise refusals.make(*verdict)
 
 
 @dataclass(frozen=True)
 class _Refusals:
     """
-    Checks what needs no look into a video, and makes the errors of all checks.
+    Checks the size and the first bytes, and makes the errors of all checks.
 
-    :param max_bytes: bytes that a video may have, on the way that this one takes
+    :param max_bytes: bytes that a video may have, sent as this one is
     """
 
     limits: Limits
@@ -116,7 +108,7 @@ class _Refusals:
     shown: str
 
     def make(self, found: str, remedy: str) -> LumaValidationError:
-        """Return the error, which says what the service takes."""
+        """Return an error that says what the service takes."""
         most = f"at most {self.limits.seconds:g} s and {self.max_bytes // 1024**2} MB"
         return LumaValidationError(
             None,
@@ -160,68 +152,37 @@ def _log_absence(log: Logger) -> None:
     if not _absence_logged:
         _absence_logged = True
         log.info(
-            "Of input videos only the size and the first bytes are checked, since PyAV is not installed, or does "
-            "not work here; to check more, install the extra media of airflow-provider-luma"
+            "Checking only the size and the first bytes of input videos, since PyAV is not installed or does not work "
+            "here; to check more, install the extra media of airflow-provider-luma"
         )
 
 
-def _look_into(file: IO[bytes], size: int, limits: Limits) -> dict[str, str] | None:
-    """Return what is wrong with a video, ``found`` and ``remedy``; empty if nothing is, None if PyAV does not work."""
-    arguments = (size, demuxers_of(limits.containers), limits.seconds, SECONDS_TOLERANCE)
-    with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-S", "-P", str(_CHILD), *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        env=environment(),
-    ) as child:
-        try:
-            return _serve(file, size, child) if _next_line(child, START_SECONDS) == READY else None
-        finally:
-            child.kill()
-
-
-def _serve(file: IO[bytes], size: int, child: subprocess.Popen[bytes]) -> dict[str, str]:
-    """Give the child process what it asks for, within limits, and return its verdict."""
-    bytes_left, seconds_left = MAX_BYTES_READ, MAX_SECONDS
-    while True:
-        asked_at = time.monotonic()
-        line = _next_line(child, seconds_left)
-        seconds_left -= time.monotonic() - asked_at
-        try:
-            if line.startswith(b"{"):
-                return {str(key): str(value) for key, value in json.loads(line).items()}
-            offset, length = map(int, line.split())
-        except ValueError:
-            return _verdict("makes FFmpeg fail, or run without end")
-        length = max(0, min(length, size - offset))
-        bytes_left -= length
-        if bytes_left < 0 or offset < 0:
-            return _verdict(f"has no index in the first {MAX_BYTES_READ >> 20} MB")
-        content = b""
-        if length:
-            file.seek(offset)
-            content = file.read(length)[:length]
-        _answer(child, content)
-
-
-def _verdict(found: str) -> dict[str, str]:
-    return {"found": found, "remedy": _CONVERT}
-
-
-def _next_line(child: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """Return the next line; an empty one if the child process ends or takes too long."""
-    assert child.stdout
-    ready = wait([child.stdout.fileno()], max(0.0, seconds))
-    return child.stdout.readline(_MAX_LINE) if ready else b""
-
-
-def _answer(child: subprocess.Popen[bytes], content: bytes) -> None:
-    assert child.stdin
-    rest = b"%d\n%b" % (len(content), content)
+def _look_into(file: IO[bytes], limits: Limits) -> tuple[str, str] | None:
+    """Return what is wrong with a video, and the remedy; two empty texts if nothing is. None if PyAV does not work."""
+    demuxers = demuxers_of(limits.containers)
+    arguments = {"demuxers": demuxers, "max_seconds": limits.seconds, "tolerance": SECONDS_TOLERANCE}
+    child = ChildProcess([lambda: nullcontext(file)])
+    has_begun = False
     try:
-        while rest:
-            rest = rest[child.stdin.write(rest) :]
-    except BrokenPipeError:
-        return  # it has ended, which the next line tells
+        with child.running("probe", arguments):
+            child.seconds_left = START_SECONDS
+            child.serve("ready")
+            has_begun = True
+            child.seconds_left, child.bytes_left = MAX_SECONDS, MAX_BYTES_READ
+            child.serve("done")
+    except ChildFailed as failure:
+        return _verdict(failure) if has_begun else None
+    return "", ""
+
+
+def _verdict(failure: ChildFailed) -> tuple[str, str]:
+    match failure.args:
+        case "unusable", found, remedy:
+            return found, remedy
+        case "failed", name, *_:  # PyAV has errors of its own for what FFmpeg only half understands
+            found, remedy = undecodable(name).args
+            return found, remedy
+        case ("greedy",):
+            return f"has no index in the first {MAX_BYTES_READ >> 20} MB", _CONVERT
+        case _:
+            return "makes FFmpeg fail, or run without end", _CONVERT

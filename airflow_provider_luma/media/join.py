@@ -2,8 +2,8 @@
 """
 Joins the modified clips of a film, with the film's own sound.
 
-The service gives clips back at a rate, a size and a length of its own. Each is fitted to the time that its piece has in
-the film, so that nothing adds up.
+The service may change the rate, size and length of clips. Each clip is fitted to the time of its piece in the film, so
+that deviations do not add up.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class _Clip:
     A clip, and its piece of the film.
 
     :param name: of the parameter, and its address as messages may show it
-    :param origin: seconds of its first frame, by its own clock
-    :param start: seconds of its piece in the film
-    :param lacking: seconds that it is shorter than its piece
+    :param origin: time of its first frame, in seconds, by its own clock
+    :param start: when its piece begins in the film, in seconds
+    :param lacking: seconds by which it is shorter than its piece
     """
 
     name: tuple[str, str]
@@ -73,15 +73,15 @@ def join(
     shown: str = "",
 ) -> JoinedFilm:
     """
-    Write the film that the clips make up, as an MP4. Video and container are as long as the film is.
+    Join the clips into an MP4. Its video and its container are as long as the film.
 
     :param clips: one per piece of the film, in order
     :param source: the film that was split; can be read at any position
     :param output: a local file
-    :param on_progress: may raise to end it
+    :param on_progress: may raise to end the work
     :param names: the clips' addresses as messages may show them
     :param shown: the address of the film as messages may show it
-    :raises LumaValidationError: a clip cannot be decoded or lacks too much, or the film cannot be read
+    :raises LumaValidationError: a clip cannot be decoded or is too short, or the film cannot be read
     """
     shown_clips = names or [""] * len(clips)
     with refusing("source", shown), opened(source) as (film, video):
@@ -102,8 +102,8 @@ def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int, 
         lacking = end - start - times.seconds(rate)
         if lacking > MAX_HOLD_SECONDS:
             raise Unusable(
-                f"lasts {float(times.seconds(rate)):.2f} seconds, and its piece of the film {float(end - start):.2f}",
-                "check that the clips are those of this film and in order, or have this one made again",
+                f"lasts {float(times.seconds(rate)):.2f} seconds, but its piece of the film {float(end - start):.2f}",
+                "check that the clips belong to this film and are in order, or make this one again",
             )
     return _Clip(name, clip, times.origin, rate, is_constant, start, lacking)
 
@@ -116,7 +116,7 @@ def _write(
     on_progress: OnProgress | None,
 ) -> JoinedFilm:
     rates = {clip.rate if clip.is_constant else None for clip in clips}
-    # Another rate than the clips' own would show some of their pictures for longer than others.
+    # At any other rate than the clips' own, some pictures would be shown longer than others.
     rate = (rates.pop() if len(rates) == 1 else None) or plan.rate
     frames = max(1, round(plan.exact_seconds * rate))
     warnings: list[str] = []
@@ -139,9 +139,9 @@ def _write(
 def _film(
     clips: list[_Clip], rate: Fraction, frames: int, max_pixels: int, warnings: list[str]
 ) -> Iterator[av.VideoFrame]:
-    """Yield so many pictures, all of the size of the first. Warnings are added."""
+    """Yield so many pictures, all of the size of the first, and add to the warnings."""
     pictures = Pictures(max_pixels=max_pixels)
-    # A picture on the border belongs to the piece that it is more in; so a clip that is rounded off lacks little.
+    # A picture on the border belongs to the piece that contains more of it, so a clip of rounded length lacks little.
     firsts = [floor(clip.start * rate + Fraction(1, 2)) for clip in clips] + [frames]
     for clip, first, end in zip(clips, firsts, firsts[1:], strict=False):
         with refusing(*clip.name), clip.open() as file, opened(file, max_pixels) as (container, video):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How much memory and how many threads a film may take, by the size of its pictures.
+How much memory and how many threads a film may use, by the size of its pictures.
 
-The memory is limited by :func:`limit_memory`, which only the process of :mod:`.film_work_child` calls.
+:func:`limit_memory` sets the limit; only the child process calls it, in :mod:`.child_jobs`.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from pathlib import Path
 #: Pixels of the largest pictures that are decoded: 8K.
 MAX_PIXELS = 8192 * 4320
 
-#: Bytes of data that a process may have before the size of the pictures is known.
+#: Bytes of data that a process may allocate before the size of the pictures is known.
 _BASE = 800_000_000
 
-#: Bytes that large pictures take: what does not depend on them, and for each pixel. This gives a 4K film 1.1 GB, of
-#: which less than 1 GB becomes resident: x264 and the stacks of threads reserve more than they use.
+#: Bytes that large pictures take: a fixed amount, and for each pixel. This gives a 4K film 1.1 GB, of which less than
+#: 1 GB becomes resident: x264 and the stacks of threads reserve more than they use.
 _FIXED, _PER_PIXEL = 256_000_000, 104
 
-#: Threads of FFmpeg.
+#: Threads that FFmpeg may use.
 THREADS = min(4, os.cpu_count() or 1)
 
-#: Bytes of pictures that the threads of a decoder may hold: each has one.
+#: Bytes of pictures that the threads of a decoder may hold together, one picture each.
 _BYTES_IN_THREADS = 72_000_000
 
-#: Of the memory that is allowed: what is left may be too little for the next picture.
+#: Share of the limit from which on the rest may be too little for the next picture.
 _NEARLY_ALL = 0.85
 
 _is_limited = False
 
 
 def limit_memory() -> None:
-    """Limit the memory of this process, as far as the system can."""
+    """Limit the memory of this process, as far as the system supports it."""
     global _is_limited
     _is_limited = True
     _set_limit(_BASE)
 
 
 def allow_pictures(pixels: int) -> None:
-    """Let this process have the memory that pictures of so many pixels take, if its memory is limited at all."""
+    """Raise the memory limit of this process, if it has one, to what pictures of so many pixels take."""
     if _is_limited:
         _set_limit(max(_limit(), _FIXED + _PER_PIXEL * min(pixels, MAX_PIXELS)))
 
 
 def is_exhausted() -> bool:
-    """Tell whether this process has nearly all the memory that it may have: x264 does not say that it lacks some."""
+    """Tell whether this process has nearly reached its memory limit: x264 does not report that memory ran out."""
     if not _is_limited:
         return False
     with suppress(OSError, IndexError):  # not every system has this file
@@ -58,7 +58,7 @@ def is_exhausted() -> bool:
 
 
 def decoder_threads(pixels: int, bits_per_pixel: int) -> int:
-    """Return with how many threads to decode pictures of a size."""
+    """Return how many threads should decode pictures of this size."""
     return max(1, min(THREADS, _BYTES_IN_THREADS * 8 // max(1, pixels * bits_per_pixel)))
 
 
@@ -69,5 +69,5 @@ def _limit() -> int:
 def _set_limit(limit: int) -> None:
     # Not the address space, of which threads reserve much more than they use.
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    with suppress(OSError, ValueError):  # not every system can
+    with suppress(OSError, ValueError):  # not supported everywhere
         resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))

@@ -2,8 +2,8 @@
 """
 Opens a video with FFmpeg so that FFmpeg reads this one file and nothing else, and finds its video track.
 
-What is wrong with a file is raised as :class:`Unusable`, with a remedy. Both the check of an input video and the
-reader of films begin here.
+Whatever is wrong with a file is raised as :class:`Unusable`, with a remedy. Both the check of input videos and the
+reader of films start here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-#: Pixels of a side. FFmpeg holds whole pictures in memory, several of them.
+#: Pixels per side. FFmpeg holds several whole pictures in memory.
 MAX_SIDE = 8192
 
 _OPTIONS = {
-    # Playlists, and references within a file, make FFmpeg open whatever file or address they name. So each use has a
-    # list of demuxers that read nothing but the file itself.
+    # Playlists, and references within a file, make FFmpeg open any file or address that they name. So each use allows
+    # only demuxers that read nothing but the file itself.
     "protocol_whitelist": "none",
     "enable_drefs": "0",
     "max_pixels": str(MAX_SIDE**2),
@@ -32,16 +32,16 @@ _BLOCK = 1 << 18
 
 TOO_MUCH_MEMORY_REMEDY = "convert it to 4:2:0 first, e.g. with ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4"
 
-_COMPLETE = "export or copy it again, all of it"
+_COMPLETE = "export or copy all of it again"
 
 
 class Unusable(Exception):
-    """The video cannot be taken; the arguments are what was found, and the remedy."""
+    """The video cannot be used; the arguments are what was found, and the remedy."""
 
 
 def check_container(file: Any) -> None:
     """
-    Check what the structure of a file shows.
+    Check the structure of a file.
 
     :raises Unusable: its end is missing, or it is encrypted
     """
@@ -56,7 +56,7 @@ def open_video(file: Any, demuxers: str) -> InputContainer:
     """
     Open a video.
 
-    :param demuxers: FFmpeg's that may read it, with commas between
+    :param demuxers: FFmpeg's demuxers that may read it, separated by commas
     :raises Unusable: none of them can
     """
     import av
@@ -68,12 +68,12 @@ def open_video(file: Any, demuxers: str) -> InputContainer:
     except MemoryError as error:
         raise undecodable(error) from error
     except av.error.FFmpegError as error:
-        raise Unusable(f"is cut off, or no video: FFmpeg finds no index ({_reason(error)})", _COMPLETE) from error
+        raise Unusable(f"is cut off, or not a video: FFmpeg finds no index ({_reason(error)})", _COMPLETE) from error
     return container
 
 
 def _any_metadata() -> dict[str, Any]:
-    """Return the option that takes metadata in whatever encoding; from 19 on PyAV does so by itself and has none."""
+    """Return the option to accept metadata in any encoding; PyAV 19 does so by default, without an option."""
     import av
 
     return {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -81,7 +81,7 @@ def _any_metadata() -> dict[str, Any]:
 
 def video_stream(container: InputContainer) -> VideoStream:
     """
-    Return the video, and no cover picture.
+    Return the video track, not a cover picture.
 
     :raises Unusable: there is none
     """
@@ -90,8 +90,8 @@ def video_stream(container: InputContainer) -> VideoStream:
     streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
     if streams:
         return next(filter(has_packets, streams), streams[0])
-    found = "holds sound and no video" if container.streams.audio else "holds no video"
-    raise Unusable(found, "give a file that holds one")
+    found = "contains sound but no video" if container.streams.audio else "contains no video"
+    raise Unusable(found, "give a file that contains one")
 
 
 def check_size(video: VideoStream) -> None:
@@ -105,18 +105,18 @@ def check_size(video: VideoStream) -> None:
     # FFmpeg puts 0x0 in place of a size beyond max_pixels.
     if not 0 < max(video.width, video.height) <= MAX_SIDE:
         raise Unusable(
-            f"has more than {MAX_SIDE} pixels a side, or tells no size",
+            f"has more than {MAX_SIDE} pixels per side, or does not give its size",
             "scale it down first, e.g. with ffmpeg -i INPUT -vf scale=1920:-2 OUTPUT.mp4",
         )
 
 
 def has_packets(stream: Stream) -> bool:
-    """Tell whether there are packets of a track by its index; cameras write a sound track even without a microphone."""
+    """Tell whether a track has packets, by its index: cameras write a sound track even without a microphone."""
     return bool(stream.frames or len(stream.index_entries))
 
 
 def cut_off() -> Unusable:
-    """Return the error for a file that is not all there."""
+    """Return the error for a file that lacks its end."""
     return Unusable("is cut off: the file ends too soon", _COMPLETE)
 
 
@@ -126,7 +126,7 @@ def encrypted() -> Unusable:
 
 
 def undecodable(reason: object) -> Unusable:
-    """Return the error for a file that FFmpeg makes nothing of."""
+    """Return the error for a file that FFmpeg cannot decode."""
     if isinstance(reason, MemoryError):
         return Unusable("takes more memory than films of its size may", TOO_MUCH_MEMORY_REMEDY)
     return Unusable(

@@ -2,8 +2,8 @@
 """
 A film's pictures on their way from the decoder into an MP4.
 
-They are deinterlaced, turned upright, given square pixels and one size, and then encoded as H.264 that every service
-and player reads alike.
+They are deinterlaced, turned upright, given square pixels and one size, and encoded as H.264 that every service and
+player reads the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.media.film_reader import Repairs
 
-#: RGB pictures do not say which matrix converts them to YUV: BT.709 does.
+#: RGB pictures do not say which matrix converts them to YUV, so BT.709 is used.
 _RGB = 0
 _MATRIX = ":out_color_matrix=bt709"
 
@@ -39,7 +39,7 @@ _MATRIX = ":out_color_matrix=bt709"
 _HIGH_DYNAMIC_RANGE = (16, 18)
 _STANDARD_RANGE = _MATRIX + ":out_primaries=bt709:out_transfer=bt709"
 
-#: Relative difference in aspect above which a picture gets black bars. Below it, the picture is stretched.
+#: Relative difference in aspect ratio above which a picture gets black bars. Below it, the picture is stretched.
 _SAME_ASPECT = 0.02
 
 #: How a picture is transposed, by whether the result is mirrored left to right, and top to bottom.
@@ -50,10 +50,10 @@ _TRANSPOSED = {
     (True, True): "clock_flip",
 }
 
-#: The index comes first, for who reads the file over a network.
+#: The index comes first, for reading over a network.
 MP4_OPTIONS = {"movflags": "+faststart"}
 
-#: Without frames that refer to later ones, the video begins at 0 and needs no edit list, which not everybody heeds.
+#: Without frames that refer to later ones, the video begins at 0 and needs no edit list, which some players ignore.
 _X264_OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0", "threads": str(THREADS)}
 
 
@@ -98,11 +98,11 @@ def _through(
 
 class Pictures:
     """
-    Makes pictures of one size and kind of a film's frames: upright, with square pixels, in 4:2:0.
+    Turns a film's frames into pictures of one size and format: upright, with square pixels, in 4:2:0.
 
     :param size: width and height to which all pictures are stretched. Without it, they get the size of the first frame,
-        made even; later ones of another aspect get black bars.
-    :param max_pixels: pixels that a picture may have once its own are square
+        made even; later ones of another aspect ratio get black bars
+    :param max_pixels: pixels that a picture may have once they are square
     """
 
     def __init__(self, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> None:
@@ -118,14 +118,14 @@ class Pictures:
 
     def make(self, frame: av.VideoFrame, video: VideoStream) -> av.VideoFrame:
         """
-        Return a frame's picture; of the same frame again, the same.
+        Return a frame's picture; for the same frame again, the same picture.
 
-        :raises Unusable: it would be too large
+        :raises Unusable: the picture would be too large
         """
         if self._last and self._last[0] is frame:
             return self._last[1]
         self._look_at(frame, video)
-        # One graph for all clips that are alike: a graph that is dropped may keep its memory for long.
+        # One graph for all clips of the same kind: a graph that is dropped may keep its memory for long.
         kind = (*_shape(frame), frame.color_trc, self._aspect(frame, video), self._orientation)
         if kind != self._kind:
             self._kind, self._graph = kind, self._new_graph(frame, video)
@@ -142,7 +142,7 @@ class Pictures:
         self._orientation = frame.rotation, _orientation(frame)
 
     def _aspect(self, frame: av.VideoFrame, video: VideoStream) -> Fraction:
-        """Return the pixel aspect ratio. After a change of size the container's no longer applies."""
+        """Return the pixel aspect ratio. After a change of size, the container's no longer applies."""
         is_announced = self._announced_size == (frame.width, frame.height)
         aspect = video.sample_aspect_ratio if is_announced else video.codec_context.sample_aspect_ratio
         return Fraction(aspect.numerator, aspect.denominator) if aspect else Fraction(1)
@@ -153,7 +153,7 @@ class Pictures:
         width, height = (height, width) if transposed else (width, height)
         if max(width, height) > MAX_SIDE or not width:
             raise Unusable(
-                f"asks for pictures of {width} by {height} pixels", "scale it first, with ffmpeg -vf scale=1280:720"
+                f"needs pictures of {width} by {height} pixels", "scale it first, with ffmpeg -vf scale=1280:720"
             )
         check_pixels(width, height, self._max_pixels)
         allow_pictures(width * height)
@@ -177,7 +177,7 @@ class Pictures:
 
 
 def _shape(frame: av.VideoFrame) -> tuple[object, ...]:
-    """Return what a graph is made for."""
+    """Return the properties of frames that a graph depends on."""
     shape = (frame.width, frame.height, frame.format.name, frame.time_base)
     return (*shape, int(frame.colorspace), int(frame.color_range))
 
@@ -196,7 +196,7 @@ def _linked(frame: av.VideoFrame, filters: list[tuple[str, str]]) -> av.filter.G
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """Return how a frame becomes upright: whether it is transposed, and then mirrored left to right, top to bottom."""
+    """Return how to turn a frame upright: whether to transpose it, then mirror it left to right, and top to bottom."""
     side_data = cast("Mapping[str, Buffer]", frame.side_data)
     if "DISPLAYMATRIX" not in side_data:
         return False, False, False
@@ -207,7 +207,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def _fitting(width: int, height: int, into_width: int, into_height: int) -> tuple[int, int]:
-    """Return the size in which a picture keeps its aspect and fits into another size."""
+    """Return the size at which a picture keeps its aspect ratio and fits into another size."""
     if abs(width * into_height / (height * into_width) - 1) <= _SAME_ASPECT:
         return into_width, into_height
     factor = min(Fraction(into_width, width), Fraction(into_height, height))
@@ -215,7 +215,7 @@ def _fitting(width: int, height: int, into_width: int, into_height: int) -> tupl
 
 
 def _even(width: int, height: int) -> tuple[int, int]:
-    """Return the size that H.264 in 4:2:0 takes; an odd one loses a column or a row."""
+    """Return a size that H.264 in 4:2:0 takes; an odd one loses a column or a row."""
     return max(2, width // 2 * 2), max(2, height // 2 * 2)
 
 
@@ -224,7 +224,7 @@ class VideoEncoder:
     Encodes pictures at a constant rate.
 
     :param rate: frames per second
-    :param picture: one of them; the others are alike
+    :param picture: one of them; all others have the same format
     """
 
     def __init__(self, out: OutputContainer, rate: Fraction, picture: av.VideoFrame) -> None:
@@ -244,5 +244,5 @@ class VideoEncoder:
         return self._stream.encode(picture)
 
     def finish(self) -> list[Packet[VideoStream]]:
-        """Return what is still to be written."""
+        """Return the packets that are left."""
         return self._stream.encode(None)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What kind of file it is, by its first bytes: a container that holds videos, or something else.
+Recognises a file by its first bytes: a container for videos, or something else.
 
-A service names the containers that it takes (:attr:`.Limits.containers`); here is how each begins, and which of
-FFmpeg's demuxers reads it.
+A service names the containers that it takes (:attr:`.Limits.containers`). This module knows how each begins, and which
+of FFmpeg's demuxers reads it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-#: Bytes that tell the kind of a file.
+#: Bytes needed to recognise a file.
 HEAD_LENGTH = 1024
 
-#: What files begin with that are no videos.
+#: How files begin that are not videos.
 _NO_VIDEOS = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind)
     for pattern, kind in (
@@ -31,11 +31,11 @@ _NO_VIDEOS = tuple(
 
 class Container(NamedTuple):
     """
-    A kind of file that holds videos.
+    A container for videos.
 
     :param names: what services call it, in lower case
     :param shown: what messages call it
-    :param demuxers: FFmpeg's for it
+    :param demuxers: FFmpeg's demuxers for it
     """
 
     names: frozenset[str]
@@ -44,7 +44,7 @@ class Container(NamedTuple):
     signature: re.Pattern[bytes]
 
 
-#: A check of an input video finds the end of an MP4, MOV or AVI; the others are here to be called by their names.
+#: The check of an input video can find the end of an MP4, MOV or AVI; the others are here so that errors name them.
 #:
 #: An MP4 or MOV begins with the length of a box, which fits into 29 bits here, and its type; an AVI is a RIFF file.
 _CONTAINERS = tuple(
@@ -59,15 +59,15 @@ _CONTAINERS = tuple(
 
 
 def no_video_kind(head: bytes) -> str | None:
-    """Return what a file is by its first bytes, if it is certainly no video."""
+    """Return what a file is by its first bytes, if it is certainly not a video."""
     return next((kind for signature, kind in _NO_VIDEOS if signature.match(head)), None)
 
 
 def container_of(head: bytes) -> Container | None:
-    """Return the container that a file is by its first bytes; None if they are those of none that is known here."""
+    """Return the container that a file is by its first bytes; None if it is not a known one."""
     return next((container for container in _CONTAINERS if container.signature.match(head)), None)
 
 
 def demuxers_of(names: Collection[str]) -> str:
-    """Return FFmpeg's demuxers for some containers, as its options take them."""
+    """Return FFmpeg's demuxers for containers, in the format of its options."""
     return ",".join(container.demuxers for container in _CONTAINERS if not container.names.isdisjoint(names))

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-#: What players of MP4 understand, by the canonical names: decoders have others, as mp3float.
+#: Codecs that players of MP4 understand, by their canonical names; decoders have others, such as mp3float.
 _COPIED = frozenset(("aac", "ac3", "alac", "eac3", "mp3"))
 
-#: Seconds of sound before the film that are copied, and hidden by an edit list: a decoder needs them to start up.
+#: Seconds of sound before the film that are copied, and hidden by an edit list: a decoder needs them to start.
 _PRIMING = Fraction(1, 20)
 
-#: Seconds by which encoded sound may be off its time before silence fills the gap. FFmpeg's default is a tenth of a
-#: second, so that after a few lost packets, lips would no longer match.
+#: Seconds by which encoded sound may drift before silence fills the gap. FFmpeg's default is a tenth of a second: after
+#: a few lost packets, lips would no longer match.
 _MAX_SHIFT = 0.04
 
 _AAC_RATES = (16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -40,7 +40,7 @@ _AAC_BIT_RATE = 96_000
 #: Layouts to encode AAC with, by number of channels. Of more than eight channels, the first two are kept.
 _AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "5.1", 8: "7.1"}
 
-#: The channels that those layouts are mixed from.
+#: The channels that these layouts are mixed from.
 _CHANNELS = frozenset(("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR"))
 
 _KEPT_METADATA = ("language", "title", "handler_name")
@@ -68,7 +68,7 @@ def _loss(stream: Stream) -> str:
 
 
 def _shorten(packet: Packet[AudioStream], duration: int) -> None:
-    """End a packet early, in the two ways in which an encoder says that the last of it is no sound."""
+    """Shorten a packet, in both ways in which an encoder marks the rest as padding."""
     before = packet.duration or 1
     packet.duration = min(before, duration)
     if packet.duration < before and packet.has_sidedata("skip_samples"):
@@ -87,15 +87,15 @@ class _Track(Protocol):
     kind: str
 
     def take(self, packet: Packet[AudioStream]) -> Iterator[Packet[AudioStream]]:
-        """Take the source's next packet, at the end an empty one, and yield what is to be written."""
+        """Take the source's next packet, or an empty one at the end, and yield what is to be written."""
 
 
 class Sound:
     """
-    The sound of a film, packet by packet. The MP4 gets a stream for each track at once.
+    The sound of a film, packet by packet. The MP4 gets a stream for each track right away.
 
     :param source: the film
-    :param origin: seconds of the film's beginning, by the film's clock
+    :param origin: when the film begins, in seconds by the film's clock
     :param seconds: the length of the film
     :raises Unusable: it cannot be read
     """
@@ -115,7 +115,7 @@ class Sound:
 
     def until(self, seconds: Fraction | None) -> Iterator[Packet[AudioStream]]:
         """
-        Yield the packets up to a time of the film; all of the rest without one.
+        Yield the packets up to a time of the film; without one, all that are left.
 
         :raises Unusable: they cannot be read
         """
@@ -142,7 +142,7 @@ def check_sound(source: IO[bytes], origin: Fraction, seconds: Fraction, *, shown
     Prepare a film's sound as a join does, and write its first second to memory.
 
     :param source: can be read at any position
-    :param origin: seconds of the film's beginning, by the film's clock
+    :param origin: when the film begins, in seconds by the film's clock
     :param seconds: the length of the film
     :param shown: its address as messages may show it
     :raises LumaValidationError: an MP4 cannot take the sound
@@ -154,7 +154,7 @@ def check_sound(source: IO[bytes], origin: Fraction, seconds: Fraction, *, shown
                     out.mux(packet)
         except (Unusable, av.error.FFmpegError, ValueError) as error:
             raise Unusable(
-                f"has sound that cannot be put into the film made ({error.__cause__ or error})",
+                f"has sound that cannot be put into the joined film ({error.__cause__ or error})",
                 "convert the sound first, e.g. with ffmpeg -i INPUT -c:v copy -c:a aac OUTPUT.mp4, or drop it (-an)",
             ) from error
 
@@ -207,7 +207,7 @@ class _Encoded:
     kind = "encoded"
 
     def __init__(self, stream: AudioStream, out: OutputContainer, origin: Fraction, seconds: Fraction) -> None:
-        # A decoder that cannot begin would otherwise fail at each packet, and those are taken for damaged ones.
+        # A decoder that cannot start would otherwise fail at each packet, as if all of them were damaged.
         try:
             stream.codec_context.open(strict=False)
         except av.error.FFmpegError as error:
@@ -242,7 +242,7 @@ class _Encoded:
             frames = packet.decode()
         except MemoryError:
             raise
-        except av.error.FFmpegError:  # decoders differ in what they call a damaged packet
+        except av.error.FFmpegError:  # decoders raise different errors for a damaged packet
             return []
         for frame in frames:
             frame.pts = self._next_pts if frame.pts is None else frame.pts
@@ -258,7 +258,7 @@ class _Encoded:
                 yield from self._encoder.encode(piece)
 
     def _new_graph(self, frame: AudioFrame) -> av.filter.Graph:
-        """Return what moves sound to the film's beginning, fills gaps with silence, and ends it with the film."""
+        """Return a graph that moves sound to the film's start, fills gaps with silence, and ends it with the film."""
         graph = av.filter.Graph()
         source = graph.add_abuffer(
             sample_rate=frame.sample_rate, format=frame.format.name, layout=frame.layout.name, time_base=frame.time_base
@@ -277,10 +277,10 @@ class _Encoded:
 
 def _channels(stream: AudioStream) -> tuple[int, str]:
     """
-    Return the number of channels, and which is which if that has to be said.
+    Return the number of channels, and a map of them where FFmpeg needs one.
 
-    PyAV 18 frees a layout of a custom order twice. So such a layout is replaced before anything is decoded, and only
-    read here.
+    PyAV 18 frees a layout of a custom order twice, so such a layout is read here and replaced before anything is
+    decoded.
     """
     layout = stream.codec_context.layout
     count, names = layout.nb_channels, layout.name.partition("(")[2].rstrip(")").split("+")
@@ -301,4 +301,4 @@ def _filtered(graph: av.filter.Graph, frame: AudioFrame | None) -> Iterator[Audi
         while True:
             yield graph.pull()  # type: ignore[misc]
     except (av.error.BlockingIOError, av.error.EOFError):
-        return  # it needs more, or has had all that belongs to the film
+        return  # it needs more frames, or has reached the end of the film

@@ -2,7 +2,7 @@
 """
 Splits a film into clips: plans where to cut it, moves the cuts to changes of scene, and writes the clips.
 
-They are encoded anew: a copy can be cut at key frames alone, and those are where they are.
+The clips are re-encoded, since a copy could only be cut at key frames.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-#: Clips of a film at most: times in a file can be nonsense.
+#: The most clips of a film: times in a file can be nonsense.
 MAX_CLIPS = 10_000
 
 #: Seconds of the shortest clip, if the film is not shorter.
 _MIN_CLIP_SECONDS = 1.0
 
-#: Pixels of the pictures that are searched for changes of scene.
+#: Width and height, in pixels, of the pictures that are searched for changes of scene.
 _SCENE_WIDTH = 160
 
 
@@ -47,10 +47,10 @@ def plan_split(source: IO[bytes], clip_seconds: float, *, shown: str = "") -> Sp
     Find out how a film is to be split. All of it is read, and nothing decoded.
 
     :param source: can be read at any position
-    :param clip_seconds: the most that a clip may last, which is no more than the service takes
+    :param clip_seconds: the longest that a clip may be, within what the service takes
     :param shown: its address as messages may show it
-    :raises LumaValidationError: it is no film that can be decoded, or too long, or most of it is a gap, or the
-        clips are too long
+    :raises LumaValidationError: it is not a film that can be decoded, or too long, or most of it is a gap, or
+        ``clip_seconds`` is too small
     """
     if not _MIN_CLIP_SECONDS <= clip_seconds < math.inf:
         raise LumaValidationError(None, f"clip_seconds is {clip_seconds!r}: give at least {_MIN_CLIP_SECONDS:g}")
@@ -77,9 +77,9 @@ def move_cuts_to_scenes(
     shown: str = "",
 ) -> SplitPlan:
     """
-    Move the cuts to where the scene changes, as far as that takes no more clips. All of the film is decoded.
+    Move the cuts to changes of scene, without adding clips. All of the film is decoded.
 
-    :param clip_seconds: as it was for :func:`plan_split`
+    :param clip_seconds: as for :func:`plan_split`
     :raises LumaValidationError: the film cannot be decoded
     """
     if plan.clips == 1:
@@ -93,7 +93,7 @@ def move_cuts_to_scenes(
 def _scene_changes(
     container: InputContainer, video: VideoStream, plan: SplitPlan, on_progress: OnProgress | None
 ) -> Iterator[Fraction]:
-    """Yield the seconds of each frame that begins a scene."""
+    """Yield the time, in seconds, of each frame that begins a scene."""
     pictures = Pictures((_SCENE_WIDTH, _SCENE_WIDTH))
     graph = av.filter.Graph()
     graph.threads = THREADS
@@ -120,13 +120,13 @@ def split(
     shown: str = "",
 ) -> tuple[str, ...]:
     """
-    Write a film's clips, one after the other, each whole before the next begins. They are MP4 without sound.
+    Write a film's clips, as MP4 without sound. Each is complete before the next begins.
 
-    Return lines for the log: what had to be done about the film's frames.
+    Return lines for the log: how many frames had to be repaired.
 
     :param source: the film that was planned; can be read at any position
     :param clip_file: makes a clip's file
-    :param on_progress: may raise to end it
+    :param on_progress: may raise to end the work
     :raises LumaValidationError: the film cannot be decoded
     """
     with refusing("source", shown), opened(source) as (container, video):
@@ -150,7 +150,7 @@ def _reported(film: Iterator[av.VideoFrame], frames: int, on_progress: OnProgres
 
 
 def _write_clip(index: int, plan: SplitPlan, film: Iterator[av.VideoFrame], clip_file: ClipFile) -> None:
-    """Take a clip's pictures from the film, and write it."""
+    """Take a clip's pictures from the film, and write the clip."""
     frames = plan.cuts[index + 1] - plan.cuts[index]
     first = next(film)
     with clip_file(index) as path, av.open(str(path), "w", format="mp4", options=MP4_OPTIONS) as out:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The plan of a split: where a film is cut into clips. Exact fractions, without a video and without PyAV.
+The plan of a split: where a film is cut into clips, in exact fractions. It needs neither the video nor PyAV.
 
-The film gets a grid of frames at a constant rate, and its cuts lie on that grid; so the clips are as long as the film
-together, whatever times its own frames have. An XCom hands the plan from the split to the join.
+The film gets a grid of frames at a constant rate, and its cuts lie on that grid, so the clips together are as long as
+the film, whatever the times of its own frames. An XCom passes the plan from the split to the join.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow_provider_luma.media.time_stamps import FrameTimes
 
-#: Frames per second of the grid at most: of a faster film each second frame is taken, or each third.
+#: The most frames per second of the grid: of a faster film, only every second or third frame is used.
 _MAX_RATE = 60
 
-#: Seconds of sound before the first picture or after the last one that count as an encoder's padding, and are cut off.
+#: Seconds of sound before the first picture or after the last that count as an encoder's padding, and are cut off.
 PADDING_SECONDS = Fraction(1, 10)
 
-#: Seconds that a clip may lack at its end, for which its last picture is held.
+#: Seconds by which a clip may be too short; its last picture is held for that long.
 MAX_HOLD_SECONDS = Fraction(1, 2)
 
-#: Positions that a cut may move to if that lets another one move to a change of scene.
+#: Other positions that a cut may move to, to let another cut move to a change of scene.
 _FREE_POSITIONS = 8
 
 
@@ -36,11 +36,11 @@ class SplitPlan:
     """
     How a film is split, and joined again. Small enough for an XCom: see :meth:`as_dict`.
 
-    :param origin: seconds of the film's first frame, by the film's own clock
+    :param origin: time of the film's first frame, in seconds, by the film's own clock
     :param rate: frames per second of the grid
-    :param cuts: the grid's first frame of each clip, and at last the number of all frames
-    :param length: seconds of the film; if it is longer than the clips together, the last picture is held. None in
-        plans of version 1.1.0, whose film is as long as its clips
+    :param cuts: the first frame of each clip in the grid, and at the end the number of all frames
+    :param length: seconds of the film; if it is longer than all clips together, the last picture is held. None in
+        plans of version 1.1.0, where a film is as long as its clips
     """
 
     origin: Fraction
@@ -69,11 +69,11 @@ class SplitPlan:
         return float(self.exact_seconds)
 
     def start(self, index: int) -> Fraction:
-        """Return the seconds from the beginning of the film to that of a clip; of the last but one, its end."""
+        """Return when a clip begins, in seconds; for the index behind the last clip, when the film ends."""
         return self.cuts[index] / self.rate
 
     def evenly(self, clips: int) -> SplitPlan:
-        """Return the plan of the same film with so many clips of equal length."""
+        """Return a plan of the same film with so many clips of equal length."""
         return replace(self, cuts=_even_cuts(self.frames, clips))
 
     def as_dict(self) -> dict[str, Any]:
@@ -84,9 +84,9 @@ class SplitPlan:
     @classmethod
     def load(cls, values: dict[str, Any]) -> SplitPlan:
         """
-        Return the plan that :meth:`as_dict` described.
+        Return the plan that :meth:`as_dict` has described.
 
-        :raises ValueError: it is none
+        :raises ValueError: the values are not a valid plan
         """
         try:
             length = values.get("length")
@@ -97,11 +97,11 @@ class SplitPlan:
                 None if length is None else _fraction(length),
             )
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise ValueError(f"no plan of a split film: {error!r}") from error
+            raise ValueError(f"not the plan of a split: {error!r}") from error
         if plan.rate <= 0 or plan.cuts[:1] != (0,) or any(a >= b for a, b in pairwise(plan.cuts)) or plan.clips < 1:
-            raise ValueError("no plan of a split film: its cuts do not ascend from 0")
+            raise ValueError("not the plan of a split: its cuts do not ascend from 0")
         if abs(plan.exact_seconds - plan.frames / plan.rate) > 1:
-            raise ValueError("no plan of a split film: its clips are not as long as the film")
+            raise ValueError("not the plan of a split: its clips are not as long as the film")
         return plan
 
 
@@ -113,12 +113,12 @@ def _fraction(value: Any) -> Fraction:
 
 def plan_uncut(times: FrameTimes, heard: tuple[Fraction, Fraction] | None) -> SplitPlan:
     """
-    Return the plan of a film that is not cut yet. Its rate is constant, and 5 to 60.
+    Return the plan of a film that is not cut yet. Its rate is constant, from 5 to 60.
 
-    Where the sound begins before the pictures or ends after them, the film does too: the first and the last picture are
-    held. Up to half a second at the end makes no additional clip.
+    If the sound begins before the pictures or ends after them, so does the film: the first or the last picture is held.
+    Up to half a second at the end does not make another clip.
 
-    :param heard: seconds at which the sound begins and ends, by the film's own clock; None without sound
+    :param heard: when the sound begins and ends, in seconds by the film's own clock; None without sound
     """
     rate, _ = times.rate()
     rate /= math.ceil(rate / _MAX_RATE)
@@ -135,17 +135,17 @@ def plan_uncut(times: FrameTimes, heard: tuple[Fraction, Fraction] | None) -> Sp
 
 
 def frames_per_clip(rate: Fraction, clip_seconds: float) -> int:
-    """Return the most frames that a clip may have."""
+    """Return how many frames a clip may have."""
     return max(1, math.floor(Fraction(clip_seconds).limit_denominator(1000) * rate))
 
 
 def count_clips(frames: int, limit: int) -> int:
-    """Return how many clips of at most so many frames it takes."""
+    """Return how many clips of at most ``limit`` frames are needed."""
     return math.ceil(frames / limit)
 
 
 def even_cuts(frames: int, limit: int) -> tuple[int, ...]:
-    """Return the cuts that make clips of at most ``limit`` frames, as few and as equal as possible."""
+    """Return the cuts for clips of at most ``limit`` frames, as few and as equal as possible."""
     return _even_cuts(frames, count_clips(frames, limit))
 
 
@@ -164,7 +164,7 @@ def cuts_at_scenes(frames: int, limit: int, shortest: int, scene_changes: Iterab
     even, changes = even_cuts(frames, limit), sorted(set(scene_changes))
     clips = len(even) - 1
     shortest = max(1, min(shortest, frames // clips))
-    # Of each cut so far: how good the best cuts up to it are, and which they are.
+    # For each position of the last cut: how good the best cuts up to it are, and what they are.
     best: dict[int, tuple[tuple[int, int], tuple[int, ...]]] = {0: ((0, 0), (0,))}
     for index in range(1, clips):
         low = max(index * shortest, frames - (clips - index) * limit)

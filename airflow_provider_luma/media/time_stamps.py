@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-When the frames of a film are shown and its sound is heard, by the time stamps of its packets, and if that can be true.
+When a film's frames are shown and its sound is heard, by the time stamps of its packets, and if that is plausible.
 
 Every ten seconds of a film are a job that costs money, and one wrong time stamp can turn seconds into hours. Times are
 exact fractions of a second, and nothing is decoded here.
@@ -36,17 +36,17 @@ _RATES = (
 )
 _MIN_RATE, _MIN_VARIABLE_RATE = 5, 23
 
-#: Seconds that a picture counts for at most while no other follows and no sound is heard, and that a packet of sound
-#: counts for at most.
+#: The most seconds that a picture counts for while no other follows and no sound is heard, and that a packet of sound
+#: counts for.
 #:
 #: A film is refused if what counts is less than half of its length. So films whose pictures change at least every ten
-#: minutes always pass, whatever else they are: time lapses, slide shows, screen recordings that store no frame while
-#: nothing moves, streams with seconds or minutes missing. So do talks whose sound goes on over the last slide.
+#: minutes always pass: time lapses, slide shows, screen recordings that store no frame while nothing moves, streams
+#: with seconds or minutes missing. So do talks whose sound goes on over the last slide.
 MAX_STILL_SECONDS = 300
 MAX_PACKET_SECONDS = 10
 _MIN_FILLED = Fraction(1, 2)
 
-#: Seconds by which a packet may come too late: files are not always written in exact order.
+#: Seconds by which a packet may be late: files are not always written in exact order.
 _MAX_STEP_BACK = 1
 
 _REMEDY = (
@@ -62,7 +62,7 @@ class FrameTimes:
 
     :param ticks: in the order of showing, in units of ``time_base``
     :param time_base: seconds
-    :param last: ticks for which the last frame is shown; 0 if the film does not tell
+    :param last: ticks for which the last frame is shown; 0 if unknown
     """
 
     ticks: Sequence[int]
@@ -71,11 +71,11 @@ class FrameTimes:
 
     @property
     def origin(self) -> Fraction:
-        """Seconds of the first frame."""
+        """Time of the first frame, in seconds."""
         return self.ticks[0] * self.time_base
 
     def rate(self) -> tuple[Fraction, bool]:
-        """Return the frames per second, and whether they are constant, which pictures that stay for long never are."""
+        """Return the frames per second, and whether the rate is constant; with long still pictures it never is."""
         gaps = [later - earlier for earlier, later in pairwise(self.ticks) if later > earlier]
         if not gaps:
             return Fraction(25), False
@@ -91,7 +91,7 @@ class FrameTimes:
         return (self.ticks[-1] - self.ticks[0]) * self.time_base + max(self.last * self.time_base, 1 / rate)
 
     def _deviation(self, rate: Fraction) -> float:
-        """Return the most seconds that a frame is off a constant rate."""
+        """Return by how many seconds, at most, a frame deviates from a constant rate."""
         tick, step, first = float(self.time_base), float(1 / rate), self.ticks[0]
         return max(abs((at - first) * tick - index * step) for index, at in enumerate(self.ticks))
 
@@ -104,10 +104,10 @@ def _rates_near(mean: Fraction) -> list[Fraction]:
 @dataclass
 class Heard:
     """
-    The seconds in which a film's sound is heard, by the film's own clock.
+    When a film's sound is heard, in seconds by the film's own clock.
 
     :param span: beginning and end; None without sound
-    :param runs: of each track, the times that its packets fill without interruption
+    :param runs: for each track, the times that its packets fill without interruption
     """
 
     span: tuple[Fraction, Fraction] | None = None
@@ -126,7 +126,7 @@ class Heard:
 
 
 class Order:
-    """Checks that the packets of each track are in order of time."""
+    """Checks that the packets of each track are in chronological order."""
 
     def __init__(self) -> None:
         self._newest: dict[int, int] = {}
@@ -163,7 +163,7 @@ def film_times(
     try:
         for packet in container.demux(video, *sounds):
             is_picture = packet.stream is video
-            # A packet lost in a transport stream leaves one broken picture, and the decoder tells which.
+            # A packet lost in a transport stream leaves one broken picture, which the decoder reports.
             if packet.is_corrupt and is_picture and container.format.name != "mpegts":
                 raise cut_off()
             at = packet.dts if lacks_pts(container) or packet.pts is None else packet.pts
@@ -185,12 +185,12 @@ def film_times(
 
 
 def exact(value: Fraction) -> Fraction:
-    """Return a fraction of PyAV, which since version 19 is of a type of its own, as one of Python."""
+    """Return a fraction of PyAV, which has its own type since version 19, as one of Python's."""
     return Fraction(value.numerator, value.denominator)
 
 
 def lacks_pts(container: InputContainer) -> bool:
-    """Tell whether a file has no times of showing: then the frames are shown at the times of sending, in order."""
+    """Tell whether a file has no presentation times: then the frames are shown at their decoding times, in order."""
     return container.format.name in ("avi", "asf")
 
 
@@ -198,7 +198,7 @@ def check_gaps(times: FrameTimes, heard: Heard) -> None:
     """
     Check that pictures and sound fill enough of a film.
 
-    :raises Unusable: they do not
+    :raises Unusable: most of the film is a gap
     """
     end = times.ticks[-1] * times.time_base + times.last * times.time_base
     end = max(end, heard.span[1]) if heard.span else end
@@ -225,7 +225,7 @@ def check_gaps(times: FrameTimes, heard: Heard) -> None:
 
 
 def _shown(times: FrameTimes) -> list[tuple[Fraction, Fraction, Fraction]]:
-    """Return the beginning of each run of pictures, the end of the time that it counts for, and its last picture."""
+    """Return for each run of pictures when it begins, until when it counts, and the time of its last picture."""
     clock, still = times.time_base, math.ceil(MAX_STILL_SECONDS / times.time_base)
     ends = [(before, after) for before, after in pairwise(times.ticks) if after - before > still]
     firsts = [times.ticks[0], *(after for _, after in ends)]
@@ -235,13 +235,13 @@ def _shown(times: FrameTimes) -> list[tuple[Fraction, Fraction, Fraction]]:
 
 def shown_at(frames: Iterable[tuple[Fraction, T]], times: Iterable[Fraction], reach: Fraction) -> Iterator[T]:
     """
-    Yield the frame that is shown at each time: the nearest one, or while there is none for long, the last one.
+    Yield the frame that is shown at each time: the nearest one or, in a long gap, the last one.
 
-    Frames are taken as they are needed, one ahead; before the first and behind the last one, that one is shown.
+    Frames are taken as needed, one ahead. Before the first frame the first is shown, and after the last the last.
 
     :param frames: each with its time in seconds, in order
     :param times: seconds, in order
-    :param reach: frames further apart than that stay for longer than till the middle
+    :param reach: seconds; in a gap longer than this, a frame stays beyond the middle of the gap
     """
     upcoming = iter(frames)
     shown = next(upcoming, None)

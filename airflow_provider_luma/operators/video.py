@@ -49,7 +49,7 @@ class _FilmOperator(TemplatedOperator):
 
     def on_kill(self) -> None:
         """End the child process."""
-        from airflow_provider_luma.media.film_work import end_all
+        from airflow_provider_luma.media.child_process import end_all
 
         end_all()
 

@@ -45,7 +45,7 @@ def public_hook(server: FileServer, set_connection: Callable[..., None]) -> Luma
         "http://two words.example.com/film.mp4",
     ],
 )
-def test_url_that_is_no_http_address_is_refused(url: Any, disk: Disk, hook: LumaHook) -> None:
+def test_url_that_is_not_http_is_refused(url: Any, disk: Disk, hook: LumaHook) -> None:
     with pytest.raises(LumaValidationError):
         hook.download(url, disk.destination)
     assert disk.files() == {}
@@ -54,7 +54,7 @@ def test_url_that_is_no_http_address_is_refused(url: Any, disk: Disk, hook: Luma
 @pytest.mark.parametrize(
     "location", ["file:///etc/passwd", "ftp://127.0.0.1/film.mp4", "data:text/plain,hello", "http://[::1/film.mp4"]
 )
-def test_redirect_to_what_is_no_http_address_is_refused(
+def test_redirect_to_something_other_than_http_is_refused(
     location: str, disk: Disk, server: FileServer, hook: LumaHook
 ) -> None:
     with pytest.raises(LumaValidationError):

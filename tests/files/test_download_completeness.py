@@ -132,9 +132,7 @@ class TestWithoutALength:
         assert disk.files()["film.mp4"] == VIDEO + bytes(padding)
         assert len(server.requests) == 1
 
-    def test_end_that_nothing_shows_is_an_error_that_says_so(
-        self, disk: Disk, server: FileServer, hook: LumaHook
-    ) -> None:
+    def test_unrecognisable_end_is_an_error_that_says_so(self, disk: Disk, server: FileServer, hook: LumaHook) -> None:
         url = server.serve("/film.mp4", Reply(FILM, announced=-1, ranges=False))
         with pytest.raises(LumaUnavailableError, match="does not say where the file ends"):
             hook.download(url, disk.destination)
@@ -151,7 +149,7 @@ class TestVersions:
         ],
         ids=["ETag", "ETag and date", "date"],
     )
-    def test_rest_is_asked_for_of_the_same_version_only(
+    def test_rest_is_requested_only_of_the_same_version(
         self,
         etag: str | None,
         headers: dict[str, str],
@@ -180,7 +178,7 @@ class TestVersions:
         ],
         ids=["weak ETag", "weak ETag and date", "no ETag", "date of tomorrow", "no date", "no time zone", "nothing"],
     )
-    def test_rest_is_not_asked_for_of_what_may_be_another_version(
+    def test_rest_is_not_requested_of_what_may_be_another_version(
         self, etag: str | None, headers: dict[str, str], disk: Disk, server: FileServer, hook: LumaHook
     ) -> None:
         cut = Reply(FILM, stop_after=CUT, etag=etag, headers=headers)
@@ -190,7 +188,7 @@ class TestVersions:
         for request in server.requests:
             assert (request.range, request.headers.get("if-range")) == (None, None)
 
-    def test_rest_is_not_asked_for_of_a_file_that_was_changed_just_now(
+    def test_rest_is_not_requested_of_a_file_that_just_changed(
         self, disk: Disk, server: FileServer, hook: LumaHook
     ) -> None:
         # It may be changed again within the second that its date names.

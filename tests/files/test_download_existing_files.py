@@ -77,7 +77,7 @@ def test_existing_file_is_compared_again_when_the_connection_breaks_meanwhile(
     assert len(server.requests) == 2
 
 
-def test_existing_file_of_the_urls_own_name_is_kept_when_the_server_says_no_length_and_it_begins_the_same(
+def test_existing_file_with_the_urls_own_name_is_kept_if_the_server_gives_no_length_and_it_begins_the_same(
     disk: Disk, server: FileServer, hook: LumaHook
 ) -> None:
     disk.put("film.mp4", FILM)
@@ -90,7 +90,7 @@ def test_existing_file_of_the_urls_own_name_is_kept_when_the_server_says_no_leng
 
 @pytest.mark.parametrize("gone", [Reply(status=404), Reply(FILM, announced=-1)], ids=["vanished", "no length"])
 @pytest.mark.parametrize(("last", "name"), [("/film.mp4", None), ("", "mine.mp4")])
-def test_existing_file_whose_name_was_chosen_for_it_is_the_same_only_if_that_is_shown(
+def test_existing_file_with_a_chosen_name_counts_as_the_same_only_if_confirmed(
     gone: Reply, last: str, name: str | None, storage: Storage, server: FileServer, hook: LumaHook
 ) -> None:
     # It may be the video of an earlier run.
@@ -98,7 +98,7 @@ def test_existing_file_whose_name_was_chosen_for_it_is_the_same_only_if_that_is_
     storage.put(existing, FILM)
     url = server.serve("/film.mp4", Reply(FILM), gone)
     hook.download(url, storage.destination + last, name=name)
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         hook.download(url + "?signature=s3cr3t", storage.destination + last, name=name)
     assert storage.files() == {existing: FILM}
 
@@ -129,13 +129,13 @@ def test_file_that_appears_during_the_download_is_left_as_it_is(
         storage.put("film.mp4", b"precious")
 
     url = server.serve("/film.mp4", Reply(FILM, halfway=appear))
-    with pytest.raises(FileExistsError, match="appeared"):
+    with pytest.raises(FileExistsError, match="created by something else during the download"):
         hook.download(url, storage.destination)
     assert storage.files() == {"film.mp4": b"precious", "other.mp4": b"other"}
 
 
 @pytest.mark.parametrize("appears", [False, True])
-def test_disk_without_links_is_written_to_as_well(
+def test_disk_without_hard_links_can_be_written_to(
     appears: bool, disk: Disk, server: FileServer, hook: LumaHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -143,7 +143,7 @@ def test_disk_without_links_is_written_to_as_well(
 
     monkeypatch.setattr("os.link", refuse)
     url = server.serve("/film.mp4", Reply(FILM, halfway=lambda: appears and disk.put("film.mp4", b"precious")))
-    with pytest.raises(FileExistsError, match="appeared") if appears else nullcontext():
+    with pytest.raises(FileExistsError, match="created by something else") if appears else nullcontext():
         hook.download(url, disk.destination)
     assert disk.files() == {"film.mp4": b"precious" if appears else FILM}
 

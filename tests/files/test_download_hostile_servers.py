@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that is out to harm: it neither fills the disk or the memory, nor keeps a task for ever."""
+"""A hostile server can neither fill the disk or the memory, nor keep a task busy indefinitely."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_server_that_sends_next_to_nothing_is_given_up(
 
 
 @pytest.mark.usefixtures("short_timeout")
-def test_existing_file_is_not_compared_for_ever(
+def test_comparison_with_an_existing_file_is_bounded(
     disk: Disk, server: FileServer, hook: LumaHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_luma.files.download.READ_RETRY_TIMEOUT", 0.1)
@@ -126,7 +126,7 @@ def test_file_above_the_largest_size_is_refused(
 ) -> None:
     monkeypatch.setattr(progress, "MAX_SIZE", 10 * len(BLOCK))
     url = server.serve("/film.mp4", reply)
-    with pytest.raises(LumaValidationError, match=r"film\.mp4 is longer than 10\.5 MB"):
+    with pytest.raises(LumaValidationError, match=r"film\.mp4 is larger than 10\.5 MB"):
         hook.download(url + "?signature=s3cr3t", disk.destination)
     assert len(server.requests) == 1
     assert disk.files() == {}
@@ -150,7 +150,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("part", FLOODS)
-def test_flood_that_is_no_part_of_the_file_is_neither_read_nor_kept_in_memory(
+def test_flood_of_data_outside_the_file_is_neither_read_nor_kept_in_memory(
     part: str, disk: Disk, server: FileServer, hook: LumaHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert adapter.MAX_READ_SIZE < 50e6

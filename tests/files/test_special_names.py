@@ -118,7 +118,7 @@ class TestFiles:
                 return str(super().path).partition("#")[0]
 
         monkeypatch.setattr("airflow_provider_luma.files.storage.ObjectStoragePath", CutsNames)
-        with pytest.raises(LumaValidationError, match=r"source: .*'a#\.mp4': rename it"):
+        with pytest.raises(LumaValidationError, match=r"source: .*'a#\.mp4': rename the file"):
             as_path("s3://bucket/a#.mp4", "source")
 
 

@@ -39,10 +39,10 @@ def neither_google_nor_azure(monkeypatch):
         ("gs://my_google@bucket/clip.mp4", GCS),
         ("abfs://container/clip.mp4", AZURE),
         ("abfss://container@account/clip.mp4", AZURE),
-        ("wasb://container/clip.mp4", "wasb:// is no scheme of Airflow's; write abfs://"),
-        ("az://container/clip.mp4", "az:// is no scheme of Airflow's; write abfs://"),
-        ("sftp://server/clip.mp4", "install the provider package that has it"),
-        ("nonsense://server/clip.mp4", "install the provider package that has it"),
+        ("wasb://container/clip.mp4", "does not know the scheme wasb://; write abfs://"),
+        ("az://container/clip.mp4", "does not know the scheme az://; write abfs://"),
+        ("sftp://server/clip.mp4", "install the provider package that supports it"),
+        ("nonsense://server/clip.mp4", "install the provider package that supports it"),
     ],
 )
 def test_error_of_a_storage_that_is_not_installed_says_what_to_install(address, remedy):

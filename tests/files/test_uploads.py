@@ -241,7 +241,7 @@ class TestFileThatChanges:
     def test_file_that_becomes_shorter_is_no_upload(self, hook, uploads, file):
         found = StoredFile.find(str(file), "source")
         file.write_bytes(CONTENT[:1_000_000])
-        with pytest.raises(AirflowException, match="was changed while it was read"):
+        with pytest.raises(AirflowException, match="changed while it was being read"):
             Upload(hook.get_client(), hook.log, lambda: None).run(found)
         assert uploads.uploads == []
 
@@ -249,7 +249,7 @@ class TestFileThatChanges:
         found = StoredFile.find(str(file), "source")
         file.write_bytes(bytes(len(CONTENT)))
         os.utime(file, (1, 1))
-        with pytest.raises(AirflowException, match="was changed while it was read"):
+        with pytest.raises(AirflowException, match="changed while it was being read"):
             Upload(hook.get_client(), hook.log, lambda: None).run(found)
 
     def test_storage_that_breaks_is_not_taken_for_the_service(self, hook, uploads, file, monkeypatch):

@@ -22,12 +22,12 @@ SCRIPT = """
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from airflow_provider_luma.media import film_work
+from airflow_provider_luma.media import child_process
 from airflow_provider_luma.media.film_work import join, plan_split, split
 most = 0
 def measure(done, frames):
     global most
-    (process,) = film_work._running
+    (process,) = child_process._running
     status = Path(f"/proc/{process.pid}/status").read_text()
     most = max(most, int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 folder = Path(sys.argv[1])

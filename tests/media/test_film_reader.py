@@ -85,7 +85,7 @@ def test_playlist_is_never_opened(playlist, tmp_path):
     ],
     ids=["SRT", "ASS", "Y4M", "GIF", "APNG"],
 )
-def test_what_is_no_container_of_videos_is_refused(content):
+def test_file_that_is_not_a_video_container_is_refused(content):
     refusal(content)
 
 
@@ -137,5 +137,5 @@ def longer(content: bytes, at: int, count: int) -> bytes:
 
 
 @pytest.mark.parametrize("brand", [b"avis", b"hevc", b"msf1"])
-def test_animated_picture_is_no_film(brand):
+def test_animated_picture_is_not_a_film(brand):
     assert "is an animated picture" in refusal(film(frames=20).replace(b"ftypisom", b"ftyp" + brand))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Films are decoded in a process with limits: whatever happens to it, the caller lives and learns what it was."""
+"""Films are decoded in a process with limits: whatever happens to it, the caller survives and learns the cause."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ import psutil
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media import film_work
+from airflow_provider_luma.media import child_process
+from airflow_provider_luma.media.child_process import end_all
 from airflow_provider_luma.media.film_types import JoinedFilm
-from airflow_provider_luma.media.film_work import end_all, join, move_cuts_to_scenes, plan_split, split
+from airflow_provider_luma.media.film_work import join, move_cuts_to_scenes, plan_split, split
 from airflow_provider_luma.media.split_plan import SplitPlan
 from tests.support.clips import clip
 from tests.support.films import film, openers, pictures
@@ -55,7 +56,7 @@ def split_into(
 
 def child() -> psutil.Process:
     """Return the process that decodes."""
-    (process,) = film_work._running
+    (process,) = child_process._running
     return psutil.Process(process.pid)
 
 
@@ -80,7 +81,7 @@ def test_film_is_split_and_joined_with_its_progress_in_order(tmp_path):
     assert (made.seconds, made.sound, made.warnings) == (2.0, "copied", ())
     assert made.lacking == pytest.approx((0, 0), abs=0.001)
     assert [number for _, number in pictures((tmp_path / "joined.mp4").read_bytes())] == list(range(FRAMES))
-    assert film_work._running == set()
+    assert child_process._running == set()
 
 
 def test_cuts_move_to_scenes(tmp_path):
@@ -240,8 +241,8 @@ def test_process_that_says_nonsense_is_a_refusal(messages, tmp_path, monkeypatch
     (tmp_path / "hostile.py").write_text(HOSTILE)
     (tmp_path / "messages").write_bytes(messages)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(film_work, "_MODULE", "hostile")
-    with pytest.raises(LumaValidationError, match=r"^source \(film.mp4\) has upset the process that decodes it: "):
+    monkeypatch.setattr(child_process, "_MODULE", "hostile")
+    with pytest.raises(LumaValidationError, match=r"^source \(film.mp4\) breaks the process that decodes it: "):
         plan_split(io.BytesIO(b"a film"), 10, shown="film.mp4")
 
 
@@ -250,14 +251,14 @@ import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from airflow_provider_luma.media import film_work
+from airflow_provider_luma.media import child_process, film_work
 @contextmanager
 def written(index):
     with TemporaryDirectory() as folder:
         yield Path(folder) / "clip.mp4"
 def progress(done, frames):
     if done == 3:
-        (process,) = film_work._running
+        (process,) = child_process._running
         print(process.pid, flush=True)
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
@@ -308,7 +309,7 @@ def most_memory() -> Iterator[Callable[[], int]]:
 
     def watch() -> None:
         while not is_over.wait(0.002):
-            for process in tuple(film_work._running):
+            for process in tuple(child_process._running):
                 try:
                     status = Path(f"/proc/{process.pid}/status").read_text()
                     found.append(1024 * int(status.partition("VmHWM:")[2].split()[0]))
@@ -371,7 +372,7 @@ def compressed_header(video: bytes, megabytes: int) -> bytes:
 
 
 @LINUX
-def test_header_that_inflates_without_end_is_refused(tmp_path):
+def test_header_that_inflates_to_gigabytes_is_refused(tmp_path):
     good = clip("mov", seconds=1)
     assert plan_split(io.BytesIO(compressed_header(good, 1)), 10).clips == 1, "FFmpeg reads compressed headers"
     bomb = compressed_header(good, 1900)

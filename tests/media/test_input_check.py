@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.media import input_check
+from airflow_provider_luma.media import child_process, input_check
 from airflow_provider_luma.media.input_check import SECONDS_TOLERANCE, check_video_file, check_video_head
 from airflow_provider_luma.media.signatures import HEAD_LENGTH
 from airflow_provider_luma.services import kie
@@ -79,7 +79,7 @@ def cpu_seconds() -> float:
 
 
 def refusal(video: bytes | io.BytesIO) -> str:
-    """Check a video that is refused, and return the message; every refusal comes soon, and is complete."""
+    """Check a video that is refused, and return the message; every refusal is quick, and complete."""
     before = cpu_seconds()
     with pytest.raises(LumaValidationError) as refused:
         check(video)
@@ -153,7 +153,7 @@ def test_video_within_the_limits_of_another_service_passes():
     check(clip(seconds=12), replace(OTHER, seconds=18))
 
 
-def test_limit_of_bytes_is_another_for_an_address_than_for_a_file():
+def test_size_limit_differs_between_an_address_and_a_file():
     options = {"content_type": None, "parameter": "video_url", "shown": "http://x/y"}
     check_video_head(b"", OTHER, size=2 << 20, **options)
     with pytest.raises(LumaValidationError, match=r"has 2\.5 MB; Luma takes MP4 videos of at most 3\.5 s and 2 MB: "):
@@ -204,12 +204,12 @@ def test_sound_that_is_too_long_is_refused():
         (b"#EXTM3U\n#EXTINF:3,\nhttp://127.0.0.1/secret\n", "is a text"),
         (b"\n<!DOCTYPE html><p>\0", "is an HTML page"),
         (random.Random(1).randbytes(300_000), "is not an MP4, MOV or AVI (unknown signature)"),
-        (b"\0\0\0\x18ftypisom" + bytes(300_000), "is cut off, or no video"),
+        (b"\0\0\0\x18ftypisom" + bytes(300_000), "is cut off, or not a video"),
         (b"\0\0\0\x18ftyp", "is cut off: "),
-        (b"\0\0", "is cut off, or no video"),
+        (b"\0\0", "is cut off, or not a video"),
     ],
 )
-def test_what_is_no_video_is_refused(content, found):
+def test_file_that_is_not_a_video_is_refused(content, found):
     assert found in refusal(content)
 
 
@@ -222,20 +222,20 @@ def test_what_is_no_video_is_refused(content, found):
         ("m4a", {"codec": None, "sound": "aac"}, "is sound without a video"),
         ("mp3", {"codec": None, "sound": "mp3"}, "is sound without a video"),
         ("wav", {"codec": None, "sound": "pcm_s16le"}, "is sound without a video"),
-        ("mp4", {"codec": None, "sound": "aac"}, "holds sound and no video"),
+        ("mp4", {"codec": None, "sound": "aac"}, "contains sound but no video"),
     ],
 )
 def test_other_containers_and_sound_are_refused(kind, options, found):
     assert found in refusal(clip(kind, **options))
 
 
-def test_picture_of_a_sound_file_is_no_video():
+def test_cover_picture_of_a_sound_file_is_not_a_video():
     sound = clip("mp4", codec=None, sound="aac")
     data = clip("png", codec="png", seconds=0.1, container="image2")
     cover = box(b"udta", box(b"meta", bytes(4), META_HANDLER, box(b"ilst", box(b"covr", box(b"data", PNG, data)))))
     begin = sound.index(b"moov") - 4
     with_cover = sound[:begin] + box(b"moov", sound[begin + 8 :], cover)
-    assert "holds sound and no video" in refusal(with_cover)
+    assert "contains sound but no video" in refusal(with_cover)
 
 
 META_HANDLER = struct.pack(">I4sII4s12sx", 33, b"hdlr", 0, 0, b"mdir", b"")
@@ -308,7 +308,7 @@ def test_empty_track_in_front_of_the_video_is_passed_over():
 
 @pytest.mark.parametrize("brand", [b"avis", b"avcs", b"hevc", b"hevx", b"msf1"])
 def test_animated_picture_is_refused(brand):
-    """It is an MP4 in all but its brand."""
+    """It is an MP4 except for its brand."""
     video = clip(seconds=2).replace(b"ftypisom", b"ftyp" + brand)
     assert "is an animated picture (AVIF or HEIF)" in refusal(video)
 
@@ -325,7 +325,7 @@ def png_of(side: int, *, named: int) -> bytes:
 
 
 def test_picture_that_is_too_large_is_not_decoded():
-    assert "has more than 8192 pixels a side" in refusal(png_of(20_000, named=20_000))
+    assert "has more than 8192 pixels per side" in refusal(png_of(20_000, named=20_000))
     assert "cannot be decoded" in refusal(png_of(20_000, named=64))
 
 
@@ -389,7 +389,7 @@ def test_index_that_would_fill_the_memory_is_refused(samples):
     assert peak_memory(video) < 1e9
 
 
-def test_index_of_which_there_is_no_end_is_refused():
+def test_endless_index_is_refused():
     content = bomb(stsz=struct.pack(">III", 0, 0, 25_000_000))
     grown = lengthened(content, 100_000_000, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz")
     file = CountingFile(grown + bytes(100_000_000))
@@ -397,7 +397,7 @@ def test_index_of_which_there_is_no_end_is_refused():
     assert file.count <= input_check.MAX_BYTES_READ + HEAD_LENGTH
 
 
-def test_no_other_file_is_opened_that_the_video_refers_to(tmp_path):
+def test_no_other_file_that_the_video_refers_to_is_opened(tmp_path):
     video = clip(movflags=MOOV_IN_FRONT)
     other = tmp_path / "other.mp4"
     other.write_bytes(video)
@@ -414,25 +414,58 @@ def test_no_other_file_is_opened_that_the_video_refers_to(tmp_path):
     assert "is cut off" in refusal(video)
 
 
-def test_work_without_end_is_ended(monkeypatch):
+def test_endless_work_is_ended(monkeypatch):
     monkeypatch.setattr(input_check, "MAX_SECONDS", 0.0)
     assert "makes FFmpeg fail, or run without end" in refusal(clip())
 
 
-def test_crash_of_ffmpeg_is_a_refusal(monkeypatch, tmp_path):
-    script = tmp_path / "child.py"
-    script.write_text("import os, signal; print('ready', flush=True); os.kill(os.getpid(), signal.SIGSEGV)")
-    monkeypatch.setattr(input_check, "_CHILD", script)
+CHILD = """
+import json, os, signal
+from multiprocessing.connection import Connection
+channel = Connection(os.dup(0))
+channel.recv_bytes()
+def tell(*message): channel.send_bytes(json.dumps(message).encode())
+tell("ready")
+"""
+
+
+@pytest.fixture
+def run_in_child(tmp_path, monkeypatch) -> Callable[[str], None]:
+    """Replace what the child process does once it is ready."""
+
+    def replace_program(program: str) -> None:
+        (tmp_path / "other_jobs.py").write_text(CHILD + program)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(child_process, "_MODULE", "other_jobs")
+
+    return replace_program
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "os.kill(os.getpid(), signal.SIGSEGV)",
+        "os.kill(os.getpid(), signal.SIGKILL)",  # as the limit of computing time does
+        "tell('nonsense')",
+        "tell('open', 1)",
+        "tell('open', 0); channel.recv_bytes(); tell('read', 0, -1, 5)",
+        "tell('begin', 0)",
+        "tell('unusable', 'is', None)",
+    ],
+)
+def test_crash_or_nonsense_of_ffmpeg_is_a_refusal(program, run_in_child):
+    run_in_child(program)
     assert "makes FFmpeg fail, or run without end" in refusal(clip())
 
 
-def test_child_process_gets_no_secret(monkeypatch, tmp_path):
+def test_error_of_pyav_itself_is_a_refusal(run_in_child):
+    run_in_child("tell('failed', 'KeyError', None, 'no such key', 'Traceback')")
+    assert "cannot be decoded (KeyError)" in refusal(clip())
+
+
+def test_child_process_gets_no_secret(monkeypatch, run_in_child):
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", "luma://:secret@")
-    script = tmp_path / "child.py"
-    script.write_text(
-        "import json, os; print('ready', json.dumps({'found': str(dict(os.environ)), 'remedy': 'none'}), sep='\\n')"
-    )
-    monkeypatch.setattr(input_check, "_CHILD", script)
+    run_in_child("tell('unusable', str(dict(os.environ)), 'none')")
     message = refusal(clip())
     assert "PYTHONPATH" in message
     assert "secret" not in message
@@ -485,17 +518,18 @@ def mutations(count: int) -> Iterator[bytes]:
         yield bytes(video[: chance.choice((len(video), chance.randrange(len(video)))) or 1])
 
 
-EXAMINE = """
+PROBE = """
 import io, sys, struct
 sys.path[:0] = {path!r}
-from airflow_provider_luma.media import input_check_child
+from airflow_provider_luma.media.child_jobs import limit_probe
 from airflow_provider_luma.media.opening import Unusable
-input_check_child._limit_resources()
+from airflow_provider_luma.media.probe import probe
+limit_probe()
 refused = 0
 while head := sys.stdin.buffer.read(4):
     content = sys.stdin.buffer.read(struct.unpack(">I", head)[0])
     try:
-        input_check_child.examine(io.BytesIO(content), "mov,mp4,m4a,3gp,3g2,mj2,avi", 10.0, 0.5)
+        probe(io.BytesIO(content), "mov,mp4,m4a,3gp,3g2,mj2,avi", 10.0, 0.5)
     except Unusable:
         refused += 1
 print(refused)
@@ -506,7 +540,7 @@ def test_hundreds_of_mutated_videos_neither_crash_nor_hang_ffmpeg():
     """All in one process, under the limits of the process for one."""
     videos = list(mutations(600))
     stream = b"".join(struct.pack(">I", len(video)) + video for video in videos)
-    command = [sys.executable, "-c", EXAMINE.format(path=[str(ROOT), *sys.path])]
+    command = [sys.executable, "-c", PROBE.format(path=[str(ROOT), *sys.path])]
     done = subprocess.run(command, input=stream, capture_output=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert 100 < int(done.stdout) <= len(videos)
@@ -552,7 +586,7 @@ def open(file): ...
     ["raise ImportError('no libavcodec')", "import os; os.abort()", OTHER_API],
     ids=["missing library", "abort", "other API"],
 )
-def test_pyav_that_does_not_work_refuses_no_video(failure, tmp_path, monkeypatch, caplog):
+def test_no_video_is_refused_if_pyav_does_not_work(failure, tmp_path, monkeypatch, caplog):
     (tmp_path / "av").mkdir()
     (tmp_path / "av" / "__init__.py").write_text(failure)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -603,7 +637,7 @@ check_video_file(video, kie.limits, parameter="p", shown="s", size=5012, log=Non
     ],
 )
 @pytest.mark.parametrize("content_type", [None, "video/mp4", "application/octet-stream", "text/plain"])
-def test_address_of_what_may_be_a_video_passes(head, content_type):
+def test_address_of_something_that_may_be_a_video_passes(head, content_type):
     for size in (None, 1, kie.limits.bytes_by_url):
         check_video_head(
             head, kie.limits, content_type=content_type, size=size, parameter="video_url", shown="http://x/y"
@@ -638,7 +672,7 @@ def test_address_of_what_may_be_a_video_passes(head, content_type):
         (b"G@\x11\x10\0B\xf0%\0\x01\xc1\0\0", None, None, "is not an MP4, MOV or AVI (unknown signature)"),
     ],
 )
-def test_address_of_what_is_surely_no_video_is_refused(head, content_type, size, found):
+def test_address_of_something_that_is_certainly_not_a_video_is_refused(head, content_type, size, found):
     with pytest.raises(LumaValidationError) as refused:
         check_video_head(
             head, kie.limits, content_type=content_type, size=size, parameter="video_url", shown="http://x/y"

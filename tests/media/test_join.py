@@ -221,7 +221,7 @@ def test_later_of_two_tracks_ends_the_film(output):
     assert len(clicks(content, 1)) == 5
 
 
-def test_sound_that_cannot_be_decoded_makes_no_film_longer(output):
+def test_sound_that_cannot_be_decoded_does_not_make_the_film_longer(output):
     source = film(frames=60, sound="ac3", sound_span=(0.0, 6.0)).replace(b"ac-3", b"zzzz")
     content, info = through_service(source, output)
     check_length(content, info, 2)
@@ -334,7 +334,7 @@ def test_clip_that_begins_late_by_its_own_clock_is_not_shown_late(output):
     assert [number for _, number in pictures(content)] == list(range(60))
 
 
-def test_clip_that_lacks_too_much_is_an_error_that_names_it(output, monkeypatch):
+def test_clip_that_is_far_too_short_is_an_error_that_names_it(output, monkeypatch):
     service = lambda clip, index: modified(clip, seconds=-1.0 if index else 0.0)  # noqa: E731
     with pytest.raises(
         LumaValidationError, match=r"clips\[1\] \(s3://b/2.mp4\) lasts 1\.\d+ .* piece of the film 2\.\d+"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A film's pictures as they are meant to look, and what is made of those that are interlaced, broken or missing."""
+"""A film's pictures look as intended; interlaced, broken and missing ones are repaired."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def frames_in_memory() -> int:
 
 
 def with_aspect_of_container(source: bytes, across: int, down: int) -> bytes:
-    """Give a film's pixels an aspect of which its codec says nothing."""
+    """Give a film's pixels an aspect ratio that only the container states."""
     with av.open(io.BytesIO(source)) as container:
         assert container.streams.video[0].codec_context.sample_aspect_ratio in (None, 1)
     return with_fields(source, b"pasp", 0, across, down)
@@ -78,7 +78,7 @@ def with_aspect_of_container(source: bytes, across: int, down: int) -> bytes:
     ("rotation", "mirrored", "size"),
     [(0, False, (128, 54)), (90, False, (96, 72)), (270, True, (96, 72)), (180, True, (128, 54))],
 )
-def test_aspect_of_pixels_may_be_told_by_the_container_alone(rotation, mirrored, size):
+def test_pixel_aspect_ratio_may_be_given_by_the_container_alone(rotation, mirrored, size):
     source = film(frames=10, size=(96, 54), rotation=rotation, mirrored=mirrored)
     _, clips = split_all(with_aspect_of_container(source, 4, 3))
     assert size_of(clips[0]) == size
@@ -87,7 +87,7 @@ def test_aspect_of_pixels_may_be_told_by_the_container_alone(rotation, mirrored,
 
 def test_aspect_that_makes_pictures_too_large_is_refused():
     source = with_aspect_of_container(film(frames=10), 1000, 1)
-    with pytest.raises(LumaValidationError, match="^source asks for pictures of 96000 by 54 pixels: scale it first"):
+    with pytest.raises(LumaValidationError, match="^source needs pictures of 96000 by 54 pixels: scale it first"):
         split_all(source)
 
 
@@ -148,7 +148,7 @@ def combs(content: bytes) -> list[float]:
 
 
 @pytest.mark.parametrize("order", ["tff=1", "bff=1"])
-def test_interlaced_film_loses_its_combs_and_no_frame(order):
+def test_interlaced_film_loses_its_combs_but_no_frame(order):
     source = spliced((order, woven([4 * index for index in range(20)])))
     assert min(combs(source)[1:]) > 5
     warnings, (content,) = split_all(source)
@@ -243,7 +243,7 @@ def test_broken_frames_are_replaced_by_the_ones_before_them(codec, which, lost):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_single_broken_frame_that_others_refer_to_ends_no_film(codec):
+def test_single_broken_frame_that_others_refer_to_does_not_end_the_film(codec):
     """H.264 shows those that refer to it, more or less damaged, up to the next key frame; HEVC leaves them out."""
     warnings, clips = split_all(broken(film(frames=90, codec=codec, options=CODECS[codec]), 20), 2)
     assert sum(round(30 * stream_seconds(content)[0]) for content in clips) == 90

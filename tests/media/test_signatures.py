@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file's first bytes tell its container, and that it is no video."""
+"""A file's first bytes show its container, or that it is not a video."""
 
 from __future__ import annotations
 

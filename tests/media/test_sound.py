@@ -91,7 +91,7 @@ def test_default_flag_may_be_that_of_the_second_track():
 
 
 @pytest.mark.parametrize("unknown", [0, 1])
-def test_track_of_unknown_codec_is_not_kept_and_takes_no_other_with_it(unknown):
+def test_track_of_unknown_codec_is_dropped_alone(unknown):
     tracks = [Track("aac", SPAN, language="eng")]
     tracks.insert(unknown, Track("ac3", SPAN, language="fra", is_default=not unknown))
     source = with_sound(*tracks).replace(b"ac-3", b"zzzz")
@@ -120,7 +120,7 @@ def test_channels_are_kept_where_aac_takes_them(layout, kept):
     assert clicks(content) == pytest.approx(EVERY_CLICK, abs=0.005)
 
 
-def test_of_more_than_eight_channels_two_are_kept():
+def test_two_of_more_than_eight_channels_are_kept():
     content, _ = rejoined(with_sound(Track("pcm_s16le", SPAN, layout="hexadecagonal"), kind="mov"))
     with av.open(io.BytesIO(content)) as container:
         assert container.streams.audio[0].codec_context.layout.name == "stereo"
@@ -149,14 +149,14 @@ def with_damaged_packet(source: bytes, kind: str, content: bytes) -> bytes:
     ("codec", "kind", "written_as"),
     [("pcm_bluray", "m2ts", "mpegts"), ("mp2", "ts", "mpegts"), ("flac", "mkv", "matroska")],
 )
-def test_damaged_packet_of_sound_becomes_silence_whatever_its_decoder_says(codec, kind, written_as, content):
+def test_damaged_packet_of_sound_becomes_silence_with_any_decoder(codec, kind, written_as, content):
     source = with_damaged_packet(with_sound(Track(codec, SPAN), kind=kind), written_as, content)
     made, info = rejoined(source)
     assert info.sound == "encoded"
     assert clicks(made) == pytest.approx(EVERY_CLICK, abs=0.045)
 
 
-def test_what_else_of_a_film_is_not_kept_is_in_the_warnings():
+def test_other_parts_of_a_film_that_are_not_kept_are_in_the_warnings():
     content, info = rejoined(with_subtitles_and_chapters(with_sound(Track("aac", SPAN))))
     assert info.warnings == ("subtitle track 2 (eng, mov_text) is not kept", "2 chapter marks are not kept")
     with av.open(io.BytesIO(content)) as container:

@@ -74,7 +74,7 @@ def test_clip_is_h264_without_sound_with_its_index_in_front_and_begins_at_0():
         (49, 24, 2, 2),
     ],
 )
-def test_no_clip_lasts_more_than_it_may_by_its_video_or_its_container(frames, rate, limit, clips):
+def test_neither_video_nor_container_of_a_clip_lasts_longer_than_allowed(frames, rate, limit, clips):
     contents = split_all(film(frames=frames, rate=rate), clip_seconds=limit)
     assert len(contents) == clips
     assert numbers(contents) == list(range(frames))
@@ -98,7 +98,7 @@ def test_film_of_too_many_clips_is_refused_before_it_is_decoded(monkeypatch):
 
 
 @pytest.mark.parametrize("clip_seconds", [0, -1, 0.5, float("nan"), float("inf")])
-def test_clip_seconds_that_make_no_clips_are_refused(clip_seconds):
+def test_clip_seconds_too_small_for_a_clip_are_refused(clip_seconds):
     with pytest.raises(LumaValidationError, match="clip_seconds"):
         plan_split(io.BytesIO(film(frames=20)), clip_seconds)
 
@@ -160,7 +160,7 @@ def test_frames_that_an_edit_list_hides_are_left_out():
     assert shown[0] in (10, 11, 12)
 
 
-def test_full_range_becomes_that_of_television():
+def test_full_range_becomes_limited_range():
     (content,) = split_all(film(frames=10, codec="mjpeg", kind="avi", pix_fmt="yuvj420p"))
     with av.open(io.BytesIO(content)) as container:
         luma = next(container.decode(video=0)).to_ndarray(format="yuv420p")[:54]
@@ -180,7 +180,7 @@ def test_colours_stay_as_they_are(kind, codec, pix_fmt):
 
 
 def shown_colour(content: bytes, number: int = 0) -> tuple[float, ...]:
-    """Return the colour of a picture's middle, as a player shows it that goes by the file's own words."""
+    """Return the colour in the middle of a picture, as a player shows it that follows the file's metadata."""
     with av.open(io.BytesIO(content)) as container:
         frame = next(islice(container.decode(video=0), number, None))
     red, blue = (0.2126, 0.0722) if frame.colorspace == 1 else (0.299, 0.114)
@@ -192,8 +192,8 @@ def shown_colour(content: bytes, number: int = 0) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize("transfer", [PQ, HLG])
-def test_high_dynamic_range_becomes_that_of_television(transfer):
-    """What lies in it at the brightness of white paper is white, and its grey is grey."""
+def test_high_dynamic_range_becomes_standard_range(transfer):
+    """White at the brightness of paper stays white, and grey stays grey."""
     white, grey = {PQ: (0.58, 0.45), HLG: (0.75, 0.4)}[transfer]
     (content,) = split_all(with_high_dynamic_range([white] * 5 + [grey] * 5, transfer))
     with av.open(io.BytesIO(content)) as container:
@@ -227,7 +227,7 @@ def with_high_dynamic_range(levels: list[float], transfer: int) -> bytes:
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_film_cut_out_of_another_at_an_open_group_of_pictures_begins_with_what_can_be_decoded(codec):
-    """Its first frames refer to what was cut off: nobody can show them, and those behind them keep their times."""
+    """Its first frames refer to what was cut off and cannot be shown; those behind them keep their times."""
     source = from_second_key_frame(codec)
     clips = split_all(source)
     shown = numbers(clips)
@@ -292,11 +292,11 @@ def test_film_of_one_clip_is_not_searched_for_changes_of_scene():
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        (lambda: bytes(500), "no video"),
+        (lambda: bytes(500), "not a video"),
         (lambda: b"no film" * 100, "is a text"),
         (lambda: film("mkv", frames=10)[:-1], "cut off"),
         (lambda: film(frames=60)[:-2000], "cut off"),
-        (lambda: clip(codec=None, sound="aac"), "sound and no video"),
+        (lambda: clip(codec=None, sound="aac"), "sound but no video"),
         (lambda: film(frames=60).replace(b"avc1", b"zzzz"), "no decoder"),
     ],
 )

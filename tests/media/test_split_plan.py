@@ -69,7 +69,7 @@ def test_no_times_are_too_odd_for_a_grid(ticks, last):
 
 
 @pytest.mark.parametrize("gap", [500, 1000, 1_000_000])
-def test_pictures_that_stay_for_long_make_no_clip_longer_than_it_may_be(gap):
+def test_long_still_pictures_make_no_clip_longer_than_allowed(gap):
     rate, frames = count_frames(FrameTimes([0, gap, 2 * gap], Fraction(1, 1000), gap))
     assert rate > 23
     assert frames == round(3 * gap * rate / 1000)
@@ -105,7 +105,7 @@ def test_even_clips_are_no_longer_than_the_limit_and_differ_by_one_frame(frames,
 
 
 @given(st.sampled_from(RATES), st.integers(1, 5000), st.floats(1, 10))
-def test_no_clip_is_longer_than_it_may_be(rate, frames, clip_seconds):
+def test_no_clip_is_longer_than_allowed(rate, frames, clip_seconds):
     for start, end in pairwise(even_cuts(frames, frames_per_clip(rate, clip_seconds))):
         assert (end - start) / rate <= clip_seconds + 0.0005
 
@@ -172,6 +172,6 @@ def test_film_is_as_long_as_pictures_and_sound_together(rate, count, begin, end)
         {"origin": "0", "rate": "24", "cuts": None},
     ],
 )
-def test_what_is_no_plan_is_refused(values):
-    with pytest.raises(ValueError, match="no plan"):
+def test_invalid_plan_is_refused(values):
+    with pytest.raises(ValueError, match="not the plan of a split"):
         SplitPlan.load(values)

@@ -147,7 +147,7 @@ def test_last_picture_of_many_hours_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["ts", "flv"])
-def test_time_that_jumps_back_is_refused(kind):
+def test_time_stamps_that_jump_back_are_refused(kind):
     source = film(kind, frames=100, rate=25, sound="aac")
     again = source if kind == "ts" else source[13:]
     message = refusal(source + again)
@@ -188,11 +188,11 @@ def test_nearest_frame_is_shown():
     assert on_grid([0, 42, 83, 125], 5, 30, Fraction(1, 24)) == [0, 42, 83, 83, 125]
 
 
-def test_frame_stays_until_the_next_one_comes_after_long():
+def test_frame_stays_through_a_long_gap():
     assert on_grid([0, 1000], 12, 10, Fraction(1, 10)) == [0] * 10 + [1000] * 2
 
 
-def test_first_and_last_frame_stand_in_for_what_lacks():
+def test_first_and_last_frame_are_shown_where_there_are_no_others():
     assert on_grid([200], 3, 10, Fraction(1, 10)) == [200] * 3
     assert on_grid([200, 100, 300], 5, 10, Fraction(1, 10)) == [200, 200, 100, 300, 300]
     assert on_grid([], 3, 10, Fraction(1, 10)) == []

@@ -134,7 +134,7 @@ class TestStorage:
         _, pushed = split(film_destination="s3://secretive@films/film.mp4")
         assert pushed[FILM_KEY] == "s3://secretive@films/film.mp4"
         assert secretive_s3 == ["HEAD /films"]
-        assert len(messages(task_log, "film_destination", "not checked, as the storage does not tell")) == 1
+        assert len(messages(task_log, "film_destination", "not checked, since the storage did not answer")) == 1
 
     @pytest.mark.parametrize("refusal", [PermissionError("Forbidden"), FileNotFoundError("there is none")])
     def test_bucket_of_google_is_missing_only_if_no_answer_was_refused(self, split, monkeypatch, refusal):
@@ -298,7 +298,7 @@ class TestSound:
 
     @pytest.mark.usefixtures("unjoinable")
     def test_that_no_film_can_have_is_found_before_a_clip_is_written(self, split, source, tmp_path):
-        with pytest.raises(AirflowFailException, match="source .* has sound that cannot be put into the film made"):
+        with pytest.raises(AirflowFailException, match="source .* has sound that cannot be put into the joined film"):
             split(film_destination=f"{tmp_path}/made.mp4")
         assert not (tmp_path / "clips").exists()
 

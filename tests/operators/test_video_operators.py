@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
-from airflow_provider_luma.media import film_work
+from airflow_provider_luma.media import child_process
 from airflow_provider_luma.media.film_work import FilmProgress
 from airflow_provider_luma.media.split import plan_split
 from airflow_provider_luma.operators.video import PLAN_KEY, VideoJoinOperator, VideoSplitOperator
@@ -289,7 +289,7 @@ def at_first_frame(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -
 
 
 def signal_decoder(number: signal.Signals) -> None:
-    (process,) = film_work._running
+    (process,) = child_process._running
     process.send_signal(number)
 
 
@@ -319,7 +319,7 @@ def test_task_that_is_killed_stops_at_once_and_leaves_nothing(film, tmp_path, mo
     at_first_frame(monkeypatch, operator.on_kill)
     with pytest.raises(ChildProcessError, match="by the end of the task"):
         operator.execute(new_context())
-    assert film_work._running == set()
+    assert child_process._running == set()
     assert not target.exists()
     assert list(tmp_path.rglob("*.part")) == []
 
