@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.hook import BaseHook
@@ -39,6 +41,7 @@ from airflow_provider_luma.core.validation import (
 )
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.download import Download
+from airflow_provider_luma.files.sound_source import SoundSource, sound_source
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.transport.options import check_options
@@ -72,6 +75,10 @@ def _ui_field_behaviour() -> dict[str, Any]:
 def _connection_type() -> dict[str, Any]:
     (luma,) = airflow_provider_luma.get_provider_info()["connection-types"]
     return dict(luma)
+
+
+def _refuse_renewal(url: str) -> str:
+    raise LumaNotFoundError(None, "only results have other addresses")
 
 
 class _ConnectionType(BaseHook):
@@ -278,8 +285,28 @@ class LumaHook(_ConnectionType):
         """
         return retry_read(lambda: self.get_client().get_download_url(result_url))
 
+    def open_sound(self, address: str | ObjectStoragePath | None) -> AbstractContextManager[SoundSource | None]:
+        """
+        Check the sound of a video, for :meth:`download`; it stays available until the context ends.
+
+        :param address: a file in any storage, or a public address; None for no sound
+        :returns: the context of the sound, or of None if the video has none
+        :raises LumaValidationError: the video cannot be used, or the extra ``media`` is not installed
+        """
+
+        def fetch(url: str, folder: Path) -> None:
+            self._download(renew=_refuse_renewal).run(url, str(folder), name="source.video")
+
+        return sound_source(address, fetch, self.log)
+
     def download(
-        self, url: str, destination: str | ObjectStoragePath, *, name: str | None = None, overwrite: bool = False
+        self,
+        url: str,
+        destination: str | ObjectStoragePath,
+        *,
+        name: str | None = None,
+        overwrite: bool = False,
+        sound_from: str | ObjectStoragePath | SoundSource | None = None,
     ) -> ObjectStoragePath:
         """
         Stream a file, such as a result, to any storage that Airflow supports. The API key is not sent.
@@ -293,6 +320,8 @@ class LumaHook(_ConnectionType):
         :param name: the file's name; the destination is then always a folder
         :param overwrite: fetch and replace a file that already exists; otherwise it is kept if it is verifiably the
             same
+        :param sound_from: a video whose sound is put under the downloaded one: a file in any storage, or a public
+            address. It needs the extra ``media``, and the file becomes an MP4
         :returns: where the file is
         :raises LumaValidationError: the address is not an http(s) address or leads to a private network, or the file
             is larger than 10 GiB
@@ -300,14 +329,19 @@ class LumaHook(_ConnectionType):
         :raises LumaUnavailableError: the file could not be downloaded completely
         :raises FileExistsError: a file that may be different has that name, and ``overwrite`` is off
         """
+        with nullcontext(sound_from) if isinstance(sound_from, SoundSource) else self.open_sound(sound_from) as sound:
+            download = self._download(renew=self.get_download_url, sound=sound)
+            return download.run(url, destination, name=name, overwrite=overwrite)
+
+    def _download(self, **parameters: Any) -> Download:
         connection = self.get_luma_connection()
         return Download(
             session=partial(requests_session, connection),
             timeout=connection.timeout,
             service_is_public=connection.is_public,
-            renew=self.get_download_url,
             log=self.log,
-        ).run(url, destination, name=name, overwrite=overwrite)
+            **parameters,
+        )
 
     def upload(
         self,

@@ -8,10 +8,12 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
+from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.validation import check_file_address
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.files.destination_names import check_destination, names_a_file
@@ -21,6 +23,8 @@ from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, i
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
+
+    from airflow_provider_luma.files.sound_source import SoundSource
 
 
 class LumaUploadOperator(LumaBaseOperator):
@@ -101,10 +105,13 @@ class LumaDownloadOperator(LumaBaseOperator):
         in ``urls``, a file, recognised by its extension (templated)
     :param luma_conn_id: the connection of type Luma, of the account that made the videos (templated)
     :param overwrite: fetch and replace files that already exist
-    :raises LumaValidationError: ``destination`` cannot be written to
+    :param sound_from: a video whose sound is put under the result, since Luma's own API returns silent videos: a file
+        in any storage that Airflow knows, or a public address. Also a list with one per file. It needs the extra
+        ``media`` of this package (templated)
+    :raises LumaValidationError: a parameter cannot work
     """
 
-    template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id")
+    template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id", "sound_from")
     ui_color = "#d7e9f5"
 
     #: The files written, for lineage.
@@ -117,6 +124,7 @@ class LumaDownloadOperator(LumaBaseOperator):
         destination: str,
         luma_conn_id: str = "luma_default",
         overwrite: bool = False,
+        sound_from: str | Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -124,6 +132,9 @@ class LumaDownloadOperator(LumaBaseOperator):
         self.destination = destination
         self.luma_conn_id = luma_conn_id
         self.overwrite = overwrite
+        self.sound_from = sound_from
+        if sound_from and is_literal(sound_from) and not is_web_address(str(sound_from)):
+            check_file_address("sound_from", sound_from)
         if is_literal(destination):
             check_destination(destination)
 
@@ -136,10 +147,11 @@ class LumaDownloadOperator(LumaBaseOperator):
         try:
             destination = str(self.destination or "").strip()
             plan = self._plan(destination)
-            files = [
-                str(self.hook.download(url, destination, name=name, overwrite=self.overwrite))
-                for url, name in plan.items()
-            ]
+            with self._sounds(len(plan)) as sounds:
+                files = [
+                    str(self.hook.download(url, destination, name=name, overwrite=self.overwrite, sound_from=sound))
+                    for (url, name), sound in zip(plan.items(), sounds, strict=True)
+                ]
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
         if self.outlets:
@@ -155,6 +167,28 @@ class LumaDownloadOperator(LumaBaseOperator):
         from airflow_provider_luma.lineage import task_lineage
 
         return task_lineage([self.urls] if isinstance(self.urls, str) else items_of(self.urls or ()), self.files)
+
+    @contextmanager
+    def _sounds(self, files: int) -> Iterator[list[SoundSource | None]]:
+        """Yield the sound of each file. Each is checked before the first file is downloaded."""
+        one = self.sound_from is None or isinstance(self.sound_from, str)
+        addresses = [self.sound_from] * files if one else items_of(self.sound_from or ())
+        if len(addresses) != files:
+            raise LumaValidationError(
+                None, f"sound_from lists {len(addresses)} videos for {files} files: give one, or one per file"
+            )
+        with ExitStack() as stack:
+            sounds = {
+                address: stack.enter_context(self.hook.open_sound(address)) for address in dict.fromkeys(addresses)
+            }
+            yield [sounds[address] for address in addresses]
+
+    def on_kill(self) -> None:
+        """End the child process that adds sound."""
+        from airflow_provider_luma.media.child_process import end_all
+
+        super().on_kill()
+        end_all()
 
     def _plan(self, destination: str) -> dict[str, str | None]:
         """Return a file name for each address, the same in every try; None if the destination itself is the file."""
