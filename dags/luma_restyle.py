@@ -7,10 +7,10 @@
 
 Luma's own API returns silent videos: `download` puts the sound of the clip under the result.
 
-Needs a connection `luma_default` of type Luma, with your API key of Luma's own API, and the extra `media` of the
+Needs a connection `luma_agents` of type Luma, with your API key of Luma's own API, and the extra `media` of the
 provider package:
 
-    airflow connections add luma_default --conn-uri 'luma://:luma-api-YOUR-KEY@agents.lumalabs.ai'
+    airflow connections add luma_agents --conn-uri 'luma://:luma-api-YOUR-KEY@agents.lumalabs.ai'
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ with DAG(
 ):
     modify = LumaModifyOperator(
         task_id="modify",
+        luma_conn_id="luma_agents",
         prompt="{{ params.prompt }}",
         video_url="{{ params.video_url }}",
         options={"video": {"resolution": "{{ params.resolution }}", "edit": {"strength": "{{ params.strength }}"}}},
     )
     LumaDownloadOperator(
         task_id="download",
+        luma_conn_id="luma_agents",
         urls=modify.output["result_urls"],
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/",
         sound_from="{{ params.video_url }}",

@@ -171,8 +171,9 @@ class LumaDownloadOperator(LumaBaseOperator):
     @contextmanager
     def _sounds(self, files: int) -> Iterator[list[SoundSource | None]]:
         """Yield the sound of each file. Each is checked before the first file is downloaded."""
-        one = self.sound_from is None or isinstance(self.sound_from, str)
-        addresses = [self.sound_from] * files if one else items_of(self.sound_from or ())
+        given = self.sound_from
+        is_list = isinstance(given, Sequence) and not isinstance(given, str)
+        addresses = items_of(given) if is_list else [given] * files  # type: ignore[arg-type]
         if len(addresses) != files:
             raise LumaValidationError(
                 None, f"sound_from lists {len(addresses)} videos for {files} files: give one, or one per file"

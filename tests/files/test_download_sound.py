@@ -119,7 +119,8 @@ def test_source_may_be_a_public_address(result: str, disk: Disk, server: FileSer
 
 
 @pytest.mark.parametrize(
-    ("path", "says"), [("/gone.mp4", r"sound_from: there is no file at \S+/gone.mp4$"), ("/text.mp4", "sound_from .*text.mp4")]
+    ("path", "says"),
+    [("/gone.mp4", r"sound_from: there is no file at \S+/gone.mp4$"), ("/text.mp4", "sound_from .*text.mp4")],
 )
 def test_source_that_cannot_be_used_fails_before_anything_is_downloaded(
     result: str, disk: Disk, server: FileServer, path: str, says: str
