@@ -2,7 +2,7 @@
 """
 ### Modify a film that is too long for Luma
 
-Luma accepts clips of at most ten seconds. The film is split into clips, a separate job modifies each clip, and the
+Luma accepts only short clips. The film is split into clips, a separate job modifies each clip, and the
 results are joined into a film, in sync and with the original sound.
 
 **Each clip is a job that you pay for**: the log of `split` shows how many there are before the first is submitted, and

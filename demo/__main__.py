@@ -105,6 +105,8 @@ def run(home: Path, connection: dict[str, Any], video: str, file: str | None, *,
         if "host" in connection:
             # The simulator is on this machine and can call Airflow; Luma itself cannot.
             connection["extra"]["callback_base_url"] = local.url
+            own = {**connection, "extra": {"service": "luma"}}
+            local.environment["AIRFLOW_CONN_LUMA_AGENTS"] = json.dumps(own)
         local.environment["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(connection)
         succeeded = show(running.enter_context(local), video, with_simulator="host" in connection)
         if os.environ.get("DEMO_ONCE") == "1":

@@ -42,7 +42,10 @@ RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in la
 HTTP_LIBRARIES = {"aiohttp", "httpx", "requests", "urllib3"}
 
 #: Modules that read and write videos, and are of no use without PyAV.
-PYAV = tuple(f"media.{name}" for name in ("film_reader", "join", "pictures", "probe", "sound", "split", "time_stamps"))
+PYAV = tuple(
+    f"media.{name}"
+    for name in ("added_sound", "film_reader", "join", "pictures", "probe", "sound", "split", "time_stamps")
+)
 
 
 @cache

@@ -12,11 +12,14 @@ Only harmless characters of the file's name are kept.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -36,6 +39,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.files.destination_names import names_a_file
 from airflow_provider_luma.files.progress import Transfer, megabytes
+from airflow_provider_luma.files.sound_source import HEAD_SIZE, SoundSource, identity
 from airflow_provider_luma.files.source import FileSource, beginning, chunks, content_length, url_path
 from airflow_provider_luma.files.storage import (
     as_path,
@@ -55,7 +59,7 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 8 * 1024 * 1024
 
 #: Bytes compared at the beginning of two files of equal length, to decide whether they are the same.
-COMPARED_SIZE = 64 * 1024
+COMPARED_SIZE = HEAD_SIZE
 
 #: The longest file name, without its extension: one taken from an address, and one that was given.
 _LONGEST_NAME, _LONGEST_GIVEN_NAME = 100, 150
@@ -112,6 +116,7 @@ class Download:
     :param log: where progress is logged
     :param luma_task_id: the job that made the file, if known
     :param results_kept: seconds for which the service's addresses of results are valid
+    :param sound: the sound to put under the video, if any
     """
 
     session: Callable[[], requests.Session]
@@ -121,6 +126,7 @@ class Download:
     log: Logger
     luma_task_id: str | None = None
     results_kept: float = 14 * 86_400.0
+    sound: SoundSource | None = None
 
     def __post_init__(self) -> None:
         self._source = FileSource(self.session, self.timeout, self.service_is_public)
@@ -147,6 +153,8 @@ class Download:
         part = part_of(path)
         try:
             size = self._fetch(url, path, part)
+            if self.sound is not None:
+                size = self._add_sound(self.sound, url, path, part)
             self._finish(path, part, overwrite=overwrite)
         except BaseException:
             # Also when the task times out. An error while removing must not hide the original one.
@@ -195,10 +203,28 @@ class Download:
     def _is_same(self, path: ObjectStoragePath, url: str, *, needs_length: bool) -> bool:
         with self._source.open(url) as response:
             length = content_length(response)
-            if needs_length if length is None else path.fs.size(path.path) != length:
+            if length is None and needs_length:
+                return False
+            if self.sound is not None:
+                start = beginning(response, COMPARED_SIZE)[:COMPARED_SIZE]
+                return self.sound.is_under(partial(_opened, path, path.path), length, start)
+            if length is not None and path.fs.size(path.path) != length:
                 return False
             start = beginning(response, COMPARED_SIZE)[:COMPARED_SIZE]
             return length == 0 or start == _beginning(path, path.path)
+
+    def _add_sound(self, sound: SoundSource, url: str, path: ObjectStoragePath, part: str) -> int:
+        """Put the sound under the complete video in ``part``; return its new size in bytes."""
+        result = identity(path.fs.size(part), _beginning(path, part))
+        with TemporaryDirectory(prefix="luma-") as folder:
+            made = Path(folder) / "video.mp4"
+            video = partial(_opened, path, part)
+            sound.add_to(video, made, result=result, shown=without_secrets(url), log=self.log)
+            with made.open("rb") as file:
+                sink: IO[bytes] = path.fs.open(part, "wb", block_size=BLOCK_SIZE, **content_type_option(path))
+                with sink:
+                    shutil.copyfileobj(file, sink, BLOCK_SIZE)
+            return made.stat().st_size
 
     def _finish(self, path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
         """Give the complete file its name; if another task has written the same file meanwhile, keep that one."""
@@ -315,6 +341,11 @@ class Download:
 def _begin_the_same(path: ObjectStoragePath, part: str) -> bool:
     """Tell whether two files have the same length and the same beginning."""
     return path.fs.size(path.path) == path.fs.size(part) and _beginning(path, path.path) == _beginning(path, part)
+
+
+def _opened(path: ObjectStoragePath, file: str) -> IO[bytes]:
+    opened: IO[bytes] = path.fs.open(file, "rb", block_size=1024 * 1024, cache_type="readahead")
+    return opened
 
 
 def _beginning(path: ObjectStoragePath, file: str) -> bytes:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.hook import BaseHook
@@ -41,6 +43,7 @@ from airflow_provider_luma.core.validation import (
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.download import Download
 from airflow_provider_luma.files.results import mask_signatures
+from airflow_provider_luma.files.sound_source import SoundSource, sound_source
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.services import SERVICES
@@ -75,6 +78,10 @@ def _ui_field_behaviour() -> dict[str, Any]:
 def _connection_type() -> dict[str, Any]:
     (luma,) = airflow_provider_luma.get_provider_info()["connection-types"]
     return dict(luma)
+
+
+def _refuse_renewal(url: str) -> str:
+    raise LumaNotFoundError(None, "only results have other addresses")
 
 
 class _ConnectionType(BaseHook):
@@ -298,6 +305,20 @@ class LumaHook(_ConnectionType):
 
         return retry_read(renew)
 
+    def open_sound(self, address: str | ObjectStoragePath | None) -> AbstractContextManager[SoundSource | None]:
+        """
+        Check the sound of a video, for :meth:`download`; it stays available until the context ends.
+
+        :param address: a file in any storage, or a public address; None for no sound
+        :returns: the context of the sound, or of None if the video has none
+        :raises LumaValidationError: the video cannot be used, or the extra ``media`` is not installed
+        """
+
+        def fetch(url: str, folder: Path) -> None:
+            self._download(None, renew=_refuse_renewal).run(url, str(folder), name="source.video")
+
+        return sound_source(address, fetch, self.log)
+
     def download(
         self,
         url: str,
@@ -307,6 +328,7 @@ class LumaHook(_ConnectionType):
         overwrite: bool = False,
         luma_task_id: str | None = None,
         service: str | None = None,
+        sound_from: str | ObjectStoragePath | SoundSource | None = None,
     ) -> ObjectStoragePath:
         """
         Stream a file, such as a result, to any storage that Airflow supports. The API key is not sent.
@@ -321,6 +343,8 @@ class LumaHook(_ConnectionType):
             same
         :param luma_task_id: the job that made it, if known; only it can renew an address of Luma's own API
         :param service: the name of the job's service; by default that of the connection
+        :param sound_from: a video whose sound is put under the downloaded one: a file in any storage, or a public
+            address. It needs the extra ``media``, and the file becomes an MP4
         :returns: where the file is
         :raises LumaValidationError: the address is not an http(s) address or leads to a private network, or the file
             is larger than 10 GiB
@@ -328,16 +352,21 @@ class LumaHook(_ConnectionType):
         :raises LumaUnavailableError: the file could not be downloaded completely
         :raises FileExistsError: a file that may be different has that name, and ``overwrite`` is off
         """
+        with nullcontext(sound_from) if isinstance(sound_from, SoundSource) else self.open_sound(sound_from) as sound:
+            renew = partial(self.get_download_url, luma_task_id=luma_task_id, service=service)
+            download = self._download(service, renew=renew, luma_task_id=luma_task_id, sound=sound)
+            return download.run(url, destination, name=name, overwrite=overwrite)
+
+    def _download(self, service: str | None, **parameters: Any) -> Download:
         connection = self.get_luma_connection()
         return Download(
             session=partial(requests_session, connection),
             timeout=connection.timeout,
             service_is_public=connection.is_public,
-            renew=partial(self.get_download_url, luma_task_id=luma_task_id, service=service),
             log=self.log,
-            luma_task_id=luma_task_id,
             results_kept=SERVICES.get(service or "", connection.service).results_kept,
-        ).run(url, destination, name=name, overwrite=overwrite)
+            **parameters,
+        )
 
     def upload(
         self,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The child process that does one job for its parent, :mod:`.child_process`: it probes, plans, splits or joins videos.
+The child process that does one job on videos for its parent, :mod:`.child_process`: each is in :data:`_JOBS`.
 
 A video may be made to crash FFmpeg, or to make it allocate or compute without end; here that ends no task. Standard
 input is a socket to the parent, whose first message holds the arguments of the job as JSON.
@@ -188,12 +188,36 @@ def _join(
         return vars(made)
 
 
+def _find_sound(parent: _Parent, *, shown: str) -> bool:
+    from airflow_provider_luma.media.added_sound import find_sound
+
+    with parent.opened(0) as source:
+        return find_sound(source, shown=shown)
+
+
+def _add_sound(parent: _Parent, *, output: str, mark: str, names: list[str]) -> dict[str, Any]:
+    from airflow_provider_luma.media.added_sound import add_sound
+
+    video, source = (partial(parent.opened, index) for index in range(2))
+    return vars(add_sound(video, source, Path(output), mark, names=(names[0], names[1])))
+
+
+def _read_mark(parent: _Parent) -> str:
+    from airflow_provider_luma.media.added_sound import read_mark
+
+    with parent.opened(0) as video:
+        return read_mark(video)
+
+
 _JOBS: dict[str, Callable[..., Any]] = {
     "probe": _probe,
     "plan_split": _plan_split,
     "move_cuts_to_scenes": _move_cuts_to_scenes,
     "split": _split,
     "join": _join,
+    "find_sound": _find_sound,
+    "add_sound": _add_sound,
+    "read_mark": _read_mark,
 }
 
 

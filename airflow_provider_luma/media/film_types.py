@@ -20,6 +20,19 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class AddedSound:
+    """
+    The sound that was put under a video.
+
+    :param sound: "copied" or "encoded" (as AAC) for each track
+    :param warnings: lines for the log: which parts of its source are not kept
+    """
+
+    sound: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class JoinedFilm:
     """
     The film that a join has written.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Plans, splits and joins films in a child process, and logs the progress.
+Plans, splits and joins films, and adds sound to videos, in a child process; logs the progress.
 
-The functions are those of :mod:`.split` and :mod:`.join`, which say what the parameters are. Each raises
-:class:`.LumaValidationError` for a film or clip that cannot be used, crashes FFmpeg, or takes too much memory, and
-:class:`ChildProcessError` if the process was killed. Errors of a storage pass unchanged.
+The functions are those of :mod:`.split`, :mod:`.join` and :mod:`.added_sound`, which say what the parameters are. Each
+raises :class:`.LumaValidationError` for a film or clip that cannot be used, crashes FFmpeg, or takes too much memory,
+and :class:`ChildProcessError` if the process was killed. Errors of a storage pass unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from airflow_provider_luma.core.wire import plain_text
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.child_process import ChildFailed, ChildProcess
-from airflow_provider_luma.media.film_types import ClipFile, ClipOpener, JoinedFilm, OnProgress
+from airflow_provider_luma.media.film_types import AddedSound, ClipFile, ClipOpener, JoinedFilm, OnProgress
 from airflow_provider_luma.media.opening import TOO_MUCH_MEMORY_REMEDY
 from airflow_provider_luma.media.split_plan import SplitPlan
 
@@ -84,6 +84,24 @@ def join(
     return _run("join", _joined, [_film(source, shown), *files], None, on_progress, **arguments, shown=shown)
 
 
+def find_sound(source: ClipOpener, *, shown: str = "") -> bool:
+    """Tell whether a video has sound."""
+    return _run("find_sound", bool, [(_name("sound_from", shown), source)], shown=shown)
+
+
+def add_sound(
+    video: ClipOpener, source: ClipOpener, output: Path, mark: str, *, names: tuple[str, str] = ("", "")
+) -> AddedSound:
+    """Write an MP4 with the pictures of one video and the sound of another."""
+    files = [(_name("urls", names[0]), video), (_name("sound_from", names[1]), source)]
+    return _run("add_sound", _added, files, output=str(output), mark=mark, names=list(names))
+
+
+def read_mark(video: ClipOpener) -> str:
+    """Return the mark of a video that :func:`add_sound` has written; empty if there is none."""
+    return _run("read_mark", plain_text, [("destination", video)])
+
+
 class FilmProgress:
     """
     Logs the progress of work on a film every few seconds.
@@ -147,7 +165,7 @@ def _error(names: str, failure: ChildFailed) -> Exception:
             text = message
         case "missing", reason:  # or it is too old, or does not work on this worker
             text = (
-                f"Films cannot be split or joined here ({reason}): install the extra media of airflow-provider-luma "
+                f"Videos cannot be processed here ({reason}): install the extra media of airflow-provider-luma "
                 "on the workers"
             )
         case ("memory",):
@@ -172,6 +190,10 @@ def _error(names: str, failure: ChildFailed) -> Exception:
 def _joined(made: Any) -> JoinedFilm:
     lacking = tuple(map(float, made["lacking"]))
     return JoinedFilm(float(made["seconds"]), plain_text(made["sound"]), lacking, _texts(made["warnings"]))
+
+
+def _added(added: Any) -> AddedSound:
+    return AddedSound(plain_text(added["sound"]), _texts(added["warnings"]))
 
 
 def _texts(lines: Any) -> tuple[str, ...]:

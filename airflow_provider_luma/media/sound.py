@@ -137,24 +137,27 @@ class Sound:
                 yield from self._tracks[packet.stream.index].take(cast("Packet[AudioStream]", packet))
 
 
-def check_sound(source: IO[bytes], origin: Fraction, seconds: Fraction, *, shown: str = "") -> None:
+def check_sound(
+    source: IO[bytes], origin: Fraction, seconds: Fraction, *, parameter: str = "source", shown: str = ""
+) -> None:
     """
     Prepare a film's sound as a join does, and write its first second to memory.
 
     :param source: can be read at any position
     :param origin: when the film begins, in seconds by the film's clock
     :param seconds: the length of the film
+    :param parameter: the parameter that names the film
     :param shown: its address as messages may show it
     :raises LumaValidationError: an MP4 cannot take the sound
     """
-    with refusing("source", shown), opened(source) as (container, _):
+    with refusing(parameter, shown), opened(source) as (container, _):
         try:
             with av.open(io.BytesIO(), "w", format="mp4") as out:
                 for packet in Sound(container, out, origin, seconds).until(Fraction(1)):
                     out.mux(packet)
         except (Unusable, av.error.FFmpegError, ValueError) as error:
             raise Unusable(
-                f"has sound that cannot be put into the joined film ({error.__cause__ or error})",
+                f"has sound that cannot be put into an MP4 ({error.__cause__ or error})",
                 "convert the sound first, e.g. with ffmpeg -i INPUT -c:v copy -c:a aac OUTPUT.mp4, or drop it (-an)",
             ) from error
 

@@ -8,10 +8,12 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
+from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.validation import check_file_address
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.files.destination_names import check_destination, names_a_file
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_luma.files.results import ResultFile
+    from airflow_provider_luma.files.sound_source import SoundSource
 
 
 class LumaUploadOperator(LumaBaseOperator):
@@ -109,10 +112,13 @@ class LumaDownloadOperator(LumaBaseOperator):
         file, recognised by its extension (templated)
     :param luma_conn_id: the connection of type Luma, of the account that made the videos (templated)
     :param overwrite: fetch and replace files that already exist
-    :raises LumaValidationError: ``destination`` cannot be written to
+    :param sound_from: a video whose sound is put under the result, since Luma's own API returns silent videos: a file
+        in any storage that Airflow knows, or a public address. Also a list with one per file. It needs the extra
+        ``media`` of this package (templated)
+    :raises LumaValidationError: a parameter cannot work
     """
 
-    template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id")
+    template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id", "sound_from")
     ui_color = "#d7e9f5"
 
     #: The addresses of what was fetched, and the files written, for lineage.
@@ -126,6 +132,7 @@ class LumaDownloadOperator(LumaBaseOperator):
         destination: str,
         luma_conn_id: str = "luma_default",
         overwrite: bool = False,
+        sound_from: str | Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -133,6 +140,9 @@ class LumaDownloadOperator(LumaBaseOperator):
         self.destination = destination
         self.luma_conn_id = luma_conn_id
         self.overwrite = overwrite
+        self.sound_from = sound_from
+        if sound_from and is_literal(sound_from) and not is_web_address(str(sound_from)):
+            check_file_address("sound_from", sound_from)
         if is_literal(destination):
             check_destination(destination)
 
@@ -145,10 +155,12 @@ class LumaDownloadOperator(LumaBaseOperator):
         try:
             destination = str(self.destination or "").strip()
             results = self._results()
-            files = [
-                self._fetch(result, destination, name)
-                for result, name in zip(results, _names(results, destination), strict=True)
-            ]
+            names = _names(results, destination)
+            with self._sounds(len(results)) as sounds:
+                files = [
+                    self._fetch(result, destination, name, sound)
+                    for result, name, sound in zip(results, names, sounds, strict=True)
+                ]
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
         if self.outlets:
@@ -164,6 +176,29 @@ class LumaDownloadOperator(LumaBaseOperator):
         from airflow_provider_luma.lineage import task_lineage
 
         return task_lineage(self.fetched, self.files)
+
+    @contextmanager
+    def _sounds(self, files: int) -> Iterator[list[SoundSource | None]]:
+        """Yield the sound of each file. Each is checked before the first file is downloaded."""
+        given = self.sound_from
+        is_list = isinstance(given, Sequence) and not isinstance(given, str)
+        addresses = items_of(given) if is_list else [given] * files  # type: ignore[arg-type]
+        if len(addresses) != files:
+            raise LumaValidationError(
+                None, f"sound_from lists {len(addresses)} videos for {files} files: give one, or one per file"
+            )
+        with ExitStack() as stack:
+            sounds = {
+                address: stack.enter_context(self.hook.open_sound(address)) for address in dict.fromkeys(addresses)
+            }
+            yield [sounds[address] for address in addresses]
+
+    def on_kill(self) -> None:
+        """End the child process that adds sound."""
+        from airflow_provider_luma.media.child_process import end_all
+
+        super().on_kill()
+        end_all()
 
     def render_template(
         self,
@@ -193,11 +228,12 @@ class LumaDownloadOperator(LumaBaseOperator):
         mask_signatures(self.fetched)
         return results
 
-    def _fetch(self, result: ResultFile, destination: str, name: str | None) -> str:
+    def _fetch(self, result: ResultFile, destination: str, name: str | None, sound: SoundSource | None) -> str:
         """
         Write one file; return where it is.
 
         :param name: its name; None if the destination is the file
+        :param sound: the sound to put under it, if any
         """
         file = self.hook.download(
             result.url,
@@ -206,6 +242,7 @@ class LumaDownloadOperator(LumaBaseOperator):
             overwrite=self.overwrite,
             luma_task_id=result.luma_task_id,
             service=result.service,
+            sound_from=sound,
         )
         return str(file)
 

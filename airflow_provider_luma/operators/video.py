@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.core.validation import check_file_address, check_no_outer_blanks, check_positive
-from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.files.destination_names import check_destination, check_film_destination
 from airflow_provider_luma.links.luma import LumaResultLink, push_film, pushed_failure
 from airflow_provider_luma.operators.base import TemplatedOperator, is_literal, items_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.files.stored_file import StoredFile
     from airflow_provider_luma.media.split_plan import SplitPlan
+    from airflow_provider_luma.services.base import Service
 
 #: XCom with the plan of a split, which the join needs.
 PLAN_KEY = "luma_split"
@@ -33,7 +34,7 @@ PLAN_KEY = "luma_split"
 #: XCom with the file that the film will be written to, as checked by the split.
 FILM_KEY = "luma_film_destination"
 
-#: Default for the longest clip, in seconds: every service accepts clips of that length.
+#: The longest clip, in seconds, if neither ``clip_seconds`` nor a connection says: every service accepts it.
 CLIP_SECONDS = 10.0
 
 #: Without max_clips, more clips than this cause a warning: ten minutes of film.
@@ -47,7 +48,7 @@ class _FilmOperator(TemplatedOperator):
     """An operator that decodes films, which happens in a child process."""
 
     def on_kill(self) -> None:
-        """End the process that decodes."""
+        """End the child process."""
         from airflow_provider_luma.media.child_process import end_all
 
         end_all()
@@ -57,14 +58,19 @@ class VideoSplitOperator(_FilmOperator):
     """
     Split a film into clips of equal length that Luma accepts, frame-accurate and without sound.
 
-    Returns the addresses of the clips in order. The number of clips, and so of paid submissions, is logged before the
-    first clip is written, and pushed as the XCom ``clip_count``.
+    Returns the addresses of the clips in order. Before the first clip is written, the number of clips, and so of paid
+    submissions, is logged, and pushed as the XCom ``clip_count``. With ``luma_conn_id``, and if the service's prices
+    are known, so is what they will cost.
 
     :param source: the film, a file in any storage that Airflow knows: MP4, MOV, AVI, MKV, WebM, TS, MXF and others
         (templated)
     :param destination: the folder for the clips; those of an earlier try are replaced (templated)
-    :param clip_seconds: maximum length of a clip, in seconds
+    :param clip_seconds: maximum length of a clip, in seconds. By default, as long as the service accepts; 10 seconds
+        without ``luma_conn_id``
     :param detect_scenes: move the cuts to scene changes where that makes no clip too long
+    :param luma_conn_id: the connection of type Luma with which the clips will be modified; only its service is read
+        (templated)
+    :param options: the ``options`` with which the clips will be modified, which the price depends on (templated)
     :param max_clips: fail before anything is written if the film makes more clips. Without it, more than 60 clips cause
         a warning in the log
     :param film_destination: the file to which the film will be written once its clips are modified. Before anything is
@@ -75,7 +81,9 @@ class VideoSplitOperator(_FilmOperator):
     :raises LumaValidationError: a parameter cannot work
     """
 
-    template_fields: Sequence[str] = ("source", "destination", "film_destination", "work_dir")
+    template_fields: Sequence[str] = (
+        *("source", "destination", "film_destination", "work_dir", "luma_conn_id", "options"),
+    )
     ui_color = "#f5ead7"
 
     #: The files written, for lineage.
@@ -86,8 +94,10 @@ class VideoSplitOperator(_FilmOperator):
         *,
         source: str,
         destination: str,
-        clip_seconds: float = CLIP_SECONDS,
+        clip_seconds: float | None = None,
         detect_scenes: bool = False,
+        luma_conn_id: str | None = None,
+        options: dict[str, Any] | None = None,
         max_clips: int | None = None,
         film_destination: str | None = None,
         work_dir: str | None = None,
@@ -100,9 +110,10 @@ class VideoSplitOperator(_FilmOperator):
         self.work_dir = work_dir
         self.clip_seconds = clip_seconds
         self.detect_scenes = detect_scenes
+        self.luma_conn_id = luma_conn_id
+        self.options = options
         self.max_clips = max_clips
-        check_positive("clip_seconds", clip_seconds)
-        if clip_seconds > CLIP_SECONDS:
+        if clip_seconds is not None:
             _check_clip_seconds(clip_seconds)
         if is_literal(source):
             check_file_address("source", source)
@@ -120,21 +131,24 @@ class VideoSplitOperator(_FilmOperator):
         from airflow_provider_luma.media.film_work import FilmProgress, move_cuts_to_scenes, plan_split, split
 
         try:
+            service = self._service()
+            clip_seconds = self._clip_seconds(service)
             film = StoredFile.find(str(self.source), "source")
             folder, kept = self._checked_places(film.path, context)
             with film.open() as file:
                 checks_sound = self.film_destination is not None
-                plan = plan_split(file, self.clip_seconds, checks_sound=checks_sound, shown=film.shown)
+                plan = plan_split(file, clip_seconds, checks_sound=checks_sound, shown=film.shown)
                 clips = [file_in(folder, f"clip-{number:04}.mp4") for number in range(plan.clips)]
                 refuse_overwriting("destination", clips, **kept)
                 self._announce(plan, film.shown, context)
                 if self.detect_scenes:
-                    plan = move_cuts_to_scenes(file, plan, self.clip_seconds, shown=film.shown)
-                context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), "source": film.version})
+                    plan = move_cuts_to_scenes(file, plan, clip_seconds, shown=film.shown)
+                known = {"source": film.version, "clips": plan.clips, **self._priced(plan, service)}
+                context["ti"].xcom_push(key=PLAN_KEY, value={**plan.as_dict(), **known})
                 progress = FilmProgress("Split", plan.seconds, self.log)
                 warnings = split(file, plan, lambda number: written(clips[number]), progress, shown=film.shown)
             film.check_unchanged()
-        except LumaValidationError as error:
+        except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
         for warning in warnings:
             self.log.warning("%s: %s", film.shown, warning)
@@ -146,6 +160,44 @@ class VideoSplitOperator(_FilmOperator):
         from airflow_provider_luma.lineage import task_lineage
 
         return task_lineage([self.source], self.files)
+
+    def _service(self) -> Service | None:
+        """Return the service that the clips are for; None without a connection."""
+        if not self.luma_conn_id:
+            return None
+        from airflow_provider_luma.hooks.luma import LumaHook
+
+        return LumaHook(self.luma_conn_id).get_luma_connection().service
+
+    def _clip_seconds(self, service: Service | None) -> float:
+        """
+        Return the maximum length of a clip.
+
+        :raises LumaValidationError: the service does not accept clips of ``clip_seconds``
+        """
+        if service is None:
+            return self.clip_seconds or CLIP_SECONDS
+        most = service.limits.seconds
+        if self.clip_seconds is not None and self.clip_seconds > most:
+            raise LumaValidationError(
+                None,
+                f"clip_seconds is {self.clip_seconds:g}, but the service {service.name!r} of connection "
+                f"{self.luma_conn_id!r} accepts clips of at most {most:g} s",
+            )
+        return self.clip_seconds or most
+
+    def _priced(self, plan: SplitPlan, service: Service | None) -> dict[str, float]:
+        """Log what the clips will cost, and return it; empty if unknown."""
+        if service is None:
+            return {}
+        lengths = (float(plan.start(index + 1) - plan.start(index)) for index in range(plan.clips))
+        prices = [service.price(seconds, self.options) for seconds in lengths]
+        known = [price for price in prices if price is not None]
+        if len(known) < len(prices):
+            return {}
+        dollars = round(sum(known), 2)
+        self.log.info("Estimated price of %d clips: %.2f US dollars, if prices have not changed", plan.clips, dollars)
+        return {"us_dollars": dollars}
 
     def _checked_places(
         self, source: ObjectStoragePath, context: Context
@@ -300,10 +352,9 @@ class VideoJoinOperator(_FilmOperator):
     def _load_plan(self, file: IO[bytes], film: StoredFile, clips: int) -> SplitPlan:
         from airflow_provider_luma.media.film_work import plan_split
         from airflow_provider_luma.media.split_plan import SplitPlan
-        from airflow_provider_luma.services import kie
 
         if self.plan is None:
-            return plan_split(file, kie.limits.seconds, shown=film.shown).evenly(clips)
+            return plan_split(file, CLIP_SECONDS, shown=film.shown).evenly(clips)
         try:
             plan = SplitPlan.load(self.plan)
         except ValueError as error:
@@ -318,13 +369,19 @@ class VideoJoinOperator(_FilmOperator):
 
 
 def _check_clip_seconds(seconds: float) -> None:
-    """Check that the service accepts clips of that length; every service accepts the default length."""
-    from airflow_provider_luma.services import kie
+    """
+    Refuse a length of clips that no service accepts.
 
-    if seconds > kie.limits.seconds:
-        raise LumaValidationError(
-            None, f"clip_seconds is {seconds:g}, but Luma accepts clips of at most {kie.limits.seconds:g} s"
-        )
+    :raises LumaValidationError: none does
+    """
+    check_positive("clip_seconds", seconds)
+    if seconds <= CLIP_SECONDS:  # every service does; a DAG file that asks for no more loads no service
+        return
+    from airflow_provider_luma.services import SERVICES
+
+    most = max(service.limits.seconds for service in SERVICES.values())
+    if seconds > most:
+        raise LumaValidationError(None, f"clip_seconds is {seconds:g}, but no service accepts clips over {most:g} s")
 
 
 def _wrong_number(clips: int, planned: int) -> str:

@@ -9,7 +9,7 @@ To add a service, add a module and list it in :data:`airflow_provider_luma.servi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -126,6 +126,14 @@ class Service(Protocol):
     @property
     def results_kept(self) -> float:
         """Seconds for which the address of a result is valid."""
+
+    def price(self, seconds: float, options: Mapping[str, Any] | None) -> float | None:
+        """
+        Estimate what a job costs, in US dollars; None if unknown.
+
+        :param seconds: the length of its clip
+        :param options: those of the request
+        """
 
     def check(self, request: ModifyRequest, *, is_public: bool) -> None:
         """

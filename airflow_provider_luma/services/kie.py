@@ -126,6 +126,10 @@ def status(luma_task_id: str) -> Request:
     return Request("GET", "/api/v1/modify/record-info", query={"taskId": luma_task_id})
 
 
+def price(seconds: float, options: Mapping[str, Any] | None) -> None:
+    """Return None: prices are not published."""
+
+
 def liveness() -> Request:
     """Build a request that shows whether the Luma endpoint exists: a status check of a job that cannot exist."""
     return status("0" * 32)
@@ -151,7 +155,6 @@ REFUSALS: dict[int, type[LumaError]] = {
     501: LumaGenerationError,
     505: LumaFeatureDisabledError,
 }
-
 
 #: The same for the upload endpoint.
 _UPLOAD_REFUSALS: dict[int, type[LumaError]] = {

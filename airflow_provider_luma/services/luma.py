@@ -87,7 +87,13 @@ STRENGTHS = tuple(f"{kind}_{degree}" for kind in ("adhere", "flex", "reimagine")
 
 RESOLUTIONS = ("360p", "540p", "720p", "1080p")
 
+DEFAULT_RESOLUTION = "720p"
+
 MAX_KEYFRAMES = 64
+
+#: US dollars for up to 5 and up to 10 seconds, by resolution, as of 28 November 2026. No page has other lengths: 10 to
+#: 18 seconds count twice as much as 10.
+_PRICES = {"360p": (0.54, 1.08), "540p": (0.72, 1.44), "720p": (1.08, 2.16), "1080p": (2.16, 4.32)}
 
 #: Fields that we set, and the parameters they come from.
 _PARAMETERS = {"prompt": "prompt", "source": "video_url"}
@@ -158,7 +164,7 @@ def _check_own_options(options: Mapping[str, Any] | None) -> None:
 
 def _check_video_options(video: Mapping[str, Any]) -> None:
     edit, path = _member(video, "edit", "options['video']"), "options['video']['edit']"
-    resolution = video.get("resolution", "720p")
+    resolution = video.get("resolution", DEFAULT_RESOLUTION)
     if resolution not in RESOLUTIONS:
         raise LumaValidationError(
             None, f"options['video']['resolution'] is {resolution!r}: give one of {', '.join(RESOLUTIONS)}"
@@ -255,6 +261,20 @@ def _path_part(luma_task_id: str) -> str:
             None, "Luma's own API has no such id; its ids look like 0b8f6a52-4c1d-4e9a-9a77-2f0d5c3e1a11"
         )
     return luma_task_id
+
+
+def price(seconds: float, options: Mapping[str, Any] | None) -> float | None:
+    """Estimate what a job costs, in US dollars; see :meth:`~airflow_provider_luma.services.base.Service.price`."""
+    options = options or {}
+    video = options.get("video", {})
+    if not isinstance(video, dict):
+        return None
+    prices = _PRICES.get(str(video.get("resolution", DEFAULT_RESOLUTION)))
+    if prices is None or options.get("model", DEFAULT_MODEL) != DEFAULT_MODEL or seconds > limits.seconds:
+        return None
+    up_to_5, up_to_10 = prices
+    usual = up_to_5 if seconds <= 5 else up_to_10 if seconds <= 10 else 2 * up_to_10
+    return usual * (3 if video.get("exr_export") else 2 if video.get("hdr") else 1)
 
 
 def liveness() -> Request:

@@ -57,7 +57,7 @@ def modify_long_video(
     :param destination: the ``.mp4`` or ``.m4v`` file to write, checked before anything is paid for (templated)
     :param work_dir: a folder for the clips that all workers share, such as ``s3://my_aws@bucket/tmp``. A run removes
         its files there when it ends, but keeps them if it fails (templated)
-    :param clip_seconds: maximum length of a clip, in seconds; 10 by default
+    :param clip_seconds: maximum length of a clip, in seconds; by default, as long as the connection's service accepts
     :param luma_conn_id: the connection of type Luma with the API key; ``luma_default`` by default (templated)
     :param detect_scenes: move the cuts to scene changes where that makes no clip too long
     :param max_clips: fail before anything is paid for if the film makes more clips
@@ -84,9 +84,12 @@ def _add_tasks(
     parameters = sorted_by_task(operator_kwargs)
     # Not through the constructor, which copies callbacks.
     group.default_args.update({**(operator_kwargs.get("default_args") or {}), **parameters["all"]})
-    folder = splitting["work_dir"]
+    folder, options = splitting["work_dir"], given(options=operator_kwargs.get("options"))
     with group:
-        split = VideoSplitOperator(task_id="split", destination=f"{folder}/clips", **splitting, **parameters["split"])
+        split = VideoSplitOperator(
+            task_id="split", destination=f"{folder}/clips", **splitting, **luma, **options, **parameters["split"]
+        )
+        split.luma_conn_id = split.luma_conn_id or "luma_default"
         modify = _modify(split, prompt, {**luma, **parameters["modify"]})
         _join(split, _download(modify, folder, luma), parameters["join"]) >> _clean_up(folder)
 
@@ -141,9 +144,7 @@ def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) 
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
     if isinstance(prompt, Sequence):
         prompt = [_included(one) for one in prompt]
-    defaults = {"luma_conn_id": "luma_default", **split.dag.default_args, **split.task_group.default_args}  # type: ignore[union-attr]
-    luma_conn_id = {**defaults, **parameters}["luma_conn_id"]
-    pairs = _pairs(split.output, prompt, luma_conn_id=luma_conn_id).map(_as_literals)  # type: ignore[arg-type]
+    pairs = _pairs(split.output, prompt, luma_conn_id=split.luma_conn_id).map(_as_literals)  # type: ignore[arg-type]
     return LumaModifyOperator.partial(task_id="modify", **parameters).expand_kwargs(pairs)
 
 

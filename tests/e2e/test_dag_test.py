@@ -7,6 +7,7 @@ Airflow 3.1 to 3.3 resume a task there with nothing but the trigger's event, wha
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import requests
 from airflow_provider_luma.simulator import Settings, Simulator
 from harness.local_airflow import AirflowProblem, LocalAirflow
 from tests.e2e.conftest import AIRFLOW, API_KEY, REPOSITORY
+from tests.support.file_server import FileServer, Reply
+from tests.support.films import clicks, film
 
 pytestmark = [
     pytest.mark.xdist_group("dag_test"),
@@ -69,6 +72,9 @@ def unstarted(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Loca
         dags,
         {
             "AIRFLOW_CONN_LUMA_DEFAULT": f"luma://:{API_KEY}@{address}/http",
+            "AIRFLOW_CONN_LUMA_AGENTS": json.dumps(
+                {"conn_type": "luma", "host": luma.base_url, "password": API_KEY, "extra": {"service": "luma"}}
+            ),
             "AIRFLOW_CONN_LUMA_WITH_CALLBACKS": f"luma://:{API_KEY}@{address}/http{extra}",
             "LUMA_VIDEO_URL": luma.sample_url,
             "LUMA_VIDEO": str(clip),
@@ -124,6 +130,20 @@ def test_film_is_modified_under_dag_test(unstarted: LocalAirflow, luma: Simulato
     assert len(list((unstarted.home / "videos" / "luma_long_video").rglob("film.mp4"))) == 1
 
 
+def test_restyled_clip_has_its_own_sound_under_dag_test(unstarted: LocalAirflow, luma: Simulator) -> None:
+    luma.reset()
+    source, server = film(frames=60, sound="aac"), FileServer()
+    try:
+        params = {"video_url": server.serve("/clip.mp4", Reply(source)), "strength": "adhere_1"}
+        unstarted.run("dags", "test", "luma_restyle", "--conf", json.dumps(params))
+    finally:
+        server.close()
+    [job] = luma.jobs
+    assert job.request["video"] == {"resolution": "360p", "edit": {"strength": "adhere_1"}}
+    [video] = (unstarted.home / "videos" / "luma_restyle").rglob("*.mp4")
+    assert clicks(video.read_bytes()) == pytest.approx(clicks(source), abs=0.03)
+
+
 @pytest.mark.versions
 def test_submission_that_is_queued_twice_and_then_waited_for_succeeds_under_dag_test(
     unstarted: LocalAirflow, luma: Simulator
@@ -158,6 +178,7 @@ def test_files_of_the_example_dags_are_all_run() -> None:
         "luma_decorator",
         "luma_long_video",
         "luma_modify",
+        "luma_restyle",
         "luma_review",
         "luma_review_versions",
         "luma_submit_and_wait",

@@ -73,7 +73,7 @@ class TestFileNames:
 
 class TestParameters:
     def test_template_fields_are_the_documented_ones(self):
-        assert set(LumaDownloadOperator.template_fields) == {"urls", "destination", "luma_conn_id"}
+        assert set(LumaDownloadOperator.template_fields) == {"urls", "destination", "luma_conn_id", "sound_from"}
 
     @pytest.mark.parametrize(
         ("urls", "destination", "named"),

@@ -298,7 +298,7 @@ class TestSound:
 
     @pytest.mark.usefixtures("unjoinable")
     def test_that_no_film_can_have_is_found_before_a_clip_is_written(self, split, source, tmp_path):
-        with pytest.raises(AirflowFailException, match="source .* has sound that cannot be put into the joined film"):
+        with pytest.raises(AirflowFailException, match="source .* has sound that cannot be put into an MP4"):
             split(film_destination=f"{tmp_path}/made.mp4")
         assert not (tmp_path / "clips").exists()
 

@@ -106,6 +106,58 @@ def test_log_warns_of_many_clips_if_nothing_limits_them(seconds, max_clips, warn
     assert all("Set max_clips" in message for message in logged)
 
 
+@pytest.fixture
+def service(luma, set_connection) -> Callable[[str], str]:
+    """Let the connection lead to a service; return its id."""
+
+    def _lead_to(name: str) -> str:
+        set_connection(luma.base_url, service=name)
+        return "luma_default"
+
+    return _lead_to
+
+
+@pytest.mark.parametrize(("name", "lengths"), [("kie", [8.3, 8.4, 8.3]), ("luma", [12.5, 12.5])])
+def test_clips_are_as_long_as_the_service_of_the_connection_accepts(film, tmp_path, service, name, lengths):
+    clips, pushed = split(str(film), str(tmp_path / "clips"), luma_conn_id=service(name))
+    contents = [Path(clip.removeprefix("file://")).read_bytes() for clip in clips]
+    assert [seconds(content) for content in contents] == pytest.approx(lengths, abs=0.05)
+    assert pushed[PLAN_KEY]["clips"] == len(lengths)
+
+
+def test_clip_seconds_that_only_some_services_accept_are_checked_with_the_connection(film, tmp_path, service):
+    says = "clip_seconds is 15, but the service 'kie' of connection 'luma_default' accepts clips of at most 10 s"
+    with pytest.raises(AirflowFailException, match=says):
+        split(str(film), str(tmp_path / "clips"), clip_seconds=15, luma_conn_id=service("kie"))
+    assert not (tmp_path / "clips").exists()
+    clips, _ = split(str(film), str(tmp_path / "clips"), clip_seconds=15, luma_conn_id=service("luma"))
+    assert len(clips) == 2
+
+
+def test_clip_seconds_that_no_service_accepts_are_refused_when_the_dag_is_parsed():
+    with pytest.raises(LumaValidationError, match="clip_seconds is 19, but no service accepts clips over 18 s"):
+        VideoSplitOperator(task_id="split", source="/data/film.mp4", destination="/data/clips", clip_seconds=19)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "dollars"),
+    [
+        ("luma", None, 8.64),
+        ("luma", {"video": {"resolution": "360p"}}, 4.32),
+        ("luma", {"video": {"resolution": "2160p"}}, None),
+        ("kie", None, None),
+    ],
+)
+def test_price_of_a_film_is_told_before_its_clips_are_written(
+    film, tmp_path, service, task_log, name, options, dollars
+):
+    _, pushed = split(str(film), str(tmp_path / "clips"), luma_conn_id=service(name), options=options)
+    assert pushed[PLAN_KEY].get("us_dollars") == dollars
+    logged = messages(task_log, "Estimated price of")
+    expected = f"Estimated price of 2 clips: {dollars} US dollars, if prices have not changed"
+    assert logged == ([] if dollars is None else [expected])
+
+
 @pytest.mark.parametrize("kind", ["mkv", "ts"])
 def test_film_of_another_container_is_split_and_joined(kind, tmp_path):
     source = tmp_path / f"film.{kind}"

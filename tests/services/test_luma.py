@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -64,6 +65,42 @@ def request(**changes: Any) -> ModifyRequest:
 
 def body(**changes: Any) -> dict[str, Any]:
     return dict(luma.submission(request(**changes), "our-name").json or {})
+
+
+# -- prices ----------------------------------------------------------------------------------------------------
+
+
+def test_prices_are_those_of_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "services.md").read_text()
+    for seconds in (5, 10):
+        row = [f"{luma.price(seconds, {'video': {'resolution': resolution}}):.2f}" for resolution in luma.RESOLUTIONS]
+        assert f"| {seconds} s | {' | '.join(row)} |" in page
+
+
+@pytest.mark.parametrize(
+    ("seconds", "video", "dollars"),
+    [
+        (0.5, {}, 1.08),
+        (5, {}, 1.08),
+        (5.1, {}, 2.16),
+        (10.1, {}, 4.32),
+        (18, {"resolution": "1080p"}, 8.64),
+        (10, {"hdr": True}, 4.32),
+        (10, {"hdr": True, "exr_export": True}, 6.48),
+        (18.1, {}, None),
+        (5, {"resolution": "8k"}, None),
+        (5, {"resolution": ["720p"]}, None),
+        (5, "720p", None),
+    ],
+)
+def test_price_depends_on_length_and_options(seconds, video, dollars):
+    price = luma.price(seconds, {"video": video})
+    assert price == (None if dollars is None else pytest.approx(dollars))
+
+
+def test_price_of_another_model_is_unknown():
+    assert luma.price(5, {"model": "ray-4"}) is None
+    assert luma.price(5, None) == luma.price(5, {"model": luma.DEFAULT_MODEL}) == 1.08
 
 
 # -- submitting -------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_parameters_of_the_modify_operator_are_passed_on():
     ("changes", "names"),
     [
         ({"prompt": []}, "prompt"),
-        ({"clip_seconds": 11}, "clip_seconds"),
+        ({"clip_seconds": 19}, "clip_seconds"),
         ({"clip_seconds": 0}, "clip_seconds"),
         ({"source": "https://example.com/film.mp4"}, "source"),
         ({"source": "film.mp4"}, "source"),
@@ -127,6 +127,15 @@ def test_parameters_of_the_modify_operator_are_passed_on():
 def test_invalid_parameter_is_refused_when_the_dag_is_parsed(changes, names):
     with DAG("x", schedule=None), pytest.raises(LumaValidationError, match=names):
         modify_long_video(**{"prompt": "make it snow", **FILM, **changes})
+
+
+@pytest.mark.parametrize("place", ["the call", "default_args"])
+def test_film_is_split_for_the_options_with_which_its_clips_are_modified(place):
+    options = {"options": {"video": {"resolution": "360p"}}}
+    with DAG("x", schedule=None) as dag:
+        modify_long_video(prompt="snow", **FILM, **(options if place == "the call" else {"default_args": options}))
+    modify = dag.get_task("film.modify").unmap({"video_url": "/data/a.mp4"})
+    assert dag.get_task("film.split").options == modify.options == options["options"]
 
 
 CLIPS = ["/data/a.mp4", "/data/b.mp4"]
@@ -175,6 +184,7 @@ def test_prompts_are_checked_with_the_connection_of_the_task_that_submits(places
             prompt=["make it snow"], luma_conn_id=places.get("call"), **default_args("call_defaults"), **FILM
         )
     assert dag.get_task("around.film.prompts").op_kwargs["luma_conn_id"] == expected
+    assert dag.get_task("around.film.split").luma_conn_id == expected
     pair = {"video_url": CLIPS[0], "prompt": "make it snow"}
     assert dag.get_task("around.film.modify").unmap(pair).luma_conn_id == expected
 

@@ -186,7 +186,8 @@ def test_without_anything_given_the_operators_defaults_apply():
     modify = unmapped(tasks["modify"], video_url="s3://b/c.mp4", prompt="rain")
     alone = LumaModifyOperator(task_id="modify", video_url="s3://b/c.mp4", prompt="rain")
     assert (modify.luma_conn_id, modify.retries) == (alone.luma_conn_id, alone.retries)
-    assert (tasks["split"].clip_seconds, tasks["split"].max_clips) == (10, None)
+    assert (tasks["split"].clip_seconds, tasks["split"].max_clips) == (None, None)
+    assert tasks["split"].luma_conn_id == alone.luma_conn_id
 
 
 class TestDestination:
