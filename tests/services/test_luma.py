@@ -66,6 +66,13 @@ def body(**changes: Any) -> dict[str, Any]:
     return dict(luma.submission(request(**changes), "our-name").json or {})
 
 
+def nested(depth: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    for _ in range(depth):
+        inner = {"a": inner}
+    return inner
+
+
 # -- submitting -------------------------------------------------------------------------------------------------
 
 
@@ -127,8 +134,12 @@ def test_keyframes_alone_keep_automatic_controls():
         {"video": {"seed": {1: 2}}},
         ["video"],
         {"note": "half \ud83d"},
+        {"user_id": 2**64},
+        {"note": 10**5000},
+        {"note": nested(17)},
+        {"note": nested(5000)},
     ],
-    ids=repr,
+    ids=lambda options: ascii(options)[:40] if "note" not in options else None,
 )
 def test_options_that_cannot_work_are_refused(options):
     with pytest.raises(LumaValidationError, match="options"):
