@@ -27,6 +27,9 @@ MIN_SIGNATURE_LENGTH = 32
 #: and of a longer list Airflow stores only the beginning as a rendered template.
 MAX_MASKED = 20
 
+#: Values of one query that are masked; a signature has up to five, counting two ways to write them.
+MAX_MASKED_IN_QUERY = 8
+
 _REMEDY = "give addresses, or what a modify task or a sensor returned, e.g. urls=modify.output"
 
 
@@ -114,7 +117,8 @@ def mask_signatures(value: object) -> None:
     for url in islice(_addresses_in(value), MAX_MASKED):
         query = url.partition("?")[2]
         encoded = (pair.partition("=")[2] for pair in query.split("&"))
-        for secret in dict.fromkeys((*encoded, *(decoded for _, decoded in parse_qsl(query)))):
+        values = dict.fromkeys((*encoded, *(decoded for _, decoded in parse_qsl(query))))
+        for secret in sorted(values, key=len, reverse=True)[:MAX_MASKED_IN_QUERY]:
             if len(secret) >= MIN_SIGNATURE_LENGTH:
                 mask_secret(secret)
 

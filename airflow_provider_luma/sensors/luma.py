@@ -56,6 +56,9 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
     #: Whether a status check in this process has found the job.
     _is_known = False
 
+    #: The service that the connection led to when this process began to wait.
+    _service: str | None = None
+
     def __init__(
         self,
         *,
@@ -83,6 +86,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
             try:
                 check_luma_task_id(self.luma_task_id)
                 client = self.hook.get_checked_client()  # raise its errors now rather than wait them out
+                self._service = client.connection.service_name
                 if self.deferrable:
                     client.check_wait_in_triggerer()
             except LumaError as error:
@@ -95,8 +99,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
                 self.log.info("Waiting for Luma task %s in the triggerer", self.luma_task_id)
                 from airflow_provider_luma.core.job import DEFAULT_SERVICE
 
-                name = client.connection.service_name
-                service = None if name == DEFAULT_SERVICE else name
+                service = None if self._service == DEFAULT_SERVICE else self._service
                 state = DeferralState(self.luma_task_id, end_time=time.time() + self.timeout, service=service)
                 self.defer_for_job(state, poll_interval=self.poke_interval)
             return super().execute(context)
@@ -104,7 +107,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Check the job's status; briefly repeat a check whose result may still change."""
         try:
-            task = self.hook.check_job(self.luma_task_id)
+            task = self.hook.check_job(self.luma_task_id, service=self._service)
         except TRANSIENT:
             return PokeReturnValue(is_done=False)  # already logged; the next poke checks again
         except LumaAuthError as error:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 
 from airflow_provider_luma.core.job import Response
-from airflow_provider_luma.core.wire import plain_text
+from airflow_provider_luma.core.wire import MAX_DEPTH, plain_text, read_integer
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
 
 
@@ -20,23 +21,41 @@ def check_options(options: object, *, reserved: Mapping[str, str]) -> None:
     """
     if options is None:
         return
-    if not isinstance(options, dict) or not _is_json(options):
+    if not isinstance(options, dict) or not _is_json(options, MAX_DEPTH):
         raise LumaValidationError(
-            None, f"options is {options!r}: give a dict of JSON values without None; leave unwanted fields out"
+            None,
+            f"options is {_shown(options)}: give a dict of JSON values without None, integers of at most 64 bits, "
+            f"nested at most {MAX_DEPTH} deep; leave unwanted fields out",
         )
     for name, parameter in reserved.items():
         if name in options:
             raise LumaValidationError(None, f"options sets {name!r}: use the parameter {parameter} instead")
 
 
-def _is_json(value: object) -> bool:
+def _is_json(value: object, depth: int) -> bool:
+    """Return whether a value is JSON that a deferral, too, can carry: the job is paid for before the task defers."""
+    if isinstance(value, (dict, list)) and not depth:
+        return False
     if isinstance(value, dict):
-        return all(isinstance(name, str) and _is_json(name) and _is_json(item) for name, item in value.items())
+        return all(
+            isinstance(name, str) and _is_json(name, 0) and _is_json(item, depth - 1) for name, item in value.items()
+        )
     if isinstance(value, list):
-        return all(map(_is_json, value))
+        return all(_is_json(item, depth - 1) for item in value)
     if isinstance(value, str):
         return plain_text(value) == value
-    return isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool):
+        return True
+    return (
+        read_integer(value) is not None if isinstance(value, int) else isinstance(value, float) and math.isfinite(value)
+    )
+
+
+def _shown(options: object) -> str:
+    try:
+        return reprlib.repr(options)
+    except (ValueError, RecursionError):
+        return f"a {type(options).__name__}"
 
 
 def excerpt(response: Response) -> str:

@@ -374,9 +374,14 @@ def read_submission(response: Response) -> str:
 
 
 def _is_source_unreadable(response: Response) -> bool:
-    """Return whether the service refused because it could not fetch the clip: 502 or 503 that say so in JSON."""
-    detail = _detail(response)
-    return response.http_status in (502, 503) and detail is not None and "source" in detail.lower()
+    """
+    Return whether the service refused because it could not fetch the clip: 502 or 503 that say so in JSON.
+
+    Words are little evidence: "insufficient resources" says nothing about the clip, and a named job may run.
+    """
+    detail = (_detail(response) or "").lower()
+    says_so = re.search(r"\bsource\b", detail) and re.search(r"fetch|download|retriev", detail)
+    return response.http_status in (502, 503) and bool(says_so) and not _document(response).get("id")
 
 
 def read_status(response: Response, luma_task_id: str) -> LumaTask:
@@ -399,7 +404,7 @@ def read_status(response: Response, luma_task_id: str) -> LumaTask:
     code = read_text(job.get("failure_code"))
     return LumaTask(
         luma_task_id=luma_task_id,
-        status=_STATES.get(state) or LumaTaskStatus.undocumented(state[:40]),
+        status=_STATES[state] if state in _STATES else LumaTaskStatus.undocumented(state[:40]),
         result_urls=_results(job.get("output")),
         created_at=_time(job.get("created_at")),
         error_message=_failure_text(read_text(job.get("failure_reason")), code) if state == "failed" else None,

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, Asset, BaseOperator
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
+from airflow_provider_luma.files.put import mask_query
 from airflow_provider_luma.files.results import MAX_MASKED, mask_signatures
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
@@ -208,6 +209,16 @@ class TestSecrets:
         monkeypatch.setattr("airflow_provider_luma.files.results.mask_secret", masked.append)
         mask_signatures([{"result_urls": [f"https://e.com/o.mp4?sig={number:064}"]} for number in range(1000)])
         assert len(masked) == MAX_MASKED
+
+    def test_address_with_thousands_of_values_does_not_hold_up_the_task(self, monkeypatch):
+        masked: list[str] = []
+        monkeypatch.setattr("airflow_provider_luma.files.results.mask_secret", masked.append)
+        monkeypatch.setattr("airflow_provider_luma.files.put.mask_secret", masked.append)
+        query = "&".join(f"a{number}={number:040}" for number in range(5000))
+        mask_signatures(f"https://e.com/o.mp4?{query}")
+        mask_query(f"https://e.com/o.mp4?{query}")
+        assert len(masked) <= 30
+        assert query in masked
 
     async def test_triggerer_logs_an_event_without_queries(self, own):
         result = modified(own)

@@ -76,6 +76,27 @@ async def run(one: LumaTaskSensor, context: Any) -> Any:
             return one.resume_execution(deferred.method_name, kwargs, context)
 
 
+def test_switched_connection_does_not_end_a_wait_in_a_worker(
+    luma, submit, set_connection, context, monkeypatch, task_log
+):
+    """The other service would not know the job."""
+    monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.0)
+    one = sensor(submit(processing_seconds=60), deferrable=False)
+    seen: list[bool] = []
+
+    def switch_back_and_forth(_seconds: float) -> None:
+        seen.append(True)
+        if len(seen) == 1:
+            set_connection(luma.base_url, service="luma", requests_per_second=1000)
+            luma.end_jobs()
+        elif len(seen) == 3:
+            set_connection(luma.base_url, requests_per_second=1000)
+
+    monkeypatch.setattr("airflow.sdk.bases.sensor.time.sleep", switch_back_and_forth)
+    assert one.execute(context)["status"] == "SUCCESS"
+    assert any("leads to the service 'luma' now" in str(entry) for entry in task_log)
+
+
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 class TestEveryMode:
     async def test_a_finished_job_is_returned_as_the_result(self, submit, context, mode):

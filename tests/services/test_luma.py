@@ -67,6 +67,13 @@ def body(**changes: Any) -> dict[str, Any]:
     return dict(luma.submission(request(**changes), "our-name").json or {})
 
 
+def nested(depth: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    for _ in range(depth):
+        inner = {"a": inner}
+    return inner
+
+
 # -- prices ----------------------------------------------------------------------------------------------------
 
 
@@ -164,8 +171,12 @@ def test_keyframes_alone_keep_automatic_controls():
         {"video": {"seed": {1: 2}}},
         ["video"],
         {"note": "half \ud83d"},
+        {"user_id": 2**64},
+        {"note": 10**5000},
+        {"note": nested(17)},
+        {"note": nested(5000)},
     ],
-    ids=repr,
+    ids=lambda options: ascii(options)[:40] if "note" not in options else None,
 )
 def test_options_that_cannot_work_are_refused(options):
     with pytest.raises(LumaValidationError, match="options"):
@@ -281,6 +292,23 @@ def test_source_that_the_service_cannot_fetch_is_a_refusal(http_status):
         luma.read_submission(response(http_status, {"detail": "Could not fetch source url"}))
 
 
+@pytest.mark.parametrize("http_status", [502, 503])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"detail": "Insufficient resources"},
+        {"detail": "Could not fetch a resource"},
+        {"detail": "The source of this error is unknown"},
+        {"detail": [{"loc": ["body", "source"], "msg": "timed out"}]},
+        {"id": JOB, "detail": "Could not fetch the source yet"},
+    ],
+    ids=repr,
+)
+def test_other_words_of_an_unavailable_service_leave_the_outcome_open(http_status, document):
+    with pytest.raises(LumaSubmissionUnknownError):
+        luma.read_submission(response(http_status, document))
+
+
 def test_unknown_outcome_names_the_request_and_its_time():
     told = luma.unknown_outcome_remedy("our-name", datetime(2026, 11, 28, 12, tzinfo=UTC).timestamp())
     assert "X-Request-Id our-name, sent at 2026-11-28 12:00:00 UTC" in told
@@ -320,6 +348,11 @@ def test_only_the_video_of_the_output_counts():
 def test_other_states_keep_the_wait(state):
     for output in ([], None):
         assert not read(state=state, output=output).is_finished
+
+
+@pytest.mark.parametrize("state", ["queued", "processing"])
+def test_documented_state_is_not_reported_as_undocumented(state):
+    assert read(state=state, output=None).status is LumaTaskStatus.GENERATING
 
 
 def test_unknown_state_has_a_name_for_the_log():
