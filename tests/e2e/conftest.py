@@ -51,7 +51,18 @@ WEBHOOK_SECRET = "and-neither-must-the-key-that-signs"
 
 
 @pytest.fixture(scope="session")
-def lumas() -> Iterator[dict[str, Simulator]]:
+def to_rehearse(request: pytest.FixtureRequest) -> dict[str, Rehearsal]:
+    """Return what is rehearsed: every day's, and what a test of this session is about."""
+    selected = {
+        item.callspec.params.get("name")
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    }
+    return {name: rehearsal for name, rehearsal in REHEARSALS.items() if name in DAILY or name in selected}
+
+
+@pytest.fixture(scope="session")
+def lumas(to_rehearse: dict[str, Rehearsal]) -> Iterator[dict[str, Simulator]]:
     """Return a running Luma for each rehearsal, and ``default`` for the example DAGs."""
     with ExitStack() as running:
         lumas = {
@@ -67,7 +78,7 @@ def lumas() -> Iterator[dict[str, Simulator]]:
                     )
                 )
             )
-            for name, rehearsal in {**REHEARSALS, **CRASHES, **CALLBACKS, **INPUTS, "default": Rehearsal()}.items()
+            for name, rehearsal in {**to_rehearse, **CRASHES, **CALLBACKS, **INPUTS, "default": Rehearsal()}.items()
         }
         yield lumas
 
@@ -140,6 +151,7 @@ def lineage_events(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(
+    to_rehearse: dict[str, Rehearsal],
     lumas: dict[str, Simulator],
     crash_stage: Path,
     lineage_events: Path,
@@ -177,7 +189,7 @@ def environment(
                     "operator": rehearsal.operator,
                     "video_url": lumas[name].sample_url,
                 }
-                for name, rehearsal in REHEARSALS.items()
+                for name, rehearsal in to_rehearse.items()
             }
         ),
     }
@@ -216,14 +228,9 @@ def airflow(
 
 
 @pytest.fixture(scope="session")
-def rehearsals(request: pytest.FixtureRequest, airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
-    """Return the ended run of each rehearsal: the daily ones, and others that a test of this session is about."""
-    selected = {
-        item.callspec.params.get("name")
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    }
-    to_come = deque(name for name in REHEARSALS if name in DAILY or name in selected)
+def rehearsals(to_rehearse: dict[str, Rehearsal], airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
+    """Return the ended run of each rehearsal."""
+    to_come = deque(to_rehearse)
     for name in to_come:
         lumas[name].reset()
     runs: dict[str, str] = {}
