@@ -40,6 +40,9 @@ USES_SUBMISSION_STORE = AIRFLOW != (3, 3)
 #: fails the task.
 AT_ONCE = 6
 
+#: Example DAGs that run with a connection to Luma's own API as well, under ``own_api_`` and their names.
+OWN_API_EXAMPLES = ("luma_modify", "luma_batch", "luma_long_video", "luma_submit_and_wait", "luma_variations")
+
 #: The tests in whose Airflow the logs are searched for secrets: it logs at DEBUG, which the others need not pay for.
 SECRETS_GROUP = "runs"
 
@@ -48,7 +51,18 @@ WEBHOOK_SECRET = "and-neither-must-the-key-that-signs"
 
 
 @pytest.fixture(scope="session")
-def lumas() -> Iterator[dict[str, Simulator]]:
+def to_rehearse(request: pytest.FixtureRequest) -> dict[str, Rehearsal]:
+    """Return what is rehearsed: every day's, and what a test of this session is about."""
+    selected = {
+        item.callspec.params.get("name")
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    }
+    return {name: rehearsal for name, rehearsal in REHEARSALS.items() if name in DAILY or name in selected}
+
+
+@pytest.fixture(scope="session")
+def lumas(to_rehearse: dict[str, Rehearsal]) -> Iterator[dict[str, Simulator]]:
     """Return a running Luma for each rehearsal, and ``default`` for the example DAGs."""
     with ExitStack() as running:
         lumas = {
@@ -64,7 +78,7 @@ def lumas() -> Iterator[dict[str, Simulator]]:
                     )
                 )
             )
-            for name, rehearsal in {**REHEARSALS, **CRASHES, **CALLBACKS, **INPUTS, "default": Rehearsal()}.items()
+            for name, rehearsal in {**to_rehearse, **CRASHES, **CALLBACKS, **INPUTS, "default": Rehearsal()}.items()
         }
         yield lumas
 
@@ -76,6 +90,12 @@ def set_connection(environment: dict[str, str], name: str, luma: Simulator, **ex
     environment[variable] = json.dumps(
         {"conn_type": "luma", "host": luma.base_url, "password": API_KEY, "extra": extra}
     )
+
+
+def service_of(name: str) -> dict[str, str]:
+    """Return what the extra of a rehearsal's connection says about the service."""
+    service = REHEARSALS[name].service if name in REHEARSALS else "kie"
+    return {} if service == "kie" else {"service": service}
 
 
 def enable_callbacks(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> None:
@@ -117,6 +137,9 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dags")
     for file in [*(REPOSITORY / "dags").glob("*.py"), *(Path(__file__).parent / "dags").glob("*.py")]:
         shutil.copy(file, folder)
+    for name in OWN_API_EXAMPLES:
+        dag, own = f'dag_id="{name}"', f'dag_id="own_api_{name}", default_args={{"luma_conn_id": "luma_own_api"}}'
+        (folder / f"own_api_{name}.py").write_text((folder / f"{name}.py").read_text().replace(dag, own))
     return folder
 
 
@@ -128,6 +151,7 @@ def lineage_events(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(
+    to_rehearse: dict[str, Rehearsal],
     lumas: dict[str, Simulator],
     crash_stage: Path,
     lineage_events: Path,
@@ -165,16 +189,19 @@ def environment(
                     "operator": rehearsal.operator,
                     "video_url": lumas[name].sample_url,
                 }
-                for name, rehearsal in REHEARSALS.items()
+                for name, rehearsal in to_rehearse.items()
             }
         ),
     }
     store = str(tmp_path_factory.mktemp("submissions"))
     for name, luma in lumas.items():
-        set_connection(environment, name, luma)
         is_recorded = USES_SUBMISSION_STORE and name in {*CRASHES, *CALLBACKS} - {"crash_cleared"}
-        if is_recorded or name == "crash_cleared_with_store":
-            set_connection(environment, name, luma, submission_store=store)
+        extra = {"submission_store": store} if is_recorded or name == "crash_cleared_with_store" else {}
+        set_connection(environment, name, luma, **service_of(name), **extra)
+        if name in {*CRASHES, *INPUTS}:  # their simulators serve both services, one test after the other
+            kind, _, of = name.partition("_")
+            set_connection(environment, f"{kind}_luma_{of}", luma, service="luma", **extra)
+    set_connection(environment, "own_api", lumas["default"], service="luma")
     set_connection(environment, "input_signed", lumas["input_signed"], sign_inputs=600)
     return environment
 
@@ -201,14 +228,9 @@ def airflow(
 
 
 @pytest.fixture(scope="session")
-def rehearsals(request: pytest.FixtureRequest, airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
-    """Return the ended run of each rehearsal: the daily ones, and others that a test of this session is about."""
-    selected = {
-        item.callspec.params.get("name")
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    }
-    to_come = deque(name for name in REHEARSALS if name in DAILY or name in selected)
+def rehearsals(to_rehearse: dict[str, Rehearsal], airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
+    """Return the ended run of each rehearsal."""
+    to_come = deque(to_rehearse)
     for name in to_come:
         lumas[name].reset()
     runs: dict[str, str] = {}

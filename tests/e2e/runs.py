@@ -12,6 +12,9 @@ import psutil
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
 
+#: For tests that run with both services.
+SERVICES = ("kie", "luma")
+
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 
 
@@ -19,6 +22,11 @@ def finish(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
     """Wait for the end of a run; return its state."""
     airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) in ("success", "failed"), f"{dag_id} to end")
     return airflow.run_state(dag_id, run_id)
+
+
+def crash_dag(name: str, service: str) -> str:
+    """Return the id of the DAG for a crash that submits to this service."""
+    return f"crash_{name}" if service == "kie" else f"crash_{service}_{name}"
 
 
 def modify(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Rehearsal:
     says: tuple[str, ...] = ()
     accepted: int = 1
     calls: int = 1
+    service: str = "kie"
 
 
 def status(kind: str, **options: Any) -> dict[str, Any]:
@@ -29,6 +30,11 @@ def status(kind: str, **options: Any) -> dict[str, Any]:
 
 def submit(kind: str, **options: Any) -> dict[str, Any]:
     return {"faults": [Fault(on="submit", kind=kind, **options)]}
+
+
+def luma(settings: dict[str, Any] | None = None, /, **options: Any) -> Rehearsal:
+    """Return a rehearsal with Luma's own API."""
+    return Rehearsal(settings or {}, service="luma", **options)
 
 
 SUCCESSES = {
@@ -43,6 +49,37 @@ SUCCESSES = {
     "callback_failed": Rehearsal({"outcome": "callback_failed"}),
     "submit_429_twice": Rehearsal(submit("refuse", code=429, times=2), calls=3),
     "synchronous": Rehearsal(operator={"deferrable": False}),
+    "luma_status_html_500": luma({**status("html", every=5), "processing_seconds": 8}),
+    "luma_status_500": luma(status("refuse", code=500, every=2)),
+    "luma_status_429": luma(status("refuse", code=429, retry_after=2, every=2)),
+    "luma_status_cut": luma(status("cut", every=2)),
+    "luma_status_null": luma(status("null_data", every=2)),
+    "luma_unknown_state": luma(status("unknown_flag", every=2)),
+    "luma_hostile_text": luma(status("hostile_text")),
+    "luma_synchronous": luma(operator={"deferrable": False}),
+    "luma_too_many_jobs": luma(submit("refuse", code=429, retry_after=1, times=2), calls=3),
+    "luma_too_many_requests": luma(submit("refuse", code=429, limit="requests", retry_after=1, times=2), calls=3),
+    "luma_clip_not_fetched": luma(
+        submit("refuse", code=503, message="Failed to fetch the source: timeout.", times=1), calls=2
+    ),
+    "luma_options": luma(operator={"options": {"video": {"resolution": "1080p", "edit": {"strength": "flex_2"}}}}),
+}
+
+#: Responses of Luma's own API that leave open whether it has accepted a submission.
+UNKNOWN_OUTCOMES = {
+    f"luma_{name}": luma(
+        submit(kind, after_accept=True, **options),
+        retries=2,
+        says=("It may have been accepted", "Ask Luma's support", "Clearing this task submits another"),
+    )
+    for name, kind, options in (
+        ("accepted_with_a_500", "refuse", {"code": 500}),
+        ("accepted_with_a_503", "refuse", {"code": 503, "message": "Try again later."}),
+        ("accepted_with_a_409", "refuse", {"code": 409}),
+        ("accepted_with_a_redirect", "redirect", {"code": 307}),
+        ("accepted_with_half_an_answer", "truncated", {}),
+        ("lost_answer", "cut", {}),
+    )
 }
 
 FAILURES = {
@@ -83,6 +120,38 @@ FAILURES = {
     "lost_answer": Rehearsal(
         submit("cut", after_accept=True), retries=2, says=("It may have been accepted", "log page of the Luma account")
     ),
+    **{
+        f"luma_refused_{code}": luma(submit("refuse", code=code), retries=2, accepted=0, says=(f"code {code}",))
+        for code in (400, 401, 403, 404, 413, 422)
+    },
+    "luma_refused_402": luma({"credits": 0}, retries=1, accepted=0, calls=2, says=("code 402",)),
+    "luma_content_moderated": luma(
+        {"outcome": "generate_failed", "failure_code": "content_moderated", "error_message": "Not this."},
+        retries=2,
+        says=("GENERATE_FAILED: Not this. (content_moderated: Luma's moderation refused",),
+    ),
+    "luma_generation_failed": luma(
+        {"outcome": "generate_failed", "error_message": "The model gave up."},
+        retries=1,
+        accepted=2,
+        calls=2,
+        says=("GENERATE_FAILED: The model gave up. (generation_failed: refunded",),
+    ),
+    "luma_no_urls": luma({"outcome": "no_urls"}, says=("no video is listed",)),
+    "luma_timed_out": luma(
+        {"processing_seconds": 300}, operator={"timeout": 4}, says=("still running there under this id",)
+    ),
+    **{
+        f"luma_with_{parameter}": luma(
+            operator={parameter: value},
+            retries=2,
+            accepted=0,
+            calls=0,
+            says=(f"{parameter} is set, and Luma's own API has nothing of the kind",),
+        )
+        for parameter, value in {"watermark": "ours", "callback_url": "https://example.com/called"}.items()
+    },
+    **UNKNOWN_OUTCOMES,
 }
 
 #: Ended by a person while it holds a worker.
@@ -106,6 +175,9 @@ DAILY = {
     "out_of_execution_time",
     "accepted_with_a_500",
     "lost_answer",
+    "luma_too_many_jobs",
+    "luma_content_moderated",
+    "luma_lost_answer",
     *KILLED,
 }
 
@@ -137,6 +209,7 @@ CRASHES = {
         "fewer_retries",
         "key_limit",
         "echo",
+        "switched",
     )
 }
 

@@ -33,7 +33,11 @@ def web() -> Iterator[FileServer]:
 @pytest.mark.parametrize(
     # test_no_secrets runs luma_submit_and_wait every time.
     "dag_id",
-    ["luma_modify", pytest.param("luma_submit_and_wait", marks=pytest.mark.long)],
+    [
+        "luma_modify",
+        pytest.param("luma_submit_and_wait", marks=pytest.mark.long),
+        pytest.param("own_api_luma_submit_and_wait", marks=pytest.mark.long),
+    ],
 )
 def test_example_dag_ends_with_a_playable_video(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
     luma.configure(processing_seconds=1)
@@ -44,6 +48,58 @@ def test_example_dag_ends_with_a_playable_video(airflow: LocalAirflow, luma: Sim
     [file] = airflow.xcom(dag_id, run_id, "download")
     assert_modified(file, luma.sample_url)
     assert luma.accepted == 1
+
+
+def test_video_is_downloaded_though_its_address_at_lumas_own_api_has_expired(
+    airflow: LocalAirflow, luma: Simulator
+) -> None:
+    dag_id = "own_api_luma_modify"
+    luma.configure(processing_seconds=1)
+    run_id = airflow.trigger(dag_id)
+    assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
+    [file] = airflow.xcom(dag_id, run_id, "download")
+    assert_modified(file, luma.sample_url)
+
+    Path(file.removeprefix("file://")).unlink()
+    luma.expire_urls()
+    asked = len([call for call in luma.calls if call.on == "status"])
+    clear = {"dag_run_id": run_id, "task_ids": ["download"], "only_failed": False, "dry_run": False}
+    airflow.call("POST", f"/dags/{dag_id}/clearTaskInstances", json=clear)
+    airflow.wait_until(lambda: airflow.run_state(dag_id, run_id) == "success", "the second download")
+
+    assert airflow.xcom(dag_id, run_id, "download") == [file]
+    assert_modified(file, luma.sample_url)
+    assert len([call for call in luma.calls if call.on == "status"]) == asked + 1, "which gave another address"
+    assert not any(call.carried_authorization for call in luma.calls if call.on == "file")
+    assert luma.accepted == 1
+
+
+@pytest.mark.long
+def test_batch_with_lumas_own_api_names_the_clip_that_fails_and_pays_for_the_others_once(
+    airflow: LocalAirflow, luma: Simulator, tmp_path: Path
+) -> None:
+    dag_id = "own_api_luma_batch"
+    luma.configure(processing_seconds=1, faults=["submit:refuse,code=429,limit=requests,retry_after=1,times=2"])
+    good, too_long = (tmp_path / f"{name}.mp4" for name in ("good", "too-long"))
+    good.write_bytes(make_clip(seconds=12))
+    too_long.write_bytes(make_clip(seconds=20))
+    clips = [luma.sample_url, str(too_long), luma.sample_url.replace("sample", "sample-2"), str(good)]
+
+    run_id = airflow.trigger(dag_id, video_urls=clips)
+
+    assert finish(airflow, dag_id, run_id) == "failed"
+    log = airflow.wait_for_log("No video for 1 of 4 clips:", dag_id, run_id, "collect")
+    assert re.search(re.escape(str(too_long)) + r": .*20.* s", log)
+    assert luma.accepted == 3, "a clip that is too long is not submitted"
+
+    too_long.write_bytes(make_clip())
+    clear = {"dag_run_id": run_id, "only_failed": True, "dry_run": False}
+    airflow.call("POST", f"/dags/{dag_id}/clearTaskInstances", json=clear)
+
+    assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
+    for file, clip in zip(airflow.xcom(dag_id, run_id, "collect"), clips, strict=True):
+        assert_modified(file, clip)
+    assert (luma.accepted, len(luma.uploads)) == (4, 2)
 
 
 @pytest.mark.versions

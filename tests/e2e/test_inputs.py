@@ -36,35 +36,44 @@ def test_clip_on_a_disk_is_uploaded_once_and_modified(
     assert_modified(file, luma.sample_url)
 
 
+@pytest.mark.parametrize(
+    "dag_id",
+    # test_no_secrets runs it with the other service every time.
+    ["uploaded_clip", pytest.param("uploaded_clip_luma", marks=pytest.mark.long)],
+)
 def test_clip_goes_from_one_bucket_to_another(
-    airflow: LocalAirflow, lumas: dict[str, Simulator], s3_endpoint: str, tmp_path: Path
+    airflow: LocalAirflow, lumas: dict[str, Simulator], s3_endpoint: str, tmp_path: Path, dag_id: str
 ) -> None:
     luma = lumas["input_uploaded"]
     luma.reset()
 
-    run_id = airflow.trigger("uploaded_clip")
+    run_id = airflow.trigger(dag_id)
 
-    assert finish(airflow, "uploaded_clip", run_id) == "success", airflow.story("uploaded_clip", run_id)
+    assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
     assert (luma.accepted, len(luma.uploads)) == (1, 1)
     s3 = boto3.client(
         "s3", endpoint_url=s3_endpoint, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
     )
-    s3.download_file(BUCKET, "out/clip.mp4", str(tmp_path / "clip.mp4"))
+    s3.download_file(BUCKET, f"{dag_id}/clip.mp4", str(tmp_path / "clip.mp4"))
     assert_modified(str(tmp_path / "clip.mp4"), luma.sample_url)
 
 
+@pytest.mark.parametrize(
+    ("dag_id", "clips"),
+    [("luma_long_video", 3), pytest.param("own_api_luma_long_video", 2, marks=pytest.mark.long)],
+)
 def test_long_film_is_modified_clip_by_clip_and_has_its_own_sound(
-    airflow: LocalAirflow, luma: Simulator, tmp_path: Path
+    airflow: LocalAirflow, luma: Simulator, tmp_path: Path, dag_id: str, clips: int
 ) -> None:
     luma.configure(processing_seconds=1)
     film = tmp_path / "film.mp4"
     film.write_bytes(make_clip(seconds=25, size=(320, 180), sound="aac"))
 
-    run_id = airflow.trigger("luma_long_video", source=str(film), destination=str(tmp_path))
+    run_id = airflow.trigger(dag_id, source=str(film), destination=str(tmp_path))
 
-    assert finish(airflow, "luma_long_video", run_id) == "success", airflow.story("luma_long_video", run_id)
-    assert airflow.xcom("luma_long_video", run_id, "film.split", "clip_count") == luma.accepted == 3
-    made = Path(airflow.xcom("luma_long_video", run_id, "film.join").removeprefix("file://"))
+    assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
+    assert airflow.xcom(dag_id, run_id, "film.split", "clip_count") == luma.accepted == clips
+    made = Path(airflow.xcom(dag_id, run_id, "film.join").removeprefix("file://"))
     with av.open(str(made)) as container:
         assert abs(container.duration / av.time_base - 25) < 0.1
         assert len(container.streams.audio) == 1
@@ -73,14 +82,15 @@ def test_long_film_is_modified_clip_by_clip_and_has_its_own_sound(
 
 
 @pytest.mark.long
-def test_one_upload_serves_all_variations(airflow: LocalAirflow, luma: Simulator) -> None:
+@pytest.mark.parametrize("dag_id", ["luma_variations", "own_api_luma_variations"])
+def test_one_upload_serves_all_variations(airflow: LocalAirflow, luma: Simulator, dag_id: str) -> None:
     luma.configure(processing_seconds=1)
 
-    run_id = airflow.trigger("luma_variations")
+    run_id = airflow.trigger(dag_id)
 
-    assert finish(airflow, "luma_variations", run_id) == "success", airflow.story("luma_variations", run_id)
+    assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
     assert (luma.accepted, len(luma.uploads)) == (3, 1)
-    versions = airflow.xcom("luma_variations", run_id, "collect")
+    versions = airflow.xcom(dag_id, run_id, "collect")
     assert [version["prompt"] for version in versions] == [
         "Make it a rainy night with neon lights",
         "Cover everything in fresh snow",

@@ -54,20 +54,21 @@ def kill_maker(airflow: LocalAirflow, what: str) -> None:
     found[0].kill()
 
 
+@pytest.mark.parametrize(("dag_id", "clips"), [("film", 6), ("film_luma", 4)])
 def test_film_whose_split_and_join_are_killed_is_right_and_paid_once(
-    airflow: LocalAirflow, luma: Simulator, tmp_path: Path
+    airflow: LocalAirflow, luma: Simulator, tmp_path: Path, dag_id: str, clips: int
 ) -> None:
     luma.configure(processing_seconds=1)
     source = write_film(tmp_path, 60)
-    run_id = airflow.trigger("film", source=str(source), folder=str(tmp_path))
+    run_id = airflow.trigger(dag_id, source=str(source), folder=str(tmp_path))
     kill_maker(airflow, "the film to be split")
-    airflow.wait_until(lambda: luma.accepted == 6, "all clips to be submitted")
+    airflow.wait_until(lambda: luma.accepted == clips, "all clips to be submitted")
     kill_maker(airflow, "the film to be joined")
 
-    assert finish(airflow, "film", run_id) == "success", airflow.story("film", run_id)
-    tries = {task["task_id"]: task["try_number"] for task in airflow.tasks("film", run_id) if task["map_index"] < 0}
+    assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
+    tries = {task["task_id"]: task["try_number"] for task in airflow.tasks(dag_id, run_id) if task["map_index"] < 0}
     assert (tries["film.split"], tries["film.join"]) == (2, 2), "both were killed"
-    assert luma.accepted == 6
+    assert luma.accepted == clips
     assert abs(seconds_of(tmp_path / "film.mp4") - 60) < 0.1
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["film.mp4", "source.mp4"]
 
@@ -84,17 +85,20 @@ def test_prompts_of_another_task_reach_luma_as_text(
     assert luma.accepted == 2
 
 
-def test_clip_that_fails_is_retried_alone(airflow: LocalAirflow, luma: Simulator, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dag_id", "clips"), [("film", 3), ("film_luma", 2)])
+def test_clip_that_fails_is_retried_alone(
+    airflow: LocalAirflow, luma: Simulator, tmp_path: Path, dag_id: str, clips: int
+) -> None:
     luma.configure(processing_seconds=2, outcome="generate_failed")
     source = write_film(tmp_path, 25)
-    run_id = airflow.trigger("film", source=str(source), folder=str(tmp_path))
+    run_id = airflow.trigger(dag_id, source=str(source), folder=str(tmp_path))
     airflow.wait_until(lambda: luma.accepted > 0, "the first clip to be submitted")
     luma.configure(outcome="success")
 
-    assert finish(airflow, "film", run_id) == "success", airflow.story("film", run_id)
+    assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
     failed = sum(job.outcome == "generate_failed" for job in luma.jobs)
-    assert 1 <= failed <= 3
-    assert luma.accepted == 3 + failed, "one more for each that failed"
-    tries = [task["try_number"] for task in airflow.tasks("film", run_id) if task["task_id"] == "film.modify"]
-    assert sorted(tries) == [1] * (3 - failed) + [2] * failed
+    assert 1 <= failed <= clips
+    assert luma.accepted == clips + failed, "one more for each that failed"
+    tries = [task["try_number"] for task in airflow.tasks(dag_id, run_id) if task["task_id"] == "film.modify"]
+    assert sorted(tries) == [1] * (clips - failed) + [2] * failed
     assert abs(seconds_of(tmp_path / "film.mp4") - 25) < 0.1

@@ -16,8 +16,9 @@ def test_secrets_are_in_no_file_and_no_table(
 ) -> None:
     """After all that the tests have run so far: at least a rehearsal of each kind, a sensor and a signed clip."""
     assert {"generate_failed", "lost_answer", "refused_401", "synchronous", "timed_out"} <= rehearsals.keys()
-    lumas["input_signed"].reset()
-    for dag_id in ("luma_submit_and_wait", "signed_clip"):
+    for name in ("input_signed", "input_uploaded"):
+        lumas[name].reset()
+    for dag_id in ("luma_submit_and_wait", "signed_clip", "uploaded_clip_luma"):
         run_id = airflow.trigger(dag_id)
         assert finish(airflow, dag_id, run_id) == "success", airflow.story(dag_id, run_id)
 
@@ -27,10 +28,13 @@ def test_secrets_are_in_no_file_and_no_table(
     assert lumas["input_signed"].uploads == []
     signature = signed.video_url.partition("Signature=")[2].partition("&")[0]
     assert len(signature) > 20
+    assert (lumas["input_uploaded"].accepted, len(lumas["input_uploaded"].uploads)) == (1, 1)
+    [upload] = [call for call in lumas["input_uploaded"].calls if call.on == "upload"]
     secrets = {
         "API key": API_KEY,
         "webhook secret": WEBHOOK_SECRET,
         "signature": signature,
+        "signature of an upload": upload.query["X-Amz-Signature"],
         **{f"token {number}": token for number, token in enumerate(tokens)},
     }
     places = []

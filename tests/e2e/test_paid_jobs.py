@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,20 +18,41 @@ from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
 from tests.e2e.conftest import API_KEY
 from tests.e2e.echo import Echo
-from tests.e2e.runs import clear, modify, says, wait_for_run, wait_for_state, wait_until_stored, want
+from tests.e2e.runs import (
+    SERVICES,
+    clear,
+    crash_dag,
+    modify,
+    says,
+    wait_for_run,
+    wait_for_state,
+    wait_until_stored,
+    want,
+)
 from tests.e2e.written import in_any_form, written
 
 pytestmark = [pytest.mark.xdist_group("long"), pytest.mark.long]
 
 
+both_services = pytest.mark.parametrize("service", SERVICES)
+
+
 @pytest.fixture
-def start(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Callable[..., tuple[str, str, Simulator]]:
+def service() -> str:
+    """Return the service of tests that run with one only."""
+    return "kie"
+
+
+@pytest.fixture
+def start(
+    airflow: LocalAirflow, lumas: dict[str, Simulator], service: str
+) -> Callable[..., tuple[str, str, Simulator]]:
     def start(name: str, **settings: Any) -> tuple[str, str, Simulator]:
-        luma = lumas[f"crash_{name}"]
+        luma, dag_id = lumas[f"crash_{name}"], crash_dag(name, service)
         luma.reset()
         luma.configure(**settings)
         want(airflow, "Make it a snowy morning")
-        return f"crash_{name}", airflow.trigger(f"crash_{name}"), luma
+        return dag_id, airflow.trigger(dag_id), luma
 
     return start
 
@@ -91,6 +113,53 @@ def echo(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Iterator[Echo]:
     server.close()
 
 
+@pytest.fixture
+def lead(
+    airflow: LocalAirflow, lumas: dict[str, Simulator], environment: dict[str, str]
+) -> Iterator[Callable[[str], None]]:
+    """Leads the connection ``luma_switched`` to a service."""
+    connection = json.loads(environment["AIRFLOW_CONN_LUMA_CRASH_SWITCHED"])
+
+    def lead(service: str) -> None:
+        extra = json.dumps({**connection["extra"], "service": service})
+        airflow.call("PATCH", "/connections/luma_switched", json={**new, "extra": extra})
+
+    new = {**connection, "connection_id": "luma_switched", "extra": None}
+    airflow.call("POST", "/connections", json=new)
+    yield lead
+    airflow.call("DELETE", "/connections/luma_switched")
+
+
+@pytest.mark.parametrize("services", [SERVICES, SERVICES[::-1]], ids="-to-".join)
+def test_connection_that_leads_to_another_service_for_a_while_costs_nothing_and_loses_nothing(
+    airflow: LocalAirflow, start: Any, lead: Callable[[str], None], services: tuple[str, str]
+) -> None:
+    first, other = services
+    lead(first)
+    dag_id, run_id, luma = start("switched", processing_seconds=600)
+    wait_for_state(airflow, dag_id, run_id, "deferred")
+
+    lead(other)
+    words = f"connection 'luma_switched' leads to the service '{other}' now, and the job is of '{first}'"
+    assert says(airflow, dag_id, run_id, words), "the wait goes on"
+    clear(airflow, dag_id, run_id)
+    wait_for_state(airflow, dag_id, run_id, "failed")
+    assert says(airflow, dag_id, run_id, f"submitted to the service '{first}', and the connection leads to '{other}'")
+
+    lead(first)
+    clear(airflow, dag_id, run_id)
+    wait_for_state(airflow, dag_id, run_id, "deferred")
+    lead(other)
+    assert says(airflow, dag_id, run_id, words)
+    luma.end_jobs()
+    lead(first)
+    wait_for_run(airflow, dag_id, run_id, "success")
+    assert airflow.xcom(dag_id, run_id, "modify")["luma_task_id"] == luma.jobs[0].task_id
+    assert luma.accepted == 1
+    assert {call.service for call in luma.calls} - {None} == {first}, "the other was asked nothing"
+
+
+@both_services
 def test_result_that_airflow_could_not_store_is_returned_after_a_clear(
     airflow: LocalAirflow, start: Any, failing_post_execute: Path
 ) -> None:
@@ -110,11 +179,12 @@ def test_result_that_airflow_could_not_store_is_returned_after_a_clear(
     assert luma.accepted == 2, "now the result was returned, and a Clear wants a new video"
 
 
+@both_services
 def test_key_that_is_refused_for_a_while_costs_no_try(airflow: LocalAirflow, start: Any) -> None:
     dag_id, run_id, luma = start("refused_key", processing_seconds=600)
     wait_for_state(airflow, dag_id, run_id, "deferred")
     luma.configure(faults=["status:refuse,code=401"])
-    assert says(airflow, dag_id, run_id, "the API key of connection 'luma_crash_refused_key' was refused")
+    assert says(airflow, dag_id, run_id, f"the API key of connection 'luma_{dag_id}' was refused")
     luma.configure(faults=[])
     luma.end_jobs()
 
@@ -122,6 +192,7 @@ def test_key_that_is_refused_for_a_while_costs_no_try(airflow: LocalAirflow, sta
     assert (modify(airflow, dag_id, run_id)["try_number"], luma.accepted) == (1, 1)
 
 
+@both_services
 def test_refused_request_does_not_hide_the_paid_job_of_the_one_before(airflow: LocalAirflow, start: Any) -> None:
     dag_id, run_id, luma = start("changed_request", processing_seconds=600)
     wait_for_run(airflow, dag_id, run_id, "failed")
@@ -141,13 +212,14 @@ def test_refused_request_does_not_hide_the_paid_job_of_the_one_before(airflow: L
     assert luma.accepted == 1
 
 
+@both_services
 def test_worker_that_was_frozen_before_it_sent_sends_nothing_once_others_have_moved_on(
     airflow: LocalAirflow, start: Any, frozen: Callable[[str], list[psutil.Process]], crash_stage: Path
 ) -> None:
     dag_id, run_id, luma = start("frozen", processing_seconds=1)
     processes = frozen(dag_id)
     wait_for_run(airflow, dag_id, run_id, "failed")
-    assert says(airflow, dag_id, run_id, "log page of the Luma account")
+    assert says(airflow, dag_id, run_id, "A job may have been accepted")
     clear(airflow, dag_id, run_id)
     wait_for_run(airflow, dag_id, run_id, "success")
     assert luma.accepted == 1
@@ -178,6 +250,7 @@ def test_clear_returns_the_video_of_a_job_of_which_luma_had_said_that_it_failed(
     assert luma.accepted == 1
 
 
+@both_services
 def test_try_after_one_whose_intent_was_not_confirmed_submits_once(airflow: LocalAirflow, start: Any) -> None:
     dag_id, run_id, luma = start("intent_lost", processing_seconds=1)
     wait_for_run(airflow, dag_id, run_id, "success")

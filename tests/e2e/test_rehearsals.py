@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
 from tests.e2e.runs import finish
-from tests.e2e.scenarios import DAILY, FAILURES, SUCCESSES, Rehearsal
+from tests.e2e.scenarios import DAILY, FAILURES, SUCCESSES, UNKNOWN_OUTCOMES, Rehearsal
 from tests.e2e.videos import assert_modified
 
 RESULT = {"luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"}
@@ -37,6 +37,7 @@ def test_rehearsal_ends_in_success(
     assert_modified(file, luma.sample_url)
     assert luma.accepted == SUCCESSES[name].accepted
     assert len([call for call in luma.calls if call.on == "submit"]) == SUCCESSES[name].calls
+    assert {call.service for call in luma.calls if call.on == "submit"} == {SUCCESSES[name].service}
     assert not any(call.carried_authorization for call in luma.calls if call.on == "file")
 
 
@@ -51,10 +52,14 @@ def test_rehearsal_ends_in_a_failure_that_says_why(
     for words in rehearsal.says:
         log = airflow.wait_for_log(words, dag_id, rehearsals[name], "modify", modify["try_number"])
     assert luma.accepted == rehearsal.accepted
-    assert len([call for call in luma.calls if call.on == "submit"]) == rehearsal.calls
-    if rehearsal.accepted and name not in ("lost_answer", "accepted_with_a_500", "accepted_with_a_redirect"):
-        assert luma.jobs[0].task_id in log
-        assert airflow.xcom(dag_id, rehearsals[name], "modify", "luma_task_id") == luma.jobs[0].task_id
+    submissions = [call for call in luma.calls if call.on == "submit"]
+    assert len(submissions) == rehearsal.calls
+    assert modify["try_number"] == max(rehearsal.calls, 1), "each try submits once"
+    if name in UNKNOWN_OUTCOMES:
+        assert f"X-Request-Id {submissions[0].headers['x-request-id']}" in log
+    elif rehearsal.accepted and name not in ("lost_answer", "accepted_with_a_500", "accepted_with_a_redirect"):
+        assert luma.jobs[-1].task_id in log
+        assert airflow.xcom(dag_id, rehearsals[name], "modify", "luma_task_id") == luma.jobs[-1].task_id
 
 
 def test_triggerer_survives_every_rehearsal(airflow: LocalAirflow, rehearsals: dict[str, str]) -> None:
@@ -72,9 +77,12 @@ def test_task_marked_failed_by_a_person_names_the_job_that_is_still_running(
 
 
 @pytest.mark.versions
-def test_sensor_waits_in_every_mode_for_a_submitted_job(airflow: LocalAirflow, luma: Simulator) -> None:
+@pytest.mark.parametrize("luma_conn_id", ["luma_default", pytest.param("luma_own_api", marks=pytest.mark.long)])
+def test_sensor_waits_in_every_mode_for_a_submitted_job(
+    airflow: LocalAirflow, luma: Simulator, luma_conn_id: str
+) -> None:
     luma.configure(processing_seconds=20)
-    run_id = airflow.trigger("every_way_to_wait")
+    run_id = airflow.trigger("every_way_to_wait", luma_conn_id=luma_conn_id)
     finish(airflow, "every_way_to_wait", run_id)
 
     tasks = {task["task_id"]: task for task in airflow.tasks("every_way_to_wait", run_id)}

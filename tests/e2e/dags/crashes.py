@@ -11,12 +11,16 @@ from __future__ import annotations
 import os
 import time
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG
 
 from airflow_provider_luma.operators.luma import LumaModifyOperator
+
+#: What the ids of the DAGs of each service begin with.
+PREFIXES = ("crash", "crash_luma")
 
 STAGE = Path(os.environ["CRASH_STAGE"])
 
@@ -87,7 +91,7 @@ def retries_in_file() -> int:
     return int(file.read_text()) if file.exists() else 1
 
 
-for name, options in {
+CASES: dict[str, dict[str, Any]] = {
     "answer_lost": {},
     "answer_lost_resubmit": {"resubmit_on_unknown": True},
     "before_deferral": {"hold_at": "before_deferral"},
@@ -111,8 +115,11 @@ for name, options in {
     "fewer_retries": {"retries": retries_in_file()},
     "key_limit": {"retries": 1},
     "echo": {"luma_conn_id": "luma_echo", "retries": 0},
-}.items():
-    with DAG(dag_id=f"crash_{name}", schedule=None):
+    "switched": {"luma_conn_id": "luma_switched", "retries": 0},
+}
+
+for prefix, (name, options) in product(PREFIXES, CASES.items()):
+    with DAG(dag_id=f"{prefix}_{name}", schedule=None):
         Held(
             task_id="modify",
             video_url=os.environ["LUMA_VIDEO_URL"],
@@ -121,18 +128,18 @@ for name, options in {
             **{
                 "prompt": "Make it a snowy morning",
                 "retries": 2,
-                "luma_conn_id": f"luma_crash_{name}",
+                "luma_conn_id": f"luma_{prefix}_{name}",
                 **options,
             },
         )
 
-for name in ("cleared", "cleared_with_store"):
-    with DAG(dag_id=name, schedule=None):
+for prefix, name in product(PREFIXES, ("cleared", "cleared_with_store")):
+    with DAG(dag_id=f"{prefix}_{name}", schedule=None):
         LumaModifyOperator(
             task_id="modify",
             prompt="{{ var.value.get('prompt', 'Make it a snowy morning') }}",
             video_url=os.environ["LUMA_VIDEO_URL"],
-            luma_conn_id=f"luma_crash_{name}",
+            luma_conn_id=f"luma_{prefix}_{name}",
             poll_interval=2,
         )
 
@@ -149,10 +156,11 @@ with DAG(dag_id="crash_at_random", schedule=None):
         prompt=[f"Make it morning number {number}" for number in range(int(os.environ.get("RANDOM_KILLS_JOBS", "100")))]
     )
 
-with DAG(dag_id="crash_in_queue", schedule=None):
-    LumaModifyOperator.partial(
-        task_id="modify",
-        video_url=os.environ["LUMA_VIDEO_URL"],
-        luma_conn_id="luma_crash_in_queue",
-        poll_interval=2,
-    ).expand(prompt=[f"Make it morning number {number}" for number in range(12)])
+for prefix in PREFIXES:
+    with DAG(dag_id=f"{prefix}_in_queue", schedule=None):
+        LumaModifyOperator.partial(
+            task_id="modify",
+            video_url=os.environ["LUMA_VIDEO_URL"],
+            luma_conn_id=f"luma_{prefix}_in_queue",
+            poll_interval=2,
+        ).expand(prompt=[f"Make it morning number {number}" for number in range(12)])

@@ -48,7 +48,12 @@ for name, rehearsal in json.loads(os.environ["LUMA_REHEARSALS"]).items():
             destination=f"{DESTINATION}/{{{{ dag.dag_id }}}}/{{{{ run_id }}}}/",
         )
 
-with DAG(dag_id="every_way_to_wait", schedule=None):
+with DAG(
+    dag_id="every_way_to_wait",
+    schedule=None,
+    params={"luma_conn_id": "luma_default"},
+    default_args={"luma_conn_id": "{{ params.luma_conn_id }}"},
+):
     submit = LumaModifyOperator(
         task_id="submit",
         prompt="Make it a snowy morning",
