@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A check against the real service, for whoever has an account: ``LUMA_LIVE=1 make test-live``.
+A check against the real service, for whoever has an account: ``make test-live LUMA_LIVE=1``.
 
 It uses the connection ``luma_default`` (``AIRFLOW_CONN_LUMA_DEFAULT``) and writes a transcript of every call, without
 the API key and without signatures, to compare with what the project knows of the service.

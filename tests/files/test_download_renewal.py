@@ -188,7 +188,7 @@ class TestSecrets:
         own_lines = [record.getMessage() for record in caplog.records if record.name != "uvicorn.access"]
         texts = [repr(task_log), repr(own_lines), repr(events[video].extra), repr(lineage)]
         assert [text for text in texts if "X-Amz" in text] == []
-        assert "gave a new one" in texts[0] + texts[1]
+        assert "a new one from Luma" in texts[0] + texts[1]
 
     def test_long_values_of_queries_are_masked_where_they_are_rendered_read_or_renewed(self, own, disk, monkeypatch):
         masked: list[str] = []

@@ -155,7 +155,7 @@ class TestLongNames:
         ):
             with (
                 DAG("x", schedule=None),
-                pytest.raises(LumaValidationError, match=r"destination: a name .*shorten"),
+                pytest.raises(LumaValidationError, match=r"destination has a name .*shorten"),
             ):
                 make()
 
@@ -164,7 +164,7 @@ class TestLongNames:
     ) -> None:
         url = server.serve("/film.mp4", Reply(FILM))
         name = "k" * 1020 + ".mp4" if isinstance(storage, Bucket) else TOO_LONG
-        with pytest.raises(LumaValidationError, match="destination: a (name|key) of .*shorten it"):
+        with pytest.raises(LumaValidationError, match="destination has a (name|key) of .*shorten it"):
             hook.download(url, f"{storage.destination}/{name}")
         with pytest.raises(LumaValidationError, match="shorten it"):
             write(storage, name, FILM)

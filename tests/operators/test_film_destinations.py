@@ -318,7 +318,7 @@ class TestSound:
 def test_blanks_around_other_addresses_are_refused(split, source, blank):
     with pytest.raises(LumaValidationError, match="destination starts or ends with whitespace"):
         VideoSplitOperator(task_id="s", source="/f.mp4", destination=blank.format("/clips"))
-    with pytest.raises(LumaValidationError, match="source .*blank"):
+    with pytest.raises(LumaValidationError, match="source .*whitespace"):
         LumaUploadOperator(task_id="u", source=blank.format("/f.mp4"))
     with pytest.raises(AirflowFailException, match="destination starts or ends with whitespace"):
         split(destination=blank.format(source.parent))

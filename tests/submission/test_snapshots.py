@@ -34,6 +34,7 @@ def test_a_retry_that_continues_a_job_reads_the_connection_once(
     luma, modify, set_connection, context, connection_reads
 ):
     set_connection(luma.base_url, min_credits=5)
+    luma.configure(processing_seconds=60)  # the job must not have ended when the retry asks for it
     for _ in range(2):
         connection_reads.clear()
         with pytest.raises(TaskDeferred):
@@ -110,6 +111,7 @@ def test_job_is_found_again_when_the_secrets_backend_gives_the_connection_anothe
 ):
     """Fingerprints and callback addresses hold the id that the task names, as those of 1.1.0 do."""
     set_connection(luma.base_url, callback_base_url="http://127.0.0.1:9")
+    luma.configure(processing_seconds=60)  # the job must not have ended when the retry asks for it
     with pytest.raises(TaskDeferred):
         modify().execute(context)
     read = LumaHook.get_connection

@@ -198,7 +198,7 @@ class TestDestination:
             ({"destination": "s3://b/films/"}, "destination is a folder or a bucket"),
             ({"destination": "s3://b/film.avi"}, "destination does not end in .mp4"),
             ({"destination": "https://e.com/film.mp4"}, "destination is a web address"),
-            ({"destination": "film.mp4"}, "destination is relative"),
+            ({"destination": "film.mp4"}, "destination must be absolute"),
             ({"destination": None}, "destination is None"),
             ({"work_dir": " /data/tmp"}, "work_dir starts or ends with whitespace"),
         ],
