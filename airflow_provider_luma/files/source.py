@@ -23,6 +23,7 @@ from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.core.redaction import without_secrets
 from airflow_provider_luma.core.validation import VIDEO_EXTENSIONS
 from airflow_provider_luma.exceptions import LumaNotFoundError, LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.files.stored_file import without_debug_logs
 from airflow_provider_luma.transport.adapter import Throughput, watch
 
 CHUNK_SIZE = 1024 * 1024
@@ -121,7 +122,8 @@ class FileSource:
             headers["If-Range"] = version
         watch(session, new_throughput, on_connected=partial(self._check_host, url))
         try:
-            return session.get(url, headers=headers, timeout=self.timeout, stream=True, allow_redirects=False)
+            with without_debug_logs():
+                return session.get(url, headers=headers, timeout=self.timeout, stream=True, allow_redirects=False)
         except LumaValidationError:
             raise
         except (requests.RequestException, ValueError) as error:

@@ -466,13 +466,21 @@ def read_renewal(response: Response, result_url: str, luma_task_id: str | None) 
     """
     assert luma_task_id is not None, "a result without its job cannot be renewed"
     task = read_status(response, luma_task_id)
-    path = urlsplit(result_url).path
-    matching = [url for url in task.result_urls if urlsplit(url).path == path]
+    path = _path(result_url)
+    matching = [url for url in task.result_urls if path is not None and _path(url) == path]
     if not matching and len(task.result_urls) == 1:
         return task.result_urls[0]
     if not matching:
         raise LumaNotFoundError(None, "the job does not list this video any more", luma_task_id=luma_task_id)
     return matching[0]
+
+
+def _path(url: str) -> str | None:
+    """Return the path of an address; None if the address is invalid."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return None
 
 
 def _refusal(response: Response, *, is_submission: bool = False) -> LumaError:

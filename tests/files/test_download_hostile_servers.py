@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
@@ -240,3 +241,13 @@ def test_nonsense_of_a_server_is_an_error_of_luma_or_a_whole_file(
         assert disk.files() == {}
     else:
         assert disk.files() == {"film.mp4": b"film"}
+
+
+@pytest.mark.parametrize("redirects", [False, True])
+def test_query_of_an_address_is_in_no_log_even_at_debug(hook, server, tmp_path, caplog, redirects):
+    caplog.set_level(logging.DEBUG)
+    signed = server.serve("/a.mp4", Reply(FILM)) + "?X-Amz-Signature=sesame"
+    if redirects:
+        signed = server.serve("/b.mp4", Reply(b"", status=302, headers={"Location": signed}))
+    hook.download(signed, str(tmp_path / "a.mp4"))
+    assert "sesame" not in caplog.text

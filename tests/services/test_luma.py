@@ -443,6 +443,13 @@ def test_renewed_address_is_that_of_the_same_video_or_of_the_only_one(paths, ren
         assert luma.read_renewal(answer, old, JOB) == urls[renewed]
 
 
+def test_invalid_address_in_a_job_does_not_keep_another_result_from_being_renewed():
+    output = [{"type": "video", "url": url} for url in ("https://[", "https://[x]/o.mp4", RESULT)]
+    assert luma.read_renewal(response(200, job(output=output)), RESULT, JOB) == RESULT
+    with pytest.raises(LumaNotFoundError):
+        luma.read_renewal(response(200, job(output=output[:2])), RESULT, JOB)
+
+
 def test_result_without_its_job_cannot_be_renewed():
     with pytest.raises(LumaValidationError, match=r"urls=modify\.output"):
         luma.renewal(RESULT, None)
