@@ -143,7 +143,7 @@ def test_connection_that_leads_to_another_service_for_a_while_costs_nothing_and_
     words = f"connection 'luma_switched' leads to the service '{other}' now, and the job is of '{first}'"
     assert says(airflow, dag_id, run_id, words), "the wait goes on"
     clear(airflow, dag_id, run_id)
-    wait_for_state(airflow, dag_id, run_id, "failed")
+    wait_for_run(airflow, dag_id, run_id, "failed")
     assert says(airflow, dag_id, run_id, f"submitted to the service '{first}', and the connection leads to '{other}'")
 
     lead(first)
