@@ -64,7 +64,7 @@ with DAG(
     LumaDownloadOperator(
         task_id="download",
         luma_conn_id="luma_agents",
-        urls=modify.output["result_urls"],
+        urls=modify.output,
         destination="{{ params.destination }}/{{ dag.dag_id }}/{{ run_id }}/",
         sound_from="{{ params.video_url }}",
     )

@@ -40,8 +40,8 @@ def is_web_address(address: str) -> bool:
 
 
 def is_luma_file(address: object) -> bool:
-    """Return whether this is a file that was uploaded to Luma's own API: ``luma-file:<id>``."""
-    return isinstance(address, str) and re.fullmatch("luma-file:[A-Za-z0-9_-]{1,128}", address) is not None
+    """Return whether this is a video at Luma's own API: an upload, ``luma-file:ID``, or a result, ``luma-job:ID``."""
+    return isinstance(address, str) and re.fullmatch("luma-(file|job):[A-Za-z0-9_-]{1,128}", address) is not None
 
 
 #: Domain suffixes that public DNS never resolves, including those of Kubernetes and of cloud-internal services.

@@ -116,7 +116,7 @@ def check_video_address(
     video_url: object, *, containers: Collection[str] | None = None, service_is_public: bool = False
 ) -> None:
     """
-    Check the address of an input video: a public address, a file in storage, or one uploaded to Luma's own API.
+    Check the address of an input video: a public address, a file in storage, or a video at Luma's own API.
 
     :param containers: extensions that the service accepts; None if the service is not known yet
     :param service_is_public: whether the service is on the Internet, and so cannot reach private addresses
@@ -126,8 +126,8 @@ def check_video_address(
         if containers is not None:
             raise LumaValidationError(
                 None,
-                f"video_url is {video_url}, a file uploaded to Luma's own API, and the connection leads to another "
-                "service: use the connection that it was uploaded with",
+                f"video_url is {video_url}, a video at Luma's own API, and the connection leads to another service: "
+                "use the connection of the account that it belongs to",
             )
     elif isinstance(video_url, str) and is_web_address(video_url):
         check_video_url(video_url, containers=containers, service_is_public=service_is_public)

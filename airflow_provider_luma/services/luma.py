@@ -229,7 +229,8 @@ def submission(request: ModifyRequest, reference: str) -> Request:
 
 def _source(video_url: str) -> dict[str, str]:
     if is_luma_file(video_url):
-        return {"file_id": video_url.partition(":")[2]}
+        kind, _, video_id = video_url.partition(":")
+        return {"file_id" if kind == "luma-file" else "generation_id": video_id}
     return {"url": video_url, "media_type": _media_type(video_url)}
 
 

@@ -135,6 +135,11 @@ def test_media_type_follows_the_extension(name, media_type):
     assert body(video_url=f"https://example.com/{name}")["source"]["media_type"] == media_type
 
 
+def test_result_of_another_job_can_be_the_source():
+    luma.check(request(video_url=f"luma-job:{JOB}"), is_public=True)
+    assert body(video_url=f"luma-job:{JOB}")["source"] == {"generation_id": JOB}
+
+
 def test_options_are_merged_into_the_request():
     options = {"model": "ray-9", "user_id": "af", "video": {"resolution": "1080p", "edit": {"strength": "flex_2"}}}
     sent = body(options=options)
@@ -694,5 +699,5 @@ def test_address_that_names_no_uploaded_file_is_refused(video_url):
 
 
 def test_uploaded_file_is_refused_by_another_service():
-    with pytest.raises(LumaValidationError, match="uploaded to Luma's own API, and the connection leads to another"):
+    with pytest.raises(LumaValidationError, match="at Luma's own API, and the connection leads to another"):
         kie.check(request(video_url=f"luma-file:{FILE}"), is_public=True)

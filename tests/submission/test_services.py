@@ -162,3 +162,11 @@ def test_options_reach_the_service_and_change_the_job(task, switch_to, luma):
     assert luma.jobs[0].request["video"]["resolution"] == "360p"
     task.run_try(options={"video": {"resolution": "540p"}})
     assert luma.accepted == 2
+
+
+def test_one_edit_follows_another_without_a_download(task, modify, switch_to, luma):
+    switch_to("luma")
+    first = task.run_try()["luma_task_id"]
+    second = TaskRun(lambda **changes: modify(deferrable=False, **changes), TaskStateStore())
+    assert second.run_try(video_url=f"luma-job:{first}")["status"] == "SUCCESS"
+    assert luma.jobs[1].request["source"] == {"generation_id": first}
