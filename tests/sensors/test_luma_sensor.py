@@ -308,7 +308,6 @@ class TestReschedule:
         assert before + 60 <= again.value.reschedule_date.timestamp() <= time.time() + 60
         assert len(status_checks(luma)) == 1
 
-
     def test_job_that_was_found_before_is_waited_for_where_the_connection_leads_to_another_service(
         self, luma, submit, set_connection, context, monkeypatch, task_log
     ):
