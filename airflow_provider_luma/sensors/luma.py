@@ -18,7 +18,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow_provider_luma.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_luma.core.deferral import DeferralState, JobFinished
 from airflow_provider_luma.core.validation import check_luma_task_id, check_positive
-from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError, LumaTimeoutError
+from airflow_provider_luma.exceptions import TRANSIENT, LumaAuthError, LumaError, LumaNotFoundError, LumaTimeoutError
 from airflow_provider_luma.links.luma import LumaResultLink, push_request, pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator, shown_results
 
@@ -110,7 +110,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
             task = self.hook.check_job(self.luma_task_id, service=self._service)
         except TRANSIENT:
             return PokeReturnValue(is_done=False)  # already logged; the next poke checks again
-        except LumaAuthError as error:
+        except (LumaAuthError, LumaNotFoundError) as error:
             if not self._is_known and not context.get("task_reschedule_count"):
                 raise self._ending(error) from error
             self.log.warning("%s. Still waiting: the job keeps running at Luma", error)

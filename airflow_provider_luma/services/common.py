@@ -25,7 +25,7 @@ def check_options(options: object, *, reserved: Mapping[str, str]) -> None:
         raise LumaValidationError(
             None,
             f"options is {_shown(options)}: give a dict of JSON values without None, integers of at most 64 bits, "
-            f"nested at most {MAX_DEPTH} deep; leave unwanted fields out",
+            f"nested at most {MAX_DEPTH} deep, and no name that begins with __; leave unwanted fields out",
         )
     for name, parameter in reserved.items():
         if name in options:
@@ -37,9 +37,9 @@ def _is_json(value: object, depth: int) -> bool:
     if isinstance(value, (dict, list)) and not depth:
         return False
     if isinstance(value, dict):
-        return all(
-            isinstance(name, str) and _is_json(name, 0) and _is_json(item, depth - 1) for name, item in value.items()
-        )
+        # Airflow's serializer takes such names for its own.
+        names_are_plain = all(isinstance(name, str) and not name.startswith("__") for name in value)
+        return names_are_plain and all(_is_json(part, depth - 1) for item in value.items() for part in item)
     if isinstance(value, list):
         return all(_is_json(item, depth - 1) for item in value)
     if isinstance(value, str):

@@ -308,6 +308,19 @@ class TestReschedule:
         assert before + 60 <= again.value.reschedule_date.timestamp() <= time.time() + 60
         assert len(status_checks(luma)) == 1
 
+    def test_job_that_was_found_before_is_waited_for_where_the_connection_leads_to_another_service(
+        self, luma, submit, set_connection, context, monkeypatch, task_log
+    ):
+        monkeypatch.setattr(poll_state, "NOT_FOUND_GRACE", 0.0)
+        luma_task_id = submit(processing_seconds=60)
+        set_connection(luma.base_url, service="luma", requests_per_second=1000)
+        one = sensor(luma_task_id, deferrable=False, mode="reschedule", poke_interval=60)
+        with pytest.raises(AirflowRescheduleException):
+            one.execute({**context, "task_reschedule_count": 1})
+        assert any("Still waiting" in str(entry) for entry in task_log)
+        with pytest.raises(AirflowFailException):
+            one.execute({**context, "task_reschedule_count": 0})
+
 
 class TestParseTime:
     @pytest.mark.parametrize(

@@ -177,6 +177,8 @@ def test_keyframes_alone_keep_automatic_controls():
         ["video"],
         {"note": "half \ud83d"},
         {"user_id": 2**64},
+        {"video": {"__classname__": "airflow.sdk.Connection"}},
+        {"__var": 1, "__type": "dict"},
         {"note": 10**5000},
         {"note": nested(17)},
         {"note": nested(5000)},
