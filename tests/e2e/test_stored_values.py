@@ -17,8 +17,9 @@ from airflow_provider_luma.core.decision import SubmissionRecord
 from airflow_provider_luma.core.deferral import DeferralState, JobFinished, WaitFailed
 from airflow_provider_luma.core.job import LumaTask, Response
 from airflow_provider_luma.exceptions import LumaError
-from airflow_provider_luma.services import kie
-from tests.support.hostile_answers import responses
+from airflow_provider_luma.services import SERVICES
+from airflow_provider_luma.services.base import Service
+from tests.support.hostile_answers import generations, responses
 
 pytestmark = pytest.mark.xdist_group("stored values")
 
@@ -31,18 +32,18 @@ def connection(database: dict[str, str]) -> Iterator[Connection]:
         yield connection
 
 
-def outcomes(response: Response) -> list[Any]:
+def outcomes(service: Service, response: Response) -> list[Any]:
     """Return the trigger's event, the XComs, the deferral's state and the record that an answer leads to."""
     made: list[Any] = []
     try:
-        task = kie.read_status(response, "abc")
+        task = service.read_status(response, "abc")
     except LumaError as error:
         made += [WaitFailed(error=error.as_dict()), {**error.as_dict(), "remedy": error.remedy}, str(error)]
     else:
         assert isinstance(task, LumaTask)
         made += [JobFinished(task=task.as_dict(), request=task.request()), WaitFailed(error=task.failure().as_dict())]
     try:
-        luma_task_id = kie.read_submission(response)
+        luma_task_id = service.read_submission(response)
     except LumaError as error:
         made += [{**error.as_dict(), "remedy": error.remedy}, str(error)]
     else:
@@ -53,10 +54,13 @@ def outcomes(response: Response) -> list[Any]:
     return made
 
 
+@pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 @settings(max_examples=300)
-@given(response=responses)
-def test_whatever_an_answer_leads_to_can_be_sent_and_stored(connection: Connection, response: Response) -> None:
-    made = outcomes(response)
+@given(response=responses | generations("abc"))
+def test_whatever_an_answer_leads_to_can_be_sent_and_stored(
+    connection: Connection, service: Service, response: Response
+) -> None:
+    made = outcomes(service, response)
 
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(made)) == made
     assert json.loads(json.dumps(made, allow_nan=False, ensure_ascii=False).encode("utf-8")) == made

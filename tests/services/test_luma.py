@@ -31,7 +31,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.services import kie, luma
 from airflow_provider_luma.services.base import Call, SendFile, UploadStep
-from tests.support.hostile_answers import responses, texts, values
+from tests.support.hostile_answers import generations, responses
 
 JOB = "0b8f6a52-4c1d-4e9a-9a77-2f0d5c3e1a11"
 RESULT = "https://s3.example.com/o.mp4?X-Amz-Signature=abc&X-Amz-Expires=3600"
@@ -462,17 +462,7 @@ def test_result_without_its_job_cannot_be_renewed():
         luma.renewal(RESULT, None)
 
 
-_OTHERS = ["output", "created_at", "failure_reason", "failure_code", "type"]
-_JOBS = st.fixed_dictionaries(
-    {"id": st.just(JOB), "state": st.sampled_from(["completed", "failed"]) | texts | values},
-    optional={
-        **dict.fromkeys(_OTHERS, texts | values),
-        "output": st.lists(values | st.just({"type": "video", "url": "\ud83d"})),
-    },
-).map(lambda document: response(200, document))
-
-
-@given(responses | _JOBS)
+@given(responses | generations(JOB))
 def test_any_response_becomes_a_value_or_a_typed_error(answer):
     for reader in (luma.read_submission, lambda got: luma.read_status(got, JOB), luma.read_liveness):
         try:

@@ -46,3 +46,17 @@ responses = st.builds(
     st.none() | st.floats(0, 1e9),
     st.none() | texts,
 )
+
+_OTHERS = ["output", "created_at", "failure_reason", "failure_code", "type"]
+
+
+def generations(luma_task_id: str) -> st.SearchStrategy[Response]:
+    """Return responses of Luma's own API to a status check of a job."""
+    jobs = st.fixed_dictionaries(
+        {"id": st.just(luma_task_id), "state": st.sampled_from(["completed", "failed"]) | texts | values},
+        optional={
+            **dict.fromkeys(_OTHERS, texts | values),
+            "output": st.lists(values | st.just({"type": "video", "url": "\ud83d"})),
+        },
+    )
+    return jobs.map(lambda job: Response(200, json.dumps(job).encode()))
