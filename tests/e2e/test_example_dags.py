@@ -81,7 +81,7 @@ def test_batch_with_lumas_own_api_names_the_clip_that_fails_and_pays_for_the_oth
     dag_id = "own_api_luma_batch"
     luma.configure(processing_seconds=1, faults=["submit:refuse,code=429,limit=requests,retry_after=1,times=2"])
     good, too_long = (tmp_path / f"{name}.mp4" for name in ("good", "too-long"))
-    good.write_bytes(make_clip(seconds=12))
+    good.write_bytes(make_clip())
     too_long.write_bytes(make_clip(seconds=20))
     clips = [luma.sample_url, str(too_long), luma.sample_url.replace("sample", "sample-2"), str(good)]
 

@@ -61,4 +61,5 @@ for dag_id in ("film", "film_luma", "film_with_prompts"):
             prompt=write_prompts() if dag_id == "film_with_prompts" else "Make it a snowy morning",
             destination="{{ params.folder }}/film.mp4",
             work_dir="{{ params.folder }}/work",
+            clip_seconds=10,
         )
