@@ -60,7 +60,7 @@ def test_clip_goes_from_one_bucket_to_another(
 
 @pytest.mark.parametrize(
     ("dag_id", "clips"),
-    [("luma_long_video", 3), pytest.param("own_api_luma_long_video", 3, marks=pytest.mark.long)],
+    [("luma_long_video", 3), pytest.param("own_api_luma_long_video", 2, marks=pytest.mark.long)],
 )
 def test_long_film_is_modified_clip_by_clip_and_has_its_own_sound(
     airflow: LocalAirflow, luma: Simulator, tmp_path: Path, dag_id: str, clips: int
