@@ -196,7 +196,9 @@ class LocalAirflow:
         errors = self.call("GET", "/importErrors")["import_errors"]
         if errors:
             raise AirflowProblem(f"{errors[0]['filename']} cannot be read:\n{errors[0]['stack_trace']}")
-        return any(dag["dag_id"] == dag_id for dag in self.call("GET", "/dags", params={"limit": 100})["dags"])
+        # By its name: a page holds at most a hundred DAGs.
+        found = self.call("GET", "/dags", params={"limit": 100, "dag_id_pattern": dag_id})["dags"]
+        return any(dag["dag_id"] == dag_id for dag in found)
 
     def trigger(self, dag_id: str, **conf: Any) -> str:
         """Start a run of a DAG with these params; return its run id."""
