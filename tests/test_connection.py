@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_luma.connection import LumaConnection, missing_connection
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaValidationError
+from airflow_provider_luma.hooks.luma import LumaHook
 
 KEY = "sk-distinctive-0123456789abcdef"
 
@@ -274,8 +275,9 @@ class TestService:
     @pytest.mark.parametrize(
         "uri", ["luma://:luma-api-K%2FEY@agents.lumalabs.ai", "luma://:luma-api-K%2FEY@agents.lumalabs.ai/v1"]
     )
-    def test_uri_with_the_host_of_the_service_is_a_whole_connection(self, uri):
-        found = LumaConnection.of(Connection(conn_id="my_luma", uri=uri))
+    def test_uri_with_the_host_of_the_service_is_a_whole_connection(self, monkeypatch, uri):
+        monkeypatch.setenv("AIRFLOW_CONN_MY_LUMA", uri)
+        found = LumaHook("my_luma").get_luma_connection()
         assert (found.service.name, found.base_url, found.api_key) == (
             "luma",
             "https://agents.lumalabs.ai",
