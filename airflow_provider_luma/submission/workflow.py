@@ -203,6 +203,7 @@ class Submitter:
         deferral = submission.deferral
         if deferral.first_attempt_at is not None and (problem := self._service_problem(deferral)):
             _fail(LumaValidationError(None, f"{problem}. Nothing was submitted"))
+        deferral = deferral._replace(service=self._stored_service)
         record = self._load_record()
         fingerprint = submission.fingerprint(self._conn_id, record)
         record = self._put_back(record, fingerprint)
@@ -276,10 +277,10 @@ class Submitter:
         named = luma_task_id or self.store.callback_task_id(reference) or deferral.callback_task_id
         try:
             if problem := self._service_problem(deferral):
-                raise LumaUnavailableError(None, problem)
+                raise LumaUnavailableError(None, f"{problem}. Nothing was asked")
             is_ours = self._is_our_job(named, reference) if named is not None else False
         except (*TRANSIENT, LumaAuthError) as error:
-            self.log.warning("A callback named Luma task %s, but its status check failed: %s", named, error)
+            self.log.warning("Could not check which job the lost submission created: %s. Still waiting", error)
             if _is_over(deferral):
                 raise  # the next try finds the id beside the intent, and asks again
             return self._await_callback(reference, deferral, named)
@@ -428,9 +429,8 @@ class Submitter:
     def _await_callback(self, reference: str, deferral: DeferralState, named: str | None = None) -> AwaitCallback:
         now = time.time()
         end_time = deferral.end_time or now + self.timeout
-        state = DeferralState(
-            None, reference, named, end_time, deferral.execution_deadline, service=self._stored_service
-        )
+        # While the connection leads to another service, the deferral still names its own.
+        state = DeferralState(None, reference, named, end_time, deferral.execution_deadline, service=deferral.service)
         return AwaitCallback(state, min(end_time, now + INTERVALS_WITH_CALLBACK * self.poll_interval))
 
     # -- submitting -------------------------------------------------------------------------------------------------
@@ -558,9 +558,7 @@ class Submitter:
             has_too_many_jobs, requests_per_minute = error.has_too_many_jobs, error.requests_per_minute
         limited = "Too many jobs are running at Luma" if has_too_many_jobs else "Rate limited by Luma"
         self.log.info("%s; queued in the triggerer", "Luma is unavailable" if outage_since else limited)
-        state = deferral._replace(
-            first_attempt_at=first_attempt_at, outage_since=outage_since, service=self._stored_service
-        )
+        state = deferral._replace(first_attempt_at=first_attempt_at, outage_since=outage_since)
         return Enqueue(state, until, now + (error.retry_after or 0.0), has_too_many_jobs, requests_per_minute)
 
     def _give_up(self, reference: str) -> NoReturn:

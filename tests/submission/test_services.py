@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
@@ -170,3 +172,15 @@ def test_one_edit_follows_another_without_a_download(task, modify, switch_to, lu
     second = TaskRun(lambda **changes: modify(deferrable=False, **changes), TaskStateStore())
     assert second.run_try(video_url=f"luma-job:{first}")["status"] == "SUCCESS"
     assert luma.jobs[1].request["source"] == {"generation_id": first}
+
+
+def test_recovery_of_a_lost_submission_asks_nothing_of_another_service_however_often(modify, switch_to, context, luma):
+    switch_to("luma")
+    state = {"reference": "f" * 32, "end_time": time.time() + 600}
+    for event in ({"callback": {"luma_task_id": "0" * 32}}, {"state": state, "at": 0.0}):
+        with pytest.raises(TaskDeferred) as deferred:
+            modify().execute_with_callback(context, event, **state)
+        assert deferred.value.method_name == "execute_with_callback"
+        state = deferred.value.kwargs
+        assert "service" not in state, "the job is kie.ai's still"
+    assert luma.calls == []
