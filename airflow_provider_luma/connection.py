@@ -131,15 +131,15 @@ class LumaConnection:
 
     def service_problem(self, service_name: str | None) -> str | None:
         """
-        Return what to tell a user whose job is of another service than the connection is now.
+        Return what to tell a user whose job belongs to a different service from the connection's.
 
         :param service_name: the job's service; None if it is that of the connection, whichever that is
         """
         if service_name in (None, self.service_name):
             return None
         return (
-            f"connection {self.conn_id!r} leads to the service {self.service_name!r} now, and the job is of "
-            f"{service_name!r}: let the connection lead there again, or use another one for new jobs"
+            f"connection {self.conn_id!r} leads to the service {self.service_name!r} now, but the job belongs to "
+            f"{service_name!r}: point the connection back to it, or use another connection for new jobs"
         )
 
     @property

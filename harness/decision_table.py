@@ -66,7 +66,7 @@ def cells(row: Row) -> list[str]:
             only_if = conditions(None, seen, "resubmit_on_unknown", resubmit)
             facts = [*INTENT[callback], this_try.value, "", only_if]
         case JobOfAnotherService():
-            facts = ["any, of another service", "", "", "", ""]
+            facts = ["any, from another service", "", "", "", ""]
     return [*facts, f"**{row.step.value}**", re.sub(r"\{(\w+)(!r)?\}", r"*\1*", row.reason).replace("*number*", "*n*")]
 
 

@@ -150,7 +150,7 @@ class Step(Enum):
     RAISE_FAILURE = "fail as the recorded job did"
     NOT_FOUND = "fail"
     ASK_LATER = "fail; the next try checks again"
-    REFUSE = "fail without further retries; ask and submit nothing"
+    REFUSE = "fail without further retries; send nothing"
 
 
 #: Matches every value of a column in a row of the table.
@@ -295,9 +295,8 @@ TABLE = (
 
     # Neither service can say anything about the other's jobs, and a switch may be a mistake.
     Row(JobOfAnotherService(), Step.REFUSE,
-        "Try {number} submitted to the service {service!r}, and the connection leads to {current!r} now; nothing is "
-        "asked or submitted. Let the connection lead there again, or delete this task's submission record for a new "
-        "job"),
+        "Try {number} submitted to the service {service!r}, but the connection now leads to {current!r}; no request is "
+        "sent. Point the connection back to it, or delete this task's submission record to submit a new job"),
 )  # fmt: skip
 
 

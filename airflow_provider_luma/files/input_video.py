@@ -25,7 +25,7 @@ from airflow_provider_luma.core.addresses import is_luma_file, is_web_address
 from airflow_provider_luma.core.job import DEFAULT_SERVICE, LumaUpload
 from airflow_provider_luma.core.redaction import shown_address, without_secrets
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
-from airflow_provider_luma.files.put import mask_query
+from airflow_provider_luma.files.masking import mask_query
 from airflow_provider_luma.files.source import FileSource, beginning, content_length
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload

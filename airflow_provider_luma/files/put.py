@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from airflow.sdk.log import mask_secret
 
 from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
+from airflow_provider_luma.files.masking import mask_query
 from airflow_provider_luma.files.stored_file import without_debug_logs
 from airflow_provider_luma.transport.adapter import Throughput, watch
 from airflow_provider_luma.transport.workers import (
@@ -39,12 +39,6 @@ if TYPE_CHECKING:
 #: Bytes of the response that are read: an error of an object storage has some hundred.
 MAX_RESPONSE = 4096
 
-#: Characters of a value in a signed address from which on it is masked in logs; shorter ones are dates and names.
-_MIN_SECRET_LENGTH = 16
-
-#: Secrets of one address that are masked: Airflow's masker takes seconds for hundreds.
-_MAX_SECRETS = 20
-
 
 class Body(Protocol):
     """A file, in pieces."""
@@ -58,7 +52,7 @@ def put(connection: LumaConnection, target: SendFile, body: Body) -> Response:
     """
     Put a file where the service says.
 
-    :raises LumaValidationError: the address leads into a private network, or is no http(s) address
+    :raises LumaValidationError: the address leads into a private network, or is not an http(s) address
     :raises LumaUnavailableError: there was no response
     """
     url, host = _checked(target.url, connection)
@@ -91,16 +85,6 @@ def put(connection: LumaConnection, target: SendFile, body: Body) -> Response:
             raise LumaValidationError(None, f"the service names an invalid address at {host} for the upload") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise LumaUnavailableError(None, f"{host} did not take the file: {reason_of(error, connection)}") from None
-
-
-def mask_query(url: str) -> None:
-    """Mask the query of a signed address, and the secrets in it, in the task's log."""
-    query = urlsplit(url).query
-    encoded = (pair.partition("=")[2] for pair in query.split("&"))
-    secrets = {query, *encoded, *(value for _, value in parse_qsl(query))}
-    for secret in sorted(secrets, key=len, reverse=True)[:_MAX_SECRETS]:
-        if len(secret) >= _MIN_SECRET_LENGTH:
-            mask_secret(secret)
 
 
 def _checked(url: str, connection: LumaConnection) -> tuple[str, str]:

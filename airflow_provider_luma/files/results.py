@@ -9,28 +9,13 @@ XCom, which any task may have written, so it is checked like any other input.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
-from airflow.sdk.log import mask_secret
-
-from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.job import DEFAULT_SERVICE
 from airflow_provider_luma.core.validation import check_luma_task_id
 from airflow_provider_luma.exceptions import LumaValidationError
 
-#: Characters of a value in a query from which on it is masked; signatures have more, dates and names of keys fewer.
-MIN_SIGNATURE_LENGTH = 32
-
-#: Addresses of one value whose queries are masked: what Airflow's masker takes grows with the square of what is masked,
-#: and of a longer list Airflow stores only the beginning as a rendered template.
-MAX_MASKED = 20
-
-#: Values of one query that are masked; a signature has up to five, counting two ways to write them.
-MAX_MASKED_IN_QUERY = 8
-
-_REMEDY = "give addresses, or what a modify task or a sensor returned, e.g. urls=modify.output"
+_REMEDY = "pass addresses, or what a modify task or a sensor returned, e.g. urls=modify.output"
 
 
 class ResultFile(NamedTuple):
@@ -94,39 +79,15 @@ def _files_of_result(result: Mapping[Any, Any]) -> Iterator[ResultFile]:
     except LumaValidationError:
         raise LumaValidationError(None, f"urls holds a dict without a valid luma_task_id: {_REMEDY}") from None
     if not isinstance(service, str) or not service:
-        raise LumaValidationError(None, f"urls holds a result whose service is no text: {_REMEDY}")
+        raise LumaValidationError(None, f"urls holds a result whose service is not a string: {_REMEDY}")
     if not isinstance(urls, (list, tuple)) or not all(isinstance(url, str) and url for url in urls):
-        raise LumaValidationError(None, f"urls holds a result whose result_urls is no list of addresses: {_REMEDY}")
+        raise LumaValidationError(None, f"urls holds a result whose result_urls is not a list of addresses: {_REMEDY}")
     if not urls:
         raise LumaValidationError(
             None,
             f"urls holds the result of a job that has no video yet (status {result.get('status')!r:.40}): wait for it "
-            "with a LumaTaskSensor, and give what the sensor returned, or leave wait_for_completion on",
+            "with a LumaTaskSensor and pass what it returns, or leave wait_for_completion on",
             luma_task_id=luma_task_id,
         )
     for number, url in enumerate(urls, 1):
         yield ResultFile(url, luma_task_id, service, number)
-
-
-def mask_signatures(value: object) -> None:
-    """
-    Mask in logs and rendered templates what the queries of addresses hold, since it may grant access.
-
-    :param value: addresses, however deep in lists and dicts
-    """
-    for url in islice(_addresses_in(value), MAX_MASKED):
-        query = url.partition("?")[2]
-        encoded = (pair.partition("=")[2] for pair in query.split("&"))
-        values = dict.fromkeys((*encoded, *(decoded for _, decoded in parse_qsl(query))))
-        for secret in sorted(values, key=len, reverse=True)[:MAX_MASKED_IN_QUERY]:
-            if len(secret) >= MIN_SIGNATURE_LENGTH:
-                mask_secret(secret)
-
-
-def _addresses_in(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        if is_web_address(value):
-            yield value
-    elif isinstance(value, (list, tuple, Mapping)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _addresses_in(item)

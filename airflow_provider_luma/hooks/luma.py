@@ -42,7 +42,7 @@ from airflow_provider_luma.core.validation import (
 )
 from airflow_provider_luma.exceptions import LumaAuthError, LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.download import Download
-from airflow_provider_luma.files.results import mask_signatures
+from airflow_provider_luma.files.masking import mask_query
 from airflow_provider_luma.files.sound_source import SoundSource, sound_source
 from airflow_provider_luma.files.stored_file import StoredFile
 from airflow_provider_luma.files.upload import Upload
@@ -292,15 +292,10 @@ class LumaHook(_ConnectionType):
 
         def renew() -> str:
             client = self.get_client()
-            own = client.connection.service_name
-            if service not in (None, own):
-                raise LumaValidationError(
-                    None,
-                    f"connection {self.luma_conn_id!r} leads to the service {own!r}, and the result is of {service!r}: "
-                    "let luma_conn_id name a connection that leads there",
-                )
+            if problem := client.connection.service_problem(service):
+                raise LumaValidationError(None, problem)
             url = client.get_download_url(result_url, luma_task_id)
-            mask_signatures(url)
+            mask_query(url)
             return url
 
         return retry_read(renew)

@@ -136,7 +136,7 @@ def decoded(
     Yield the frames, each with its time in seconds. Broken ones are left out.
 
     :param repairs: counts them
-    :raises Unusable: too many are broken in a row, or there are none
+    :raises Unusable: no frame could be decoded, or too many in a row are broken
     """
     time_base = exact(video.time_base or Fraction(1))
     expected = _Expected(video, lacks_pts(container), repairs)

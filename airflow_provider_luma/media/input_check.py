@@ -179,7 +179,7 @@ def _verdict(failure: ChildFailed) -> tuple[str, str]:
     match failure.args:
         case "unusable", found, remedy:
             return found, remedy
-        case "failed", name, *_:  # PyAV has errors of its own for what FFmpeg only half understands
+        case "failed", name, *_:  # PyAV raises its own errors for files that FFmpeg reads in part
             found, remedy = undecodable(name).args
             return found, remedy
         case ("greedy",):

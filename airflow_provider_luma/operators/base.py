@@ -87,9 +87,9 @@ class LumaBaseOperator(TemplatedOperator):
         :param prompt: the job's prompt
         :param source: the video that was modified
         """
-        from airflow_provider_luma.files.results import mask_signatures
+        from airflow_provider_luma.files.masking import mask_queries
 
-        mask_signatures(result.get("result_urls"))
+        mask_queries(result.get("result_urls"))
         if self.outlets:
             from airflow_provider_luma.asset_events import tell_of_job
 

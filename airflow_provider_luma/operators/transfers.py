@@ -208,10 +208,10 @@ class LumaDownloadOperator(LumaBaseOperator):
         seen_oids: set[int] | None = None,
     ) -> Any:
         """Render a template; mask the signatures of addresses before Airflow stores and shows what was rendered."""
-        from airflow_provider_luma.files.results import mask_signatures
+        from airflow_provider_luma.files.masking import mask_queries
 
         rendered = super().render_template(content, context, jinja_env, seen_oids)
-        mask_signatures(rendered)
+        mask_queries(rendered)
         return rendered
 
     def _results(self) -> list[ResultFile]:
@@ -220,12 +220,13 @@ class LumaDownloadOperator(LumaBaseOperator):
 
         :raises LumaValidationError: ``urls`` names nothing that can be
         """
-        from airflow_provider_luma.files.results import mask_signatures, read_results
+        from airflow_provider_luma.files.masking import mask_queries
+        from airflow_provider_luma.files.results import read_results
 
         is_one = isinstance(self.urls, (str, bytes, Mapping)) or not isinstance(self.urls, Iterable)
         results = read_results([self.urls] if is_one and self.urls else items_of(self.urls or ()))
         self.fetched = [result.url for result in results]
-        mask_signatures(self.fetched)
+        mask_queries(self.fetched)
         return results
 
     def _fetch(self, result: ResultFile, destination: str, name: str | None, sound: SoundSource | None) -> str:

@@ -93,7 +93,7 @@ class Service(Protocol):
 
     @property
     def base_path(self) -> str:
-        """The path that its address may end in, and that its requests begin with; empty if there is none."""
+        """The path at the start of its requests, which the connection's address may repeat; may be empty."""
 
     @property
     def upload_host(self) -> str:
@@ -109,7 +109,7 @@ class Service(Protocol):
 
     @property
     def has_balance(self) -> bool:
-        """Whether it tells the account's remaining credits."""
+        """Whether it reports the account's remaining credits."""
 
     @property
     def requests_per_second(self) -> float:
@@ -174,7 +174,7 @@ class Service(Protocol):
         """Read the response to :meth:`liveness`; raise unless it shows that key and endpoint work."""
 
     def balance(self) -> Request:
-        """Build the request for the account's remaining credits; raise if it :attr:`has_balance` not."""
+        """Build the request for the account's remaining credits; raise if the service does not report them."""
 
     def read_balance(self, response: Response) -> float:
         """Return the account's remaining credits."""

@@ -285,11 +285,11 @@ def liveness() -> Request:
 
 def balance() -> Request:
     """
-    Refuse: the service tells no balance.
+    Refuse: the service does not report a balance.
 
     :raises LumaFeatureDisabledError: always
     """
-    raise LumaFeatureDisabledError(None, "Luma's own API tells no balance: see the account's page")
+    raise LumaFeatureDisabledError(None, "Luma's own API does not report a balance: see the account's page")
 
 
 def renewal(result_url: str, luma_task_id: str | None) -> Request:
@@ -451,11 +451,11 @@ def read_liveness(response: Response) -> None:
 
 def read_balance(response: Response) -> float:
     """
-    Refuse: the service tells no balance.
+    Refuse: the service does not report a balance.
 
     :raises LumaFeatureDisabledError: always
     """
-    raise LumaFeatureDisabledError(None, "Luma's own API tells no balance: see the account's page")
+    raise LumaFeatureDisabledError(None, "Luma's own API does not report a balance: see the account's page")
 
 
 def read_renewal(response: Response, result_url: str, luma_task_id: str | None) -> str:

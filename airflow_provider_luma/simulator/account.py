@@ -258,7 +258,7 @@ class Account:
             return None if time.time() > job.create_time / 1000 + self._settings.record_ttl else replace(job)
 
     def find_result(self, service: str, task_id: str) -> Job | None:
-        """Return a copy of a job that has a result file; None if there is none or the file has expired."""
+        """Return a copy of a job; None if it is unknown, has no result file, or the file has expired."""
         with self.lock:
             job = self._jobs.get(task_id)
             if job is None or job.service != service or job.complete_time is None or not job.result_urls:

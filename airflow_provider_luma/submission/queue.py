@@ -22,7 +22,7 @@ from airflow_provider_luma.services import SERVICES
 #: The metric that counts the tasks waiting to submit.
 WAITING_GAUGE = "luma.submission.waiting"
 
-#: Seconds until the first task is permitted: kie.ai counts submissions over this long, and tells no Retry-After.
+#: Seconds until the first task is permitted: kie.ai counts submissions over this long, and sends no Retry-After.
 SUBMISSION_WINDOW = 10.0
 
 #: The fraction of the service's rate to use, because the time a worker takes to start and submit varies.
@@ -79,7 +79,7 @@ class SubmissionQueue:
         :param not_before: the earliest time at which the service wants another one, in seconds since the epoch
         :param permitted_at: when this queue permitted the submission, in seconds since the epoch; None if it did not
         :param has_too_many_jobs: whether it was refused because too many jobs are running
-        :param requests_per_minute: the account's limit, if the service told it
+        :param requests_per_minute: the account's limit, if the service said so
         """
         now = time.time()
         retry_after = max(0.0, not_before - now)

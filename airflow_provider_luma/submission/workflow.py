@@ -333,10 +333,10 @@ class Submitter:
             if not (record.reported or self.resubmit_on_unknown):
                 break
             self.log.warning(
-                "Try %s ended just before or after submitting a different request. Check the log page of the Luma "
-                "account to see whether Luma accepted it. The current request was submitted earlier; continuing with "
-                "that job",
+                "Try %s ended just before or after submitting a different request, which Luma may have accepted. %s. "
+                "The current request was submitted earlier; continuing with that job",
                 record.try_number,
+                self._service.unknown_outcome_remedy(record.reference, record.submitted_at),
             )
             self.store.forget(record)
             forgotten, record = record, self.store.load()

@@ -143,7 +143,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
         None if none did
     :param not_before: the earliest time at which Luma wants another submission, in seconds since the epoch
     :param has_too_many_jobs: whether Luma refused because too many jobs are running
-    :param requests_per_minute: how many requests a minute the account is allowed, if Luma told it
+    :param requests_per_minute: how many requests a minute the account is allowed, if Luma said so
     """
 
     arguments = ("luma_conn_id", "state", "until", "permitted_at", "not_before")

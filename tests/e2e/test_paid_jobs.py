@@ -140,11 +140,13 @@ def test_connection_that_leads_to_another_service_for_a_while_costs_nothing_and_
     wait_for_state(airflow, dag_id, run_id, "deferred")
 
     lead(other)
-    words = f"connection 'luma_switched' leads to the service '{other}' now, and the job is of '{first}'"
+    words = f"connection 'luma_switched' leads to the service '{other}' now, but the job belongs to '{first}'"
     assert says(airflow, dag_id, run_id, words), "the wait goes on"
     clear(airflow, dag_id, run_id)
     wait_for_run(airflow, dag_id, run_id, "failed")
-    assert says(airflow, dag_id, run_id, f"submitted to the service '{first}', and the connection leads to '{other}'")
+    assert says(
+        airflow, dag_id, run_id, f"submitted to the service '{first}', but the connection now leads to '{other}'"
+    )
 
     lead(first)
     clear(airflow, dag_id, run_id)

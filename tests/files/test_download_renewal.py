@@ -13,8 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, Asset, BaseOperator
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
-from airflow_provider_luma.files.put import mask_query
-from airflow_provider_luma.files.results import MAX_MASKED, mask_signatures
+from airflow_provider_luma.files.masking import MAX_ADDRESSES, MAX_SECRETS, mask_queries
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.simulator import Simulator
@@ -130,7 +129,7 @@ class TestAnotherService:
         own.expire_urls()
         before = len(own.calls)
         del result["service"]
-        with pytest.raises(AirflowFailException, match="'luma_default' leads to the service 'luma'.* is of 'kie'"):
+        with pytest.raises(AirflowFailException, match="'luma_default' leads to the service 'luma'.* belongs to 'kie'"):
             run(result, disk.destination)
         assert [call.on for call in own.calls[before:]] == ["file"]
 
@@ -192,7 +191,7 @@ class TestSecrets:
 
     def test_long_values_of_queries_are_masked_where_they_are_rendered_read_or_renewed(self, own, disk, monkeypatch):
         masked: list[str] = []
-        monkeypatch.setattr("airflow_provider_luma.files.results.mask_secret", masked.append)
+        monkeypatch.setattr("airflow_provider_luma.files.masking.mask_secret", masked.append)
         result = modified(own)
         operator = LumaDownloadOperator(task_id="download", urls=result, destination=disk.destination)
         operator.render_template_fields({})
@@ -206,18 +205,16 @@ class TestSecrets:
 
     def test_no_more_is_masked_of_a_long_list_than_the_masker_takes_in_a_second(self, monkeypatch):
         masked: list[str] = []
-        monkeypatch.setattr("airflow_provider_luma.files.results.mask_secret", masked.append)
-        mask_signatures([{"result_urls": [f"https://e.com/o.mp4?sig={number:064}"]} for number in range(1000)])
-        assert len(masked) == MAX_MASKED
+        monkeypatch.setattr("airflow_provider_luma.files.masking.mask_secret", masked.append)
+        mask_queries([{"result_urls": [f"https://e.com/o.mp4?sig={number:064}"]} for number in range(1000)])
+        assert len(masked) == 2 * MAX_ADDRESSES, "of each the query, and the value"
 
     def test_address_with_thousands_of_values_does_not_hold_up_the_task(self, monkeypatch):
         masked: list[str] = []
-        monkeypatch.setattr("airflow_provider_luma.files.results.mask_secret", masked.append)
-        monkeypatch.setattr("airflow_provider_luma.files.put.mask_secret", masked.append)
+        monkeypatch.setattr("airflow_provider_luma.files.masking.mask_secret", masked.append)
         query = "&".join(f"a{number}={number:040}" for number in range(5000))
-        mask_signatures(f"https://e.com/o.mp4?{query}")
-        mask_query(f"https://e.com/o.mp4?{query}")
-        assert len(masked) <= 30
+        mask_queries(f"https://e.com/o.mp4?{query}")
+        assert len(masked) == MAX_SECRETS
         assert query in masked
 
     async def test_triggerer_logs_an_event_without_queries(self, own):

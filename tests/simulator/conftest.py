@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from tests.support.luma_client import LumaClient
+from tests.support.luma_client import LumaClient, SimulatorClient
 
 #: Short times, and rate limits too high to be reached; a test of a limit sets its own.
 FAST_SETTINGS: dict[str, Any] = {
@@ -34,23 +34,11 @@ FAST_SETTINGS: dict[str, Any] = {
 }
 
 
-class Client(httpx.Client):
-    """HTTP client of a simulator, with its API key."""
+class Client(SimulatorClient):
+    """Client of kie.ai's API."""
 
     def __init__(self, luma: Simulator) -> None:
-        super().__init__(
-            base_url=luma.base_url,
-            headers={"Authorization": f"Bearer {luma.settings.api_key}"},
-            timeout=60,
-            verify=False,
-        )
-        self.luma = luma
-        #: A client without the API key.
-        self.anonymous = httpx.Client(timeout=60, verify=False)
-
-    def close(self) -> None:
-        self.anonymous.close()
-        super().close()
+        super().__init__(luma, luma.base_url)
 
     def submit(self, **changes: Any) -> httpx.Response:
         body = {"prompt": "Make it snow", "videoUrl": self.luma.sample_url, **changes}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP client of the simulator's second service, Luma's own API."""
+"""HTTP clients of the simulator: what those of both services share, and that of Luma's own API."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def changed(body: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-class LumaClient(httpx.Client):
-    """Client of ``/v1``, with the simulator's API key."""
+class SimulatorClient(httpx.Client):
+    """HTTP client of a simulator, with its API key."""
 
-    def __init__(self, luma: Simulator) -> None:
+    def __init__(self, luma: Simulator, base_url: str) -> None:
         super().__init__(
-            base_url=luma.luma_base_url,
+            base_url=base_url,
             headers={"Authorization": f"Bearer {luma.settings.api_key}"},
             timeout=60,
             verify=False,
@@ -44,6 +44,13 @@ class LumaClient(httpx.Client):
     def close(self) -> None:
         self.anonymous.close()
         super().close()
+
+
+class LumaClient(SimulatorClient):
+    """Client of Luma's own API, at ``/v1``."""
+
+    def __init__(self, luma: Simulator) -> None:
+        super().__init__(luma, luma.luma_base_url)
 
     @property
     def body(self) -> dict[str, Any]:

@@ -25,7 +25,37 @@ class Upload:
     sha256: str = ""
 
 
-class UploadServer:
+class _Handler(BaseHTTPRequestHandler):
+    def answer(self, document: Any, status: int = 200) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class _Server:
+    """A web server on this machine."""
+
+    def _serve(self, handler: type[_Handler]) -> None:
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+class UploadServer(_Server):
     """
     The host.
 
@@ -38,32 +68,14 @@ class UploadServer:
         self.answers: list[tuple[int, Any]] = []
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(_Handler):
             def do_POST(self) -> None:
                 upload = _read_form(self)
                 server.uploads.append(upload)
                 status, answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
-                body = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.answer(answer, status)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        self._serve(Handler)
 
 
 def _read_form(request: BaseHTTPRequestHandler) -> Upload:
@@ -92,7 +104,7 @@ def _read_form(request: BaseHTTPRequestHandler) -> Upload:
     return upload
 
 
-class DiscardingService:
+class DiscardingService(_Server):
     """
     The Files API of Luma's own service, and its storage, which counts the bytes of each file and keeps none.
 
@@ -103,40 +115,19 @@ class DiscardingService:
         self.sizes: list[int] = []
         service = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(_Handler):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self._answer({"id": "f", "state": "pending", "upload": {"url": f"{service.url}/put", "headers": {}}})
+                self.answer({"id": "f", "state": "pending", "upload": {"url": f"{service.url}/put", "headers": {}}})
 
             def do_PUT(self) -> None:
                 size = remaining = int(self.headers["Content-Length"])
                 while remaining:
                     remaining -= len(self.rfile.read(min(1 << 20, remaining)))
                 service.sizes.append(size)
-                self._answer({})
+                self.answer({})
 
             def do_GET(self) -> None:
-                self._answer({"id": "f", "state": "ready"})
+                self.answer({"id": "f", "state": "ready"})
 
-            def _answer(self, document: Any) -> None:
-                body = json.dumps(document).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        self._serve(Handler)

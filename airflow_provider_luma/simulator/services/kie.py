@@ -232,7 +232,7 @@ class Kie(Service):
         return self._video(self._find_result(task_id, name) if time.time() <= expires_at else None)
 
     def _find_result(self, task_id: str, name: str) -> Job | None:
-        """Return the job that a result file belongs to; None if there is none or the file has expired."""
+        """Return the job that made a result file; None if the file does not exist or has expired."""
         job = self._account.find_result(self.name, task_id)
         return job if job is not None and job.file_name == name else None
 
