@@ -76,7 +76,10 @@ class AirflowRestApi:
         app.add_api_route("/api/v2/{path:path}", self._answer, methods=["GET"])
         with api_server_thread(app) as port:
             self.url = f"http://127.0.0.1:{port}"
-            yield self
+            try:
+                yield self
+            finally:
+                self.faults = {}  # a server does not end before it has answered
 
     async def _clip(self) -> Response:
         return FileResponse(self.clip, media_type="video/mp4")
