@@ -77,6 +77,8 @@ class LocalAirflow:
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__WORKERS": "1",
+            # Five seconds by default. A task that gives up fails, or is tried again, and tests count tries.
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             "AIRFLOW__API__SECRET_KEY": self._secret("api-secret-key"),
             "AIRFLOW__API_AUTH__JWT_SECRET": self._secret("jwt-secret"),
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
@@ -184,6 +186,9 @@ class LocalAirflow:
                 )
         try:
             health = requests.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
+            # Airflow builds its Execution API at the first request. On a busy machine that takes longer than a task
+            # waits, so it must not be a task that asks first.
+            requests.get(f"{self.url}/execution/health", timeout=300).raise_for_status()
         except (requests.RequestException, ValueError):
             return False
         return all(
