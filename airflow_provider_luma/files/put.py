@@ -19,8 +19,7 @@ import urllib3
 
 from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.files.masking import mask_query
-from airflow_provider_luma.files.stored_file import without_debug_logs
+from airflow_provider_luma.files.masking import mask_query, without_debug_logs
 from airflow_provider_luma.transport.adapter import Throughput, watch
 from airflow_provider_luma.transport.workers import (
     ANSWER_TIMEOUT,

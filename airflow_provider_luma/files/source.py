@@ -23,7 +23,7 @@ from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.core.redaction import without_secrets
 from airflow_provider_luma.core.validation import VIDEO_EXTENSIONS
 from airflow_provider_luma.exceptions import LumaNotFoundError, LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.files.stored_file import without_debug_logs
+from airflow_provider_luma.files.masking import without_debug_logs
 from airflow_provider_luma.transport.adapter import Throughput, watch
 
 CHUNK_SIZE = 1024 * 1024
