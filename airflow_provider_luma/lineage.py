@@ -47,7 +47,7 @@ def dataset_name(address: str) -> tuple[str, str]:
 
 def asset_uri(address: str) -> str:
     """
-    Return the address of a file as an asset, which is the same however the file is named.
+    Return the asset URI of a file, which is the same for every spelling of the file's address.
 
     Airflow cuts an asset's address at a ``#``, and sorts the parameters after a ``?``. In the name of a stored file,
     these two characters and ``%`` are percent-encoded, so that two files never become the same asset.

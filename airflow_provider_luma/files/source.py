@@ -146,7 +146,7 @@ def _redirect_target(session: requests.Session, response: requests.Response) -> 
 
 
 def _accepted(response: requests.Response, *, allows_part: bool) -> requests.Response:
-    """Return a response that is a file, or says that the file is shorter now; raise the error that any other means."""
+    """Return a response that is a file, or says that the file is shorter now; raise an error for any other."""
     status = response.status_code
     if allows_part and status == 416:
         return response

@@ -41,7 +41,7 @@ _EXTRAS = {
     **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
 }
 
-#: Schemes that other tools use for a storage, and Airflow's.
+#: Schemes that other tools use, and Airflow's scheme for the same storage.
 _AIRFLOWS_SCHEMES = {"az": "abfs", "wasb": "abfs", "wasbs": "abfss"}
 
 
@@ -67,7 +67,7 @@ def remove_file(fs: AbstractFileSystem, path: str) -> None:
     """Remove one file, without treating its name as a pattern."""
     try:
         fs.rm_file(path)
-    except NotImplementedError:  # adlfs before 2026.2, which the images of Airflow 3.1 hold
+    except NotImplementedError:  # adlfs before 2026.2, which Airflow 3.1's images contain
         fs.rm(path, expand_path=False)
 
 
