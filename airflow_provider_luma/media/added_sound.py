@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the sound of one video under the pictures of another, which are copied unchanged."""
+"""Adds the sound of one video to the pictures of another, which are copied unchanged."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def add_sound(
     """
     Write an MP4 with the pictures of one video and the sound of another. It ends with the pictures.
 
-    Both begin with their first pictures, so sound before the source's first picture is left out.
+    Both are aligned at their first pictures, so sound before the source's first picture is left out.
 
     :param video: its pictures are copied, and its own sound is left out
     :param source: its sound is copied if an MP4 can hold it, and otherwise encoded

@@ -36,7 +36,7 @@ _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
 #: Some writers count the eight bytes of the header in the length of an AVI as well.
 _RIFF_HEADER = 8
 
-#: How an MXF begins, except for its last bytes, and the offset behind this key that says where the last partition is.
+#: The key at the start of an MXF, without its last bytes; and where, after the key, the last partition's offset is.
 _MXF, _FOOTER = b"\x06\x0e+4\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", 24
 
 #: Packets of a transport stream to check, and their length; an M2TS has a time in front of each.
