@@ -186,7 +186,7 @@ class LumaHook(_ConnectionType):
 
         It is retried for at most two minutes if the service certainly did not accept it, for a transient reason.
 
-        :param prompt: how to change the video, in English
+        :param prompt: how to change the video; kie.ai accepts English only
         :param video_url: public http(s) address of a video, or ``luma-file:<id>`` as :meth:`upload` returns it
         :param callback_url: public address that the service calls when the job ends
         :param watermark: text to put into the video
