@@ -170,7 +170,7 @@ class ModifyRequest:
     """
     One job to submit. The service checks it before anything is recorded or sent.
 
-    :param prompt: how to change the video; kie.ai accepts English only
+    :param prompt: how to change the video, in English
     :param video_url: address of an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public address, or a file in
         storage, which gets a public address before the submission
     :param watermark: text to put into the video, if any
