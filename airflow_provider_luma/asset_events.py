@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Asset events: what DAGs scheduled on the outlets of a task learn about the video.
+Asset events: what a task reports about its video to the DAGs that are scheduled on its outlets.
 
 The information is read from the XComs of upstream tasks. A result is matched to its job by the job's id, or by the
 result's address if the id is unknown. Map indexes do not identify a job, since a mapped task may expand over a filtered

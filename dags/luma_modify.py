@@ -5,7 +5,7 @@
 Modify a clip according to a prompt, and download the result to a destination of your choice.
 
 `modify` submits the job to Luma and then **waits in the triggerer**: while Luma processes the video, the task is
-*deferred* and holds no worker slot. `download` streams the result to any storage that Airflow knows, such as
+*deferred* and holds no worker slot. `download` streams the result to any storage that Airflow supports, such as
 `file:///data/videos` or `s3://my_aws@bucket/videos`.
 
 Needs a connection `luma_default` of type Luma, with your API key.

@@ -339,7 +339,7 @@ class Download:
 
 
 def _begin_the_same(path: ObjectStoragePath, part: str) -> bool:
-    """Tell whether two files have the same length and the same beginning."""
+    """Return whether two files have the same length and the same beginning."""
     return path.fs.size(path.path) == path.fs.size(part) and _beginning(path, path.path) == _beginning(path, part)
 
 

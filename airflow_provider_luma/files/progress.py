@@ -75,7 +75,7 @@ class Transfer:
 
     def continues_with(self, response: requests.Response) -> bool:
         """
-        Tell whether a response continues the same file where the last one ended.
+        Return whether a response continues the same file where the last one ended.
 
         :raises LumaValidationError: the file is too large
         """
@@ -95,7 +95,7 @@ class Transfer:
         return first == self.done <= last and total in (None, self.total) and (total is None or last < total)
 
     def ends_with(self, response: requests.Response) -> bool:
-        """Tell whether a response says that nothing follows the bytes of a file of unknown length."""
+        """Return whether a response says that nothing follows the bytes of a file of unknown length."""
         length = response.headers.get("Content-Range", "").strip()
         is_same = strong_validator(response) in (None, self.version)
         if self.total is None and response.status_code == 416 and is_same and length == f"bytes */{self.done}":

@@ -66,7 +66,7 @@ class SoundSource:
 
     def is_under(self, video: ClipOpener, size: int | None, beginning: bytes) -> bool:
         """
-        Tell whether a file is a result with this sound.
+        Return whether a file is a result with this sound.
 
         :param video: opens the file
         :param size: that of the result, if known

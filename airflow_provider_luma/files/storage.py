@@ -85,7 +85,7 @@ def _remedy(address: str) -> str:
 
 
 def _is_usable(scheme: str) -> bool:
-    """Tell whether the provider package of a scheme is installed, and the library that it needs for files."""
+    """Return whether the provider package of a scheme is installed, and the library that it needs for files."""
     from importlib.util import find_spec
 
     from airflow.sdk.io import has_fs
@@ -215,7 +215,7 @@ def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
 
 
 def _has_rename(fs: AbstractFileSystem) -> bool:
-    """Tell whether a storage can rename. The default ``mv`` copies, and treats brackets in a name as a pattern."""
+    """Return whether a storage can rename. The default ``mv`` copies, and treats brackets in a name as a pattern."""
     return getattr(fs.mv, "__func__", fs.mv) is not AbstractFileSystem.mv
 
 

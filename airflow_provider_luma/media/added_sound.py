@@ -31,7 +31,7 @@ _TAG = "comment"
 
 def find_sound(source: IO[bytes], *, shown: str = "") -> bool:
     """
-    Tell whether a video has sound.
+    Return whether a video has sound.
 
     :param source: can be read at any position
     :param shown: its address as messages may show it

@@ -82,7 +82,7 @@ def join(
 
 
 def find_sound(source: ClipOpener, *, shown: str = "") -> bool:
-    """Tell whether a video has sound."""
+    """Return whether a video has sound."""
     return _run("find_sound", bool, [(_name("sound_from", shown), source)], shown=shown)
 
 

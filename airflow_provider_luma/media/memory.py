@@ -48,7 +48,7 @@ def allow_pictures(pixels: int) -> None:
 
 
 def is_exhausted() -> bool:
-    """Tell whether this process has nearly reached its memory limit: x264 does not report that memory ran out."""
+    """Return whether this process has nearly reached its memory limit: x264 does not report that memory ran out."""
     if not _is_limited:
         return False
     with suppress(OSError, IndexError):  # not every system has this file

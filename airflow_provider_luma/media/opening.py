@@ -111,7 +111,7 @@ def check_size(video: VideoStream) -> None:
 
 
 def has_packets(stream: Stream) -> bool:
-    """Tell whether a track has packets, by its index: cameras write a sound track even without a microphone."""
+    """Return whether a track has packets, by its index: cameras write a sound track even without a microphone."""
     return bool(stream.frames or len(stream.index_entries))
 
 

@@ -163,7 +163,7 @@ def check_sound(
 
 
 def _is_copied(stream: AudioStream) -> bool:
-    """Tell whether players support a track's codec and the MP4 muxer accepts it (it refuses MP3 below 16 kHz)."""
+    """Return whether players support a track's codec and the MP4 muxer accepts it (it refuses MP3 below 16 kHz)."""
     if stream.codec_context.codec.canonical_name not in _COPIED:
         return False
     try:

@@ -190,7 +190,7 @@ def exact(value: Fraction) -> Fraction:
 
 
 def lacks_pts(container: InputContainer) -> bool:
-    """Tell whether a file has no presentation times: then the frames are shown at their decoding times, in order."""
+    """Return whether a file has no presentation times: then the frames are shown at their decoding times, in order."""
     return container.format.name in ("avi", "asf")
 
 

@@ -87,7 +87,7 @@ class LumaJobOperator(LumaBaseOperator):
         Return the result of a job that succeeded.
 
         :param job: the finished job
-        :param source: the video that was modified, if Luma only knows a copy of it
+        :param source: the video that was modified, if Luma only has a copy of it
         """
         result, request = job["task"], job.get("request") or {}
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], shown_results(result))
@@ -173,7 +173,7 @@ class PromptOperator(BaseOperator):
         """
         Check a literal prompt when the DAG is parsed. A prompt in a file is checked once it has been read.
 
-        :raises LumaValidationError: the prompt cannot work, see
+        :raises LumaValidationError: the prompt is invalid, see
             :func:`~airflow_provider_luma.core.validation.check_prompt`
         """
         if is_literal(self.prompt) and not self.names_file(self.prompt):
@@ -256,7 +256,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     :param prompt: how to change the video (kie.ai accepts English only), or the name of a ``.txt`` or ``.md`` file with
         the prompt, in the folder of the DAG file or in the DAG's ``template_searchpath`` (templated)
     :param video_url: a clip within the service's limits, such as an MP4 of at most 10 s and 500 MB at kie.ai: a public
-        http(s) address, or a file in any storage that Airflow knows, such as ``/data/clip.mp4`` or
+        http(s) address, or a file in any storage that Airflow supports, such as ``/data/clip.mp4`` or
         ``s3://my_aws@bucket/clip.mp4``. A file is uploaded to Luma or, with ``sign_inputs`` in the connection's extra,
         passed as a signed address. Or ``luma-file:<id>``, which :class:`.LumaUploadOperator` returns for Luma's own API
         (templated)
@@ -284,7 +284,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     :param check_video: validate the video before submitting it, and refuse what Luma would refuse. For a file in a
         storage, this reads its format and length, which needs the extra ``media`` of this package; for a public
         address, it reads the first bytes
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = (
@@ -339,7 +339,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         self._check_parameters()
 
     def _check_parameters(self) -> None:
-        """Refuse literals that cannot work; what templates render to is checked when the task runs."""
+        """Refuse invalid literals; what templates render to is checked when the task runs."""
         check_positive("poll_interval", self.poll_interval)
         check_positive("timeout", self.timeout)
         if self.queue_timeout is not None:

@@ -40,7 +40,7 @@ class LumaUploadOperator(LumaBaseOperator):
     An upload costs nothing. For a single task you do not need this operator:
     :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator` uploads files itself.
 
-    :param source: a file in any storage that Airflow knows, such as ``/data/clip.mp4`` or
+    :param source: a file in any storage that Airflow supports, such as ``/data/clip.mp4`` or
         ``s3://my_aws@bucket/clip.mp4`` (templated)
     :param luma_conn_id: the connection of type Luma with the API key (templated)
     :param check_video: validate the video first, and refuse what Luma would refuse. This reads its format and length,
@@ -91,7 +91,7 @@ class LumaUploadOperator(LumaBaseOperator):
 
 class LumaDownloadOperator(LumaBaseOperator):
     """
-    Download results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
+    Download results, or any files from the web, to a storage that Airflow supports: a disk, S3, GCS, Azure …
 
     The files are streamed. An incomplete file has a temporary name, and an interrupted download is resumed. A file that
     has already been downloaded is not fetched again.
@@ -113,9 +113,9 @@ class LumaDownloadOperator(LumaBaseOperator):
     :param luma_conn_id: the connection of type Luma, of the account that made the videos (templated)
     :param overwrite: fetch and replace files that already exist
     :param sound_from: a video whose sound is added to the result, since Luma's own API returns silent videos: a file in
-        any storage that Airflow knows, or a public address; or a list with one per file. It needs the extra ``media``
+        any storage that Airflow supports, or a public address; or a list with one per file. Needs the extra ``media``
         of this package (templated)
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id", "sound_from")

@@ -4,7 +4,7 @@ Operators that split a film into clips short enough for Luma, and join the modif
 
 They need the extra ``media`` of this package.
 :func:`~airflow_provider_luma.task_groups.video.modify_long_video` combines them. Films are read from and written to any
-storage that Airflow knows. DAG files are parsed every 30 seconds, so this module imports the media code only when a
+storage that Airflow supports. DAG files are parsed every 30 seconds, so this module imports the media code only when a
 task runs.
 """
 
@@ -62,7 +62,7 @@ class VideoSplitOperator(_FilmOperator):
     submissions, is logged, and pushed as the XCom ``clip_count``. With ``luma_conn_id``, the estimated price is logged
     as well, if the service's prices are known.
 
-    :param source: the film, a file in any storage that Airflow knows: MP4, MOV, AVI, MKV, WebM, TS, MXF and others
+    :param source: the film, a file in any storage that Airflow supports: MP4, MOV, AVI, MKV, WebM, TS, MXF and others
         (templated)
     :param destination: the folder for the clips; those of an earlier try are replaced (templated)
     :param clip_seconds: maximum length of a clip, in seconds. By default, as long as the service accepts; 10 seconds
@@ -78,7 +78,7 @@ class VideoSplitOperator(_FilmOperator):
         ``luma_film_destination`` passes it to the task that joins the clips (templated)
     :param work_dir: the folder that is removed once the film is finished; it must contain neither the source nor the
         film (templated)
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = (
@@ -249,12 +249,12 @@ class VideoJoinOperator(_FilmOperator):
     were downloaded by tasks directly upstream, the events also contain the jobs that made them, their prompts, and when
     the results expire.
 
-    :param clips: the clips in order, files in any storage that Airflow knows (templated)
+    :param clips: the clips in order, files in any storage that Airflow supports (templated)
     :param source: the film that was split into these clips (templated)
     :param destination: the ``.mp4`` or ``.m4v`` file to write; an existing file is replaced (templated)
     :param plan: where the film was cut: the XCom ``luma_split`` of the split task. Without it, all segments are assumed
         to be equally long (templated)
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = ("clips", "source", "destination", "plan")

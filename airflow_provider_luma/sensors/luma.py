@@ -43,7 +43,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
     :param deferrable: wait in the triggerer. If False, ``mode`` says whether the task holds a worker slot
     :param poke_interval: seconds (or a timedelta) between two status checks; kie.ai recommends 30. Ten times as long if
         the task is deferrable and kie.ai calls Airflow when the job ends
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = ("luma_task_id", "luma_conn_id")
