@@ -2,8 +2,8 @@
 """
 Where films and clips are written, checked before anything is written or paid for.
 
-A destination is refused only if the storage is definite about it: an account that can write to a bucket is not always
-allowed to look it up.
+A destination is refused only if the storage gives a definite answer: an account that can write to a bucket is not
+always allowed to look it up.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class LumaDownloadOperator(LumaBaseOperator):
     from the XComs of the upstream tasks, where each job is found by its id or by the address of its result; this also
     works for mapped tasks.
 
-    :param urls: what a modify task or a sensor returned, or an address, or a list of either (templated)
+    :param urls: what a modify task or a sensor returned, or an address, or a list of these (templated)
     :param destination: a path, or an address such as ``s3://my_conn@bucket/videos``: a folder or, for a single video, a
         file, recognised by its extension (templated)
     :param luma_conn_id: the connection of type Luma, of the account that made the videos (templated)

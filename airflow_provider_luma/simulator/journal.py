@@ -24,7 +24,7 @@ class Call:
     :param headers: the request's headers, without the API key
     :param carried_authorization: whether it had an Authorization header
     :param service: ``kie`` or ``luma``; None for a sample clip
-    :param task_id: the id of the job that it asks for or creates
+    :param task_id: the id of the job that it is about, or has created
     :param fault: the kind of fault that hit it
     :param http_status: None until the response's headers are sent
     :param code: the code in kie.ai's envelope; for Luma's own API, the HTTP status
