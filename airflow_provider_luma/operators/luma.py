@@ -258,8 +258,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     :param video_url: a clip within the service's limits, such as an MP4 of at most 10 s and 500 MB at kie.ai: a public
         http(s) address, or a file in any storage that Airflow supports, such as ``/data/clip.mp4`` or
         ``s3://my_aws@bucket/clip.mp4``. A file is uploaded to Luma or, with ``sign_inputs`` in the connection's extra,
-        passed as a signed address. Or ``luma-file:<id>``, which :class:`.LumaUploadOperator` returns for Luma's own API
-        (templated)
+        passed as a signed address. With Luma's own API also ``luma-file:<id>``, which :class:`.LumaUploadOperator`
+        returns, or ``luma-job:<id>`` for the result of another job (templated)
     :param watermark: text to put into the video, kie.ai only; empty for none (templated)
     :param callback_url: a webhook of your own that kie.ai calls when the job ends; the task itself then polls. If empty
         and the connection has a ``callback_base_url``, kie.ai calls Airflow, and the task polls ten times less often.
