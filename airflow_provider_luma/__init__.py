@@ -17,14 +17,14 @@ _INTEGRATION = "Luma"
 _CONNECTION_FIELDS = {
     "service": {
         "label": "Service",
-        "description": "kie (kie.ai's Luma API) or luma (Luma's own API). Leave empty to go by the host; without one, "
+        "description": "kie (kie.ai's Luma API) or luma (Luma's own API). If empty, the host decides; without a host, "
         "it is kie.",
         "schema": {"type": ["string", "null"], "enum": ["kie", "luma", None]},
     },
     "callback_base_url": {
         "label": "Callback base URL",
-        "description": "Public address of Airflow that kie.ai calls when a job ends, e.g. "
-        "https://airflow.example.com. Leave empty to poll instead; Luma's own API has no callbacks.",
+        "description": "Public address of Airflow that kie.ai calls when a job ends, "
+        "e.g. https://airflow.example.com. Leave empty to poll instead.",
         "schema": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://"},
     },
     "webhook_secret": {
@@ -41,7 +41,7 @@ _CONNECTION_FIELDS = {
     },
     "upload_host": {
         "label": "Upload host",
-        "description": "Where input videos without a public address are uploaded to kie.ai. Leave empty for kie.ai's "
+        "description": "Where to upload input videos without a public address (kie.ai only). Leave empty for kie.ai's "
         "own host.",
         "schema": {"type": ["string", "null"]},
     },
@@ -53,12 +53,13 @@ _CONNECTION_FIELDS = {
     },
     "min_credits": {
         "label": "Credits to keep",
-        "description": "Submit nothing while the kie.ai account has fewer credits than this. Leave empty for no limit.",
+        "description": "Submit nothing while the account has fewer credits than this (kie.ai only). Leave empty for no "
+        "limit.",
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "requests_per_second": {
         "label": "Status checks per second",
-        "description": "Maximum rate of status checks for the account (if empty: 10 for kie.ai, 1 for Luma's own API).",
+        "description": "Maximum rate of status checks for the account (if empty, 10 for kie.ai, 1 for Luma's own API).",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
     "timeout": {

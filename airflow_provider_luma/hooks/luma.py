@@ -186,7 +186,7 @@ class LumaHook(_ConnectionType):
 
         It is retried for at most two minutes if the service certainly did not accept it, for a transient reason.
 
-        :param prompt: how to change the video; kie.ai accepts English only
+        :param prompt: how to change the video, in English
         :param video_url: public http(s) address of a video, or ``luma-file:<id>`` as :meth:`upload` returns it
         :param callback_url: public address that the service calls when the job ends
         :param watermark: text to put into the video
@@ -338,7 +338,7 @@ class LumaHook(_ConnectionType):
             same
         :param luma_task_id: the job that made it, if known; only it can renew an address of Luma's own API
         :param service: the name of the job's service; by default that of the connection
-        :param sound_from: a video whose sound is added to the downloaded one: a file in any storage, or a public
+        :param sound_from: a video whose sound is put under the downloaded one: a file in any storage, or a public
             address. It needs the extra ``media``, and the file becomes an MP4
         :returns: where the file is
         :raises LumaValidationError: the address is not an http(s) address or leads to a private network, or the file
