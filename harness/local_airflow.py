@@ -40,7 +40,7 @@ class LocalAirflow:
 
     Its components are started in order, and stopped in reverse order.
 
-    :param home: its folder; the database of an Airflow that ran there before is used again
+    :param home: its folder; the database of an Airflow that ran there before is reused
     :param dags: the folder of the DAG files
     :param environment: further environment variables, e.g. connections
     """
@@ -318,7 +318,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _details(line: Mapping[str, Any]) -> list[str]:
-    """Return the errors in an entry of a task's log, which come in addition to its text."""
+    """Return the errors in an entry of a task's log, which are separate from its text."""
     errors = line.get("error_detail") or []
     return [f"\n{error.get('exc_type')}: {error.get('exc_value')}" for error in errors]
 

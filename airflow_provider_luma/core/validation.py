@@ -41,7 +41,7 @@ def check_prompt(prompt: object) -> None:
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise LumaValidationError(
-            None, f"prompt is {prompt!r}: describe in English how to change the video, e.g. 'make it a rainy night'"
+            None, f"prompt is {prompt!r}: describe how to change the video, e.g. 'make it a rainy night'"
         )
     if len(prompt.split()) == 1 and prompt.rstrip().endswith(PROMPT_FILE_EXTENSIONS):
         raise LumaValidationError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the queries of addresses out of logs and rendered templates, since whoever knows one may have access."""
+"""Keeps the queries of addresses out of logs and rendered templates, since a query may be a credential."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Files in any storage that Airflow supports, as they were found: films and clips to upload, sign, split and join.
+Files found in any storage that Airflow supports: films and clips to upload, sign, split and join.
 
 A version of a file is identified by its size, and by the hash or ETag that its storage gives; without one, by the time
 of the last change.

@@ -168,14 +168,14 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
         assert field(name).get_attribute("id") == labelled
     assert not browser.find_elements(By.XPATH, f"{form}//*[@name='login']")
     assert field("host").get_attribute("placeholder") == "https://api.kie.ai (if empty)"
-    assert field("password").get_attribute("placeholder") == "the API key of your Luma account"
+    assert field("password").get_attribute("placeholder") == "the API key of your kie.ai or Luma account"
     assert field("password").get_attribute("type") == "password"
     field("host").send_keys("https://luma.example.com")
     field("password").send_keys(key)
 
     open_lumas_fields()
     for label, name, help_text in (
-        ("Callback base URL", "callback_base_url", "Leave empty to poll Luma instead."),
+        ("Callback base URL", "callback_base_url", "Leave empty to poll instead"),
         ("Webhook secret", "webhook_secret", "Callbacks without a valid signature are then refused"),
         ("Timeout", "timeout", "Timeout of a call to Luma, in seconds (30 if empty)."),
     ):
