@@ -24,7 +24,7 @@ async function loadInstance() {
 
 const loadJob = () => readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]);
 
-/** Show what has been loaded; null stands for what has not. */
+/** Show what has been loaded; a part that is null has not been loaded yet. */
 function show({ instance, job, questions }, isFinal) {
   if (instance === null) return;
   const over = isOver(instance);
@@ -103,7 +103,7 @@ function showFailure(instance, job) {
 }
 
 const COSTS = {
-  LumaGenerationError: " failed; the log page of the Luma account shows whether it was billed",
+  LumaGenerationError: " failed; the Luma account shows whether it was billed",
   LumaNotFoundError: "",
 };
 
