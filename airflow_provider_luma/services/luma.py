@@ -69,7 +69,7 @@ submissions_per_second = 0.5
 #: Length of the sliding window in which requests are counted, in seconds.
 RATE_WINDOW = 60.0
 
-#: A refusal that reports a higher limit, in requests per minute, is not believed.
+#: A higher limit in a refusal, in requests per minute, is ignored as implausible.
 MAX_REQUESTS_PER_MINUTE = 6000
 
 #: Unknown.
@@ -105,7 +105,7 @@ _MEDIA_TYPES = {"mov": "video/quicktime", "webm": "video/webm"}
 #: Ids go into paths, so anything but a UUID or the like is refused.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
-#: How long the service is to keep an uploaded file: at least one of the two days is left after a slow upload.
+#: How long the service should keep an uploaded file: long enough that a day is left after a slow upload.
 FILES_KEPT = timedelta(days=2)
 
 #: Seconds between checks of whether an uploaded file is ready: the first delay, which doubles, and the longest.
@@ -398,7 +398,7 @@ def read_status(response: Response, luma_task_id: str) -> LumaTask:
     # A response that ends a wait must name the job: an edge's cache may return another one.
     if not isinstance(state, str) or str(job.get("id") or "").lower() != luma_task_id.lower():
         raise LumaUnavailableError(
-            None, f"the response says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
+            None, f"the response does not show the job's status: {excerpt(response)}", luma_task_id=luma_task_id
         )
     code = read_text(job.get("failure_code"))
     return LumaTask(
@@ -656,13 +656,13 @@ def _read_file(response: Response, file_id: str) -> Mapping[str, Any]:
     """
     Return a file from the response to a check of its state.
 
-    :raises LumaRateLimitError, LumaUnavailableError: the response says nothing about the file
+    :raises LumaRateLimitError, LumaUnavailableError: the response does not show the file's state
     """
     file = _document(response)
     if 200 <= response.http_status < 300:
         if file.get("id") == file_id and isinstance(file.get("state"), str):
             return file
-        raise LumaUnavailableError(None, f"the response says nothing about the file: {excerpt(response)}")
+        raise LumaUnavailableError(None, f"the response does not show the file's state: {excerpt(response)}")
     refusal = _refusal(response)
     if isinstance(refusal, LumaNotFoundError):  # it may not be visible everywhere yet
         raise LumaUnavailableError(refusal.code, refusal.msg, retry_after=refusal.retry_after)

@@ -102,7 +102,7 @@ class Enqueue(NamedTuple):
 
     :param state: the state of the deferral, with the time of the first attempt and the start of any outage
     :param until: when to try for the last time
-    :param not_before: the earliest time at which the service wants another submission
+    :param not_before: the earliest time at which the service accepts another submission
     :param has_too_many_jobs: whether it refused because too many jobs are running
     :param requests_per_minute: how many requests a minute it allows, if it said so
     """
@@ -214,7 +214,7 @@ class Submitter:
                 deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
             return self._submit(replace(submission, deferral=deferral), self._intent(submission, record))
         assert record is not None, "only a recorded submission can be continued"
-        if not submission.video.is_public:  # Airflow has discarded what the earlier try showed
+        if not submission.video.is_public:  # Airflow has discarded the XComs of the earlier try
             submission.video.show_upload(try_store(self.log, self.store.load_upload))
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)
@@ -282,7 +282,7 @@ class Submitter:
         except (*TRANSIENT, LumaAuthError) as error:
             self.log.warning("Could not check which job the lost submission created: %s. Still waiting", error)
             if _is_over(deferral):
-                raise  # the next try finds the id beside the intent, and asks again
+                raise  # the next try finds the id beside the intent, and checks again
             return self._await_callback(reference, deferral, named)
         if named is None or not is_ours:
             if _is_over(deferral):

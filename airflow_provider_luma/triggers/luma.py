@@ -145,7 +145,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
     :param until: when to fire regardless, in seconds since the epoch
     :param permitted_at: when an earlier trigger permitted the refused submission, in seconds since the epoch; None if
         the submission did not wait in a trigger
-    :param not_before: the earliest time at which Luma wants another submission, in seconds since the epoch
+    :param not_before: the earliest time at which Luma accepts another submission, in seconds since the epoch
     :param has_too_many_jobs: whether Luma refused because too many jobs are running
     :param requests_per_minute: how many requests a minute the account is allowed, if Luma said so
     """

@@ -381,7 +381,7 @@ def test_failure_of_an_unknown_kind_may_be_tried_again(code):
 
 @pytest.mark.parametrize("changes", [{"id": None}, {"id": "another"}, {"state": None}, {"state": 4}])
 def test_response_that_does_not_name_the_job_ends_no_wait(changes):
-    with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
+    with pytest.raises(LumaUnavailableError, match="does not show the job"):
         read(**changes)
 
 
