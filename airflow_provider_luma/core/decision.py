@@ -10,7 +10,7 @@ response. Whenever a process is killed, the next try finds one of three things: 
 :data:`TABLE` says what to do next, and :func:`decide` looks it up. Besides the record, the decision depends on
 
 * whether the request is unchanged, judging by its fingerprint;
-* whether this try is an Airflow retry or follows a Clear (:func:`is_cleared`). A retry completes what a try began;
+* whether this try is an Airflow retry or follows a Clear (:func:`is_cleared`). A retry completes the last try;
   clearing a task whose outcome was seen requests a new video;
 * whether the outcome was seen: a result or a failure was delivered, or the outcome was reported as unknown.
 """
