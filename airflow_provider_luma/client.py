@@ -94,7 +94,7 @@ class LumaClient:
 
     def check_wait_in_triggerer(self) -> None:
         """
-        Refuse a connection that works here but not in the triggerer, before paying for a job to wait for there.
+        Refuse a connection that the triggerer could not use for polling, before a job is paid for.
 
         :raises LumaValidationError: names the remedy
         """

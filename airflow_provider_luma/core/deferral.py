@@ -57,7 +57,7 @@ class DeferralState(NamedTuple):
     service: str | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
-        """Return the set fields as JSON values. Airflow stores them as plain text, for :meth:`is_resumed_by`."""
+        """Return the set fields as JSON values. Airflow does not encrypt them; :meth:`is_resumed_by` relies on that."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     @classmethod

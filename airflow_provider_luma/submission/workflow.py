@@ -641,8 +641,8 @@ class SubmissionAttempt:
 
         :returns: the job's id at Luma
         :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
-        :raises AirflowException: the input could not be signed, the intent not be recorded, another try has taken
-            over, or the task was killed; nothing was sent
+        :raises AirflowException: signing the input or recording the intent failed, another try has taken over, or
+            the task was killed; nothing was sent
         :raises LumaError: certainly nothing was accepted
         """
         self._submitter.fail_if_killed()
