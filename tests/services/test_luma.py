@@ -691,5 +691,5 @@ def test_address_that_names_no_uploaded_file_is_refused(video_url):
 
 
 def test_uploaded_file_is_refused_by_another_service():
-    with pytest.raises(LumaValidationError, match="at Luma's own API, and the connection leads to another"):
+    with pytest.raises(LumaValidationError, match="at Luma's own API, but the connection leads to another"):
         kie.check(request(video_url=f"luma-file:{FILE}"), is_public=True)
