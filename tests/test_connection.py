@@ -244,7 +244,7 @@ def test_signature_that_no_storage_or_no_job_can_use_is_refused(value):
 
 @pytest.mark.parametrize("value", ["nan", float("nan"), float("inf"), -5, [], True, {}, "-1", "1e3", "²"])
 def test_credits_to_keep_that_are_no_number_are_refused(value):
-    with pytest.raises(LumaValidationError, match="remove min_credits from its extra"):
+    with pytest.raises(LumaValidationError, match="min_credits in its extra"):
         read(extra={"min_credits": value})
 
 

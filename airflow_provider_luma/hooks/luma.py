@@ -187,12 +187,10 @@ class LumaHook(_ConnectionType):
         """
         Submit a job. It costs credits, and cannot be cancelled.
 
-        If the service is unavailable or over its limits, and certainly did not accept the job, it is submitted again
-        for at most two minutes.
+        A submission that was certainly not accepted, for a transient reason, is retried for at most two minutes.
 
         :param prompt: how to change the video; kie.ai accepts English only
-        :param video_url: public http(s) address of a video, ``luma-file:<id>`` as :meth:`upload` returns it, or
-            ``luma-job:<id>``, the result of a job at Luma's own API
+        :param video_url: public http(s) address of a video; at Luma's own API also ``luma-file:ID`` or ``luma-job:ID``
         :param callback_url: public address that the service calls when the job ends (kie.ai only)
         :param watermark: text to put into the video (kie.ai only)
         :param options: further fields of the service's own request, by name
