@@ -63,7 +63,7 @@ class ObjectSubmissionStore(SubmissionStore):
     ) -> None:
         self._root = _Folder(folder)
         self._earlier = earlier or TaskStateSubmissionStore(None)
-        #: The number of the submission that this process decides by: any later one is from another try.
+        #: The latest submission that this process has seen: any later one is from another try.
         self._number = 0
         *names, map_index = task_instance
         identity = task_instance if iteration is None else (*task_instance, iteration)
@@ -95,7 +95,7 @@ class ObjectSubmissionStore(SubmissionStore):
         self._number += 1
 
     def save(self, record: SubmissionRecord) -> None:
-        """Replace the file of a submission, and remove files that are older than Luma's records."""
+        """Replace the file of a submission, and remove expired files."""
         numbers = self._numbers_of(record)
         if not numbers:
             self._root.create(self._file(self._number + 1), self._document(record))
@@ -168,7 +168,7 @@ class _Folder:
         address = folder if "://" in folder else f"file://{folder}"
         self._root = storage_path(address, f"submission_store of the connection: {folder}")
         if isinstance(self._root.fs, LocalFileSystem) and not Path(self._root.path).parent.is_dir():
-            raise self._unusable("find", FileNotFoundError("is its disk mounted on this machine?"))
+            raise self._unusable("find", FileNotFoundError("its disk may not be mounted on this machine"))
 
     def numbers(self, path: str) -> list[int]:
         """Return the numbers of the files in a folder; empty if there is no such folder."""
@@ -227,13 +227,13 @@ class _Folder:
             self._root.fs.pipe_file(path, _encode(document))
 
     def remove_expired(self) -> None:
-        """Remove all files that are older than Luma's own records; search for them once a day."""
+        """Remove all files older than :data:`RECORDS_KEPT`; search for them once a day."""
         fs, mark = self._root.fs, self._full("last-cleanup.json")
         now = time.time()
         if fs.exists(mark) and now - _modified(fs.info(mark)) < CLEANUP_INTERVAL:
             return
         self.replace("last-cleanup.json", {"at": now})
-        now = min(now, _modified(fs.info(mark)))  # a worker whose clock is ahead must not take records for expired
+        now = min(now, _modified(fs.info(mark)))  # a worker whose clock is fast must not remove current records
         for path, info in self._files():
             if now - _modified(info) > RECORDS_KEPT:
                 remove_file(fs, path)
