@@ -118,8 +118,8 @@ class JsonFolder:
             return True
         try:
             # It may be ours: the request to the storage was retried after its first response was lost.
-            return self.read(file).get("reference") == document["reference"]
-        except FileNotFoundError:  # it was just being created, or was removed
+            return bool(self.read(file).get("reference") == document["reference"])
+        except (FileNotFoundError, InvalidFile):  # it is just being written, or was removed
             return False
 
     def _pipe_new(self, file: str, document: dict[str, Any]) -> bool:

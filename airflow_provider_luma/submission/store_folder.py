@@ -5,7 +5,7 @@ Submission records as small JSON files in a folder on any storage. They survive 
 ``records/DAG/RUN/TASK/MAP-HASH/NUMBER.json`` is one submission of a task instance, and the highest number is the
 latest; ``upload.json`` beside them is the upload of its input video. The hash distinguishes task instances whose names
 yield the same path. A numbered file is created only if it does not exist yet, so if two tries run at once, only one
-submits. ``callbacks/REFERENCE.json`` is the job that a callback has named.
+submits. ``callbacks/REFERENCE.json`` is the job that a callback has named. ``budgets`` is described in :mod:`.budget`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any
 
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.decision import SubmissionRecord
+from airflow_provider_luma.submission.budget import RunBudget
 from airflow_provider_luma.submission.json_folder import JsonFolder, path_part
-from airflow_provider_luma.submission.store import SubmissionStore, TaskStateSubmissionStore
+from airflow_provider_luma.submission.store import SubmissionStore, TaskStateSubmissionStore, no_budget
 
 log = logging.getLogger(__name__)
 
 #: The files of this package, by folder; the folders may contain others.
-_FOLDERS = ("records", "callbacks")
+_FOLDERS = ("records", "callbacks", "budgets")
 _OWN_FILE = re.compile(
     r"(/-?\d+-[0-9a-f]{16}/(\d{6,}|upload)"
     r"|/callbacks/[0-9a-f]{32}"
+    r"|/budgets/[^/]+/[^/]+-[0-9a-f]{16}/\d{6,}-\d{3,}(-free)?"
     r")\.json(\.\w+\.part)?$"
 )
 
@@ -59,6 +61,7 @@ class ObjectSubmissionStore(SubmissionStore):
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         self._path = "/".join(["records", *(path_part(name) for name in names), f"{map_index}-{digest}"])
         self._identity = dict(zip(("dag_id", "run_id", "task_id", "map_index"), task_instance, strict=True))
+        self._iteration = iteration
 
     def load(self) -> SubmissionRecord | None:
         """
@@ -97,13 +100,30 @@ class ObjectSubmissionStore(SubmissionStore):
         except Exception:
             log.warning("Could not remove expired submission records", exc_info=True)
 
-    def forget(self, intent: SubmissionRecord) -> None:
-        """Mark a submission as refused: it no longer counts, and the previous one applies again."""
+    def forget(self, intent: SubmissionRecord, *, may_be_paid: bool = False) -> None:
+        """Mark a submission as refused: it no longer counts here, and the previous one applies again."""
+        marks = {"refused": True, **({"may_be_paid": True} if may_be_paid else {})}
         for number in self._numbers_of(intent):
-            self._root.replace(self._file(number), {**self._document(intent), "refused": True})
+            self._root.replace(self._file(number), {**self._document(intent), **marks})
         earlier = self._earlier.load()
         if earlier is not None and earlier.reference == intent.reference:
             self._earlier.forget(intent)
+
+    def run_budget(self, limit: int, conn_id: str, *, is_first_try: bool = False) -> RunBudget:
+        """Return the slots of the DAG run in this folder."""
+        if not self._root.creates_atomically():
+            raise no_budget(conn_id, f"has {self._root.name}")
+        task = {**self._identity, "iteration": self._iteration}
+        return RunBudget(self._root, task, limit, self._paid_references, is_first_try=is_first_try)
+
+    def _paid_references(self) -> set[str]:
+        """Return the submissions of this task instance that were accepted, or may have been."""
+        documents = [self._root.read(self._file(number)) for number in self._numbers()]
+        return {
+            document["reference"]
+            for document in documents
+            if not document.get("refused") or document.get("may_be_paid") or document.get("luma_task_id")
+        }
 
     def callback_task_id(self, reference: str) -> str | None:
         """Return the id that the receiver of callbacks has written, here or in the earlier store."""

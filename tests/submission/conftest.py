@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of submit-once."""
 
+from tests.support.metrics_recorder import recorder
 from tests.support.operator_fixtures import context, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
 from tests.support.stored_clips import clip, s3_clip
@@ -23,6 +24,7 @@ __all__ = [
     "leave_ended",
     "leave_running",
     "modify",
+    "recorder",
     "relay",
     "s3_clip",
     "s3_endpoint",
