@@ -135,8 +135,7 @@ class JsonFolder:
         except FileExistsError:
             return False
         except Exception as error:
-            response = getattr(error.__cause__, "response", None) or {}
-            if response.get("Error", {}).get("Code") in _CONFLICTS:
+            if _code(error) in _CONFLICTS:
                 return False
             raise self._unusable("write to", error) from error
         return True
@@ -209,6 +208,12 @@ def _create_local(path: str, part: str) -> None:
     except OSError:  # a file system without links
         with Path(path).open("xb") as file:
             file.write(Path(part).read_bytes())
+
+
+def _code(error: Exception) -> object:
+    """Return what S3 calls an error."""
+    response = getattr(error.__cause__, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
 def _encode(document: dict[str, Any]) -> bytes:

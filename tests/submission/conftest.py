@@ -8,6 +8,7 @@ from tests.support.stored_clips import clip, s3_clip
 from tests.support.submission_fixtures import (
     await_job_ends,
     callbacks_on,
+    folder,
     leave_ended,
     leave_running,
     relay,
@@ -21,6 +22,7 @@ __all__ = [
     "callbacks_on",
     "clip",
     "context",
+    "folder",
     "leave_ended",
     "leave_running",
     "modify",

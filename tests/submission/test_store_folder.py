@@ -31,14 +31,6 @@ def intent() -> SubmissionRecord:
     return SubmissionRecord(new_reference(), "a-fingerprint", None, 2, 1, submitted_at=time.time())
 
 
-@pytest.fixture(params=["local", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder on a local disk, and in an S3 bucket."""
-    if request.param == "local":
-        return str(tmp_path)
-    return f"{request.getfixturevalue('bucket').destination}/luma"
-
-
 @pytest.fixture
 def store(folder: str) -> ObjectSubmissionStore:
     return ObjectSubmissionStore(folder, TASK)
