@@ -9,7 +9,7 @@ or incomplete list. Only tasks with outlets import this module.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,13 @@ def tell_outlets(
 
 
 def tell_of_job(
-    operator: BaseOperator, context: Context, result: Mapping[str, Any], *, prompt: object, source: object
+    operator: BaseOperator,
+    context: Context,
+    result: Mapping[str, Any],
+    *,
+    prompt: object,
+    source: object,
+    facts: Callable[[Context], Mapping[str, Any]] = lambda _: {},
 ) -> None:
     """
     Add what is known about a job to the asset events of the task that submitted it or waited for it.
@@ -73,6 +79,7 @@ def tell_of_job(
     :param result: what the task returns
     :param prompt: the job's prompt
     :param source: the address of the video that was modified
+    :param facts: returns further facts about the task's DAG run
     """
     job = {
         "luma_task_id": result["luma_task_id"],
@@ -82,7 +89,12 @@ def tell_of_job(
     }
     # In an address from Luma's own API, the whole query is a signature, whatever its parameters are called.
     shown = without_signatures if result.get("service", DEFAULT_SERVICE) == DEFAULT_SERVICE else without_secrets
-    tell_outlets(operator, context, [shown(url) for url in result["result_urls"]], [job])
+    try:
+        further = facts(context)
+    except Exception:  # the job is paid for
+        operator.log.warning("The asset events will omit the jobs of the DAG run", exc_info=True)
+        further = {}
+    tell_outlets(operator, context, [shown(url) for url in result["result_urls"]], [job], **further)
 
 
 def jobs_of_results(

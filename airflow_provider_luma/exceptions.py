@@ -85,6 +85,15 @@ class LumaKeyLimitError(LumaInsufficientCreditsError):
     remedy = "Raise the limit of this API key in the Luma account, or retry the task once the limit resets"
 
 
+class LumaJobLimitError(LumaError):
+    """The DAG run has submitted ``max_jobs_per_run`` jobs. Nothing was submitted. A retry cannot help."""
+
+    remedy = (
+        "To submit more jobs in this run, raise max_jobs_per_run and clear this task. To free the slot of a job that "
+        "was not accepted, see 'Limit what a run may cost' in the documentation"
+    )
+
+
 class LumaNotFoundError(LumaError):
     """404: there is no such job, file or endpoint. A retry cannot help."""
 

@@ -60,3 +60,10 @@ def job_ended(task: LumaTask) -> None:
 def credits_left(luma_conn_id: str, remaining: float) -> None:
     """Record the account's remaining credits."""
     Stats.gauge("luma.credits", remaining, tags={"conn_id": luma_conn_id})
+
+
+def run_usage(dag_id: str, jobs: int, us_dollars: float | None) -> None:
+    """Record what a DAG run has submitted: jobs, and their price if it is known."""
+    Stats.gauge("luma.run.jobs", jobs, tags={"dag_id": dag_id})
+    if us_dollars is not None:
+        Stats.gauge("luma.run.cost", us_dollars, tags={"dag_id": dag_id})

@@ -73,6 +73,7 @@ class InputVideo:
     :param log: the task's log
     :param fail_if_killed: called before each piece that is uploaded; what it raises ends the upload
     :param on_upload: called with the public address of an uploaded file
+    :ivar seconds: the video's length, if it is known once the video is published
     """
 
     address: str
@@ -80,6 +81,7 @@ class InputVideo:
     log: Logger
     fail_if_killed: Callable[[], None]
     on_upload: Callable[[str], None]
+    seconds: float | None = field(default=None, init=False)
     _signed_at: float | None = field(default=None, init=False)
     _signed_for: float = field(default=0.0, init=False)
 
@@ -164,11 +166,13 @@ class InputVideo:
         if upload is not None and upload.expires_at - datetime.now(UTC) > MIN_REMAINING:
             self.log.info("%s is already uploaded; Luma keeps it until %s", file.shown, upload.expires_at)
             published = PublishedVideo(upload.url, kept)
+            self.seconds = kept.get("seconds") if kept else None
         else:
-            seconds, limits = client.connection.sign_inputs, client.connection.service.limits
-            if self.is_checked:
-                file.check(limits if seconds is None else replace(limits, bytes_as_file=limits.bytes_by_url), self.log)
-            signed = self._sign(file, seconds) if seconds is not None else None
+            valid_for, limits = client.connection.sign_inputs, client.connection.service.limits
+            if valid_for is not None:
+                limits = replace(limits, bytes_as_file=limits.bytes_by_url)
+            self.seconds = file.check(limits, self.log) if self.is_checked else None
+            signed = self._sign(file, valid_for) if valid_for is not None else None
             published = signed or self._upload(client, file)
         if published.upload is not None:
             self.on_upload(published.url)
@@ -202,7 +206,8 @@ class InputVideo:
 
     def _upload(self, client: LumaClient, file: StoredFile) -> PublishedVideo:
         upload = Upload(client, self.log, self.fail_if_killed).run(file)
-        return PublishedVideo(upload.url, {"file": file.name, **_owner(client), **upload.as_dict()})
+        length = {} if self.seconds is None else {"seconds": self.seconds}
+        return PublishedVideo(upload.url, {"file": file.name, **_owner(client), **upload.as_dict(), **length})
 
 
 def _owner(client: LumaClient) -> dict[str, str]:

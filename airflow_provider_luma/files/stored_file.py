@@ -107,17 +107,20 @@ class StoredFile:
             raise AirflowException(f"{self.parameter}: {self.shown} could not be opened: {error}") from error
         return file
 
-    def check(self, limits: Limits, log: Logger) -> None:
+    def check(self, limits: Limits, log: Logger) -> float | None:
         """
         Check whether the service will take the file.
 
         :param limits: what the service takes
+        :returns: the video's length in seconds, if known
         :raises LumaValidationError: it will not
         :raises AirflowException: the file cannot be read
         """
         with self.open() as file:
             try:
-                check_video_file(file, limits, parameter=self.parameter, shown=self.shown, size=self.size, log=log)
+                return check_video_file(
+                    file, limits, parameter=self.parameter, shown=self.shown, size=self.size, log=log
+                )
             except LumaError:
                 raise
             except Exception as error:

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.child_process import ChildFailed, ChildProcess
-from airflow_provider_luma.media.opening import undecodable
+from airflow_provider_luma.media.opening import Unusable, undecodable
 from airflow_provider_luma.media.signatures import HEAD_LENGTH, container_of, demuxers_of, no_video_kind
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def check_video_head(
     refusals.check_kind(head)
 
 
-def check_video_file(file: IO[bytes], limits: Limits, *, parameter: str, shown: str, size: int, log: Logger) -> None:
+def check_video_file(
+    file: IO[bytes], limits: Limits, *, parameter: str, shown: str, size: int, log: Logger
+) -> float | None:
     """
     Check a video: its size, container and length, that its first frame decodes, and that its end is not missing.
 
@@ -81,17 +83,20 @@ def check_video_file(file: IO[bytes], limits: Limits, *, parameter: str, shown: 
     :param shown: its address as messages may show it
     :param size: bytes
     :param log: gets a line, once per process, if PyAV does not work, so only the size and the first bytes are checked
+    :returns: its length in seconds, if known
     :raises LumaValidationError: the service would refuse it
     """
     refusals = _Refusals(limits, limits.bytes_as_file, parameter, shown)
     refusals.check_size(size)
     file.seek(0)
     refusals.check_kind(file.read(HEAD_LENGTH))
-    verdict = _look_into(file, limits) if _has_pyav() else None
-    if verdict is None:
+    try:
+        seconds = _look_into(file, limits) if _has_pyav() else None
+    except Unusable as unusable:
+        raise refusals.make(*unusable.args) from None
+    if seconds is None:
         _log_absence(log)
-    elif any(verdict):
-        raise refusals.make(*verdict)
+    return seconds or None
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,12 @@ def _log_absence(log: Logger) -> None:
         )
 
 
-def _look_into(file: IO[bytes], limits: Limits) -> tuple[str, str] | None:
-    """Return what is wrong with a video, and the remedy; two empty texts if nothing is. None if PyAV does not work."""
+def _look_into(file: IO[bytes], limits: Limits) -> float | None:
+    """
+    Return the length of a video in seconds, 0 if that is unknown; None if PyAV does not work.
+
+    :raises Unusable: something is wrong with it
+    """
     demuxers = demuxers_of(limits.containers)
     arguments = {"demuxers": demuxers, "max_seconds": limits.seconds, "tolerance": SECONDS_TOLERANCE}
     child = ChildProcess([lambda: nullcontext(file)])
@@ -169,20 +178,22 @@ def _look_into(file: IO[bytes], limits: Limits) -> tuple[str, str] | None:
             child.serve("ready")
             has_begun = True
             child.seconds_left, child.bytes_left = MAX_SECONDS, MAX_BYTES_READ
-            child.serve("done")
+            seconds = child.serve("done")
     except ChildFailed as failure:
-        return _verdict(failure) if has_begun else None
-    return "", ""
+        if has_begun:
+            raise _verdict(failure) from failure
+        return None
+    # The video may have made the process say anything.
+    return float(seconds) if isinstance(seconds, (int, float)) and 0 < seconds <= limits.seconds + 1 else 0.0
 
 
-def _verdict(failure: ChildFailed) -> tuple[str, str]:
+def _verdict(failure: ChildFailed) -> Unusable:
     match failure.args:
         case "unusable", found, remedy:
-            return found, remedy
+            return Unusable(found, remedy)
         case "failed", name, *_:  # PyAV raises its own errors for files that FFmpeg reads in part
-            found, remedy = undecodable(name).args
-            return found, remedy
+            return undecodable(name)
         case ("greedy",):
-            return f"has no index in the first {MAX_BYTES_READ >> 20} MB", _CONVERT
+            return Unusable(f"has no index in the first {MAX_BYTES_READ >> 20} MB", _CONVERT)
         case _:
-            return "makes FFmpeg fail, or run without end", _CONVERT
+            return Unusable("makes FFmpeg fail, or run without end", _CONVERT)

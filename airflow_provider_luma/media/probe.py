@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _BEHIND_END = 86_400
 
 
-def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> None:
+def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> float:
     """
     Check a video's length, its first frame, and that its end is not missing.
 
@@ -39,25 +39,29 @@ def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> Non
     :param demuxers: FFmpeg's demuxers for the containers that are accepted
     :param max_seconds: the longest that a video may be
     :param tolerance: seconds by which it may be longer
+    :returns: its length in seconds; 0 if that is unknown
     :raises Unusable: it is refused
     """
     check_container(file)
     with open_video(file, demuxers) as container:
         try:
-            _probe(container, max_seconds, tolerance)
+            return _probe(container, max_seconds, tolerance)
         except (av.error.FFmpegError, MemoryError) as error:
             raise undecodable(error) from error
 
 
-def _probe(container: InputContainer, max_seconds: float, tolerance: float) -> None:
+def _probe(container: InputContainer, max_seconds: float, tolerance: float) -> float:
     video = video_stream(container)
     check_size(video)
-    _check_length((container.duration or 0) / av.time_base, max_seconds, tolerance)
+    with_sound = (container.duration or 0) / av.time_base
+    _check_length(with_sound, max_seconds, tolerance)
     first, last = _first_packet(container, video), _last_packet(container, video)
-    _check_length(_seconds_between(first, last), max_seconds, tolerance)
+    pictures = _seconds_between(first, last)
+    _check_length(pictures, max_seconds, tolerance)
     for sound in container.streams.audio:
         if sound.duration and has_packets(sound):
             _last_packet(container, sound)
+    return pictures or with_sound
 
 
 def _check_length(seconds: float, max_seconds: float, tolerance: float) -> None:

@@ -93,8 +93,12 @@ class LumaBaseOperator(TemplatedOperator):
         if self.outlets:
             from airflow_provider_luma.asset_events import tell_of_job
 
-            tell_of_job(self, context, result, prompt=prompt, source=source)
+            tell_of_job(self, context, result, prompt=prompt, source=source, facts=self.facts_of_run)
         self.result = result
+
+    def facts_of_run(self, context: Context) -> dict[str, Any]:
+        """Return what the asset events say about the DAG run."""
+        return {}
 
     def on_kill(self) -> None:
         """Stop the task from sending anything else."""

@@ -241,6 +241,11 @@ def _read(name: str, env: jinja2.Environment) -> str:
     return _as_text(text)
 
 
+def _check_job_limit(limit: object) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise LumaValidationError(None, f"max_jobs_per_run must be a whole number above 0, not {limit!r}")
+
+
 class LumaModifyOperator(PromptOperator, LumaJobOperator):
     """
     Modify a video with Luma according to a prompt, and wait for the result.
@@ -284,6 +289,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     :param check_video: validate the video before submitting it, and refuse what Luma would refuse. For a file in a
         storage, this reads its format and length, which needs the extra ``media`` of this package; for a public
         address, it reads the first bytes
+    :param max_jobs_per_run: the most jobs that the DAG run may submit, over all tasks that set this. Beyond it, a task
+        fails without using its retries. Needs a ``submission_store`` in the connection
     :raises LumaValidationError: a parameter is invalid
     """
 
@@ -316,6 +323,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         resubmit_on_failure: bool = True,
         check_video: bool = True,
         queue_timeout: float | None = None,
+        max_jobs_per_run: int | None = None,
         multiple_outputs: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -334,6 +342,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         self.resubmit_on_failure = resubmit_on_failure
         self.check_video = check_video
         self.queue_timeout = queue_timeout
+        self.max_jobs_per_run = max_jobs_per_run
         self._luma_task_id: str | None = None
 
         self._check_parameters()
@@ -344,6 +353,8 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         check_positive("timeout", self.timeout)
         if self.queue_timeout is not None:
             check_positive("queue_timeout", self.queue_timeout)
+        if self.max_jobs_per_run is not None:
+            _check_job_limit(self.max_jobs_per_run)
         self.check_literal_prompt()
         if is_literal(self.video_url):
             check_video_address(self.video_url)
@@ -404,6 +415,14 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
     def _source(self) -> str | None:
         """The video as the DAG names it; None if this process does not know it."""
         return str(self.video_url)
+
+    def facts_of_run(self, context: Context) -> dict[str, Any]:
+        """Return how many jobs the DAG run has submitted, and their price if it is known, if it has a limit."""
+        if self.max_jobs_per_run is None:
+            return {}
+        usage = self.open_store(context).run_budget(self.max_jobs_per_run, self.luma_conn_id).usage()
+        facts = {"jobs_in_run": usage.jobs, "run_us_dollars": usage.us_dollars}
+        return {name: value for name, value in facts.items() if value is not None}
 
     def on_kill(self) -> None:
         """Send no submission after this; log that the job is not cancelled, with its id."""
@@ -480,6 +499,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             on_job_known=self._on_job_known,
             fail_if_killed=self.fail_if_killed,
             task_instance_id=getattr(context["ti"], "id", None),
+            max_jobs_per_run=self.max_jobs_per_run,
         )
 
     def _on_job_known(self, luma_task_id: str) -> None:

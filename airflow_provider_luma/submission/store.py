@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE
 from airflow_provider_luma.core.decision import RECORDS_KEPT, SubmissionRecord
+from airflow_provider_luma.exceptions import LumaValidationError
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
+
+    from airflow_provider_luma.submission.budget import RunBudget
 
 T = TypeVar("T")
 
@@ -62,8 +65,12 @@ class SubmissionStore(ABC):
         """Write the updated record of a submission that was begun."""
 
     @abstractmethod
-    def forget(self, intent: SubmissionRecord) -> None:
-        """Drop the intent of a submission that was not accepted, and restore the record it replaced."""
+    def forget(self, intent: SubmissionRecord, *, may_be_paid: bool = False) -> None:
+        """
+        Drop the intent of a submission that was not accepted, and restore the record it replaced.
+
+        :param may_be_paid: it may have been accepted, and so keeps its slot in the run's budget
+        """
 
     @abstractmethod
     def callback_task_id(self, reference: str) -> str | None:
@@ -76,6 +83,18 @@ class SubmissionStore(ABC):
     @abstractmethod
     def save_upload(self, upload: dict[str, Any]) -> None:
         """Keep the upload of the task's input video, so that a later try need not repeat it."""
+
+    def run_budget(self, limit: int, conn_id: str, *, is_first_try: bool = False) -> RunBudget:
+        """
+        Return the budget of the DAG run.
+
+        :param limit: ``max_jobs_per_run``
+        :param conn_id: the connection that names the store
+        :param is_first_try: whether no earlier try can have left a slot
+        :raises LumaValidationError: this store cannot keep one
+        :raises AirflowException: the storage cannot be used
+        """
+        raise no_budget(conn_id, "has none")
 
     def update(self, reference: str, **changes: Any) -> SubmissionRecord | None:
         """
@@ -124,7 +143,7 @@ class TaskStateSubmissionStore(SubmissionStore):
         if self._is_latest(record):
             self._set(STORE_KEY, record.as_dict())
 
-    def forget(self, intent: SubmissionRecord) -> None:
+    def forget(self, intent: SubmissionRecord, *, may_be_paid: bool = False) -> None:
         """Restore the record the intent replaced, unless another try has begun a submission since."""
         if self._state is None or not self._is_latest(intent):
             return
@@ -157,6 +176,16 @@ class TaskStateSubmissionStore(SubmissionStore):
         if self._state is not None:
             # Keep it as long as kie.ai keeps its records; Airflow's default is a month.
             self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
+
+
+def no_budget(conn_id: str, what_it_has: str) -> LumaValidationError:
+    """Return the error for a store that cannot keep the budget of a DAG run."""
+    return LumaValidationError(
+        None,
+        "max_jobs_per_run needs a submission_store in which only one of several workers can create a file: a disk that "
+        f"all workers share, Amazon S3, Google Cloud Storage or Azure Blob Storage. Connection {conn_id!r} "
+        f"{what_it_has}. Nothing was submitted. Set submission_store in its extra, or remove max_jobs_per_run",
+    )
 
 
 def try_store(log: Logger, access: Callable[..., T], *arguments: Any, **changes: Any) -> T | None:

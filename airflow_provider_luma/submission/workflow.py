@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import tenacity
@@ -44,6 +44,7 @@ from airflow_provider_luma.exceptions import (
     LumaError,
     LumaGenerationError,
     LumaInsufficientCreditsError,
+    LumaJobLimitError,
     LumaNotFoundError,
     LumaRateLimitError,
     LumaRequestFailedError,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.core.job import LumaTask, ModifyRequest
     from airflow_provider_luma.files.input_video import InputVideo
     from airflow_provider_luma.services.base import Service
+    from airflow_provider_luma.submission.budget import Claim, RunBudget
 
 
 class WaitForJob(NamedTuple):
@@ -173,6 +175,7 @@ class Submitter:
     :param on_job_known: called with the job's id as soon as it is known
     :param fail_if_killed: called just before anything is sent; raises if the task was killed
     :param task_instance_id: Airflow's id of this try, by which the receiver of callbacks finds the record
+    :param max_jobs_per_run: the most jobs that the DAG run may submit; None for any number
     """
 
     client: LumaClient
@@ -192,6 +195,7 @@ class Submitter:
     on_job_known: Callable[[str], None]
     fail_if_killed: Callable[[], None]
     task_instance_id: UUID | None = None
+    max_jobs_per_run: int | None = None
 
     def submit(self, submission: Submission) -> NextStep:
         """
@@ -338,7 +342,7 @@ class Submitter:
                 record.try_number,
                 self._service.unknown_outcome_remedy(record.reference, record.submitted_at),
             )
-            self.store.forget(record)
+            self.store.forget(record, may_be_paid=True)
             forgotten, record = record, self.store.load()
             if record is not None and record.reference == forgotten.reference:
                 break
@@ -449,6 +453,8 @@ class Submitter:
             if attempt.submission.deferral.upload is not None:
                 try_store(self.log, self.store.save_upload, {})  # a Clear of this task needs a new upload
             _fail(error)
+        except LumaJobLimitError as error:
+            _fail(error)  # an upload is kept: after a Clear with a higher limit, the request is the same
         except TRANSIENT as error:
             if not self.can_defer or not attempt.is_forgotten:
                 raise
@@ -466,7 +472,31 @@ class Submitter:
         if (remaining := self.client.credits_left()) is not None:
             metrics.credits_left(self._conn_id, remaining)
             self.log.info("The Luma account has %g credits left", remaining)
+        self._report_usage(attempt)
         return job
+
+    @cached_property
+    def budget(self) -> RunBudget | None:
+        """
+        The budget of the DAG run; None if it has no limit.
+
+        :raises LumaValidationError: the store cannot keep one
+        """
+        if self.max_jobs_per_run is None:
+            return None
+        return self.store.run_budget(self.max_jobs_per_run, self._conn_id, is_first_try=self.try_number == 1)
+
+    def _report_usage(self, attempt: SubmissionAttempt) -> None:
+        """Report what the run has submitted. The job is paid for, so no failure here may fail the task."""
+        if self.budget is None:
+            return
+        try:
+            usage = self.budget.usage(with_price=attempt.us_dollars is not None)
+        except Exception:
+            self.log.warning("Could not count the jobs of this DAG run; its metrics are not sent", exc_info=True)
+            return
+        metrics.run_usage(self.budget.dag_id, usage.jobs, usage.us_dollars)
+        self.log.info("This DAG run has submitted %d of at most %s jobs", usage.jobs, self.max_jobs_per_run)
 
     def renew_client(self, request: ModifyRequest) -> None:
         """
@@ -496,7 +526,9 @@ class Submitter:
         return self.client.connection != refused
 
     def _check_before_paying(self, submission: Submission) -> None:
-        """Refuse to submit if the triggerer could not poll, the video is unusable, or credits are below the reserve."""
+        """Refuse to submit beyond a limit, if the triggerer could not poll, or if the video is unusable."""
+        if self.budget is not None:
+            self.budget.check()
         if self.can_defer and self.needs_result:
             self.client.check_wait_in_triggerer()
         if submission.deferral.first_attempt_at is None:
@@ -572,7 +604,7 @@ class Submitter:
             raise self._reported(error, reference)
         record = self.store.load()
         if record is not None and record.reference == reference:
-            self.store.forget(record)  # so that the next try submits again
+            self.store.forget(record, may_be_paid=True)  # so that the next try submits again
         raise error
 
     def _reported(self, error: LumaSubmissionUnknownError, reference: str) -> AirflowFailException:
@@ -626,6 +658,7 @@ class SubmissionAttempt:
     :param submission: the published submission to send
     :param intent: the record to write before sending
     :ivar is_forgotten: whether the store is free of the intents of refused attempts
+    :ivar us_dollars: the estimated price of the job, if known
     """
 
     def __init__(self, submitter: Submitter, submission: Submission, intent: SubmissionRecord) -> None:
@@ -633,7 +666,9 @@ class SubmissionAttempt:
         self.submission = submission
         self.intent = intent
         self.is_forgotten = True
+        self.us_dollars: float | None = None
         self._is_first = True
+        self._claim: Claim | None = None
 
     def __call__(self) -> str:
         """
@@ -643,6 +678,7 @@ class SubmissionAttempt:
         :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
         :raises AirflowException: signing the input or recording the intent failed, another try has taken over, or
             the task was killed; nothing was sent
+        :raises LumaJobLimitError: the DAG run may submit no more; nothing was sent
         :raises LumaError: certainly nothing was accepted
         """
         self._submitter.fail_if_killed()
@@ -653,12 +689,8 @@ class SubmissionAttempt:
                 "Could not remove a refused attempt from the submission store, so this try submits nothing more"
             )
         request = self._prepare()
-        try:
-            self._store.begin(self.intent)
-        except Exception:
-            self._log.warning("Could not record the submission, so nothing was submitted")
-            self._try_to_forget()  # the write may have succeeded, with only its response lost
-            raise
+        self._claim_slot()
+        self._begin()
         try:
             luma_task_id = self._submitter.client.submit(
                 request, self.intent.reference, before_send=self._fail_if_overtaken
@@ -672,6 +704,25 @@ class SubmissionAttempt:
         self._log.info("Luma accepted the job as Luma task %s", luma_task_id)
         try_store(self._log, self._save, replace(self.intent, luma_task_id=luma_task_id, replaced=None))
         return luma_task_id
+
+    def _claim_slot(self) -> None:
+        service, video = self._submitter.client.connection.service, self.submission.video
+        if video.seconds is not None:
+            # A clip is often a frame longer than the limit.
+            self.us_dollars = service.price(min(video.seconds, service.limits.seconds), self.submission.request.options)
+        if self._submitter.budget is not None:
+            self._claim = self._submitter.budget.claim(self.intent.reference, self.us_dollars)
+
+    def _begin(self) -> None:
+        try:
+            self._store.begin(self.intent)
+        except Exception:
+            self._log.warning("Could not record the submission, so nothing was submitted")
+            if self._claim is not None and self._claim.took_over:
+                # Another try may be submitting with this slot. The next try decides by the record whether it is free.
+                self._claim = None
+            self._try_to_forget()  # the write may have succeeded, with only its response lost
+            raise
 
     def _prepare(self) -> ModifyRequest:
         """Return what to send over the current connection; note in the intent whether a callback is expected."""
@@ -699,13 +750,15 @@ class SubmissionAttempt:
         self._submitter.fail_if_killed()
         if not self._store.is_durable:
             return
+        budget, claim = self._submitter.budget, self._claim
         try:
             record = self._store.load()
+            has_slot = budget is None or claim is None or budget.is_held(claim)
         except Exception as error:
             raise AirflowException(
                 f"Could not check in the submission store whether another try has taken over: {error}. Nothing was sent"
             ) from error
-        if record != self.intent:
+        if record != self.intent or not has_slot:
             raise AirflowException(
                 "The submission record changed while this try was about to submit: another try has taken over, or the "
                 "task was cleared. Nothing was sent"
@@ -719,5 +772,9 @@ class SubmissionAttempt:
         self.is_forgotten = try_store(self._log, self._forget) is True
 
     def _forget(self) -> bool:
+        """Drop the intent, then give the slot back: in between, a killed process leaves it to the next try."""
         self._store.forget(self.intent)
+        if self._submitter.budget is not None and self._claim is not None:
+            self._submitter.budget.release(self._claim, self.intent.reference)
+            self._claim = None
         return True

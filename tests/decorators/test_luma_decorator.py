@@ -331,15 +331,16 @@ class TestInADag:
 
     def test_operator_parameters_and_task_parameters_reach_the_task(self):
         with DAG("films", schedule=None):
+            limits = {"queue_timeout": 600, "max_jobs_per_run": 50}
 
-            @task.luma_modify(video_url=VIDEO_URL, retries=4, pool="luma", resubmit_on_failure=False, queue_timeout=600)
+            @task.luma_modify(video_url=VIDEO_URL, retries=4, pool="luma", resubmit_on_failure=False, **limits)
             def modify():
                 """Write a prompt."""
 
             operator = modify().operator
         assert isinstance(operator, LumaModifyOperator)
         assert (operator.retries, operator.pool, operator.resubmit_on_failure) == (4, "luma", False)
-        assert operator.queue_timeout == 600
+        assert (operator.queue_timeout, operator.max_jobs_per_run) == (600, 50)
         assert [link.name for link in operator.operator_extra_links] == ["Luma result"]
         assert operator.doc_md == "Write a prompt."
         assert operator.operator_name == "@task.luma_modify"

@@ -7,9 +7,7 @@ A cluster, as ``make demo-cluster`` runs it: its workers and triggerers are kill
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from harness.cluster import TRIGGERERS, WORKERS, AirflowCluster, services
+from harness.cluster import TRIGGERERS, WORKERS, AirflowCluster
+from tests.e2e.clusters import cluster_of, restart_after_a_kill
 
 JOBS = int(os.environ.get("CLUSTER_JOBS", "100"))
 #: Status checks that a job may cost with callbacks, on average.
@@ -54,31 +53,9 @@ def luma() -> Iterator[Simulator]:
 @pytest.fixture
 def cluster(luma: Simulator, tmp_path: Path) -> Iterator[AirflowCluster]:
     """A cluster whose jobs are called back."""
-    (tmp_path / "dags").mkdir()
-    (tmp_path / "dags" / "many.py").write_text(DAG.format(video_url=luma.sample_url, jobs=JOBS, timeout=300 + JOBS * 2))
-    environment = {
-        "AIRFLOW__CORE__MAX_MAP_LENGTH": "10000",
-        # So that what is killed is missed soon.
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-    }
-    with services() as addresses:
-        airflow = AirflowCluster(tmp_path / "airflow", tmp_path / "dags", environment, *addresses)
-        airflow.environment["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(
-            {
-                "conn_type": "luma",
-                "host": luma.base_url,
-                "password": luma.settings.api_key,
-                "extra": {"callback_base_url": airflow.url, "submission_store": f"file://{tmp_path}/store"},
-            }
-        )
-        with airflow:
-            yield airflow
-
-
-def restart_after_a_kill(cluster: AirflowCluster, component: str) -> None:
-    cluster.stop(component, signal.SIGKILL)
-    cluster.start(component)
+    dag = DAG.format(video_url=luma.sample_url, jobs=JOBS, timeout=300 + JOBS * 2)
+    with cluster_of(luma, tmp_path, dag) as airflow:
+        yield airflow
 
 
 def test_each_job_is_paid_once_and_done_though_workers_and_triggerers_are_killed(

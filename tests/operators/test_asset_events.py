@@ -247,6 +247,35 @@ class TestJob:
         assert (extra["files"], extra["prompts"]) == (["https://e.com/r.mp4"], ["as sent"])
         assert extra["sources"] == [luma.sample_url]
 
+    def test_modify_with_a_limit_says_what_its_run_has_submitted(self, luma, modify, set_connection, tmp_path):
+        set_connection(luma.base_url, service="luma", submission_store=str(tmp_path / "store"))
+        (clip := tmp_path / "in.mp4").write_bytes(make_clip(seconds=1))
+        limited = {"max_jobs_per_run": 9, "video_url": str(clip), "outlets": [VIDEO]}
+        extra = self.facts(modify(deferrable=False, **limited).execute)
+        assert (extra["jobs_in_run"], extra["run_us_dollars"]) == (1, 1.08)
+
+        def resumed(context: Any) -> Any:
+            task = {"luma_task_id": "j", "result_urls": [], "completed_at": COMPLETED_AT}
+            return modify(**limited).execute_complete(context, {"task": task})
+
+        extra = self.facts(resumed)
+        assert (extra["jobs_in_run"], extra["run_us_dollars"]) == (1, 1.08), "another process reads it again"
+
+    def test_modify_with_a_limit_leaves_out_a_price_that_is_unknown(self, luma, modify, set_connection, tmp_path):
+        set_connection(luma.base_url, submission_store=str(tmp_path))
+        extra = self.facts(modify(deferrable=False, max_jobs_per_run=9, outlets=[VIDEO]).execute)
+        assert extra["jobs_in_run"] == 1
+        assert "run_us_dollars" not in extra
+
+    def test_count_that_cannot_be_read_does_not_fail_a_paid_job(self, luma, modify, set_connection, tmp_path, task_log):
+        set_connection(luma.base_url, submission_store=str(tmp_path / "unmounted" / "store"))
+        task = {"luma_task_id": "j", "result_urls": ["https://e.com/r.mp4"], "completed_at": COMPLETED_AT}
+        operator = modify(max_jobs_per_run=9, outlets=[VIDEO])
+        extra = self.facts(lambda context: operator.execute_complete(context, {"task": task}))
+        assert extra["luma_task_ids"] == ["j"]
+        assert "jobs_in_run" not in extra
+        assert len(messages(task_log, "will omit the jobs of the DAG run")) == 1
+
     @pytest.mark.parametrize("is_deferred", [True, False])
     def test_sensor_names_what_luma_has_recorded(self, luma, modify, until, is_deferred):
         modify(wait_for_completion=False).execute({"ti": XComs()})

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from contextlib import suppress
 from typing import Any
 
@@ -17,34 +16,6 @@ from airflow_provider_luma.exceptions import LumaError, LumaGenerationError
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.support.operator_fixtures import new_context
-
-
-class Recorder:
-    """Stands in for Airflow's Stats, behind which is a network."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[float]] = defaultdict(list)
-        self.tags: dict[str, Any] = {}
-
-    def incr(self, name: str) -> None:
-        self.values[name].append(1)
-
-    def timing(self, name: str, value: float) -> None:
-        self.values[name].append(value)
-
-    def gauge(self, name: str, value: float, *, tags: dict[str, str]) -> None:
-        self.values[name].append(value)
-        self.tags[name] = tags
-
-    def count(self, name: str) -> int:
-        return len(self.values[name])
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    recorder = Recorder()
-    monkeypatch.setattr(metrics, "Stats", recorder)
-    return recorder
 
 
 @pytest.fixture

@@ -33,6 +33,11 @@ class TestLiterals:
             ({"timeout": None}, "timeout"),
             ({"queue_timeout": 0}, "queue_timeout"),
             ({"queue_timeout": "3600"}, "queue_timeout"),
+            ({"max_jobs_per_run": 0}, "max_jobs_per_run"),
+            ({"max_jobs_per_run": -1}, "max_jobs_per_run"),
+            ({"max_jobs_per_run": True}, "max_jobs_per_run"),
+            ({"max_jobs_per_run": 1.5}, "max_jobs_per_run"),
+            ({"max_jobs_per_run": "50"}, "max_jobs_per_run"),
         ],
         ids=str,
     )
@@ -124,6 +129,12 @@ class TestMapping:
         with DAG("d", schedule=None):
             task = LumaModifyOperator.partial(task_id="mapped", **fixed).expand(**mapped)
         assert isinstance(task, MappedOperator)
+
+    def test_limit_of_the_run_comes_from_default_args(self):
+        with DAG("d", schedule=None, default_args={"max_jobs_per_run": 50}):
+            mapped = LumaModifyOperator.partial(task_id="m", prompt="rain").expand(video_url=["https://e.com/1.mp4"])
+            single = LumaModifyOperator(task_id="s", **VALID_PARAMETERS)
+        assert mapped.unmap({"video_url": "https://e.com/1.mp4"}).max_jobs_per_run == single.max_jobs_per_run == 50
 
     def test_unmapped_task_is_an_ordinary_operator_with_multiple_outputs(self):
         with DAG("d", schedule=None):

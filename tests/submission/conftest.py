@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of submit-once."""
 
+from tests.support.metrics_recorder import recorder
 from tests.support.operator_fixtures import context, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
 from tests.support.stored_clips import clip, s3_clip
 from tests.support.submission_fixtures import (
     await_job_ends,
     callbacks_on,
+    folder,
     leave_ended,
     leave_running,
     relay,
@@ -20,9 +22,11 @@ __all__ = [
     "callbacks_on",
     "clip",
     "context",
+    "folder",
     "leave_ended",
     "leave_running",
     "modify",
+    "recorder",
     "relay",
     "s3_clip",
     "s3_endpoint",

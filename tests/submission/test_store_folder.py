@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from airflow_provider_luma.client import LumaClient
 from airflow_provider_luma.core.decision import RECORDS_KEPT, Outcome, SubmissionRecord, new_reference
 from airflow_provider_luma.exceptions import LumaTimeoutError
-from airflow_provider_luma.submission import store_folder
+from airflow_provider_luma.submission import json_folder
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore, record_callback
 from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore
 
@@ -29,14 +29,6 @@ JOB = "0123456789abcdef0123456789abcdef"
 
 def intent() -> SubmissionRecord:
     return SubmissionRecord(new_reference(), "a-fingerprint", None, 2, 1, submitted_at=time.time())
-
-
-@pytest.fixture(params=["local", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder on a local disk, and in an S3 bucket."""
-    if request.param == "local":
-        return str(tmp_path)
-    return f"{request.getfixturevalue('bucket').destination}/luma"
 
 
 @pytest.fixture
@@ -168,7 +160,7 @@ class TestExpiry:
         store = ObjectSubmissionStore(str(tmp_path), TASK)
         store.begin(record := intent())
         ahead = time.time() + 2 * RECORDS_KEPT
-        monkeypatch.setattr(store_folder.time, "time", lambda: ahead)
+        monkeypatch.setattr(json_folder.time, "time", lambda: ahead)
         other = ObjectSubmissionStore(str(tmp_path), (*TASK[:3], 7))
         other.begin(another := intent())
         other.save(another)
@@ -181,7 +173,7 @@ class TestExpiry:
         file = old(f"callbacks/{new_reference()}.json")
         store.save(record)
         assert file.exists()
-        os.utime(tmp_path / "last-cleanup.json", (time.time() - store_folder.CLEANUP_INTERVAL - 60,) * 2)
+        os.utime(tmp_path / "last-cleanup.json", (time.time() - json_folder.CLEANUP_INTERVAL - 60,) * 2)
         store.save(record)
         assert not file.exists()
 
@@ -293,7 +285,7 @@ class TestSubmitOnce:
         assert luma.accepted == 1
 
     def test_refusal_that_could_not_be_marked_at_once_hides_nothing(self, luma, task, monkeypatch, short_backoff):
-        replace_file, failed = store_folder._Folder.replace, []
+        replace_file, failed = json_folder.JsonFolder.replace, []
 
         def replace_later(folder, file, document):
             if document.get("refused") and not failed:
@@ -301,7 +293,7 @@ class TestSubmitOnce:
                 raise OSError("the storage is down")
             replace_file(folder, file, document)
 
-        monkeypatch.setattr(store_folder._Folder, "replace", replace_later)
+        monkeypatch.setattr(json_folder.JsonFolder, "replace", replace_later)
         luma.configure(processing_seconds=0, faults=["submit:refuse,code=429,times=1"])
         assert task.run_try()["luma_task_id"] == luma.jobs[0].task_id
         assert failed
@@ -347,7 +339,7 @@ def test_process_that_is_killed_around_any_write_pays_for_nothing_twice(
         return call
 
     task = TaskRun(lambda **changes: modify(deferrable=False, **changes), None)
-    written = store_folder._WholeLocalFile
+    written = json_folder._WholeLocalFile
     with monkeypatch.context() as patched:
         for method in ("__enter__", "__exit__"):
             patched.setattr(written, method, killing(getattr(written, method)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +68,14 @@ def leave_ended(luma: Simulator, until: Callable[..., Any]) -> Callable[..., str
         return luma.jobs[0].task_id
 
     return _leave_ended
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder on a local disk, and in an S3 bucket."""
+    if request.param == "local":
+        return str(tmp_path)
+    return f"{request.getfixturevalue('bucket').destination}/luma"
 
 
 @pytest.fixture

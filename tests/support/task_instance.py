@@ -139,6 +139,7 @@ class TaskRun:
     :param retries: the task's retries
     :param passes_kwargs: whether a resumed task gets the deferral's kwargs; False as in ``dag.test()`` of Airflow
         3.1 to 3.3, which passes the event alone
+    :param names: what of ``dag_id``, ``run_id``, ``task_id`` and ``map_index`` differs from the task instance's own
     """
 
     def __init__(
@@ -148,10 +149,12 @@ class TaskRun:
         *,
         retries: int = 2,
         passes_kwargs: bool = True,
+        **names: Any,
     ) -> None:
         self.store = store
         self.retries = retries
-        self.ti = TaskInstance(try_number=0, max_tries=retries)
+        self._names = names
+        self.ti = self._new_ti(0, retries)
         #: Called when the operator has returned, before Airflow knows.
         self.on_return: Callable[[], None] = lambda: None
         self._modify = modify
@@ -159,7 +162,7 @@ class TaskRun:
 
     def run_try(self, **changes: Any) -> dict[str, Any]:
         """Run the first try, or another one because the last has failed."""
-        self.ti = TaskInstance(self.ti.try_number + 1, self.ti.max_tries)
+        self.ti = self._new_ti(self.ti.try_number + 1, self.ti.max_tries)
         context: Any = {"ti": self.ti}
         if self.store is not None:
             context["task_state_store"] = self.store
@@ -177,6 +180,11 @@ class TaskRun:
             self.ti.task, self.ti.context = operator, context
             listener.on_task_instance_success(task_instance=self.ti)
             return result
+
+    def _new_ti(self, try_number: int, max_tries: int) -> TaskInstance:
+        ti = TaskInstance(try_number, max_tries)
+        vars(ti).update(self._names)
+        return ti
 
     def clear_and_run(self, **changes: Any) -> dict[str, Any]:
         """Run the try after a person has cleared the task."""

@@ -107,11 +107,13 @@ def test_two_films_in_one_dag_have_folders_of_their_own():
 def test_parameters_of_the_modify_operator_are_passed_on():
     with DAG("x", schedule=None) as dag:
         modify_long_video(
-            prompt="make it snow", luma_conn_id="mine", pool="luma", retries=2, timeout=60, queue_timeout=90, **FILM
+            **{"prompt": "make it snow", "luma_conn_id": "mine", "pool": "luma", "retries": 2},
+            **{"timeout": 60, "queue_timeout": 90, "max_jobs_per_run": 7},
+            **FILM,
         )
     passed = dag.get_task("film.modify").partial_kwargs
     assert (passed["luma_conn_id"], passed["pool"], passed["retries"], passed["timeout"]) == ("mine", "luma", 2, 60)
-    assert passed["queue_timeout"] == 90
+    assert (passed["queue_timeout"], passed["max_jobs_per_run"]) == (90, 7)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The budget of a DAG run, ``max_jobs_per_run``: at most so many paid submissions, over all its tasks.
+
+Before each submission, a task claims a numbered slot in the connection's ``submission_store``:
+``budgets/DAG/RUN-HASH/000007-001.json`` is the first holder of slot 7, and names its task and its submission. A holder
+that was certainly refused gives its slot back with ``000007-001-free.json``, and the next one is ``000007-002.json``.
+A slot is in use if its latest holder has not given it back.
+
+Each claim is created only if there is no file of that name, and no file is removed until it expires. So of several
+tasks that want a slot, one gets it. A process that was frozen, or a request that the storage's client repeats, can free
+no slot that somebody else holds by now: it names its own holder.
+
+A process killed between its claim and its intent leaves a slot for which there is no submission. The next try of its
+task becomes the next holder, also if all slots are in use. If there is an intent or an id, the slot stays in use: the
+submission may have been accepted. The killed process may be merely frozen. When it goes on, either it sees before it
+sends that its slot has another holder, or its intent came first, and the next try finds that another one is submitting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from airflow_provider_luma.compat import AirflowException
+from airflow_provider_luma.exceptions import LumaJobLimitError
+from airflow_provider_luma.submission.json_folder import InvalidFile, JsonFolder, path_part
+
+#: How often to list the slots anew, if others take each slot that was free, before leaving it to a retry of the task.
+MAX_LISTINGS = 20
+
+#: Files that are read at a time: a request to an object store takes some hundredths of a second.
+READS_AT_A_TIME = 16
+
+#: Tasks that an error names.
+MAX_TASKS_NAMED = 10
+
+_FILE = re.compile(r"(\d{6,})-(\d{3,})(-free)?\.json")
+
+
+class Slot(NamedTuple):
+    """
+    A slot and one of its holders.
+
+    :param number: the slot's, from 1 to the limit
+    :param holder: the holder's: the first is 1
+    """
+
+    number: int
+    holder: int
+
+
+class Claim(NamedTuple):
+    """
+    A slot as this process holds it.
+
+    :param took_over: the submissions of earlier tries that claimed the slot and were killed
+    """
+
+    slot: Slot
+    took_over: tuple[str, ...] = ()
+
+
+class Usage(NamedTuple):
+    """
+    What a DAG run has submitted, or is submitting.
+
+    :param jobs: how many jobs
+    :param us_dollars: their estimated price; None if that of one of them is unknown
+    """
+
+    jobs: int
+    us_dollars: float | None
+
+
+class RunBudget:
+    """
+    The slots of a DAG run, as one task instance uses them.
+
+    A check takes one listing of the run's folder; a claim takes another, and a request for each slot that others take
+    first. If all slots are in use, or an earlier try may have left one, the slots in use are read, too.
+
+    :param folder: ``submission_store`` of the connection
+    :param task: the task instance: ``dag_id``, ``run_id``, ``task_id``, ``map_index`` and ``iteration``
+    :param limit: ``max_jobs_per_run``
+    :param paid: returns the references of this task instance's submissions that may have been accepted
+    :param is_first_try: whether no earlier try can have left a slot
+    """
+
+    def __init__(
+        self,
+        folder: JsonFolder,
+        task: Mapping[str, Any],
+        limit: int,
+        paid: Callable[[], Collection[str]],
+        *,
+        is_first_try: bool = False,
+    ) -> None:
+        self._folder, self._task, self._limit, self._paid = folder, dict(task), limit, paid
+        self._is_first_try = is_first_try
+        names = task["dag_id"], task["run_id"]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+        self._path = "/".join(["budgets", *map(path_part, names)]) + f"-{digest}"
+
+    @property
+    def dag_id(self) -> str:
+        """The DAG's id."""
+        return str(self._task["dag_id"])
+
+    def check(self) -> None:
+        """
+        Fail if no slot can be claimed.
+
+        :raises LumaJobLimitError: all are in use
+        :raises AirflowException: the storage cannot be read
+        """
+        if len(self._in_use()) >= self._limit:
+            self._find()
+
+    def claim(self, reference: str, us_dollars: float | None) -> Claim:
+        """
+        Claim a slot for a submission.
+
+        :param reference: the submission's name
+        :param us_dollars: its estimated price, if known
+        :raises LumaJobLimitError: all slots are in use
+        :raises AirflowException: the storage cannot be used, or others were faster each time
+        """
+        document = {**self._task, "reference": reference, "claimed_at": time.time(), "us_dollars": us_dollars}
+        for _ in range(MAX_LISTINGS):
+            for claim in self._find():
+                if self._folder.create(self._file(claim.slot), {**document, "took_over": list(claim.took_over)}):
+                    return claim
+        raise AirflowException(
+            f"Could not claim one of the {self._limit} slots of max_jobs_per_run, because too many tasks tried at the "
+            "same time. Nothing was submitted; a retry tries again"
+        )
+
+    def is_held(self, claim: Claim) -> bool:
+        """Return whether a claim still counts: no later try has taken the slot over, and nobody has removed it."""
+        return claim.slot in self._in_use()
+
+    def release(self, claim: Claim, reference: str) -> None:
+        """
+        Give a slot back: the submission was certainly not accepted.
+
+        :param reference: the submission that the slot was claimed for
+        """
+        with suppress(FileNotFoundError):  # a person has removed it
+            if self._folder.read(self._file(claim.slot)).get("reference") == reference:
+                self._folder.replace(self._file(claim.slot, "-free"), {"reference": reference})
+
+    def usage(self, *, with_price: bool = True) -> Usage:
+        """
+        Return what the run has submitted, or is submitting.
+
+        :param with_price: whether to read all slots for their prices
+        """
+        in_use = self._in_use()
+        return Usage(len(in_use), self._price(in_use) if with_price else None)
+
+    def _price(self, in_use: Sequence[Slot]) -> float | None:
+        total = 0.0
+        for document in self._documents(in_use):
+            price = document.get("us_dollars")
+            if isinstance(price, bool) or not isinstance(price, (int, float)):
+                return None
+            total += price
+        return round(total, 4)
+
+    def _find(self) -> list[Claim]:
+        """
+        Return the claims to try, in order: the slot that an earlier try has left, or all that are free.
+
+        Tasks with a lower limit count all slots, too. If fewer are in use than the limit, one up to the limit is free.
+
+        :raises LumaJobLimitError: there are none
+        """
+        holders = self._holders()
+        in_use = _in_use(holders)
+        left: dict[Slot, tuple[str, ...]] = {}
+        documents: list[dict[str, Any]] = []
+        if in_use and (len(in_use) >= self._limit or not self._is_first_try):
+            documents = list(self._documents(in_use))
+            left = self._left_by_earlier_tries(in_use, documents)
+        if len(in_use) - len(left) >= self._limit:
+            raise self._spent(documents)
+        if left:
+            slot, took_over = next(iter(left.items()))
+            return [Claim(Slot(slot.number, slot.holder + 1), took_over)]
+        taken = {slot.number for slot in in_use}
+        free = (number for number in range(1, self._limit + 1) if number not in taken)
+        return [Claim(Slot(number, holders.get(number, (0, True))[0] + 1)) for number in free]
+
+    def _left_by_earlier_tries(
+        self, in_use: Sequence[Slot], documents: Sequence[Mapping[str, Any]]
+    ) -> dict[Slot, tuple[str, ...]]:
+        """Return the slots that this task instance holds for nothing, with the submissions they were claimed for."""
+        claimed = {
+            slot: (*(document.get("took_over") or ()), str(document.get("reference")))
+            for slot, document in zip(in_use, documents, strict=True)
+            if all(document.get(name) == value for name, value in self._task.items())
+        }
+        paid = set(self._paid()) if claimed else set()
+        return {slot: references for slot, references in claimed.items() if paid.isdisjoint(references)}
+
+    def _spent(self, documents: Sequence[Mapping[str, Any]]) -> LumaJobLimitError:
+        counts = Counter(str(document.get("task_id", "unknown")) for document in documents).most_common()
+        named = [f"{task_id}: {count}" for task_id, count in counts[:MAX_TASKS_NAMED]]
+        if more := len(counts) - len(named):
+            named.append(f"{more} more tasks")
+        return LumaJobLimitError(
+            None,
+            f"max_jobs_per_run={self._limit}: this DAG run has submitted {len(documents)} jobs, or is submitting them "
+            f"({', '.join(named)}). Nothing was submitted",
+        )
+
+    def _in_use(self) -> list[Slot]:
+        return _in_use(self._holders())
+
+    def _holders(self) -> dict[int, tuple[int, bool]]:
+        """Return the latest holder of each slot that has had one, and whether it has given the slot back."""
+        found: dict[int, tuple[int, bool]] = {}
+        for name in self._folder.files(self._path):
+            if match := _FILE.fullmatch(name):
+                number = int(match[1])
+                found[number] = max(found.get(number, (0, False)), (int(match[2]), match[3] is not None))
+        return found
+
+    def _documents(self, slots: Sequence[Slot]) -> Iterator[dict[str, Any]]:
+        """Yield what the holders of slots have written; nothing is known of those that cannot be read."""
+        with ThreadPoolExecutor(READS_AT_A_TIME) as readers:
+            for start in range(0, len(slots), READS_AT_A_TIME):
+                yield from readers.map(self._read, slots[start : start + READS_AT_A_TIME])
+
+    def _read(self, slot: Slot) -> dict[str, Any]:
+        with suppress(FileNotFoundError, InvalidFile):
+            return self._folder.read(self._file(slot))
+        return {}
+
+    def _file(self, slot: Slot, suffix: str = "") -> str:
+        return f"{self._path}/{slot.number:06}-{slot.holder:03}{suffix}.json"
+
+
+def _in_use(holders: Mapping[int, tuple[int, bool]]) -> list[Slot]:
+    return [Slot(number, holder) for number, (holder, is_free) in sorted(holders.items()) if not is_free]
