@@ -73,6 +73,7 @@ class InputVideo:
     :param log: the task's log
     :param fail_if_killed: called before each piece that is uploaded; what it raises ends the upload
     :param on_upload: called with the public address of an uploaded file
+    :param on_length: called with the length of a file in seconds, once that is known
     """
 
     address: str
@@ -80,6 +81,7 @@ class InputVideo:
     log: Logger
     fail_if_killed: Callable[[], None]
     on_upload: Callable[[str], None]
+    on_length: Callable[[float], None] = lambda _seconds: None
     _signed_at: float | None = field(default=None, init=False)
     _signed_for: float = field(default=0.0, init=False)
 
@@ -167,7 +169,11 @@ class InputVideo:
         else:
             seconds, limits = client.connection.sign_inputs, client.connection.service.limits
             if self.is_checked:
-                file.check(limits if seconds is None else replace(limits, bytes_as_file=limits.bytes_by_url), self.log)
+                if seconds is not None:
+                    limits = replace(limits, bytes_as_file=limits.bytes_by_url)
+                length = file.check(limits, self.log)
+                if length is not None:
+                    self.on_length(length)
             signed = self._sign(file, seconds) if seconds is not None else None
             published = signed or self._upload(client, file)
         if published.upload is not None:

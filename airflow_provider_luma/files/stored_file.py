@@ -109,9 +109,9 @@ class StoredFile:
             raise AirflowException(f"{self.parameter}: {self.shown} could not be opened: {error}") from error
         return file
 
-    def check(self, limits: Limits, log: Logger) -> None:
+    def check(self, limits: Limits, log: Logger) -> float | None:
         """
-        Check whether the service will take the file.
+        Check whether the service will take the file; return its length in seconds, if known.
 
         :param limits: what the service takes
         :raises LumaValidationError: it will not
@@ -119,7 +119,9 @@ class StoredFile:
         """
         with self.open() as file:
             try:
-                check_video_file(file, limits, parameter=self.parameter, shown=self.shown, size=self.size, log=log)
+                return check_video_file(
+                    file, limits, parameter=self.parameter, shown=self.shown, size=self.size, log=log
+                )
             except LumaError:
                 raise
             except Exception as error:

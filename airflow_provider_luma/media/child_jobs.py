@@ -137,7 +137,7 @@ class _Parent:
         os._exit(1)
 
 
-def _probe(parent: _Parent, *, demuxers: str, max_seconds: float, tolerance: float) -> None:
+def _probe(parent: _Parent, *, demuxers: str, max_seconds: float, tolerance: float) -> float:
     from airflow_provider_luma.media.probe import probe
 
     # A PyAV that is missing, or has changed, fails here, and is not held against a file. All else is due to the file.
@@ -145,7 +145,7 @@ def _probe(parent: _Parent, *, demuxers: str, max_seconds: float, tolerance: flo
         open_video(io.BytesIO(), demuxers)
     parent.tell("ready")
     with parent.opened(0) as file:
-        probe(file, demuxers, max_seconds, tolerance)
+        return probe(file, demuxers, max_seconds, tolerance)
 
 
 def _plan_split(parent: _Parent, *, clip_seconds: float, checks_sound: bool, shown: str) -> dict[str, Any]:

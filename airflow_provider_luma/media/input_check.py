@@ -12,7 +12,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.child_process import ChildFailed, ChildProcess
@@ -69,7 +69,9 @@ def check_video_head(
     refusals.check_kind(head)
 
 
-def check_video_file(file: IO[bytes], limits: Limits, *, parameter: str, shown: str, size: int, log: Logger) -> None:
+def check_video_file(
+    file: IO[bytes], limits: Limits, *, parameter: str, shown: str, size: int, log: Logger
+) -> float | None:
     """
     Check a video: its size, container and length, that its first frame decodes, and that its end is not missing.
 
@@ -81,6 +83,7 @@ def check_video_file(file: IO[bytes], limits: Limits, *, parameter: str, shown: 
     :param shown: its address as messages may show it
     :param size: bytes
     :param log: says, once per process, if PyAV does not work and only the size and the first bytes are checked
+    :returns: its length in seconds, if known
     :raises LumaValidationError: the service would refuse it
     """
     refusals = _Refusals(limits, limits.bytes_as_file, parameter, shown)
@@ -90,8 +93,10 @@ def check_video_file(file: IO[bytes], limits: Limits, *, parameter: str, shown: 
     verdict = _look_into(file, limits) if _has_pyav() else None
     if verdict is None:
         _log_absence(log)
-    elif any(verdict):
-        raise refusals.make(*verdict)
+        return None
+    if verdict.found:
+        raise refusals.make(verdict.found, verdict.remedy)
+    return verdict.seconds
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,22 @@ def _log_absence(log: Logger) -> None:
         )
 
 
-def _look_into(file: IO[bytes], limits: Limits) -> tuple[str, str] | None:
-    """Return what is wrong with a video, and the remedy; two empty texts if nothing is. None if PyAV does not work."""
+class _Verdict(NamedTuple):
+    """
+    What the child process says about a video.
+
+    :param found: what is wrong with it; empty if nothing is
+    :param remedy: what to do about that
+    :param seconds: its length, if known
+    """
+
+    found: str = ""
+    remedy: str = ""
+    seconds: float | None = None
+
+
+def _look_into(file: IO[bytes], limits: Limits) -> _Verdict | None:
+    """Return what the child process says about a video; None if PyAV does not work."""
     demuxers = demuxers_of(limits.containers)
     arguments = {"demuxers": demuxers, "max_seconds": limits.seconds, "tolerance": SECONDS_TOLERANCE}
     child = ChildProcess([lambda: nullcontext(file)])
@@ -169,20 +188,21 @@ def _look_into(file: IO[bytes], limits: Limits) -> tuple[str, str] | None:
             child.serve("ready")
             has_begun = True
             child.seconds_left, child.bytes_left = MAX_SECONDS, MAX_BYTES_READ
-            child.serve("done")
+            seconds = child.serve("done")
     except ChildFailed as failure:
         return _verdict(failure) if has_begun else None
-    return "", ""
+    is_known = isinstance(seconds, (int, float)) and 0 < seconds <= limits.seconds + SECONDS_TOLERANCE
+    return _Verdict(seconds=float(seconds) if is_known else None)
 
 
-def _verdict(failure: ChildFailed) -> tuple[str, str]:
+def _verdict(failure: ChildFailed) -> _Verdict:
     match failure.args:
         case "unusable", found, remedy:
-            return found, remedy
+            return _Verdict(found, remedy)
         case "failed", name, *_:  # PyAV raises its own errors for files that FFmpeg reads in part
             found, remedy = undecodable(name).args
-            return found, remedy
+            return _Verdict(found, remedy)
         case ("greedy",):
-            return f"has no index in the first {MAX_BYTES_READ >> 20} MB", _CONVERT
+            return _Verdict(f"has no index in the first {MAX_BYTES_READ >> 20} MB", _CONVERT)
         case _:
-            return "makes FFmpeg fail, or run without end", _CONVERT
+            return _Verdict("makes FFmpeg fail, or run without end", _CONVERT)

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _BEHIND_END = 86_400
 
 
-def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> None:
+def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> float:
     """
-    Check a video's length, its first frame, and that its end is not missing.
+    Check a video's length, its first frame, and that its end is not missing; return its length in seconds.
 
     Only the index and the packets at both ends are read: some 5 MB of a file of 100 MB.
 
@@ -44,20 +44,23 @@ def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> Non
     check_container(file)
     with open_video(file, demuxers) as container:
         try:
-            _probe(container, max_seconds, tolerance)
+            return _probe(container, max_seconds, tolerance)
         except (av.error.FFmpegError, MemoryError) as error:
             raise undecodable(error) from error
 
 
-def _probe(container: InputContainer, max_seconds: float, tolerance: float) -> None:
+def _probe(container: InputContainer, max_seconds: float, tolerance: float) -> float:
     video = video_stream(container)
     check_size(video)
-    _check_length((container.duration or 0) / av.time_base, max_seconds, tolerance)
+    stated = (container.duration or 0) / av.time_base
+    _check_length(stated, max_seconds, tolerance)
     first, last = _first_packet(container, video), _last_packet(container, video)
-    _check_length(_seconds_between(first, last), max_seconds, tolerance)
+    found = _seconds_between(first, last)
+    _check_length(found, max_seconds, tolerance)
     for sound in container.streams.audio:
         if sound.duration and has_packets(sound):
             _last_packet(container, sound)
+    return max(stated, found)
 
 
 def _check_length(seconds: float, max_seconds: float, tolerance: float) -> None:

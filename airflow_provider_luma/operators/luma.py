@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
@@ -424,9 +423,21 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         client, request = self._checked_request()
         LumaResultLink().push(self, context)
         submitter = self._submitter(context, client)
-        push = partial(push_request, context, prompt=request.prompt, recovery=submitter.store.recovery_hint)
-        push(video_url=request.video_url)
-        video = self._input_video(request, lambda url: push(video_url=url, source=request.video_url))
+        facts: dict[str, Any] = {"video_url": request.video_url, "recovery": submitter.store.recovery_hint}
+
+        def show(**more: Any) -> None:
+            facts.update(more)
+            push_request(context, prompt=request.prompt, **facts)
+
+        def show_price(seconds: float) -> None:
+            price = client.connection.service.price(seconds, request.options)
+            if price is not None:
+                show(price=price)
+
+        show()
+        video = self._input_video(
+            request, on_upload=lambda url: show(video_url=url, source=request.video_url), on_length=show_price
+        )
         step = submitter.submit(Submission(request, video, deferral))
         return self._take(step, context, permitted_at)
 
@@ -444,7 +455,9 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             raise AirflowFailException(str(error)) from error
         return client, request
 
-    def _input_video(self, request: ModifyRequest, on_upload: Callable[[str], None]) -> InputVideo:
+    def _input_video(
+        self, request: ModifyRequest, on_upload: Callable[[str], None], on_length: Callable[[float], None]
+    ) -> InputVideo:
         from airflow_provider_luma.files.input_video import InputVideo
 
         return InputVideo(
@@ -453,6 +466,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             log=self.log,
             fail_if_killed=self.fail_if_killed,
             on_upload=on_upload,
+            on_length=on_length,
         )
 
     def _submitter(self, context: Context, client: LumaClient) -> Submitter:
