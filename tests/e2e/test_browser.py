@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 import requests
@@ -360,6 +360,43 @@ def test_result_page_logs_no_error_in_the_browser(browser: Chrome, airflow: Loca
     assert complaints(browser) == []
 
 
+# -- all jobs --------------------------------------------------------------------------------------------------------
+
+
+def jobs_of(browser: Chrome, dag_id: str) -> list[list[str]]:
+    """Return what the overview says about the jobs of a DAG, once it has loaded all that is in view."""
+    until(browser, lambda: "job" in text(browser, "state"), "the list of jobs")
+    until(browser, lambda: "outcomes that are unknown" in text(browser, "hands-note"), "those that need a hand")
+    script = """
+        return [...document.querySelectorAll('#jobs tbody tr')].map(
+            row => [...row.children].map(cell => cell.innerText.replace(/\\s+/g, ' ').trim()))"""
+    return [row for row in browser.execute_script(script) if f" {dag_id} / " in row[0]]
+
+
+def test_menu_leads_to_all_jobs_and_from_there_to_each(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+    browser.get(airflow.url)
+    click(browser, "//*[normalize-space()='Browse']")
+    click(browser, "//a[normalize-space()='Luma jobs']")
+    browser.switch_to.frame(find(browser, "//iframe[@title='Luma jobs']"))
+    browser.find_element(By.ID, "dag").send_keys(DAG_ID, Keys.ENTER)
+    until(browser, lambda: jobs_of(browser, DAG_ID)[-1][-1] == "yes", "the download to be known")
+    name, state, _, prompt, _, expires, _ = jobs_of(browser, DAG_ID)[-1]
+    assert (name, state, prompt) == (f"modify Log {DAG_ID} / {finished}", "finished", PROMPT)
+    assert expires == "in 13 days"
+    assert complaints(browser) == []
+
+    browser.switch_to.default_content()
+    assert browser.current_url.endswith(f"?dag_id={DAG_ID}")
+    browser.refresh()
+    browser.switch_to.frame(find(browser, "//iframe[@title='Luma jobs']"))
+    assert until(browser, lambda: jobs_of(browser, DAG_ID), "the filter to outlive a reload")
+    assert browser.find_element(By.ID, "dag").get_attribute("value") == DAG_ID
+    click(browser, f"//tr[contains(., '{finished}')]//a[normalize-space()='modify']")
+    browser.switch_to.default_content()
+    wait_for_videos(browser)
+    assert urlsplit(browser.current_url).path == "/luma/result"
+
+
 # -- a job that is not finished, or not well -------------------------------------------------------------------------
 
 
@@ -626,6 +663,9 @@ def test_user_who_may_see_the_dag_signs_in_and_sees_the_result(
     assert text(stranger, "prompt") == PROMPT
     assert not stranger.find_element(By.ID, "problem").is_displayed()
 
+    stranger.get(f"{guarded.url}/luma/overview")
+    assert jobs_of(stranger, DAG_ID)
+
 
 def test_user_who_may_not_see_the_dag_sees_nothing_of_it(
     stranger: Chrome, guarded: LocalAirflow, finished: str
@@ -637,6 +677,13 @@ def test_user_who_may_not_see_the_dag_sees_nothing_of_it(
         wait_for_text(stranger, "problem-title", "You may not see this task")
         assert text(stranger, "state") == "no access"
         assert_nothing_is_shown(stranger)
+
+    stranger.get(f"{guarded.url}/luma/overview")
+    assert jobs_of(stranger, DAG_ID) == []
+    for query in (f"?dag_id={DAG_ID}", "?state=good"):
+        stranger.get(f"{guarded.url}/luma/overview{query}")
+        assert jobs_of(stranger, DAG_ID) == []
+    assert finished not in stranger.page_source
 
 
 def test_result_page_itself_holds_no_data(guarded: LocalAirflow, finished: str) -> None:
