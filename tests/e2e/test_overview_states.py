@@ -76,6 +76,11 @@ def rows(browser: Chrome, table: str) -> list[list[str]]:
     return [[str(cell) for cell in row] for row in browser.execute_script(script, table)]
 
 
+def prompts(browser: Chrome) -> list[str]:
+    """Return the prompts of all jobs, in order."""
+    return [row[3] for row in rows(browser, "jobs")]
+
+
 def wait_for_hands(browser: Chrome, found: str) -> None:
     wait_for_text(browser, "hands-note", f"{found}: outcomes that are unknown")
 
@@ -100,6 +105,8 @@ def test_overview_lists_the_jobs_of_all_dags_newest_first_with_what_is_known(
     api.add_job("clips", "running", started=5 * DAY, operator=sensor, map_index=2, luma_request=request(prompt=None))
     api.add_job("others", "success", operator="BashOperator")
     api.add_job("films", "success", started=15 * DAY, luma_request=request(prompt="too old"))
+    for state in (None, "upstream_failed", "removed"):
+        api.add_job("never ran", state)
 
     open_page(stranger, api)
     expected = [
@@ -147,7 +154,7 @@ def test_older_jobs_are_listed_page_by_page_and_details_are_read_only_for_rows_i
         api.add_job("films", "success", started=HOUR + number * timedelta(minutes=1), luma_request=request())
     open_page(stranger, api)
     wait_for_text(stranger, "state", "120 jobs")
-    until(stranger, lambda: rows(stranger, "jobs")[0][3] == PROMPT, "the prompt of the first job")
+    until(stranger, lambda: prompts(stranger)[:1] == [PROMPT], "the prompt of the first job")
     assert len(rows(stranger, "jobs")) == 50
     assert api.asked.count("luma_request") < 40
     api.add_job("films", "success", started=timedelta())  # moves the pages
@@ -156,7 +163,7 @@ def test_older_jobs_are_listed_page_by_page_and_details_are_read_only_for_rows_i
         until(stranger, lambda expected=expected: len(rows(stranger, "jobs")) == expected, f"{expected} rows")
     assert not field(stranger, "more-jobs").is_displayed()
     stranger.execute_script("scrollTo(0, 1e6)")
-    until(stranger, lambda: rows(stranger, "jobs")[-1][3] == PROMPT, "the prompt of the last job")
+    until(stranger, lambda: prompts(stranger)[-1:] == [PROMPT], "the prompt of the last job")
     assert api.asked.count("luma_request") < 100
 
 
@@ -167,29 +174,27 @@ def test_filter_by_dag_and_state_is_kept_in_the_address(stranger: Chrome, api: A
     api.add_job("adverts", "failed", luma_task_id="job-1", luma_request=request(prompt="d"), luma_error=TIMED_OUT)
     open_page(stranger, api)
 
-    def prompts() -> list[str]:
-        return sorted(row[3] for row in rows(stranger, "jobs"))
+    def wait_for(*expected: str) -> None:
+        until(stranger, lambda: sorted(prompts(stranger)) == [*expected], f"the jobs {expected}")
 
-    until(stranger, lambda: prompts() == ["a", "b", "c", "d"], "all jobs")
+    wait_for("a", "b", "c", "d")
     wait_for_hands(stranger, "1")
-    assert [str(o.get_attribute("value")) for o in stranger.find_elements(By.CSS_SELECTOR, "#dags option")] == [
-        "films",
-        "adverts",
-    ]
+    offered = stranger.execute_script("return [...document.querySelectorAll('#dags option')].map(one => one.value)")
+    assert sorted(offered) == ["adverts", "films"]
     field(stranger, "dag").send_keys("films", Keys.ENTER)
-    until(stranger, lambda: prompts() == ["a", "b"], "the jobs of one DAG")
+    wait_for("a", "b")
     wait_for_hands(stranger, "None")
     Select(field(stranger, "group")).select_by_visible_text("Failed")
-    until(stranger, lambda: prompts() == ["b"], "those that failed")
+    wait_for("b")
     assert urlsplit(stranger.current_url).query == "dag_id=films&state=bad"
     stranger.refresh()
-    until(stranger, lambda: prompts() == ["b"], "the filter to outlive a reload")
+    wait_for("b")
     assert field(stranger, "dag").get_attribute("value") == "films"
     click(stranger, "//button[normalize-space()='Show all']")
-    until(stranger, lambda: prompts() == ["a", "b", "c", "d"], "all jobs")
+    wait_for("a", "b", "c", "d")
     assert urlsplit(stranger.current_url).query == ""
     Select(field(stranger, "group")).select_by_visible_text("In progress")
-    until(stranger, lambda: prompts() == ["c"], "those that go on")
+    wait_for("c")
     field(stranger, "dag").send_keys("unknown", Keys.ENTER)
     wait_for_text(stranger, "empty", "No job of the last 14 days matches. Choose another DAG or state, or show all.")
     assert barriers(stranger) == []
@@ -276,9 +281,9 @@ def test_error_of_airflow_is_named_and_waited_out(stranger: Chrome, api: Airflow
     wait_for_text(stranger, "problem-title", "Airflow responded with HTTP 500")
     assert barriers(stranger) == []
     api.faults = {"luma_request": 503}
-    until(stranger, lambda: rows(stranger, "jobs")[0][3] == "Airflow responded with HTTP 503", "the error in its row")
+    until(stranger, lambda: prompts(stranger) == ["Airflow responded with HTTP 503"], "the error in its row")
     api.faults = {}
-    until(stranger, lambda: rows(stranger, "jobs")[0][3] == PROMPT, "the prompt")
+    until(stranger, lambda: prompts(stranger) == [PROMPT], "the prompt")
     assert not field(stranger, "problem").is_displayed()
 
 
@@ -318,7 +323,7 @@ def test_text_from_outside_is_shown_as_text(stranger: Chrome, api: AirflowRestAp
     api.add_job("films", "success", luma_request=asked, return_value=value)
     open_page(stranger, api)
     wait_for_hands(stranger, "1")
-    until(stranger, lambda: all(row[3] == MARKUP for row in rows(stranger, "jobs")), "the prompts")
+    until(stranger, lambda: prompts(stranger) == [MARKUP] * 2, "the prompts")
     assert MARKUP in rows(stranger, "hands")[0][1]
     assert not stranger.find_elements(By.CSS_SELECTOR, "img, iframe, body script")
     assert stranger.execute_script("return window.hit") is None

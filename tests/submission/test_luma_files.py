@@ -63,9 +63,7 @@ class TestSubmission:
         shown = run.ti.pushed["luma_request"]
         assert (shown["video_url"], shown["source"]) == (f"luma-file:{luma.uploads[0].key}", str(file))
 
-    @pytest.mark.parametrize(
-        ("options", "price"), [(None, 1.08), ({"video": {"resolution": "1080p"}}, 2.16), ({"model": "ray-9"}, None)]
-    )
+    @pytest.mark.parametrize(("options", "price"), [(None, 1.08), ({"video": {"resolution": "1080p"}}, 2.16)])
     def test_pages_show_the_price_of_a_clip_whose_length_is_known(self, run, options, price):
         run.run_try(check_video=True, options=options)
         assert run.ti.pushed["luma_request"].get("price") == price

@@ -4,7 +4,7 @@
 import {
   ENDED_BADLY, FETCH, NO_JOB, Refused, airflowPage, ask, byId, element, errorWords, expiry, isFetchable, isOver, isRenewable, labelOf,
   leavingTab, pageOf, placeOf, priceWords, readJobIn, refusals, regionOf, root, setText, showBadge, showProblem, showTrouble, signIn,
-  stateWords, text, troubleWords, withoutSecrets,
+  stateWords, text, troubleWords, webAddress, withoutSecrets,
 } from "./common.js";
 
 const TITLE = "Luma jobs";
@@ -17,11 +17,12 @@ const RETRY_MS = 4000;
 const OPERATORS = ["LumaModifyOperator", "_LumaModifyDecoratedOperator", "LumaTaskSensor"];
 const FETCHED = "luma_fetched_"; // the key of the XCom of a download begins with this, and ends with the job's id
 
+// Tasks that never ran had no job. Airflow takes their missing start for now, so they would be listed for ever.
 const GROUPS = {
   good: ["Finished", ["success"]],
   busy: ["In progress", ["running", "deferred", "queued", "scheduled", "up_for_retry", "up_for_reschedule", "restarting"]],
-  bad: ["Failed", ["failed", "upstream_failed"]],
-  skipped: ["Skipped", ["skipped", "removed"]],
+  bad: ["Failed", ["failed"]],
+  skipped: ["Skipped", ["skipped"]],
 };
 const groupOf = ({ state }) => Object.keys(GROUPS).find((group) => GROUPS[group][1].includes(state)) ?? "";
 
@@ -164,7 +165,7 @@ function addJob(view, instance) {
     entry.isRead = true;
     observer.unobserve(row);
     const hasResult = job.urls.length > 0 || (ENDED_BADLY.has(instance.state) && isFetchable(job));
-    showPrompt(row, job.prompt || (instance.state === "failed" ? errorWords(instance, job) : withoutSecrets(job.source)));
+    showPrompt(row, job.prompt || (webAddress(job.source) ? "" : withoutSecrets(job.source)));
     row.querySelector(".state").textContent = stateWords(instance, job.urls.length > 0);
     part("cost").textContent = priceWords(job);
     part("fetched").textContent = isFetched ? "yes" : hasResult ? "no" : "";
@@ -262,9 +263,9 @@ function showHands(view) {
 
 async function loadJobs(view) {
   byId("more-jobs").hidden = true;
-  const { group } = view.filter;
-  const states = group ? GROUPS[group][1].map((state) => ["state", state]) : [];
-  const conditions = [...states, ["start_date_gte", view.since], ["order_by", "-start_date"]];
+  const groups = Object.keys(GROUPS).filter((group) => [group, ""].includes(view.filter.group));
+  const states = groups.flatMap((group) => GROUPS[group][1]);
+  const conditions = [...states.map((state) => ["state", state]), ["start_date_gte", view.since], ["order_by", "-start_date"]];
   const page = await list(view.filter, conditions, PAGE_SIZE, view.asked);
   if (view !== shown) return;
   view.asked += page.task_instances.length;
@@ -275,7 +276,6 @@ async function loadJobs(view) {
     addJob(view, instance);
     offerDag(instance.dag_id);
   }
-  showProblem(null);
   byId("content").hidden = false;
   byId("jobs").hidden = !view.total;
   byId("more-jobs").hidden = !page.task_instances.length || view.asked >= view.total;
@@ -325,6 +325,7 @@ async function attempt(load, view) {
   if (view !== shown) return;
   try {
     await load(view);
+    if (view === shown) showProblem(null);
   } catch (error) {
     if (view !== shown) return;
     if (error instanceof Refused) return refuse(error);
