@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -620,7 +621,7 @@ def guarded(airflow: LocalAirflow, dags: Path, tmp_path_factory: pytest.TempPath
         dags,
         {
             **{name: airflow.environment[name] for name in shared},
-            "PYTHONPATH": str(Path(__file__).parent / "auth"),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "auth"), os.environ.get("PYTHONPATH", "")]),
             "AIRFLOW__CORE__AUTH_MANAGER": "doorkeeper.Doorkeeper",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "anna:viewer,guest:viewer",
@@ -662,7 +663,7 @@ def test_user_who_may_see_the_dag_signs_in_and_sees_the_result(
     assert text(stranger, "prompt") == PROMPT
     assert not stranger.find_element(By.ID, "problem").is_displayed()
 
-    stranger.get(f"{guarded.url}/luma/overview")
+    stranger.get(f"{guarded.url}/luma/overview?dag_id={DAG_ID}")
     assert jobs_of(stranger, finished)
 
 
