@@ -104,7 +104,7 @@ def test_overview_lists_the_jobs_of_all_dags_newest_first_with_what_is_known(
     api.add_job("clips", "failed", started=4 * DAY, operator=decorated, luma_request=request(), luma_error=REFUSED)
     api.add_job("clips", "running", started=5 * DAY, operator=sensor, map_index=2, luma_request=request(prompt=None))
     api.add_job("others", "success", operator="BashOperator")
-    api.add_job("films", "success", started=15 * DAY, luma_request=request(prompt="too old"))
+    api.add_job("films", "success", started=16 * DAY, luma_request=request(prompt="too old"))
     for state in (None, "upstream_failed", "removed"):
         api.add_job("never ran", state)
 
