@@ -379,7 +379,7 @@ def test_menu_leads_to_all_jobs_and_from_there_to_each(browser: Chrome, airflow:
     click(browser, "//*[normalize-space()='Browse']")
     click(browser, "//a[normalize-space()='Luma jobs']")
     browser.switch_to.frame(find(browser, "//iframe[@title='Luma jobs']"))
-    browser.find_element(By.ID, "dag").send_keys(DAG_ID, Keys.ENTER)
+    find(browser, "//*[@id='dag']").send_keys(DAG_ID, Keys.ENTER)
     until(browser, lambda: [row[-1] for row in jobs_of(browser, finished)] == ["yes"], "the download to be known")
     [(name, state, _, prompt, _, expires, _)] = jobs_of(browser, finished)
     assert (name, state, prompt) == (f"modify Log {DAG_ID} / {finished}", "finished", PROMPT)
