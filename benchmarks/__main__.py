@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import import_module
 
 BENCHMARKS = """
-    import_cost order overhead finish callbacks submissions waiting sharing poll_cost triggerer
+    import_cost order overhead finish callbacks submissions waiting sharing poll_cost triggerer overview
 """.split()
 
 if __name__ == "__main__":

@@ -185,6 +185,11 @@ def take_all(camera: Camera) -> None:
     camera.until("return document.body.innerText.includes('3 of 3 finished')")
     camera.take("gallery")
 
+    camera.open("/luma/overview", (1280, 620))
+    rows = "[...document.querySelectorAll('#jobs tbody tr')]"
+    camera.until(f"return {rows}.length >= 7 && {rows}.every(row => row.lastElementChild.textContent === 'yes')")
+    camera.take("overview")
+
     camera.open("/connections", (1280, 1000))
     camera.act("//button[normalize-space()='Add Connection']")
     camera.act("//*[@role='dialog']//*[@name='connection_id']", "luma_default")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tab that the plugin adds to our tasks in Airflow's UI."""
+"""What the plugin adds to Airflow's UI: a menu entry, and a tab on our tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 
 def test_tab_is_declared_only_where_it_can_be_limited_to_our_tasks():
-    assert bool(LumaPlugin.external_views) is HAS_TABS_BY_OPERATOR
+    destinations = [view["destination"] for view in LumaPlugin.external_views]
+    assert destinations == (["nav", "task_instance"] if HAS_TABS_BY_OPERATOR else ["nav"])
 
 
 def test_tab_is_on_every_operator_with_a_result_page():

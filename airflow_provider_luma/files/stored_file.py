@@ -109,7 +109,7 @@ class StoredFile:
 
     def check(self, limits: Limits, log: Logger) -> float | None:
         """
-        Check whether the service will take the file.
+        Check whether the service will take the file; return its length in seconds, if known.
 
         :param limits: what the service takes
         :returns: the video's length in seconds, if known

@@ -9,7 +9,8 @@ that the task returns, it needs the request and any error; both are pushed here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -29,6 +30,10 @@ REQUEST_KEY = "luma_request"
 
 #: The kind of a request. Version 1.1.0 pushed requests for clips only, without a kind.
 CLIP, FILM = "clip", "film"
+
+#: XCom with the files to which a download wrote a job's results. Its key ends with the job's id, by which a list of
+#: XComs finds it: lists have keys, but no values.
+FETCHED_KEY = "luma_fetched_"
 
 #: XCom with the error that failed the task, from Luma or from this package.
 ERROR_KEY = "luma_error"
@@ -73,16 +78,19 @@ def push_request(
     video_url: str | None,
     source: str | None = None,
     recovery: str | None = None,
+    price: float | None = None,
 ) -> None:
     """
-    Show the request on the result page.
+    Show the request on the pages.
 
     :param prompt: the job's prompt; None if not known yet
     :param video_url: the address of the clip, or of its uploaded copy; None if not known yet
     :param source: the file that was uploaded to ``video_url``
     :param recovery: how to get the video of a paid job if the task fails
+    :param price: what the job costs, in US dollars, if known
     """
-    optional = {key: value for key, value in {"source": source, "recovery": recovery}.items() if value}
+    given = {"source": source, "recovery": recovery, "price": price}
+    optional = {key: value for key, value in given.items() if value}
     request = {"kind": CLIP, "prompt": prompt, "video_url": video_url, **optional}
     context["ti"].xcom_push(key=REQUEST_KEY, value=request)
 
@@ -98,6 +106,18 @@ def push_film(context: Context, *, source: str, modify_task_ids: list[str]) -> N
     context["ti"].xcom_push(key=REQUEST_KEY, value=request)
 
 
+def push_fetched(context: Context, luma_task_id: str, files: Sequence[str]) -> None:
+    """
+    Show on the overview that a job's results have been fetched.
+
+    :param luma_task_id: the job's id. One that cannot be part of a key is not recorded; no service has such ids
+    :param files: the addresses of the files, without secrets
+    """
+    if re.fullmatch(r"[\w.-]{1,256}", luma_task_id, re.ASCII):
+        with _shown_if_possible("The overview will not show that the result of Luma task %s was fetched", luma_task_id):
+            context["ti"].xcom_push(key=FETCHED_KEY + luma_task_id, value=[*files])
+
+
 @contextmanager
 def pushed_failure(context: Context) -> Iterator[None]:
     """Show an error and its remedy on the result page; an error from Luma keeps its own text."""
@@ -111,10 +131,16 @@ def pushed_failure(context: Context) -> Iterator[None]:
 
 
 def _push_error(context: Context, error: LumaError) -> None:
-    try:
+    with _shown_if_possible("The result page will not show why this task failed"):
         context["ti"].xcom_push(key=ERROR_KEY, value={**error.as_dict(), "remedy": error.remedy})
         if error.luma_task_id is not None:  # a retry starts without the XComs of the previous try
             context["ti"].xcom_push(key="luma_task_id", value=error.luma_task_id)
+
+
+@contextmanager
+def _shown_if_possible(message: str, *arguments: object) -> Iterator[None]:
+    """Log what goes wrong: a problem with the pages must not change how the task ends."""
+    try:
+        yield
     except Exception:
-        # A problem with the page must not change how the task ends.
-        log.exception("The result page will not show why this task failed")
+        log.exception(message, *arguments)

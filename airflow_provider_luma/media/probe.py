@@ -32,7 +32,7 @@ _BEHIND_END = 86_400
 
 def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> float:
     """
-    Check a video's length, its first frame, and that its end is not missing.
+    Check a video's length, its first frame, and that its end is not missing; return its length in seconds.
 
     Only the index and the packets at both ends are read: about 5 MB of a file of 100 MB.
 

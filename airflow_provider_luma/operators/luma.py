@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
@@ -447,10 +446,19 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         client, request = self._checked_request()
         LumaResultLink().push(self, context)
         submitter = self._submitter(context, client)
-        push = partial(push_request, context, prompt=request.prompt, recovery=submitter.store.recovery_hint)
-        push(video_url=request.video_url)
-        video = self._input_video(request, lambda url: push(video_url=url, source=request.video_url))
-        step = submitter.submit(Submission(request, video, deferral))
+        facts: dict[str, Any] = {"video_url": request.video_url, "recovery": submitter.store.recovery_hint}
+
+        def show(**more: Any) -> None:
+            facts.update(more)
+            push_request(context, prompt=request.prompt, **facts)
+
+        show()
+        video = self._input_video(request, lambda url: show(video_url=url, source=request.video_url))
+        submission = Submission(request, video, deferral)
+        step = submitter.submit(submission)
+        price = submission.price(client.connection.service)
+        if price is not None:
+            show(price=price)
         return self._take(step, context, permitted_at)
 
     def _checked_request(self) -> tuple[LumaClient, ModifyRequest]:

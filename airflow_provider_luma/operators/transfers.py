@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.core.addresses import is_web_address
+from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.core.validation import check_file_address
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.files.destination_names import check_destination, names_a_file
-from airflow_provider_luma.links.luma import pushed_failure
+from airflow_provider_luma.links.luma import push_fetched, pushed_failure
 from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ class LumaDownloadOperator(LumaBaseOperator):
 
     Returns the list of files.
 
+    For each job, the files are also pushed as the XCom ``luma_fetched_<luma_task_id>``, by which the overview of all
+    jobs knows that its result has been fetched. Of addresses, the job is not known.
+
     The asset events of its ``outlets`` list these files. If ``urls`` come from Luma tasks directly upstream, the events
     also contain the jobs that made the files, their sources and prompts, and when the results expire. These are read
     from the XComs of the upstream tasks, where each job is found by its id or by the address of its result; this also
@@ -157,10 +161,14 @@ class LumaDownloadOperator(LumaBaseOperator):
             results = self._results()
             names = _names(results, destination)
             with self._sounds(len(results)) as sounds:
-                files = [
-                    self._fetch(result, destination, name, sound)
-                    for result, name, sound in zip(results, names, sounds, strict=True)
-                ]
+                fetched: dict[str, list[str]] = {}
+                files = []
+                for result, name, sound in zip(results, names, sounds, strict=True):
+                    files.append(self._fetch(result, destination, name, sound))
+                    if result.luma_task_id is not None:
+                        of_job = fetched.setdefault(result.luma_task_id, [])
+                        of_job.append(shown_address(files[-1]))
+                        push_fetched(context, result.luma_task_id, of_job)
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
         if self.outlets:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The Airflow plugin: ``/luma`` in the API server and, from Airflow 3.4 on, a tab on our tasks.
+The Airflow plugin: ``/luma`` in the API server, *Browse > Luma jobs* and, from Airflow 3.4 on, a tab on our tasks.
 
 Every Airflow process imports the plugins, but only the API server serves requests. The application behind ``/luma`` is
 therefore imported with the first request, and costs the workers nothing.
@@ -27,7 +27,16 @@ async def application(scope: MutableMapping[str, Any], receive: _Messages, send:
     await app(scope, receive, send)
 
 
-#: The result page as a tab; its address is relative to the UI's.
+#: The overview in the menu; its address is relative to the UI's.
+_MENU_ENTRY = {
+    "name": "Luma jobs",
+    "destination": "nav",
+    "category": "browse",
+    "url_route": "luma-jobs",
+    "href": "luma/overview",
+}
+
+#: The result page as a tab.
 _TAB = {
     "name": "Luma",
     "destination": "task_instance",
@@ -45,7 +54,7 @@ class LumaPlugin(AirflowPlugin):
         {"app": application, "url_prefix": "/luma", "name": "Luma"}
     ]
     listeners = [listener]  # noqa: RUF012
-    external_views = [_TAB] if HAS_TABS_BY_OPERATOR else []
+    external_views = [_MENU_ENTRY, *([_TAB] if HAS_TABS_BY_OPERATOR else [])]  # noqa: RUF012
 
 
 #: The target of the entry point ``airflow.plugins``. With ``[core] lazy_discover_providers`` off, Airflow loads the

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-FastAPI application under ``/luma``: the receiver of callbacks, the result page, and the gallery.
+FastAPI application under ``/luma``: the receiver of callbacks, and the pages: result, gallery and overview.
 
 Airflow's API server mounts it without authentication, so every callback needs proof. A callback is only accepted with
 its token and, if the connection has a ``webhook_secret``, with the service's signature. Even then it only resumes
@@ -56,8 +56,8 @@ _PAGE_HEADERS = {
 }
 
 _STATIC_FILES = {
-    **{f"{page}.css": "text/css" for page in ("common", "result", "gallery")},
-    **{f"{page}.js": "text/javascript" for page in ("common", "result", "gallery")},
+    **{f"{page}.css": "text/css" for page in ("common", "result", "gallery", "overview")},
+    **{f"{page}.js": "text/javascript" for page in ("common", "result", "gallery", "overview")},
 }
 
 app = FastAPI(title="Luma", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -118,6 +118,12 @@ async def result() -> Response:
 async def gallery() -> Response:
     """Return the page with the videos of all instances of a mapped task."""
     return _static_file("gallery.html", "text/html")
+
+
+@app.get("/overview")
+async def overview() -> Response:
+    """Return the page with the jobs of all DAGs."""
+    return _static_file("overview.html", "text/html")
 
 
 @app.get("/static/{name}")

@@ -137,7 +137,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
     def _finished(self, job: JobFinished, context: Context) -> dict[str, Any]:
         """Return the job's result, and show the job on the result page, in asset events and for lineage."""
         result, request = job["task"], job["request"]
-        push_request(context, **request)
+        push_request(context, prompt=request["prompt"], video_url=request["video_url"])
         self.report_job(result, context, prompt=request["prompt"], source=request["video_url"])
         self.video_url = request["video_url"]
         return result

@@ -145,6 +145,13 @@ class Submission:
         except PERMANENT as error:
             _fail(error)
 
+    def price(self, service: Service) -> float | None:
+        """Estimate what the job costs, in US dollars; None if the price or the video's length is unknown."""
+        if self.video.seconds is None:
+            return None
+        # A clip is often a frame longer than the limit.
+        return service.price(min(self.video.seconds, service.limits.seconds), self.request.options)
+
     def published(self, client: LumaClient) -> Submission:
         """Return the submission with its video's public address, and with the details of any upload."""
         published = self.video.publish(client, self.deferral.upload)
@@ -706,10 +713,7 @@ class SubmissionAttempt:
         return luma_task_id
 
     def _claim_slot(self) -> None:
-        service, video = self._submitter.client.connection.service, self.submission.video
-        if video.seconds is not None:
-            # A clip is often a frame longer than the limit.
-            self.us_dollars = service.price(min(video.seconds, service.limits.seconds), self.submission.request.options)
+        self.us_dollars = self.submission.price(self._submitter.client.connection.service)
         if self._submitter.budget is not None:
             self._claim = self._submitter.budget.claim(self.intent.reference, self.us_dollars)
 

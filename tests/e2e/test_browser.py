@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 import requests
@@ -358,6 +359,42 @@ def test_result_page_logs_no_error_in_the_browser(browser: Chrome, airflow: Loca
     assert complaints(browser) == []
 
 
+# -- all jobs --------------------------------------------------------------------------------------------------------
+
+
+def jobs_of(browser: Chrome, run: str) -> list[list[str]]:
+    """Return what the overview says about the jobs of a run, or of a DAG, once it has listed them."""
+    until(browser, lambda: "job" in text(browser, "state"), "the list of jobs")
+    until(browser, lambda: "outcomes that are unknown" in text(browser, "hands-note"), "those that need a hand")
+    script = """
+        return [...document.querySelectorAll('#jobs tbody tr')].map(
+            row => [...row.children].map(cell => cell.innerText.replace(/\\s+/g, ' ').trim()))"""
+    return [row for row in browser.execute_script(script) if run in row[0]]
+
+
+def test_menu_leads_to_all_jobs_and_from_there_to_each(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
+    browser.get(airflow.url)
+    click(browser, "//*[normalize-space()='Browse']")
+    click(browser, "//a[normalize-space()='Luma jobs']")
+    browser.switch_to.frame(find(browser, "//iframe[@title='Luma jobs']"))
+    find(browser, "//*[@id='dag']").send_keys(DAG_ID, Keys.ENTER)
+    until(browser, lambda: [row[-1] for row in jobs_of(browser, finished)] == ["yes"], "the download to be known")
+    [(name, state, _, prompt, _, expires, _)] = jobs_of(browser, finished)
+    assert (name, state, prompt) == (f"modify Log {DAG_ID} / {finished}", "finished", PROMPT)
+    assert expires == "in 13 days"
+
+    browser.switch_to.default_content()
+    assert browser.current_url.endswith(f"?dag_id={DAG_ID}")
+    browser.refresh()
+    browser.switch_to.frame(find(browser, "//iframe[@title='Luma jobs']"))
+    until(browser, lambda: jobs_of(browser, finished), "the filter to outlive a reload")
+    assert browser.find_element(By.ID, "dag").get_attribute("value") == DAG_ID
+    click(browser, f"//tr[contains(., '{finished}')]//a[normalize-space()='modify']")
+    browser.switch_to.default_content()
+    wait_for_videos(browser)
+    assert urlsplit(browser.current_url).path == "/luma/result"
+
+
 # -- a job that is not finished, or not well -------------------------------------------------------------------------
 
 
@@ -582,7 +619,7 @@ def guarded(airflow: LocalAirflow, dags: Path, tmp_path_factory: pytest.TempPath
         dags,
         {
             **{name: airflow.environment[name] for name in shared},
-            "PYTHONPATH": str(Path(__file__).parent / "auth"),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "auth"), os.environ.get("PYTHONPATH", "")]),
             "AIRFLOW__CORE__AUTH_MANAGER": "doorkeeper.Doorkeeper",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "anna:viewer,guest:viewer",
@@ -624,6 +661,9 @@ def test_user_who_may_see_the_dag_signs_in_and_sees_the_result(
     assert text(stranger, "prompt") == PROMPT
     assert not stranger.find_element(By.ID, "problem").is_displayed()
 
+    stranger.get(f"{guarded.url}/luma/overview?dag_id={DAG_ID}")
+    assert jobs_of(stranger, finished)
+
 
 def test_user_who_may_not_see_the_dag_sees_nothing_of_it(
     stranger: Chrome, guarded: LocalAirflow, finished: str
@@ -635,6 +675,13 @@ def test_user_who_may_not_see_the_dag_sees_nothing_of_it(
         wait_for_text(stranger, "problem-title", "You may not see this task")
         assert text(stranger, "state") == "no access"
         assert_nothing_is_shown(stranger)
+
+    stranger.get(f"{guarded.url}/luma/overview")
+    assert jobs_of(stranger, f" {DAG_ID} / ") == []
+    for query in (f"?dag_id={DAG_ID}", "?state=good"):
+        stranger.get(f"{guarded.url}/luma/overview{query}")
+        assert jobs_of(stranger, f" {DAG_ID} / ") == []
+    assert finished not in stranger.page_source
 
 
 def test_result_page_itself_holds_no_data(guarded: LocalAirflow, finished: str) -> None:

@@ -14,10 +14,11 @@ from airflow.sdk.io import store
 from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.downloads import Interrupted
 from tests.support.file_server import FileServer
+from tests.support.operator_fixtures import context
 from tests.support.s3_fixtures import bucket, s3_endpoint
 from tests.support.storages import Disk, Sftp, SftpFileSystem, Storage
 
-__all__ = ["bucket", "s3_endpoint"]
+__all__ = ["bucket", "context", "s3_endpoint"]
 
 
 @pytest.fixture(autouse=True)

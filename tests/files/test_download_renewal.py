@@ -72,6 +72,29 @@ class TestExpiredAddress:
         assert [Path(path).stem for path in written] == [result["luma_task_id"] for result in results]
         assert len(disk.files()) == 3
 
+    def test_fetched_results_are_recorded_by_their_jobs(self, own, disk, context):
+        several, one = modified(own), modified(own)
+        several["result_urls"] *= 2
+        LumaDownloadOperator(
+            task_id="download", urls=[several, one, own.sample_url], destination=disk.destination
+        ).execute(context)
+        pushed = context["ti"].pushed
+        assert pushed == {
+            f"luma_fetched_{several['luma_task_id']}": [
+                f"{disk.destination}/{several['luma_task_id']}{suffix}.mp4" for suffix in ("", "-2")
+            ],
+            f"luma_fetched_{one['luma_task_id']}": [f"{disk.destination}/{one['luma_task_id']}.mp4"],
+        }
+
+    def test_results_before_one_that_cannot_be_fetched_are_recorded(self, own, disk, context):
+        result = modified(own)
+        operator = LumaDownloadOperator(
+            task_id="download", urls=[result, f"{own.base_url}/files/none.mp4"], destination=disk.destination
+        )
+        with pytest.raises(AirflowFailException):
+            operator.execute(context)
+        assert f"luma_fetched_{result['luma_task_id']}" in context["ti"].pushed
+
     def test_clip_of_a_film_is_renewed(self, own, tmp_path):
         result = modified(own)
         own.expire_urls()

@@ -23,6 +23,7 @@ from airflow_provider_luma.links.luma import (
     ERROR_KEY,
     REQUEST_KEY,
     LumaResultLink,
+    push_fetched,
     push_film,
     push_request,
     pushed_failure,
@@ -163,10 +164,38 @@ class TestPushRequest:
         push_request(context, prompt="make it snow", video_url="https://e.com/upload.mp4", **optional)
         assert ti.pushed[REQUEST_KEY].items() >= {"kind": "clip", **optional}.items()
 
+    @pytest.mark.parametrize(("price", "shown"), [(1.08, {"price": 1.08}), (None, {})])
+    def test_price_is_pushed_if_it_is_known(self, context, ti, price, shown):
+        push_request(context, prompt="make it snow", video_url="/data/clip.mp4", price=price)
+        expected = {"kind": "clip", "prompt": "make it snow", "video_url": "/data/clip.mp4", **shown}
+        assert ti.pushed == {REQUEST_KEY: expected}
+
     def test_source_of_a_film_and_the_tasks_of_its_clips_are_pushed(self, context, ti):
         push_film(context, source="s3://films/street.mov", modify_task_ids=["film.modify"])
         film = {"kind": "film", "source": "s3://films/street.mov", "modify_task_ids": ["film.modify"]}
         assert ti.pushed == {REQUEST_KEY: film}
+
+
+class TestPushFetched:
+    @pytest.mark.parametrize(
+        "luma_task_id", ["6b7e5e3f2a1d4c0b9a8f7e6d5c4b3a29", "0b8f6a52-4c1d-4e9a-9a77-2f0d5c3e1a11"]
+    )
+    def test_key_names_the_job(self, context, ti, luma_task_id):
+        push_fetched(context, luma_task_id, ["/videos/a.mp4"])
+        assert ti.pushed == {f"luma_fetched_{luma_task_id}": ["/videos/a.mp4"]}
+
+    @pytest.mark.parametrize("luma_task_id", ["", "a/b", "a?b", "a#b", "..%2f", "a b", "a\n", "ü", "x" * 257])
+    def test_id_that_would_break_the_address_of_the_key_is_not_recorded(self, context, ti, luma_task_id):
+        push_fetched(context, luma_task_id, ["/videos/a.mp4"])
+        assert ti.pushed == {}
+
+    def test_a_failed_push_does_not_fail_the_download(self, context, ti, monkeypatch, caplog):
+        def fail(key: str, value: Any) -> None:
+            raise RuntimeError("the API server is away")
+
+        monkeypatch.setattr(ti, "xcom_push", fail)
+        push_fetched(context, "abc", ["/videos/a.mp4"])
+        assert "The overview will not show that the result of Luma task abc was fetched" in caplog.text
 
 
 class TestPushedFailure:

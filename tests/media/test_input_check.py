@@ -66,10 +66,10 @@ class CountingFile(io.BytesIO):
         return content
 
 
-def check(video: bytes | io.BytesIO, limits: Limits = kie.limits) -> None:
+def check(video: bytes | io.BytesIO, limits: Limits = kie.limits) -> float | None:
     file = io.BytesIO(video) if isinstance(video, bytes) else video
     size = file.getbuffer().nbytes
-    check_video_file(file, limits, parameter="source", shown="file:///in/film.mp4", size=size, log=LOG)
+    return check_video_file(file, limits, parameter="source", shown="file:///in/film.mp4", size=size, log=LOG)
 
 
 def cpu_seconds() -> float:
@@ -113,7 +113,13 @@ def big_clip() -> bytes:
     ],
 )
 def test_mp4_mov_and_avi_videos_pass(kind, options):
-    check(clip(kind, **options))
+    seconds = check(clip(kind, **options))
+    assert seconds is not None and seconds > 0
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov"])
+def test_length_of_a_video_that_passes_is_returned(kind):
+    assert check(clip(kind, seconds=3, rate=24)) == pytest.approx(3, abs=0.05)
 
 
 def test_rotated_video_passes():

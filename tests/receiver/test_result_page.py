@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_luma import receiver
+from airflow_provider_luma.decorators.luma import _LumaModifyDecoratedOperator
+from airflow_provider_luma.links.luma import FETCHED_KEY
+from airflow_provider_luma.operators.luma import LumaModifyOperator
+from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.services import SERVICES
 from harness.api_server import proof
 from harness.metadata_db import operator_awaiting_job
@@ -40,8 +44,9 @@ async def test_nothing_else_is_served(api_server, path):
     [
         ("/result?dag_id=films", "text/html"),
         ("/gallery?dag_id=films", "text/html"),
-        *((f"/static/{page}.css", "text/css") for page in ("common", "result", "gallery")),
-        *((f"/static/{page}.js", "text/javascript") for page in ("common", "result", "gallery")),
+        ("/overview", "text/html"),
+        *((f"/static/{page}.css", "text/css") for page in ("common", "result", "gallery", "overview")),
+        *((f"/static/{page}.js", "text/javascript") for page in ("common", "result", "gallery", "overview")),
     ],
 )
 async def test_pages_styles_and_scripts_are_served_with_a_strict_security_policy(api_server, path, kind):
@@ -64,6 +69,16 @@ def test_pages_know_for_how_long_each_service_keeps_the_address_of_a_result():
     assert dict(re.findall(r"(\w+): ([\d* ]+)", kept)).keys() == SERVICES.keys()
     for name, product in re.findall(r"(\w+): ([\d* ]+)", kept):
         assert math.prod(map(int, product.split("*"))) == SERVICES[name].results_kept * 1000
+
+
+def test_overview_looks_for_all_tasks_that_have_jobs_and_for_what_downloads_record():
+    script = (Path(receiver.__file__).parent / "pages" / "overview.js").read_text()
+    [operators] = re.findall(r"const OPERATORS = \[(.*)\];", script)
+    expected = [kind.__name__ for kind in (LumaModifyOperator, _LumaModifyDecoratedOperator, LumaTaskSensor)]
+    assert re.findall(r'"(\w+)"', operators) == expected
+    assert re.findall(r'const FETCHED = "(\w+)"', script) == [FETCHED_KEY]
+    [days] = re.findall(r"const DAYS = (\d+);", script)
+    assert int(days) * 86400 == SERVICES["kie"].results_kept, "candidates for expiry are found by it"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,15 @@ class TestSubmission:
         shown = run.ti.pushed["luma_request"]
         assert (shown["video_url"], shown["source"]) == (f"luma-file:{luma.uploads[0].key}", str(file))
 
+    @pytest.mark.parametrize(("options", "price"), [(None, 1.08), ({"video": {"resolution": "1080p"}}, 2.16)])
+    def test_pages_show_the_price_of_a_clip_whose_length_is_known(self, run, options, price):
+        run.run_try(check_video=True, options=options)
+        assert run.ti.pushed["luma_request"].get("price") == price
+
+    def test_pages_show_no_price_of_a_clip_that_is_not_looked_into(self, run):
+        run.run_try()
+        assert "price" not in run.ti.pushed["luma_request"]
+
     def test_retry_neither_uploads_nor_pays_again(self, luma, run):
         luma.configure(processing_seconds=3600)
         for _ in range(3):

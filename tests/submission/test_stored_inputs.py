@@ -63,6 +63,10 @@ class TestStorages:
         assert requests.get(shown["video_url"], timeout=10).content == clip.read_bytes()
         assert (shown["kind"], shown["source"]) == ("clip", str(clip))
 
+    def test_page_shows_no_price_where_none_is_published(self, run):
+        run.run_try(check_video=True)
+        assert "price" not in run.ti.pushed["luma_request"]
+
     def test_page_shows_it_also_while_a_later_try_waits_for_the_job(self, luma, run, clip):
         luma.configure(processing_seconds=3600)
         for _ in range(2):

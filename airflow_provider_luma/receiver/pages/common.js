@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Code that both pages share. They read Airflow's REST API with the session of the user who opens them, and show what
+// Code that the pages share. They read Airflow's REST API with the session of the user who opens them, and show what
 // they read as text and http(s) addresses, never as markup.
 
 // How long the address of a result is valid, by service. Results that name no service are kie.ai's.
@@ -7,9 +7,9 @@ const KEPT_MS = { kie: 14 * 86400000, luma: 3600000 };
 
 // After the sign-in, Airflow 3.1 redirects to the page's address, but cuts it off before the first "&".
 const KEPT_ADDRESS = "luma-result-before-sign-in";
-if (!location.search.includes("task_id=") && sessionStorage.getItem(KEPT_ADDRESS)) {
-  history.replaceState(null, "", sessionStorage.getItem(KEPT_ADDRESS));
-}
+const keptAddress = sessionStorage.getItem(KEPT_ADDRESS) ?? "";
+sessionStorage.removeItem(KEPT_ADDRESS);
+if (keptAddress.startsWith(location.href)) history.replaceState(null, "", keptAddress);
 
 const query = new URLSearchParams(location.search);
 /** The task instance that the page's address names, or all instances of a mapped task. */
@@ -30,14 +30,14 @@ export const byId = (id) => document.getElementById(id);
 // -- addresses -----------------------------------------------------------------------------------------------------
 
 /** The address of one of our pages. */
-export function pageOf(page, taskId, mapIndex = null) {
-  const named = { dag_id: task.dagId, run_id: task.runId, task_id: taskId };
+export function pageOf(page, taskId, mapIndex = null, { dagId, runId } = task) {
+  const named = { dag_id: dagId, run_id: runId, task_id: taskId };
   return `${root}/luma/${page}?${new URLSearchParams(mapIndex === null ? named : { ...named, map_index: mapIndex })}`;
 }
 
 /** The address of a task instance in Airflow's UI, which shows its log first. */
-export function airflowPage(mapIndex = -1, taskId = task.taskId) {
-  const page = ["dags", task.dagId, "runs", task.runId, "tasks", taskId].map(encodeURIComponent).join("/");
+export function airflowPage(mapIndex = -1, taskId = task.taskId, { dagId, runId } = task) {
+  const page = ["dags", dagId, "runs", runId, "tasks", taskId].map(encodeURIComponent).join("/");
   return `${root}/${page}${mapIndex >= 0 ? `/mapped/${mapIndex}` : ""}`;
 }
 
@@ -102,18 +102,14 @@ export class Refused extends Error {
 }
 
 /** The refusal for a user who is not signed in, with what to do. */
-const signIn = (words, address) =>
+export const signIn = (words, address = `${root}/api/v2/auth/login?${new URLSearchParams({ next: location.href })}`) =>
   new Refused("not signed in", { title: "You are not signed in", words, link: ["Sign in to Airflow", address] });
 
 export const refusals = {
   // A proxy that requires a sign-in redirects to its page, or returns it in place of Airflow's response.
   proxy: () =>
     signIn("A web page, probably a sign-in page, replaced Airflow's response.", location.href.replace(/#.*/, "")),
-  401: () =>
-    signIn(
-      "Airflow shows this task only to users who may see its DAG.",
-      `${root}/api/v2/auth/login?${new URLSearchParams({ next: location.href })}`,
-    ),
+  401: () => signIn("Airflow shows this task only to users who may see its DAG."),
   403: () =>
     new Refused("no access", {
       title: "You may not see this task",
@@ -128,8 +124,21 @@ export const refusals = {
     }),
 };
 
-export const runPath = `/api/v2/dags/${encodeURIComponent(task.dagId)}/dagRuns/${encodeURIComponent(task.runId)}`;
+const pathOf = (dagId, runId) => `/api/v2/dags/${encodeURIComponent(dagId)}/dagRuns/${encodeURIComponent(runId)}`;
+export const runPath = pathOf(task.dagId, task.runId);
 export const tasksPath = `${runPath}/taskInstances/${encodeURIComponent(task.taskId)}`;
+
+/** Where the REST API has an instance of the page's task. */
+export const placeOfTask = (mapIndex) => ({ path: tasksPath, query: instanceQuery(mapIndex) });
+
+/** Where the REST API has any task instance that it has returned. */
+export function placeOf({ dag_id: dagId, dag_run_id: runId, task_id: taskId, map_index: mapIndex, ...others }) {
+  const path = `${pathOf(dagId, runId)}/taskInstances/${encodeURIComponent(taskId)}`;
+  return { path, query: new URLSearchParams({ map_index: mapIndex, ...regionOf(others) }) };
+}
+
+/** What distinguishes an iteration of a loop, from Airflow 3.4 on. */
+export const regionOf = ({ region_id, region_index }) => (region_id ? { region_id, region_index } : {});
 
 const TIMEOUT_MS = 60000;
 
@@ -150,8 +159,8 @@ export async function ask(path) {
   return response.json();
 }
 
-async function xcom(key, mapIndex) {
-  const entry = await ask(`${tasksPath}/xcomEntries/${key}?${instanceQuery(mapIndex)}`);
+async function xcom(key, { path, query }) {
+  const entry = await ask(`${path}/xcomEntries/${key}?${query}`);
   if (entry === null || typeof entry.value !== "string" || !/^\s*[[{"]/.test(entry.value)) return entry?.value ?? null;
   try {
     return JSON.parse(entry.value);
@@ -168,15 +177,15 @@ function isAboutFilm({ kind, video_url: videoUrl, modify_task_ids: modifyTaskIds
 
 /** The job of a task that has pushed nothing. */
 export const NO_JOB = {
-  isFilm: false, prompt: "", source: "", original: "", isCopy: false, recovery: "", modifyTaskIds: [], id: "", result: {}, film: "",
+  isFilm: false, prompt: "", source: "", original: "", isCopy: false, recovery: "", price: NaN, modifyTaskIds: [], id: "", result: {}, film: "",
   urls: [], error: {},
 };
 
 /** Return what a task instance has pushed about its job. Unless the job is complete, first check which keys exist. */
-export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
-  const pushed = isComplete ? null : await ask(`${tasksPath}/xcomEntries?${instanceQuery(mapIndex)}&limit=100`);
+export async function readJob(place, keys, { isComplete = false } = {}) {
+  const pushed = isComplete ? null : await ask(`${place.path}/xcomEntries?${place.query}&limit=100`);
   const known = new Set(isComplete ? keys : (pushed?.xcom_entries ?? []).map((entry) => entry.key));
-  const values = await Promise.all(keys.map((key) => (known.has(key) ? xcom(key, mapIndex) : null)));
+  const values = await Promise.all(keys.map((key) => (known.has(key) ? xcom(key, place) : null)));
   const value = Object.fromEntries(keys.map((key, i) => [key, values[i]]));
   const [request, result] = [asObject(value.luma_request), asObject(value.return_value)];
   const isFilm = isAboutFilm(request);
@@ -187,6 +196,7 @@ export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
     original: webAddress(isFilm ? request.source : request.video_url), // empty if a browser cannot play it
     isCopy: !isFilm && Boolean(text(request.source) && webAddress(request.video_url)),
     recovery: text(request.recovery),
+    price: typeof request.price === "number" ? request.price : NaN,
     modifyTaskIds: texts(request.modify_task_ids),
     id: text(value.luma_task_id) || text(result.luma_task_id),
     result,
@@ -194,6 +204,17 @@ export async function readJob(mapIndex, keys, { isComplete = false } = {}) {
     urls: [...texts(result.result_urls), text(value.return_value)].map(webAddress).filter(Boolean),
     error: asObject(value.luma_error),
   };
+}
+
+/** States of a task that is not running or waiting. A task that resumes passes through them, and keeps its XComs. */
+const IDLE = new Set([null, "scheduled", "queued", "upstream_failed", "skipped", "removed"]);
+
+/** Return what a task instance in this state has pushed, asking only for what there may be. */
+export async function readJobIn(state, place, before = null) {
+  if (IDLE.has(state)) return before ?? NO_JOB;
+  if (state === "success") return readJob(place, ["luma_request", "return_value"], { isComplete: true });
+  const failed = ENDED_BADLY.has(state) || state === "up_for_retry";
+  return readJob(place, ["luma_request", "luma_task_id", ...(failed ? ["luma_error", "return_value"] : [])]);
 }
 
 // -- states --------------------------------------------------------------------------------------------------------
@@ -270,6 +291,9 @@ const UNFETCHABLE = ["LumaGenerationError", "LumaResultMissingError", "LumaNotFo
  */
 export const isFetchable = ({ id, urls, error }) => Boolean(id) && !urls.length && !UNFETCHABLE.includes(error.type);
 
+/** How to fetch the video of such a job, if the task did not say. */
+export const FETCH = "A LumaTaskSensor with this luma_task_id fetches its result; nothing new is billed";
+
 /** Why a task ended without a video. */
 export function errorWords({ state }, { error }) {
   const code = Number.isInteger(error.code) ? ` (code ${error.code})` : "";
@@ -340,6 +364,9 @@ export function duration(seconds) {
   const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
 }
+
+/** What a job costs, if that was known when it was submitted. */
+export const priceWords = ({ price }) => (Number.isFinite(price) ? `about $${price.toFixed(2)}` : "");
 
 const theme = localStorage.getItem("theme"); // as chosen in Airflow's UI
 if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;

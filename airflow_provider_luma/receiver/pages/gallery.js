@@ -3,8 +3,8 @@
 // loaded only for cards in view.
 import {
   ENDED_BADLY, NO_JOB, Refused, absence, airflowPage, ask, byId, element, errorWords, isFetchable, isOver, isQueued, labelOf, leavingTab,
-  pageOf, readJob, refusals, runPath, setText, showBadge, showProblem, showTrouble, stateWords, task, tasksPath, troubleWords, webAddress,
-  whyNotPlayed, withoutSecrets,
+  pageOf, placeOfTask, readJobIn, refusals, runPath, setText, showBadge, showProblem, showTrouble, stateWords, task, tasksPath,
+  troubleWords, webAddress, whyNotPlayed, withoutSecrets,
 } from "./common.js";
 
 const PAGE_SIZE = 100; // Airflow's default limit
@@ -71,7 +71,7 @@ async function readNext() {
     if (!entry.inView || !entry.isStale) continue;
     const { version } = entry;
     try {
-      entry.job = await readEntry(entry);
+      entry.job = await readJobIn(entry.instance.state, placeOfTask(entry.mapIndex), entry.job);
       entry.trouble = "";
       entry.isStale = entry.version !== version;
       learnFile(entry.job);
@@ -83,17 +83,6 @@ async function readNext() {
     showEntry(entry);
   }
   readers -= 1;
-}
-
-/** States of a task that is not running or waiting. A task that resumes passes through them, and keeps its XComs. */
-const IDLE = new Set([null, "scheduled", "queued", "upstream_failed", "skipped", "removed"]);
-
-async function readEntry({ instance, job }) {
-  const { map_index: mapIndex, state } = instance;
-  if (IDLE.has(state)) return job ?? NO_JOB;
-  if (state === "success") return readJob(mapIndex, ["luma_request", "return_value"], { isComplete: true });
-  const failed = ENDED_BADLY.has(state) || state === "up_for_retry";
-  return readJob(mapIndex, ["luma_request", "luma_task_id", ...(failed ? ["luma_error", "return_value"] : [])]);
 }
 
 // -- cards ---------------------------------------------------------------------------------------------------------

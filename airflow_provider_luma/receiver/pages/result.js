@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The result page of one task instance, which the page's address names.
 import {
-  ENDED_BADLY, NO_JOB, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords, expiry, instanceQuery,
-  isFetchable, isOver, isRenewable, labelOf, leavingTab, pageOf, readJob, readQuestions, refusals, setText, showBadge, showProblem, showTrouble,
-  stateWords, task, tasksPath, text, webAddress, whyNotPlayed, whyUnplayable, withoutSecrets,
+  ENDED_BADLY, FETCH, NO_JOB, Refused, STORED, absence, airflowPage, ask, byId, copyButton, duration, element, errorWords, expiry,
+  instanceQuery, isFetchable, isOver, isRenewable, labelOf, leavingTab, pageOf, placeOfTask, priceWords, readJob, readQuestions, refusals,
+  setText, showBadge, showProblem, showTrouble, stateWords, task, tasksPath, text, webAddress, whyNotPlayed, whyUnplayable, withoutSecrets,
 } from "./common.js";
 
 const REFRESH_MS = 3000;
@@ -22,7 +22,7 @@ async function loadInstance() {
   throw refusals[404]();
 }
 
-const loadJob = () => readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]);
+const loadJob = () => readJob(placeOfTask(task.mapIndex), ["luma_request", "luma_task_id", "return_value", "luma_error"]);
 
 /** Show what has been loaded; a part that is null has not been loaded yet. */
 function show({ instance, job, questions }, isFinal) {
@@ -107,8 +107,6 @@ const COSTS = {
   LumaNotFoundError: "",
 };
 
-const FETCH = "A LumaTaskSensor with this luma_task_id fetches its result; nothing new is billed";
-
 const REPEAT = "Its video is above. Clearing this task submits another, separately billed, job";
 
 const REMEDIES = {
@@ -160,6 +158,7 @@ function showFacts(known) {
     ["Finished", when(completed)],
     [isRenewable(job) ? "Address valid until" : "Kept by Luma until", when(expiry(job))],
     [job.isFilm ? "Film length" : "Clip", job.urls.length && Number.isFinite(modified.duration) ? lengthOf(modified) : ""],
+    ["Cost", priceWords(job)],
     ["Map index", task.mapIndex >= 0 ? labelOf(instance) : ""],
     ["Try", instance.try_number ? `${instance.try_number}` : ""],
   ].filter(([, value]) => value !== "");

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How long the overview of all jobs takes in a browser, with a history of 20,000 task instances.
+
+An API server on SQLite and, where it is installed, on PostgreSQL; a fifth of the task instances are jobs, and a fifth
+downloads of their results. Times count from the start of the page's own navigation, and come from the page itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from harness.local_airflow import LocalAirflow
+from harness.postgres import binaries, postgres
+
+DAGS, RUNS, TASKS = 20, 200, 5
+DAYS = 28
+VISITS = 7
+FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --window-size=1280,1000"
+
+#: Notes when something first appears on the page, in milliseconds since its navigation.
+WATCH = """
+    window.seen = {};
+    const texts = selector => [...document.querySelectorAll(selector)].map(element => element.textContent);
+    const isInView = ({ top, bottom }) => top < innerHeight && bottom > 0;
+    const look = () => {
+        const rows = [...document.querySelectorAll('#jobs tbody tr')];
+        const inView = rows.filter(row => isInView(row.getBoundingClientRect()));
+        const now = {
+            jobs: rows.length > 0,
+            details: rows.length > 0 && inView.every(row => row.children[3].textContent),
+            hands: texts('#hands-note').some(words => words && words !== 'Checking …'),
+        };
+        for (const name in now) if (now[name]) window.seen[name] ??= performance.now();
+    };
+    new MutationObserver(look).observe(document, { childList: true, subtree: true, characterData: true });"""
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    print(
+        f"{DAGS * RUNS * TASKS:,} task instances of {DAYS} days, of which {DAGS * RUNS:,} are jobs; {VISITS} visits:\n"
+    )
+    print("| database | | jobs listed, ms | rows in view complete, ms | checked for what needs a hand, ms | requests |")
+    print("|---|---|---:|---:|---:|---:|")
+    programs = binaries()
+    for name, database in {"SQLite": nullcontext(None), "PostgreSQL": programs and postgres(programs)}.items():
+        if database is None:
+            continue
+        with TemporaryDirectory() as folder, database as address:
+            environment = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address} if address else {}
+            airflow = LocalAirflow(Path(folder), Path(folder, "dags"), environment)
+            airflow.run("db", "migrate")
+            subprocess.run([sys.executable, "-m", "benchmarks.overview", "fill"], env=airflow.environment, check=True)
+            airflow.start("api-server")
+            try:
+                airflow.wait_until(airflow.is_healthy, "the API server to be healthy")
+                _measure(name, airflow, Path(folder))
+            finally:
+                airflow.stop_all()
+
+
+def _measure(database: str, airflow: LocalAirflow, folder: Path) -> None:
+    with _chromium(folder) as browser:
+        browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
+        browser.get(f"{airflow.url}/auth/token/login?next={airflow.url}/luma/static/common.css")
+        visits = [_visit(browser, f"{airflow.url}/luma/overview") for _ in range(VISITS)]
+    for which, seen in {"first": visits[:1], "median of the others": visits[1:]}.items():
+        cells = [f"{statistics.median(visit[name] for visit in seen):.0f}" for name in visits[0]]
+        print(f"| {database} | {which} | {' | '.join(cells)} |", flush=True)
+
+
+def _visit(browser: Any, address: str) -> dict[str, float]:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(address)
+    WebDriverWait(browser, 120, poll_frequency=0.2).until(
+        lambda opened: opened.execute_script("return Object.keys(window.seen).length === 3"), "the page to be complete"
+    )
+    seen = browser.execute_script("return window.seen")
+    requests = "return performance.getEntriesByType('resource').filter(entry => entry.name.includes('/api/v2/')).length"
+    return {**{name: seen[name] for name in ("jobs", "details", "hands")}, "n": browser.execute_script(requests)}
+
+
+@contextmanager
+def _chromium(folder: Path) -> Iterator[Any]:
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options, driver = ChromeOptions(), shutil.which("chromedriver")
+    binary = shutil.which("chromium")
+    if binary is None or driver is None:
+        sys.exit("Chromium and its driver are needed: apt-get install chromium chromium-driver")
+    options.binary_location = binary
+    for flag in (*FLAGS.split(), f"--user-data-dir={folder / 'browser'}"):
+        options.add_argument(flag)
+    browser = Chrome(options=options, service=Service(driver))
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+# -- the history -----------------------------------------------------------------------------------------------------
+
+
+def fill() -> None:
+    """Write the history into the database of the Airflow whose environment this process has."""
+    from airflow.models.dag import DagModel
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import insert, select
+
+    with create_session() as session:
+        session.add(DagBundleModel(name="bench"))
+        session.flush()
+        session.execute(
+            insert(DagModel),
+            [{"dag_id": f"dag_{n}", "bundle_name": "bench", "fileloc": "/dags/x.py"} for n in range(DAGS)],
+        )
+        session.execute(insert(DagRun), list(_runs()))
+        ids = {
+            (row.dag_id, row.run_id): row.id for row in session.execute(select(DagRun.id, DagRun.dag_id, DagRun.run_id))
+        }
+        tasks, xcoms = _tasks_and_xcoms()
+        session.execute(insert(TaskInstance), tasks)
+        session.execute(
+            insert(XComModel), [{**xcom, "dag_run_id": ids[xcom["dag_id"], xcom["run_id"]]} for xcom in xcoms]
+        )
+
+
+def _started(run: int) -> datetime:
+    return datetime.now(UTC) - timedelta(days=DAYS) * (RUNS - run) / RUNS
+
+
+def _runs() -> Iterator[dict[str, Any]]:
+    for dag in range(DAGS):
+        for run in range(RUNS):
+            at = _started(run) + timedelta(minutes=dag)
+            times = {"run_after": at, "logical_date": at, "start_date": at, "queued_at": at}
+            named = {"dag_id": f"dag_{dag}", "run_id": f"run_{run}"}
+            yield {**named, **times, "run_type": "scheduled", "state": "success", "clear_number": 0}
+
+
+def _tasks_and_xcoms() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    tasks, xcoms = [], []
+    others = {f"other_{n}": "BashOperator" for n in range(TASKS - 2)}
+    operators = {"modify": "LumaModifyOperator", "download": "LumaDownloadOperator", **others}
+    for dag in range(DAGS):
+        for run in range(RUNS):
+            named = {"dag_id": f"dag_{dag}", "run_id": f"run_{run}"}
+            began = _started(run) + timedelta(minutes=dag)
+            ended = began + timedelta(minutes=5)
+            job, is_bad = f"{dag:08x}-{run:04x}-4e9a-9a77-2f0d5c3e1a11", (dag + run) % 40 == 0
+            for task_id, operator in operators.items():
+                state = "failed" if is_bad and task_id == "modify" else "upstream_failed" if is_bad else "success"
+                task = {**named, "task_id": task_id, "operator": operator, "map_index": -1, "pool": "default_pool"}
+                tasks.append({**task, "state": state, "start_date": began, "end_date": ended, "try_number": 1})
+            pushed = {"luma_request": {"kind": "clip", "prompt": f"Prompt {run}", "video_url": "https://e.com/v.mp4"}}
+            result = {
+                **{"luma_task_id": job, "status": "SUCCESS", "result_urls": [f"https://e.com/{job}.mp4"]},
+                **{"origin_urls": [], "created_at": began.isoformat(), "completed_at": ended.isoformat()},
+            }
+            error = {"type": "LumaTimeoutError", "msg": "not finished", "code": None, "luma_task_id": job, "remedy": ""}
+            ending = {"luma_error": error, "luma_task_id": job} if is_bad else {"return_value": result, **result}
+            written = [f"/videos/{job}.mp4"]
+            downloaded = {} if is_bad else {f"luma_fetched_{job}": written, "return_value": written}
+            for task_id, values in {"modify": {**pushed, **ending}, "download": downloaded}.items():
+                xcom = {**named, "task_id": task_id, "map_index": -1, "timestamp": ended}
+                xcoms += [{**xcom, "key": key, "value": json.dumps(value)} for key, value in values.items()]
+    return tasks, xcoms
+
+
+if __name__ == "__main__":
+    fill() if sys.argv[1:] == ["fill"] else main()
