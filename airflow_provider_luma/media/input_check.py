@@ -12,7 +12,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING
 
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.media.child_process import ChildFailed, ChildProcess

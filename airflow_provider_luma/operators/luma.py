@@ -452,13 +452,13 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
             facts.update(more)
             push_request(context, prompt=request.prompt, **facts)
 
+        def on_upload(url: str) -> None:
+            price = submission.price(client.connection.service)
+            show(video_url=url, source=request.video_url, price=price)
+
         show()
-        video = self._input_video(request, lambda url: show(video_url=url, source=request.video_url))
-        submission = Submission(request, video, deferral)
+        submission = Submission(request, self._input_video(request, on_upload), deferral)
         step = submitter.submit(submission)
-        price = submission.price(client.connection.service)
-        if price is not None:
-            show(price=price)
         return self._take(step, context, permitted_at)
 
     def _checked_request(self) -> tuple[LumaClient, ModifyRequest]:
