@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import socket
 import threading
+import time
 from types import TracebackType
 from typing import Any, cast
 
@@ -133,7 +134,7 @@ class Simulator:
         self._thread = None
 
     def reset(self) -> None:
-        """Restore the initial settings and credits, and delete all jobs, uploads and calls."""
+        """Restore the initial settings, credits and time, and delete all jobs, uploads and calls."""
         self._account.reset()
 
     def configure(self, **changes: Any) -> Settings:
@@ -143,6 +144,18 @@ class Simulator:
     def end_jobs(self) -> None:
         """End all running jobs now, whatever their processing time; returns before they have ended."""
         self._account.end_jobs()
+
+    def move_time(self, seconds: float) -> None:
+        """
+        Move the services' clock forward, and return when the jobs whose time is then over have ended.
+
+        Addresses, files, records and rate limits expire by that clock, too.
+
+        :raises ValueError: if seconds is negative or infinite
+        """
+        self._account.clock.move(seconds)
+        while self._thread is not None and self._thread.is_alive() and self._account.has_due_jobs():
+            time.sleep(0.01)  # a job ends once its result is rendered
 
     def expire_urls(self) -> None:
         """Expire all presigned URLs that Luma's own API has issued so far; later ones work."""

@@ -43,7 +43,13 @@ def test_invalid_settings_are_rejected_and_change_nothing(client, changes):
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/simulator/state"), ("PATCH", "/simulator/settings"), ("POST", "/simulator/reset")]
+    ("method", "path"),
+    [
+        ("GET", "/simulator/state"),
+        ("PATCH", "/simulator/settings"),
+        ("POST", "/simulator/reset"),
+        ("POST", "/simulator/move-time"),
+    ],
 )
 def test_control_endpoints_refuse_requests_without_the_api_key(client, method, path):
     client.submit_and_get_id()
