@@ -51,7 +51,8 @@ class Job:
 
     ``service`` is the service that accepted it, ``kie`` or ``luma``. ``create_time`` and ``complete_time`` are
     milliseconds of the Unix epoch, ``seconds`` is the processing time, ``flag`` is kie.ai's successFlag (used for all
-    services), and ``outcome`` and ``cost`` are the settings when the job was accepted. ``error_code`` is kie.ai's,
+    services), and ``outcome`` and ``cost`` are the settings when the job was accepted, unless a fault has changed
+    the outcome. ``error_code`` is kie.ai's,
     ``failure_code`` is Luma's own.
     """
 
@@ -159,6 +160,7 @@ class Account:
             self._settings = self._initial
             self._random = random.Random(self._initial.seed)
             self._jobs: dict[str, Job] = {}
+            self._job_faults: dict[str, Fault] = {}
             self._uploads: list[Upload] = []
             self._faults = FaultSchedule(self._settings.faults)
             self.credits = self._settings.credits
@@ -242,6 +244,9 @@ class Account:
             if not dry_run:
                 self.credits -= job.cost
                 self._jobs[job.task_id] = job
+                if fault := self._faults.next("job"):
+                    job.outcome = fault.kind
+                    self._job_faults[job.task_id] = fault
             return job
 
     @property
@@ -295,6 +300,7 @@ class Account:
         with self.lock:
             if self._jobs.get(job.task_id) is not job:
                 return False
+            settings = self._settings_of_failure(job)
             service = self.services[job.service]
             if failure is None and job.outcome in ("success", "callback_failed", "no_urls"):
                 job.flag = CALLBACK_FAILED if job.outcome == "callback_failed" else SUCCESS
@@ -303,10 +309,18 @@ class Account:
                     job.result_urls = [service.result_url(job)]
             else:
                 job.flag = CREATE_TASK_FAILED if job.outcome == "create_failed" else GENERATE_FAILED
-                job.error_message = failure or self._settings.error_message
-                service.record_failure(job, failure)
+                job.error_message = failure or settings.error_message
+                service.record_failure(job, failure, settings)
             job.complete_time = self._milliseconds()
             return True
+
+    def _settings_of_failure(self, job: Job) -> Settings:
+        """Return the settings with what the fault that hit a job says about its failure."""
+        fault = self._job_faults.pop(job.task_id, None)
+        if fault is None:
+            return self._settings
+        said = {"error_code": fault.code, "failure_code": fault.failure_code, "error_message": fault.message}
+        return self._settings.changed({name: value for name, value in said.items() if value is not None})
 
     def expire_urls(self) -> None:
         """Expire all presigned URLs issued so far."""

@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Literal, cast
+from urllib.parse import quote
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -170,6 +171,12 @@ class Simulator:
     def luma_base_url(self) -> str:
         """The base of Luma's own API, http://HOST:PORT/v1."""
         return f"{self._account.base_url}/v1"
+
+    def connection_uri(self, service: Literal["kie", "luma"] = "kie") -> str:
+        """Return an Airflow connection to one of the services, as a URI."""
+        address = self._account.base_url.removeprefix("http://")
+        key = quote(self.settings.api_key, safe="")
+        return f"luma://:{key}@{address}/http" + ("" if service == "kie" else f"?service={service}")
 
     @property
     def sample_url(self) -> str:

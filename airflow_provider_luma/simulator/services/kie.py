@@ -37,6 +37,7 @@ from ..uploads import Upload, UploadStore
 
 if TYPE_CHECKING:
     from ..faults import Fault
+    from ..settings import Settings
 
 MAX_VIDEO_SECONDS = 10.0
 MAX_VIDEO_BYTES = 500 * 1024 * 1024
@@ -197,11 +198,10 @@ class Kie(Service):
         """Return the address of a result file."""
         return f"{self._account.url}/files/results/{job.task_id}/{job.file_name}"
 
-    def record_failure(self, job: Job, reason: str | None) -> None:
+    def record_failure(self, job: Job, reason: str | None, settings: Settings) -> None:
         """Set the errorCode."""
-        error_code = self._account.settings.error_code
         default_code = 500 if job.flag == CREATE_TASK_FAILED else 501
-        job.error_code = error_code if error_code is not None else default_code
+        job.error_code = settings.error_code if settings.error_code is not None else default_code
 
     # -- account and files
 

@@ -38,6 +38,7 @@ from .luma_request import MAX_FILE_BYTES, FileRequest, GenerationRequest, Source
 
 if TYPE_CHECKING:
     from ..faults import Fault
+    from ..settings import Settings
 
 API_VERSION = "2026-04-01"
 MAX_VIDEO_SECONDS = 18.0
@@ -337,9 +338,9 @@ class Luma(Service):
         """Expire all presigned URLs of results and uploads issued so far."""
         self._presigner.expire_all()
 
-    def record_failure(self, job: Job, reason: str | None) -> None:
+    def record_failure(self, job: Job, reason: str | None, settings: Settings) -> None:
         """Set the failure_code, and refund the job if that code is refunded."""
-        job.failure_code = "generation_failed" if reason else self._account.settings.failure_code
+        job.failure_code = "generation_failed" if reason else settings.failure_code
         if job.failure_code in REFUNDED:
             self._account.credits += job.cost
 
