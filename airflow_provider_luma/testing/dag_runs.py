@@ -67,8 +67,8 @@ class DagRunner:
         """
         Run a DAG to its end, and print its log, which pytest shows if the test fails.
 
-        The run has the environment variables that the test has, except for Airflow's settings and connections: so no
-        test uses a connection by accident that it was not given.
+        The run has the test's environment variables, but neither its Airflow settings nor its connections, so it cannot
+        spend credits by accident.
 
         :param dag_id: the DAG, of a file in the DAGs folder
         :param params: the params of the run
