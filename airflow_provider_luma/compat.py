@@ -17,6 +17,7 @@ from airflow.version import version
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from airflow.dag_processing.dagbag import BundleDagBag
     from airflow.sdk import Connection, Context, literal
     from airflow.sdk.configuration import conf
     from airflow.sdk.exceptions import (
@@ -41,6 +42,7 @@ __all__ = [
     "AirflowNotFoundException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "BundleDagBag",
     "Stats",
     "TaskDeferralTimeout",
     "conf",
@@ -63,6 +65,7 @@ _MOVED = {
     "AirflowNotFoundException": _EXCEPTIONS,
     "AirflowSensorTimeout": _EXCEPTIONS,
     "AirflowSkipException": _EXCEPTIONS,
+    "BundleDagBag": ("airflow.dag_processing.dagbag", "airflow.models.dagbag"),  # the latter: Airflow 3.1
     "TaskDeferralTimeout": _EXCEPTIONS,
     "conf": ("airflow.sdk.configuration", "airflow.configuration"),  # the latter: Airflow 3.1
     "literal": ("airflow.sdk", "airflow.sdk.definitions.template"),  # the latter: Airflow 3.1.0

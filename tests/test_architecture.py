@@ -19,6 +19,7 @@ NAME = PACKAGE.name
 
 #: From top to bottom. A layer imports those below it, and itself.
 LAYERS = (
+    ("testing",),
     ("task_groups", "decorators"),
     ("operators", "sensors"),
     ("asset_events", "lineage"),
@@ -122,9 +123,10 @@ def test_every_module_belongs_to_a_layer():
 
 @pytest.mark.parametrize("name", layered())
 def test_module_imports_only_its_own_layer_and_those_below(name):
-    """The type checker's imports included."""
+    """The type checker's imports included. The simulator is no layer: who imports it is tested below."""
     rank = RANK[name.partition(".")[0]]
-    assert [other for other in own(name, for_types=True) if RANK[other.partition(".")[0]] > rank] == []
+    others = [other for other in own(name, for_types=True) if not other.startswith("simulator")]
+    assert [other for other in others if RANK[other.partition(".")[0]] > rank] == []
 
 
 def test_modules_import_each_other_without_a_cycle():
@@ -203,9 +205,9 @@ def test_airflows_versions_are_told_apart_in_compat_alone():
     assert asking == trying == {"compat"}
 
 
-def test_only_two_modules_of_the_receiver_import_airflows_database_models():
+def test_only_two_modules_of_the_receiver_and_the_server_of_tests_import_airflows_database_models():
     users = [name for name in modules() if any(i.startswith(("airflow.models.t", "sqlalchemy")) for i in imports(name))]
-    assert sorted(users) == ["receiver.connections", "receiver.resume"]
+    assert sorted(users) == ["receiver.connections", "receiver.resume", "testing.dag_server"]
 
 
 def test_nothing_imports_from_the_paths_of_an_earlier_version():
@@ -238,8 +240,16 @@ def test_what_version_1_1_0_documents_is_still_there(path):
     assert hasattr(import_module(f"{NAME}.{module}"), name)
 
 
-def test_nothing_imports_the_simulator():
-    assert [name for name in modules() if any(".simulator" in imported for imported in imports(name))] == []
+def test_nothing_but_the_fixtures_for_tests_imports_the_simulator():
+    users = {name for name in modules() if any(".simulator" in imported for imported in imports(name, for_types=True))}
+    assert users == {"testing.__init__", "testing.dag_runs"}
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.startswith("testing")])
+def test_fixtures_for_tests_import_airflow_and_the_simulator_when_they_are_used(name):
+    """Pytest imports them before anything has said where Airflow's home is."""
+    assert "airflow" not in foreign_at_module_level(name)
+    assert {other.partition(".")[0] for other in own(name, inside_functions=False)} <= {"testing"}
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -106,8 +106,6 @@ def check_pip(words: list[str]) -> None:
     for word in words[1:]:
         if word.startswith("constraints/"):
             assert (REPOSITORY / word).is_file()
-        elif word == "pytest":
-            assert any(re.match(r"pytest\b(?!-)", wanted) for wanted in EXTRAS["dev"])
         elif word != "--constraint":
             wanted = re.fullmatch(
                 r"(?:\.|airflow-provider-luma(?=.* @ git\+ADDRESS$))(?:\[([\w,]+)\])?(?: @ .*)?", word
@@ -134,8 +132,6 @@ def check_export(words: list[str]) -> None:
         assert json.loads(value)["type"] == "file"
     elif name == "AIRFLOW__CORE__TEST_CONNECTION":
         assert value == "Enabled"
-    elif name == "AIRFLOW__CORE__DAGS_FOLDER":
-        assert value == "$PWD"
     else:
         assert name == "AIRFLOW_CONN_LUMA_DEFAULT"
         read_connection(value)

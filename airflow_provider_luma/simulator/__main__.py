@@ -27,11 +27,12 @@ Everything it stores is deleted when it stops.
 """
 _FAULTS = """\
 faults:
-  A fault is written ON:KIND[,NAME=VALUE...]. It hits every matching call, unless every, skip or times limit it.
+  A fault is written ON:KIND[,NAME=VALUE...]. It hits every matching call or job, unless every, skip or times limit it.
 
   on     submit, status, upload, file (result files)
          credit, download_url (kie.ai)
          file_create, file_complete, file_status, file_list, file_delete (Luma's own API; upload is the PUT of a file)
+         job (accepted jobs instead of calls)
   kind   refuse           with code=N; message=TEXT; retry_after=SECONDS; style=status or style=body (kie.ai);
                           limit=jobs or limit=requests, the kind of a 429 (Luma's own API)
          html             an HTML page with HTTP status code=N (default: 500)
@@ -48,7 +49,9 @@ faults:
                                           with Luma's own API, state is state_N, and output JSON in a string
          hostile_text     status: texts with half an emoji and NUL, numbers beyond 64 bits, NaN, deep nesting
          no_range         file: a range request is answered with the whole file
-  which  every=N (each N-th call), skip=N (not the first N), times=N (N times at most),
+         create_failed, generate_failed, callback_failed, no_urls
+                          job: its outcome; message=TEXT; code=N (kie.ai); failure_code=CODE (Luma's own API)
+  which  every=N (each N-th call or job), skip=N (not the first N), times=N (N times at most),
          after_accept=true (submit: the job is accepted and billed, then the fault hits the response; upload,
          file_create, file_complete, file_delete: the call takes effect first),
          after_bytes=N (when N bytes of the request's body have arrived, before the rest)

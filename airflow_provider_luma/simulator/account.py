@@ -7,13 +7,12 @@ import json
 import math
 import random
 import threading
-import time
 import uuid
 from collections import deque
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .clock import Clock
 from .faults import Fault, FaultSchedule
 from .journal import Journal
 from .service import Refusal
@@ -55,7 +54,7 @@ class Job:
 
     :param request: the body of the submission
     :param create_time: when it was accepted, in milliseconds since the Unix epoch
-    :param outcome: the ``outcome`` setting when it was accepted
+    :param outcome: the ``outcome`` setting when it was accepted, unless a fault has changed it
     :param seconds: the processing time
     :param input_digest: SHA-256 hex digest of the input video
     :param service: the service that accepted it, ``kie`` or ``luma``
@@ -110,6 +109,11 @@ class Job:
         return self.flag in (SUCCESS, CALLBACK_FAILED)
 
     @property
+    def end_time(self) -> float:
+        """When the job's time is over, in seconds of the Unix epoch; it ends then, or once its result is rendered."""
+        return self.create_time / 1000 + min(self.seconds, self.time_limit)
+
+    @property
     def exceeds_time_limit(self) -> bool:
         """Whether the service gives the job up before its processing time is over."""
         return self.seconds > self.time_limit
@@ -122,26 +126,27 @@ class Job:
 class SlidingWindow:
     """Sliding window log rate limiter: counts the events of the last ``seconds`` seconds."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, clock: Clock) -> None:
         self._seconds = seconds
+        self._clock = clock
         self._times: deque[float] = deque()
 
     def allows(self, limit: int) -> bool:
         """Whether another event would stay within the limit."""
-        now = time.monotonic()
+        now = self._clock.time()
         while self._times and now - self._times[0] >= self._seconds:
             self._times.popleft()
         return len(self._times) < limit
 
     def record(self) -> None:
         """Record an event."""
-        self._times.append(time.monotonic())
+        self._times.append(self._clock.time())
 
     def seconds_until_allowed(self, limit: int) -> float:
         """Return the seconds until allows(limit) is true again."""
         if not limit or len(self._times) < limit:
             return self._seconds
-        return max(0.0, self._times[-limit] + self._seconds - time.monotonic())
+        return max(0.0, self._times[-limit] + self._seconds - self._clock.time())
 
 
 class Account:
@@ -153,6 +158,7 @@ class Account:
 
     def __init__(self, settings: Settings) -> None:
         self.base_url = ""
+        self.clock = Clock()
         self.journal = Journal()
         self.renders = 0
         self.lock = threading.RLock()
@@ -161,12 +167,13 @@ class Account:
         self.reset()
 
     def reset(self) -> None:
-        """Restore the initial settings and credits, and delete all jobs, uploads and calls."""
+        """Restore the initial settings, credits and time, and delete all jobs, uploads and calls."""
         with self.lock:
+            self.clock.reset()
             self._settings = self._initial
             self._random = random.Random(self._initial.seed)
             self._jobs: dict[str, Job] = {}
-            self._enders: dict[str, Callable[[], object]] = {}
+            self._job_faults: dict[str, Fault] = {}
             self._uploads: list[Upload] = []
             self._faults = FaultSchedule(self._settings.faults)
             self.credits = self._settings.credits
@@ -238,7 +245,7 @@ class Account:
                 video_url=submission.video_url,
                 callback_url=submission.callback_url,
                 request=submission.request,
-                create_time=_milliseconds(),
+                create_time=self._milliseconds(),
                 outcome=settings.outcome,
                 seconds=settings.processing_seconds + self._random.uniform(0, settings.processing_jitter),
                 input_digest=submission.input_digest,
@@ -250,6 +257,9 @@ class Account:
             if not dry_run:
                 self.credits -= job.cost
                 self._jobs[job.task_id] = job
+                if fault := self._faults.next("job"):
+                    job.outcome = fault.kind
+                    self._job_faults[job.task_id] = fault
             return job
 
     @property
@@ -269,7 +279,7 @@ class Account:
             job = self._jobs.get(task_id)
             if job is None or job.service != service:
                 return None
-            return None if time.time() > job.create_time / 1000 + self._settings.record_ttl else replace(job)
+            return None if self.clock.time() > job.create_time / 1000 + self._settings.record_ttl else replace(job)
 
     def find_result(self, service: str, task_id: str) -> Job | None:
         """Return a copy of a job; None if it is unknown, has no result file, or the file has expired."""
@@ -277,23 +287,21 @@ class Account:
             job = self._jobs.get(task_id)
             if job is None or job.service != service or job.complete_time is None or not job.result_urls:
                 return None
-            expired = time.time() > job.complete_time / 1000 + self._settings.result_ttl
+            expired = self.clock.time() > job.complete_time / 1000 + self._settings.result_ttl
             return None if expired else replace(job)
-
-    def register_ender(self, job: Job, end: Callable[[], object]) -> None:
-        """Register a callback, safe to call from any thread, that ends a job before its processing time is over."""
-        with self.lock:
-            self._enders[job.task_id] = end
-            if job.is_ended_early:
-                end()
 
     def end_jobs(self) -> None:
         """End all running jobs as soon as their results are rendered, whatever their processing time."""
         with self.lock:
             for job in self._jobs.values():
                 job.is_ended_early = job.flag == GENERATING
-            for end in self._enders.values():
-                end()
+        self.clock.wake()
+
+    def has_due_jobs(self) -> bool:
+        """Whether a running job is about to end, because its time is over."""
+        with self.lock:
+            now = self.clock.time()
+            return any(job.flag == GENERATING and job.end_time <= now for job in self._jobs.values())
 
     def finish(self, job: Job, failure: str | None = None) -> bool:
         """
@@ -305,7 +313,7 @@ class Account:
         with self.lock:
             if self._jobs.get(job.task_id) is not job:
                 return False
-            self._enders.pop(job.task_id, None)
+            settings = self._settings_of_failure(job)
             service = self.services[job.service]
             if failure is None and job.outcome in ("success", "callback_failed", "no_urls"):
                 job.flag = CALLBACK_FAILED if job.outcome == "callback_failed" else SUCCESS
@@ -314,10 +322,18 @@ class Account:
                     job.result_urls = [service.result_url(job)]
             else:
                 job.flag = CREATE_TASK_FAILED if job.outcome == "create_failed" else GENERATE_FAILED
-                job.error_message = failure or self._settings.error_message
-                service.record_failure(job, failure)
-            job.complete_time = _milliseconds()
+                job.error_message = failure or settings.error_message
+                service.record_failure(job, failure, settings)
+            job.complete_time = self._milliseconds()
             return True
+
+    def _settings_of_failure(self, job: Job) -> Settings:
+        """Return the settings with what the fault that hit a job says about its failure."""
+        fault = self._job_faults.pop(job.task_id, None)
+        if fault is None:
+            return self._settings
+        said = {"error_code": fault.code, "failure_code": fault.failure_code, "error_message": fault.message}
+        return self._settings.changed({name: value for name, value in said.items() if value is not None})
 
     def expire_urls(self) -> None:
         """Expire all presigned URLs issued so far."""
@@ -348,6 +364,5 @@ class Account:
         with self.lock:
             return list(self._uploads)
 
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)
+    def _milliseconds(self) -> int:
+        return int(self.clock.time() * 1000)

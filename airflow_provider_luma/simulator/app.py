@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html import escape
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from pydantic import ValidationError
@@ -138,9 +139,22 @@ async def change_settings(request: Request) -> Response:
         raise Refusal(422, problems) from error
 
 
+@control.post("/simulator/move-time", dependencies=_requires_api_key)
+async def move_time(request: Request) -> Response:
+    """Move the clock forward by ``seconds``, and return its time in seconds of the Unix epoch."""
+    content = await read_json(request)
+    seconds: Any = content.get("seconds") if isinstance(content, dict) else None
+    clock = _account(request).clock
+    try:
+        clock.move(seconds)
+    except (TypeError, ValueError) as error:
+        raise Refusal(422, f"{error}.") from error
+    return JSONResponse({"time": clock.time()})
+
+
 @control.post("/simulator/reset", dependencies=_requires_api_key)
 async def reset(request: Request) -> Response:
-    """Restore the initial settings and credits, and delete all jobs, uploads and calls."""
+    """Restore the initial settings, credits and time, and delete all jobs, uploads and calls."""
     _account(request).reset()
     return JSONResponse({"status": "reset"})
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,7 +95,7 @@ class FaultMiddleware:
         client = scope.get("client")
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         return self._account.journal.record(
-            at=time.time(),
+            at=self._account.clock.time(),
             service=service.name if service else None,
             on=operation,
             method=scope["method"],

@@ -25,6 +25,7 @@ On = Literal[
     "file_status",
     "file_list",
     "file_delete",
+    "job",
 ]
 Kind = Literal[
     "refuse",
@@ -43,17 +44,36 @@ Kind = Literal[
     "hostile_text",
     "no_range",
     "wrong_length",
+    "create_failed",
+    "generate_failed",
+    "callback_failed",
+    "no_urls",
 ]
 Style = Literal["status", "body"]
+FailureCode = Literal[
+    "generation_failed",
+    "content_moderated",
+    "output_not_found",
+    "budget_exhausted",
+    "rate_limited",
+    "image_too_large",
+    "unsupported_format",
+    "corrupt_input",
+    "invalid_request",
+]
 
 #: Kinds that replace the response.
 REPLACING = ("refuse", "html", "edge_block", "empty", "redirect", "cut")
 
-_JSON_OPERATIONS = {*get_args(On)} - {"file", "file_delete"}
+#: Kinds that decide how single jobs end, in place of the ``outcome`` of the settings.
+OUTCOMES = ("create_failed", "generate_failed", "callback_failed", "no_urls")
+
+_CALLS = {*get_args(On)} - {"job"}
+_JSON_OPERATIONS = _CALLS - {"file", "file_delete"}
 #: Operations with an effect: with after_accept, it takes place before the fault.
 _CHANGING = ("submit", "upload", "file_create", "file_complete", "file_delete")
 
-#: Kinds that are valid for some operations only; all others are valid for every operation.
+#: Kinds that are valid for some operations only; all others are valid for every call.
 _VALID_OPERATIONS: dict[str, set[str]] = {
     "unknown_flag": {"status"},
     "response_string": {"status"},
@@ -61,30 +81,40 @@ _VALID_OPERATIONS: dict[str, set[str]] = {
     "no_range": {"file"},
     "null_data": _JSON_OPERATIONS,
     "wrong_data": _JSON_OPERATIONS,
+    **{outcome: {"job"} for outcome in OUTCOMES},
 }
 
 
 class Fault(BaseModel):
-    """A kind of fault, the operation it is injected into, and which calls of that operation it hits."""
+    """A kind of fault, the operation it is injected into, and which calls of that operation (or jobs) it hits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     on: On = Field(
         description="The operation it is injected into; file means result files and temporary download URLs, upload "
-        "also the PUT to a presigned URL, and file_create to file_delete are the other calls of Luma's Files API."
+        "also the PUT to a presigned URL, and file_create to file_delete are the other calls of Luma's Files API; job "
+        "means accepted jobs instead of calls."
     )
     kind: Kind = Field(description="The kind of fault.")
     code: int | None = Field(
         default=None,
         ge=100,
         le=599,
-        description="refuse: the refusal's code; html, redirect, empty: the HTTP status (500, 303, 200 if unset).",
+        description="refuse: the refusal's code; html, redirect, empty: the HTTP status (500, 303, 200 if unset); job: "
+        "kie.ai's errorCode, the error_code setting if unset.",
     )
     style: Style | None = Field(
         default=None, description="refuse: by HTTP status or in the body; the refusal_style setting if unset."
     )
     retry_after: float | None = Field(default=None, ge=0, description="refuse: seconds in a Retry-After header.")
-    message: str | None = Field(default=None, description="refuse: the reason, without a comma in the text form.")
+    message: str | None = Field(
+        default=None,
+        description="refuse: the reason, without a comma in the text form; job: the reason of the failure, the "
+        "error_message setting if unset.",
+    )
+    failure_code: FailureCode | None = Field(
+        default=None, description="job: failure_code with Luma's own API; the failure_code setting if unset."
+    )
     limit: Literal["jobs", "requests"] = Field(
         default="jobs",
         description="refuse with code=429 on Luma's own API: by the limit of jobs at a time (Retry-After: 60), or of "
@@ -114,8 +144,8 @@ class Fault(BaseModel):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Fault:
-        allowed = _VALID_OPERATIONS.get(self.kind)
-        if allowed is not None and self.on not in allowed:
+        allowed = _VALID_OPERATIONS.get(self.kind, _CALLS)
+        if self.on not in allowed:
             raise ValueError(f"{self.kind} cannot happen on {self.on}, only on {', '.join(sorted(allowed))}")
         if self.kind == "refuse" and self.code is None:
             raise ValueError("refuse needs code=N, for instance code=429")

@@ -9,7 +9,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,14 +77,9 @@ class JobRunner:
 
     async def _run(self, job: Job, callback_attempted: asyncio.Event) -> None:
         try:
-            loop, ended_early = asyncio.get_running_loop(), asyncio.Event()
-            end_time = loop.time() + min(job.seconds, job.time_limit)
-            self._account.register_ender(job, lambda: loop.call_soon_threadsafe(ended_early.set))
             failure = None if job.outcome in OUTCOMES_WITHOUT_RENDER else await self._render(job)
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(end_time):
-                    await ended_early.wait()
-            if job.exceeds_time_limit and not ended_early.is_set():
+            await self._account.clock.sleep_until(job.end_time, lambda: job.is_ended_early)
+            if job.exceeds_time_limit and not job.is_ended_early:
                 failure = f"The job did not end within {job.time_limit:g} seconds."
             if self._account.finish(job, failure):
                 await self._deliver_callback(job, callback_attempted)
@@ -116,18 +111,18 @@ class JobRunner:
         scratch.replace(target)
 
     async def _deliver_callback(self, job: Job, callback_attempted: asyncio.Event) -> None:
-        settings = self._account.settings
+        settings, clock = self._account.settings, self._account.clock
         # The outcome callback_failed has already set flag 4: the callback could not be delivered.
         if not job.callback_url or not settings.callback_copies or job.outcome == "callback_failed":
             return
-        await asyncio.sleep(settings.callback_delay)
+        await clock.sleep(settings.callback_delay)
 
         def on_attempt() -> None:
             self._account.record_callback_attempt(job)
             callback_attempted.set()
 
         for _ in range(settings.callback_copies):
-            if not await callbacks.deliver(self.client, job, settings, on_attempt):
+            if not await callbacks.deliver(self.client, job, settings, clock, on_attempt):
                 self._account.record_callback_failure(job)
                 return
 

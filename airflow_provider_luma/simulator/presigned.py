@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import itertools
 import secrets
-import time
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,6 +14,8 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
+
+from .clock import Clock
 
 _DATE_FORMAT = "%Y%m%dT%H%M%SZ"
 _SIGNED_QUERY = (
@@ -25,7 +26,8 @@ _SIGNED_QUERY = (
 class Presigner:
     """Signs URLs for one method and a limited time, and checks them. Each URL is different."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._key = secrets.token_bytes(32)
         self._serial = itertools.count(1)
         self._last_serial = 0
@@ -39,7 +41,7 @@ class Presigner:
         """
         headers = headers or {}
         self._last_serial = next(self._serial)
-        now = datetime.now(UTC)
+        now = datetime.fromtimestamp(self._clock.time(), UTC)
         query = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Credential": f"SIMULATOR/{now:%Y%m%d}/us-east-1/s3/aws4_request",
@@ -76,7 +78,8 @@ class Presigner:
             return storage_error(403, "AccessDenied", "There were headers present in the request which were not signed")
         signed_at = datetime.strptime(query["X-Amz-Date"], _DATE_FORMAT).replace(tzinfo=UTC).timestamp()
         age_limit = min(int(query["X-Amz-Expires"]), max_seconds)
-        if int(query["X-Amz-Security-Token"], 16) <= self._last_expired or time.time() >= signed_at + age_limit:
+        is_too_old = self._clock.time() >= signed_at + age_limit
+        if int(query["X-Amz-Security-Token"], 16) <= self._last_expired or is_too_old:
             return storage_error(403, "AccessDenied", "Request has expired")
         return None
 

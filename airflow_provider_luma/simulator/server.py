@@ -7,8 +7,10 @@ import asyncio
 import itertools
 import socket
 import threading
+import time
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Literal, cast
+from urllib.parse import quote
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -135,7 +137,7 @@ class Simulator:
         self._thread = None
 
     def reset(self) -> None:
-        """Restore the initial settings and credits, and delete all jobs, uploads and calls."""
+        """Restore the initial settings, credits and time, and delete all jobs, uploads and calls."""
         self._account.reset()
 
     def configure(self, **changes: Any) -> Settings:
@@ -152,6 +154,18 @@ class Simulator:
         """End all running jobs now, whatever their processing time; returns before they have ended."""
         self._account.end_jobs()
 
+    def move_time(self, seconds: float) -> None:
+        """
+        Move the services' clock forward, and return when the jobs whose time is then over have ended.
+
+        Addresses, files, records and rate limits expire by that clock, too.
+
+        :raises ValueError: if seconds is negative or infinite
+        """
+        self._account.clock.move(seconds)
+        while self._thread is not None and self._thread.is_alive() and self._account.has_due_jobs():
+            time.sleep(0.01)  # a job ends once its result is rendered
+
     def expire_urls(self) -> None:
         """Expire all presigned URLs that Luma's own API has issued so far; later ones work."""
         self._account.expire_urls()
@@ -165,6 +179,12 @@ class Simulator:
     def luma_base_url(self) -> str:
         """The base of Luma's own API, http://HOST:PORT/v1."""
         return f"{self._account.base_url}/v1"
+
+    def connection_uri(self, service: Literal["kie", "luma"] = "kie") -> str:
+        """Return an Airflow connection to one of the services, as a URI."""
+        address = self._account.base_url.removeprefix("http://")
+        key = quote(self.settings.api_key, safe="")
+        return f"luma://:{key}@{address}/http" + ("" if service == "kie" else f"?service={service}")
 
     @property
     def sample_url(self) -> str:

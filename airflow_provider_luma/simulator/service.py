@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .account import Account, Job
     from .faults import Fault
     from .job_runner import JobRunner
+    from .settings import Settings
 
 ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 
@@ -106,11 +107,12 @@ class Service:
     def expire_urls(self) -> None:
         """Expire all presigned URLs issued so far, if the service has any."""
 
-    def record_failure(self, job: Job, reason: str | None) -> None:
+    def record_failure(self, job: Job, reason: str | None, settings: Settings) -> None:
         """
         Write the service's own fields of a job that has failed.
 
         :param reason: why it failed; None if that is its configured outcome
+        :param settings: what to write in the latter case
         """
         raise NotImplementedError
 

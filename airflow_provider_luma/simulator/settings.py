@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .faults import Fault
+from .faults import FailureCode, Fault
 
 DAY = 86400.0
 SECRET_FIELDS = {"api_key", "webhook_secret"}
@@ -94,24 +94,16 @@ class Settings(BaseModel):
     fetch_timeout: float = Field(default=20.0, gt=0, description="Seconds allowed for downloading an input video.")
     outcome: Literal["success", "create_failed", "generate_failed", "callback_failed", "no_urls"] = Field(
         default="success",
-        description="How jobs end. kie.ai: flag 1, 2, 3, 4 (with the video available), or flag 1 without any URL. "
-        "Luma's own API: completed, failed, failed, completed, or completed without output.",
+        description="How jobs end unless a fault on job hits them. kie.ai: flag 1, 2, 3, 4 (with the video available), "
+        "or flag 1 without any URL. Luma's own API: completed, failed, failed, completed, or completed without output.",
     )
     error_code: int | None = Field(
         default=None,
         description="kie.ai: errorCode of failed jobs; if unset, 500 for create_failed and 501 for generate_failed.",
     )
-    failure_code: Literal[
-        "generation_failed",
-        "content_moderated",
-        "output_not_found",
-        "budget_exhausted",
-        "rate_limited",
-        "image_too_large",
-        "unsupported_format",
-        "corrupt_input",
-        "invalid_request",
-    ] = Field(default="generation_failed", description="Luma's own API: failure_code of failed jobs.")
+    failure_code: FailureCode = Field(
+        default="generation_failed", description="Luma's own API: failure_code of failed jobs."
+    )
     error_message: str = Field(
         default="This failure is simulated.", description="errorMessage or failure_reason of failed jobs."
     )

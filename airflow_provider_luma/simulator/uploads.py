@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
-import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -66,7 +65,8 @@ class UploadStore:
                 file.write(chunk)
         replaced = self.find(key)
         guessed = mimetypes.guess_type(key)[0] or "application/octet-stream"
-        upload = Upload(key, path, size, digest.hexdigest(), mime_type or guessed, time.time(), self._service)
+        now = self._account.clock.time()
+        upload = Upload(key, path, size, digest.hexdigest(), mime_type or guessed, now, self._service)
         self._account.record_upload(upload)
         if replaced:
             replaced.path.unlink()

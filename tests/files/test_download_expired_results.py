@@ -27,6 +27,17 @@ def test_expired_result_is_reported_as_expired(luma: Simulator, luma_conn: str, 
     assert disk.files() == {}
 
 
+def test_result_is_downloaded_until_14_days_after_its_job(luma: Simulator, luma_conn: str, disk: Disk) -> None:
+    url, day = result_url(luma), 86400
+    luma.move_time(14 * day - 600)
+    LumaHook(luma_conn).download(url, disk.destination)
+    assert len(disk.files()) == 1
+    luma.move_time(1200)
+    with pytest.raises(LumaNotFoundError, match="expired"):
+        LumaHook(luma_conn).download(url, f"{disk.destination}/another.mp4")
+    assert len(disk.files()) == 1
+
+
 def test_result_refused_at_its_address_is_downloaded_from_a_temporary_one(
     luma: Simulator, luma_conn: str, disk: Disk
 ) -> None:

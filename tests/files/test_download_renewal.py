@@ -59,6 +59,20 @@ class TestExpiredAddress:
         assert [call.on for call in own.calls][-3:] == ["file", "status", "file"]
         assert not any(call.carried_authorization for call in own.calls if call.on == "file")
 
+    def test_result_is_fetched_61_minutes_after_its_job(self, own, disk):
+        result = modified(own)
+        own.move_time(61 * 60)
+        (written,) = run(result, disk.destination)
+        assert Path(written).stat().st_size > 1000
+        assert [call.on for call in own.calls][-3:] == ["file", "status", "file"]
+
+    def test_result_is_fetched_59_minutes_after_its_job_without_a_status_check(self, own, disk):
+        result = modified(own)
+        own.move_time(59 * 60)
+        run(result, disk.destination)
+        assert [call.on for call in own.calls][-1:] == ["file"]
+        assert [call.http_status for call in own.calls if call.on == "file"] == [200]
+
     def test_address_that_still_works_costs_no_status_check(self, own, disk):
         result = modified(own)
         before = len(own.calls)

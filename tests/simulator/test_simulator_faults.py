@@ -216,6 +216,29 @@ def test_a_refuse_fault_with_times_2_refuses_only_the_first_two_submissions(make
     assert client.luma.accepted == 1
 
 
+def test_a_fault_on_job_decides_how_single_jobs_end_in_the_order_in_which_they_were_accepted(make_client):
+    client = make_client(
+        error_message="From the settings.",
+        faults=["submit:refuse,code=429,times=1", "job:generate_failed,every=3,message=Too dark.,code=577"],
+    )
+    client.submit()  # refused, so it is no job
+    ended = [client.wait_for_end(client.submit_and_get_id()) for _ in range(6)]
+    assert [data["successFlag"] for data in ended] == [1, 1, 3, 1, 1, 3]
+    assert (ended[2]["errorCode"], ended[2]["errorMessage"]) == (577, "Too dark.")
+    assert [job.outcome for job in client.luma.jobs].count("generate_failed") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "code"), [("create_failed", 2, 500), ("callback_failed", 4, None), ("no_urls", 1, None)]
+)
+def test_a_fault_on_job_takes_what_it_leaves_out_from_the_settings(make_client, kind, flag, code):
+    client = make_client(error_message="From the settings.", faults=[f"job:{kind},times=1"])
+    ended = client.wait_for_end(client.submit_and_get_id())
+    assert (ended["successFlag"], ended["errorCode"]) == (flag, code)
+    assert ended["errorMessage"] == ("From the settings." if flag == 2 else None)
+    assert client.wait_for_end(client.submit_and_get_id())["successFlag"] == 1
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -234,6 +257,9 @@ def test_a_refuse_fault_with_times_2_refuses_only_the_first_two_submissions(make
         ("submit:unknown_flag", "only on status"),
         ("status:no_range", "only on file"),
         ("file:null_data", "cannot happen on file"),
+        ("job:cut", "cannot happen on job"),
+        ("submit:generate_failed", "only on job"),
+        ("job:generate_failed,failure_code=luck", "failure_code"),
     ],
 )
 def test_an_invalid_fault_is_rejected_with_an_explanation(text, problem):

@@ -121,6 +121,16 @@ def test_faults_change_the_body_of_a_status_call(make_luma):
     assert client.status(ended["id"]).json()["state"] == "completed"
 
 
+def test_a_fault_on_job_names_the_failure_code_which_decides_on_a_refund(make_luma):
+    client = make_luma(
+        faults=["job:generate_failed,skip=1,times=1,failure_code=corrupt_input", "job:generate_failed,times=1"]
+    )
+    ended = [client.wait_for_end(client.submit_and_get_id()) for _ in range(3)]
+    assert [job["failure_code"] for job in ended] == ["generation_failed", "corrupt_input", None]
+    assert [job["state"] for job in ended] == ["failed", "failed", "completed"]
+    assert client.luma.credits == 980
+
+
 def test_a_stale_result_address_is_simulated_by_a_403_on_file(make_luma):
     client = make_luma(faults=["file:refuse,code=403,times=1"])
     url = client.result_url()

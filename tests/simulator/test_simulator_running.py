@@ -43,7 +43,13 @@ def test_invalid_settings_are_rejected_and_change_nothing(client, changes):
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/simulator/state"), ("PATCH", "/simulator/settings"), ("POST", "/simulator/reset")]
+    ("method", "path"),
+    [
+        ("GET", "/simulator/state"),
+        ("PATCH", "/simulator/settings"),
+        ("POST", "/simulator/reset"),
+        ("POST", "/simulator/move-time"),
+    ],
 )
 def test_control_endpoints_refuse_requests_without_the_api_key(client, method, path):
     client.submit_and_get_id()
@@ -71,6 +77,19 @@ def test_control_endpoints_change_settings_show_the_state_and_reset(client):
     state = client.get("/simulator/state").json()
     assert (state["accepted"], state["calls_count"], state["credits"]) == (0, 0, 1000)
     assert client.status(task_id).json()["code"] == 404
+
+
+@pytest.mark.parametrize("service", ["kie", "luma"])
+def test_the_connection_uri_leads_to_a_service(service):
+    from airflow.sdk import Connection
+
+    from airflow_provider_luma.connection import LumaConnection
+
+    with Simulator(Settings(api_key="a-key/with?signs")) as luma:
+        connection = Connection.from_uri(luma.connection_uri(service), conn_id="luma_default")
+        read = LumaConnection.of(connection)
+        assert (read.api_key, read.service_name) == ("a-key/with?signs", service)
+        assert read.base_url == luma.base_url
 
 
 def test_the_overview_page_escapes_prompts_and_has_no_scripts(client):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 import unicodedata
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -38,6 +37,7 @@ from ..uploads import Upload, UploadStore
 
 if TYPE_CHECKING:
     from ..faults import Fault
+    from ..settings import Settings
 
 MAX_VIDEO_SECONDS = 10.0
 MAX_VIDEO_BYTES = 500 * 1024 * 1024
@@ -83,8 +83,8 @@ class Kie(Service):
         """Forget temporary URLs, and restart the rate limits and the alternation of refusals."""
         self._temporary_urls: dict[str, tuple[str, float]] = {}
         self._refusals = 0
-        self._submissions = SlidingWindow(10)
-        self._status_calls = SlidingWindow(1)
+        self._submissions = SlidingWindow(10, self._account.clock)
+        self._status_calls = SlidingWindow(1, self._account.clock)
 
     def operation_of(self, method: str, path: str) -> str | None:
         """Return the operation that a path belongs to."""
@@ -198,11 +198,10 @@ class Kie(Service):
         """Return the address of a result file."""
         return f"{self._account.url}/files/results/{job.task_id}/{job.file_name}"
 
-    def record_failure(self, job: Job, reason: str | None) -> None:
+    def record_failure(self, job: Job, reason: str | None, settings: Settings) -> None:
         """Set the errorCode."""
-        error_code = self._account.settings.error_code
         default_code = 500 if job.flag == CREATE_TASK_FAILED else 501
-        job.error_code = error_code if error_code is not None else default_code
+        job.error_code = settings.error_code if settings.error_code is not None else default_code
 
     # -- account and files
 
@@ -219,7 +218,8 @@ class Kie(Service):
             if job is None or self._find_result(job.task_id, job.file_name) is None:
                 raise Refusal(422, "url must be a result file of this service that has not expired.")
             token = uuid.uuid4().hex
-            self._temporary_urls[token] = job.task_id, time.time() + self._account.settings.download_url_ttl
+            expires_at = self._account.clock.time() + self._account.settings.download_url_ttl
+            self._temporary_urls[token] = job.task_id, expires_at
         return self._success(request, f"{self._account.url}/files/temporary/{token}/{job.file_name}")
 
     async def _result_file(self, task_id: str, name: str) -> Response:
@@ -229,7 +229,7 @@ class Kie(Service):
     async def _temporary_file(self, token: str, name: str) -> Response:
         """Serve a result file by its temporary download URL."""
         task_id, expires_at = self._temporary_urls.get(token, ("", 0.0))
-        return self._video(self._find_result(task_id, name) if time.time() <= expires_at else None)
+        return self._video(self._find_result(task_id, name) if self._account.clock.time() <= expires_at else None)
 
     def _find_result(self, task_id: str, name: str) -> Job | None:
         """Return the job that made a result file; None if the file does not exist or has expired."""
@@ -309,7 +309,7 @@ class Kie(Service):
     async def _uploaded_file(self, key: str) -> Response:
         """Serve an uploaded file."""
         upload = self._uploads.find(key)
-        if upload is None or time.time() > upload.stored_at + self._account.settings.upload_ttl:
+        if upload is None or self._account.clock.time() > upload.stored_at + self._account.settings.upload_ttl:
             return _file_not_found()
         return FileResponse(upload.path, media_type=upload.mime_type)
 

@@ -8,7 +8,6 @@ import base64
 import binascii
 import json
 import math
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from starlette.responses import FileResponse, Response
 
 from .. import media
 from ..account import GENERATING, Account, Job, SlidingWindow, Submission
+from ..clock import Clock
 from ..inputs import InputLimits, InputProblem, InputVideo
 from ..presigned import Presigner, storage_error
 from ..service import (
@@ -38,6 +38,7 @@ from .luma_request import MAX_FILE_BYTES, FileRequest, GenerationRequest, Source
 
 if TYPE_CHECKING:
     from ..faults import Fault
+    from ..settings import Settings
 
 API_VERSION = "2026-04-01"
 MAX_VIDEO_SECONDS = 18.0
@@ -52,11 +53,16 @@ _INPUTS, _OUTPUTS = "/bucket/inputs/", "/bucket/outputs/"
 
 @dataclass
 class FileRecord:
-    """A file of the Files API. Times are seconds of the Unix epoch; ``ingested_at`` is None until it is completed."""
+    """
+    A file of the Files API.
+
+    Times are seconds of the Unix epoch, by ``clock``; ``ingested_at`` is None until it is completed.
+    """
 
     file_id: str
     request: FileRequest
     created_at: float
+    clock: Clock
     ingested_at: float | None = None
     failure_reason: str | None = None
     deleted_at: float | None = None
@@ -66,7 +72,7 @@ class FileRecord:
         """The state now."""
         if self.gone_at is not None:
             return "deleted"
-        if self.ingested_at is None or time.time() < self.ingested_at:
+        if self.ingested_at is None or self.clock.time() < self.ingested_at:
             return "pending"
         return "failed" if self.failure_reason else "ready"
 
@@ -75,7 +81,7 @@ class FileRecord:
         """When the file was deleted or expired; None if it still exists."""
         expires_at = seconds_of(self.request.expires_at) if self.request.expires_at else math.inf
         gone_at = min(expires_at, self.deleted_at or math.inf)
-        return gone_at if gone_at <= time.time() else None
+        return gone_at if gone_at <= self.clock.time() else None
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as the API writes it."""
@@ -100,7 +106,7 @@ class Luma(Service):
     name = "luma"
 
     def __init__(self, account: Account) -> None:
-        self._presigner = Presigner()
+        self._presigner = Presigner(account.clock)
         super().__init__(account)
         limited = APIRouter(dependencies=[Depends(self.require_api_key), Depends(self._limit_requests)])
         limited.add_api_route("/v1/generations", self._create_generation, methods=["POST"])
@@ -121,8 +127,8 @@ class Luma(Service):
     def reset(self) -> None:
         """Delete all files, and restart the rate limits."""
         self._files: dict[str, FileRecord] = {}
-        self._requests = SlidingWindow(60)
-        self._status_calls = SlidingWindow(1)
+        self._requests = SlidingWindow(60, self._account.clock)
+        self._status_calls = SlidingWindow(1, self._account.clock)
 
     def operation_of(self, method: str, path: str) -> str | None:
         """Return the operation that a call belongs to."""
@@ -210,7 +216,7 @@ class Luma(Service):
         headers = {
             "X-RateLimit-Limit": str(limit),
             "X-RateLimit-Remaining": "0",
-            "X-RateLimit-Reset": str(int(time.time()) + seconds),
+            "X-RateLimit-Reset": str(int(self._account.clock.time()) + seconds),
         }
         return Refusal(429, "Rate limit exceeded: too many requests in a minute.", retry_after=seconds, headers=headers)
 
@@ -219,7 +225,7 @@ class Luma(Service):
     async def _create_generation(self, request: Request) -> Response:
         """Submit a job."""
         content = await read_json(request)
-        body = parse(GenerationRequest, content)
+        body = parse(GenerationRequest, content, self._account.clock.time())
         video = await self._fetch_source(body.source)
         self._check_keyframes(body, video)
         if body.source.data is not None:
@@ -302,7 +308,8 @@ class Luma(Service):
 
     def _generation(self, job: Job) -> dict[str, Any]:
         state, url = _STATE_OF_FLAG[job.flag], self.link(job)
-        if job.flag == GENERATING and time.time() < job.create_time / 1000 + self._account.settings.queued_seconds:
+        queued_until = job.create_time / 1000 + self._account.settings.queued_seconds
+        if job.flag == GENERATING and self._account.clock.time() < queued_until:
             state = "queued"
         return {
             "id": job.task_id,
@@ -331,9 +338,9 @@ class Luma(Service):
         """Expire all presigned URLs of results and uploads issued so far."""
         self._presigner.expire_all()
 
-    def record_failure(self, job: Job, reason: str | None) -> None:
+    def record_failure(self, job: Job, reason: str | None, settings: Settings) -> None:
         """Set the failure_code, and refund the job if that code is refunded."""
-        job.failure_code = "generation_failed" if reason else self._account.settings.failure_code
+        job.failure_code = "generation_failed" if reason else settings.failure_code
         if job.failure_code in REFUNDED:
             self._account.credits += job.cost
 
@@ -356,11 +363,13 @@ class Luma(Service):
         """Register a file, and return where to put its content."""
         if not request.headers.get("content-type", "").startswith("application/json"):
             raise Refusal(415, "The body must be application/json.")
-        body = parse(FileRequest, await read_json(request))
+        clock = self._account.clock
+        now = clock.time()
+        body = parse(FileRequest, await read_json(request), now)
         file_id, ttl = str(self._account.new_id()), self._account.settings.upload_url_ttl
         headers = {"Content-Type": body.mime_type, "x-amz-meta-file-id": file_id}
         url = self._account.url + self._presigner.sign("PUT", _INPUTS + file_id, ttl, headers)
-        record = FileRecord(file_id, body, time.time())
+        record = FileRecord(file_id, body, now, clock)
         self._files[file_id] = record
         upload = {"method": "PUT", "url": url, "headers": headers, "expires_at": _iso(record.created_at + ttl)}
         content = {"id": file_id, "state": record.state, "file": record.as_json(), "upload": upload}
@@ -389,7 +398,7 @@ class Luma(Service):
         if self._uploads.find(file_id) is None:
             raise Refusal(400, "The file's content was not uploaded.")
         record.failure_reason = await self._ingest(record)
-        record.ingested_at = time.time() + self._account.settings.ingest_seconds
+        record.ingested_at = self._account.clock.time() + self._account.settings.ingest_seconds
         return self._json(request, record.as_json())
 
     async def _ingest(self, record: FileRecord) -> str | None:
@@ -430,7 +439,7 @@ class Luma(Service):
 
     async def _delete_file(self, request: Request, file_id: str) -> Response:
         """Delete a file; its record stays."""
-        self._find_file(file_id).deleted_at = time.time()
+        self._find_file(file_id).deleted_at = self._account.clock.time()
         record_in_journal(request, code=204)
         return Response(status_code=204, headers=_headers(request))
 

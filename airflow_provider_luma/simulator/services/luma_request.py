@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..inputs import is_http_url, is_loopback_url
 from ..service import Refusal
@@ -165,8 +165,9 @@ class FileRequest(_Body):
 
     @field_validator("expires_at")
     @classmethod
-    def _is_in_the_future(cls, value: str | None) -> str | None:
-        if value is not None and seconds_of(value) <= datetime.now(UTC).timestamp():
+    def _is_in_the_future(cls, value: str | None, info: ValidationInfo) -> str | None:
+        now: Any = info.context
+        if value is not None and seconds_of(value) <= now:
             raise ValueError("expires_at must be in the future")
         return value
 
@@ -174,12 +175,16 @@ class FileRequest(_Body):
 Body = TypeVar("Body", bound=_Body)
 
 
-def parse(kind: type[Body], content: Any) -> Body:
-    """Return the validated body of a request; Refusal 422 that lists every problem with its location."""
+def parse(kind: type[Body], content: Any, now: float) -> Body:
+    """
+    Return the validated body of a request; Refusal 422 that lists every problem with its location.
+
+    :param now: seconds of the Unix epoch
+    """
     if problems := _nulls(content):
         raise Refusal(422, problems)
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(content, context=now)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise Refusal(422, [{**problem, "loc": ["body", *problem["loc"]]} for problem in found]) from error

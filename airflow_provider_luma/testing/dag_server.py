@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Runs DAGs in a process of its own, one after the other: ``python dag_server.py FILE_DESCRIPTOR``.
+
+:mod:`.airflow_process` starts it with the environment that Airflow is to read, and sends requests to that descriptor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+#: Seconds between two status checks, or two tries of a call: a simulated job ends at once.
+BRIEFLY = 0.1
+
+
+def shorten_waits() -> None:
+    """Shorten what the package waits for. Other modules copy these values when they are imported, so this is first."""
+    from airflow_provider_luma.core import backoff, deferral, poll_state
+    from airflow_provider_luma.services import luma
+    from airflow_provider_luma.submission import queue
+
+    class BriefPollState(poll_state.PollState):
+        def __init__(self, luma_task_id: str, *, poll_interval: float, **others: Any) -> None:
+            super().__init__(luma_task_id, poll_interval=min(poll_interval, BRIEFLY), **others)
+
+    deferral.SHORTEST_DEFERRAL = 0.0  # it is for Airflow's scheduler, which does not run here
+    queue.SUBMISSION_WINDOW = 0.0
+    backoff.FIRST_DELAY = luma.FIRST_CHECK_DELAY = BRIEFLY
+    poll_state.PollState = BriefPollState  # type: ignore[misc]
+
+
+def migrate() -> None:
+    """Create the database, and keep a copy of it."""
+    from airflow.utils.db import initdb
+
+    initdb()
+    _copy("airflow.db", "migrated.db")
+
+
+def reset() -> None:
+    """Restore the database as it was after the migration."""
+    from airflow import settings
+
+    assert settings.Session is not None
+    settings.Session.remove()  # the last run's, which dag.test() leaves open
+    _copy("migrated.db", "airflow.db")
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a database in Airflow's home, also to one that is in use."""
+    home = Path(os.environ["AIRFLOW_HOME"])
+    with closing(sqlite3.connect(home / source)) as reader, closing(sqlite3.connect(home / target)) as writer:
+        reader.backup(writer)
+
+
+def run(dag_id: str, params: dict[str, Any], environment: dict[str, str], log: str) -> dict[str, Any]:
+    """Run a DAG; return the state of the run, those of its tasks, and the XComs."""
+    os.environ.clear()
+    os.environ.update(environment)
+    _log_to(log)
+    dag = _find(dag_id)
+    _retry_at_once(dag)
+    dag_run = dag.test(run_conf=params)
+    states = [(ti.task_id, ti.map_index, ti.state and str(ti.state)) for ti in dag_run.get_task_instances()]
+    return {"state": str(dag_run.state), "states": states, "xcoms": _xcoms(dag_id, dag_run.run_id)}
+
+
+def _log_to(file: str) -> None:
+    """Send all that is printed from now on to a file, also by child processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with Path(file).open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+
+
+def _find(dag_id: str) -> Any:
+    """Return a DAG; raise LookupError if there is none, with the DAG files that could not be imported."""
+    from airflow_provider_luma.compat import BundleDagBag
+
+    folder = os.environ["AIRFLOW__CORE__DAGS_FOLDER"]
+    bag = BundleDagBag(folder, bundle_path=Path(folder))
+    if dag_id in bag.dags:
+        return bag.dags[dag_id]
+    found = f"There is no DAG {dag_id!r} in {folder}; DAGs there: {', '.join(sorted(bag.dags)) or 'none'}"
+    errors = [f"{Path(folder, file)} cannot be imported:\n{error}" for file, error in bag.import_errors.items()]
+    raise LookupError("\n".join([found, *errors]))
+
+
+def _retry_at_once(dag: Any) -> None:
+    """Let tasks be retried, and our sensors poke, without the delays that a DAG sets."""
+    from airflow_provider_luma.sensors.luma import LumaTaskSensor
+
+    for task in dag.tasks:
+        is_mapped = hasattr(task, "partial_kwargs")
+        shorter: dict[str, Any] = {"retry_delay": timedelta(0)}
+        if issubclass(task.operator_class if is_mapped else type(task), LumaTaskSensor):
+            shorter["poke_interval"] = BRIEFLY
+        if is_mapped:
+            task.partial_kwargs.update(shorter)
+        else:
+            vars(task).update(shorter)
+
+
+def _xcoms(dag_id: str, run_id: str) -> list[tuple[str, int, str, Any]]:
+    from airflow.models.xcom import XComModel
+    from airflow.sdk.execution_time.xcom import XCom
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    of_run = select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id)
+    with create_session() as session:
+        rows = session.scalars(of_run)
+        return [(row.task_id, row.map_index, row.key, XCom.deserialize_value(row)) for row in rows]
+
+
+def serve(channel: Connection) -> None:
+    """Answer requests until the other side closes the channel."""
+    actions: dict[str, Callable[..., Any]] = {"start": migrate, "reset": reset, "run": run}
+    while True:
+        try:
+            request = json.loads(channel.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = actions[request.pop("do")](**request) or {}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"problem": str(error) if isinstance(error, LookupError) else f"{type(error).__name__}: {error}"}
+        channel.send_bytes(json.dumps(answer, default=str).encode())
+
+
+if __name__ == "__main__":
+    os.set_inheritable(int(sys.argv[1]), False)
+    shorten_waits()
+    serve(Connection(int(sys.argv[1])))
