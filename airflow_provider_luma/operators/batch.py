@@ -170,27 +170,32 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
         clips = find_clips(self._given_clips(), self.pattern, folder, self.log)
         prompts = self._prompts(clips)
         self._check(clips, prompts)
-        table = self._table(clips, prompts, folder, run_of(ti, self.modify_task_id))
-        todo = [(clip, row) for clip, row in zip(clips, table, strict=True) if row["map_index"] is not None]
+        planned = self._look_up(clips, prompts, folder, run_of(ti, self.modify_task_id))
+        todo = [one for one in planned if one.map_index is not None]
         _check_map_length(len(todo))
-        left = sum(row["error"] is not None for row in table)
-        self.log.info(
-            "%d clips: %d to modify, each with a job at Luma; %d have their video; %d are left to another run",
-            *(len(table), len(todo), len(table) - len(todo) - left, left),
-        )
-        ti.xcom_push(key=TABLE_KEY, value=table)
+        for one in todo:
+            if one.found.claimed:  # retry_failed is set
+                one.video.claim.remove()
+        ti.xcom_push(key=TABLE_KEY, value=[one.as_row() for one in planned])
         if self.has_one_prompt:
             ti.xcom_push(key=PROMPT_KEY, value=self.prompt)
-        each = (
-            {} if self.has_one_prompt else {clip.address: prompt for clip, prompt in zip(clips, prompts, strict=True)}
+        left = sum(one.is_left for one in planned)
+        self.log.info(
+            "%d clips: %d to modify, each with a job at Luma; %d have their video; %d are left to another run",
+            *(len(planned), len(todo), len(planned) - len(todo) - left, left),
         )
-        return [self._parameters(clip, each) for clip, _ in todo]
+        return [self._parameters(one) for one in todo]
 
-    def _parameters(self, clip: Clip, prompts: Mapping[str, str]) -> dict[str, Any]:
+    def _parameters(self, one: _Planned) -> dict[str, Any]:
         """Return what the tasks of one clip get. Each of them reads it for all clips, so it is short."""
-        sound = {"sound_from": clip.address if self.keep_sound else None}
-        prompt = {"prompt": prompts[clip.address]} if prompts else {}
-        return {"clip": clip.address, "video": str(clip.video), **sound, **prompt}
+        address = one.clip.address
+        prompt = {} if self.has_one_prompt else {"prompt": one.prompt}
+        return {
+            "clip": address,
+            "video": str(one.clip.video),
+            "sound_from": address if self.keep_sound else None,
+            **prompt,
+        }
 
     def _given_clips(self) -> object:
         is_list = isinstance(self.clips, Iterable) and not isinstance(self.clips, (str, bytes, Mapping))
@@ -205,12 +210,12 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
         given = self.prompt
         if isinstance(given, str):
             return [given] * len(clips)
-        if isinstance(given, Mapping):
+        if isinstance(given, Mapping) and not self.has_one_prompt:
             missing = [clip.name for clip in clips if clip.name not in given]
             if missing:
                 raise LumaValidationError(None, f"prompt has no prompt for {_listed(missing)}: add {missing[0]!r}")
             return [given[clip.name] for clip in clips]
-        if not isinstance(given, Iterable) or isinstance(given, bytes):
+        if self.has_one_prompt or not isinstance(given, Iterable) or isinstance(given, bytes):
             raise LumaValidationError(None, f"prompt is {given!r}: give one prompt, or one for each clip")
         prompts = items_of(given)
         if isinstance(self.clips, str):
@@ -240,11 +245,11 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
             if self.keep_sound and is_luma_file(clip.address):
                 raise LumaValidationError(None, f"keep_sound: the sound of {clip.address} cannot be read: leave it off")
 
-    def _table(
+    def _look_up(
         self, clips: Sequence[Clip], prompts: Sequence[str], folder: ObjectStoragePath, run: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
+    ) -> list[_Planned]:
         """
-        Return a row for each clip; one that is to be modified has a map index.
+        Return what is to be done for each clip.
 
         :raises LumaValidationError: a file would be replaced that is not of a batch
         """
@@ -253,23 +258,23 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
 
         names = files_in(folder, deep=any("/" in clip.name for clip in clips))
         existing = {str(file_in(folder, name)) for name in names}
-        videos = [BatchVideo(clip.video, run) for clip in clips]
-        for video in videos:
+        map_indexes, planned, foreign = itertools.count(), [], []
+        for clip, prompt in zip(clips, prompts, strict=True):
+            video = BatchVideo(clip.video, run)
             check_destination(str(video.claim.path))
-        requests = [partial(self._request, *wanted) for wanted in zip(clips, prompts, strict=True)]
-        found = [video.look_up(request, existing) for video, request in zip(videos, requests, strict=True)]
-        foreign = [clip.video.name for clip, it in zip(clips, found, strict=True) if it.is_foreign]
+            found = video.look_up(partial(self._request, clip, prompt), existing)
+            if found.is_foreign:
+                foreign.append(clip.video.name)
+            is_left = found.claimed is not None and not self.retry_failed
+            map_index = None if found.is_made or is_left else next(map_indexes)
+            planned.append(_Planned(clip, prompt, video, found, map_index))
         if foreign:
             raise LumaValidationError(
                 None,
                 f"destination has files that no batch has written, and that would be replaced: {_listed(foreign)}. "
                 "Remove them, or choose another folder",
             )
-        if self.retry_failed:
-            for video in (video for video, it in zip(videos, found, strict=True) if it.claimed):
-                video.claim.remove()
-            found = [it._replace(claimed=None) for it in found]
-        return _rows(clips, found)
+        return planned
 
     def _request(self, clip: Clip, prompt: str) -> dict[str, Any]:
         from airflow_provider_luma.files.batch_video import request_for
@@ -277,18 +282,34 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
         return request_for(clip.address, prompt, self.watermark, self.options, sound=self.keep_sound)
 
 
-def _rows(clips: Sequence[Clip], found: Sequence[Found]) -> list[dict[str, Any]]:
-    map_indexes = itertools.count()
-    return [
-        {
-            "clip": clip.shown,
-            "video": None if it.claimed else str(clip.video),
-            "luma_task_id": it.luma_task_id,
-            "error": it.claimed,
-            "map_index": None if it.is_made or it.claimed else next(map_indexes),
+class _Planned(NamedTuple):
+    """
+    What is to be done for a clip.
+
+    :param found: what is in the place of its video
+    :param map_index: that of the tasks that modify it; None if none do
+    """
+
+    clip: Clip
+    prompt: str
+    video: BatchVideo
+    found: Found
+    map_index: int | None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether another run may have a job for it."""
+        return self.map_index is None and not self.found.is_made
+
+    def as_row(self) -> dict[str, Any]:
+        """Return its row of the table."""
+        return {
+            "clip": self.clip.shown,
+            "video": None if self.is_left else str(self.clip.video),
+            "luma_task_id": self.found.luma_task_id,
+            "error": self.found.claimed if self.is_left else None,
+            "map_index": self.map_index,
         }
-        for clip, it in zip(clips, found, strict=True)
-    ]
 
 
 def _check_map_length(clips: int) -> None:

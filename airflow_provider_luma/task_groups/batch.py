@@ -56,67 +56,65 @@ def modify_videos(
     **operator_kwargs: Any,
 ) -> BatchGroup:
     """
-    Modify many clips: each is a separate job, and one that fails leaves the others alone.
+    Modify many clips, each as a separate job; name each video after its clip, and return a table of clips and videos.
 
-    ``modify_videos(...).output`` is a list with a dict for each clip: ``clip``, its ``video`` or None, the
-    ``luma_task_id``, and the ``error`` or None. A video is named after its clip. A later run with the same destination
-    skips clips that have been modified with the same prompt and options. Parameters that are not given come from
-    ``default_args``, of the group or around it.
+    A later run modifies only what has no video yet. Parameters that are not given come from ``default_args``.
 
-    :param clips: a folder in any storage that Airflow knows, or a list of clips, or a task's output with either
-        (templated)
-    :param prompt: how to change the videos, in English, or the name of a ``.txt`` or ``.md`` file with the prompt; or
-        one prompt for each clip: a list, or a dict whose keys are the names of the clips in their folder; or a task's
-        output with any of these (templated)
-    :param destination: the folder for the videos, which only batches write to, such as ``s3://my_aws@bucket/videos``
-        (templated)
-    :param pattern: which files of a folder are clips, such as ``*.mp4``, or ``**/*.mov`` to include subfolders; all
-        MP4, MOV and AVI files of the folder by default (templated)
-    :param allowed_failures: how many clips may be without a video in the end, as a number, or as a share such as
-        ``0.05``. With more, the group fails; none by default
-    :param keep_sound: put the sound of each clip under its video, since Luma's own API returns silent videos; off by
-        default. It needs the extra ``media``
-    :param retry_failed: submit clips again that an earlier run has submitted, but has no video of. By default they are
-        left to that run, since their jobs may be paid for
-    :param luma_conn_id: the connection of type Luma with the API key; ``luma_default`` by default (templated)
-    :param operator_kwargs: parameters of the operators, such as ``pool`` and ``max_active_tis_per_dagrun``, which limit
-        how many clips are modified at a time; the documentation of batches lists which tasks get them
+    :param clips: a folder in any storage, a list of clips, or a task's output with either (templated)
+    :param prompt: one prompt, or the name of a ``.txt`` or ``.md`` file with it; or one for each clip, as a list, as a
+        dict with the names of clips as keys, or as a task's output (templated)
+    :param destination: the folder for the videos, used for batches alone (templated)
+    :param pattern: which files of a folder are clips, such as ``*.mp4`` or ``**/*.mov`` (templated)
+    :param allowed_failures: how many clips may fail, as a number or as a share such as ``0.05``; none by default
+    :param keep_sound: put each clip's sound under its video, which needs the extra ``media``
+    :param retry_failed: submit clips for which another run may have a paid job, too
+    :param luma_conn_id: the connection of type Luma; ``luma_default`` by default (templated)
+    :param operator_kwargs: parameters of the operators, such as ``pool``; see the documentation of batches
     :raises LumaValidationError: a parameter cannot work
     """
-    if not isinstance(prompt, XComArg) and isinstance(prompt, (Sequence, Mapping)) and not prompt:
-        raise LumaValidationError(None, "prompt is empty: give one prompt, or one for each clip")
-    group = BatchGroup(group_id=group_id, tooltip="Find the clips, modify and download each, collect the videos")
-    parameters = sorted_by_task(operator_kwargs, GOES_TO, group="modify_videos", page="docs/batches.md")
-    # Not through the constructor, which copies callbacks.
-    group.default_args.update({**(operator_kwargs.get("default_args") or {}), **parameters["all"]})
+    group = BatchGroup(group_id=group_id, tooltip="Find the clips, modify and download each, list the videos")
+    places = {"clips": clips, "prompt": _rendered_by_plan(prompt), "destination": destination}
     luma, sound = given(luma_conn_id=luma_conn_id), given(keep_sound=keep_sound)
-    job = given(watermark=operator_kwargs.get("watermark"), options=operator_kwargs.get("options"))
-    modify_task_id = f"{group.group_id}.clip.modify"
-    with group:
-        plan = BatchPlanOperator(
-            task_id="plan",
-            clips=clips,
-            prompt=_rendered_by_plan(prompt),
-            destination=destination,
-            modify_task_id=modify_task_id,
-            **given(pattern=pattern, retry_failed=retry_failed),
-            **{**luma, **sound, **job, **parameters["plan"]},
-        )
-        clip = _clip(plan, luma, {**luma, **sound, **parameters["modify"]})
-        collect = BatchCollectOperator(
-            task_id="collect",
-            plan_task_id=plan.task_id,
-            modify_task_id=modify_task_id,
-            download_task_id=f"{group.group_id}.clip.download",
-            trigger_rule="all_done",
-            **given(allowed_failures=allowed_failures),
-            **parameters["collect"],
-        )
-        [plan, clip] >> collect
+    own = {
+        "plan": {**places, **given(pattern=pattern, retry_failed=retry_failed), **luma, **sound},
+        "modify": {**luma, **sound},
+        "download": luma,
+        "collect": given(allowed_failures=allowed_failures),
+    }
+    _add_tasks(group, own, operator_kwargs)
     return group
 
 
-def _clip(plan: BatchPlanOperator, luma: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
+def _add_tasks(group: BatchGroup, own: Mapping[str, Mapping[str, Any]], operator_kwargs: Mapping[str, Any]) -> None:
+    """
+    Add the tasks.
+
+    :param own: the parameters of each that are the group's
+    """
+    parameters = sorted_by_task(operator_kwargs, GOES_TO, group="modify_videos", page="docs/batches.md")
+    # Not through the groups, the inner one of which would get a copy, even of callbacks.
+    defaults = {"default_args": {**(operator_kwargs.get("default_args") or {}), **parameters["all"]}}
+    job = given(watermark=operator_kwargs.get("watermark"), options=operator_kwargs.get("options"))
+    modify, download = (f"{group.group_id}.clip.{step}" for step in ("modify", "download"))
+    with group:
+        plan = BatchPlanOperator(
+            task_id="plan", modify_task_id=modify, **defaults, **own["plan"], **job, **parameters["plan"]
+        )
+        clip = _clip(plan, {**defaults, **own["modify"], **parameters["modify"]}, {**defaults, **own["download"]})
+        collect = BatchCollectOperator(
+            task_id="collect",
+            plan_task_id=plan.task_id,
+            modify_task_id=modify,
+            download_task_id=download,
+            trigger_rule="all_done",
+            **defaults,
+            **own["collect"],
+            **parameters["collect"],
+        )
+        [plan, clip] >> collect
+
+
+def _clip(plan: BatchPlanOperator, modifying: Mapping[str, Any], downloading: Mapping[str, Any]) -> Any:
     """Return the mapped group with the tasks of each clip. What the plan returns is data: it is not rendered again."""
 
     def clip(clip: Any, video: Any, sound_from: Any, prompt: Any) -> None:
@@ -125,7 +123,7 @@ def _clip(plan: BatchPlanOperator, luma: Mapping[str, Any], parameters: Mapping[
             prompt=prompt,
             video_url=clip,
             video=video,
-            **{"map_index_template": "{{ task.video.rpartition('/')[2] }}", **parameters},
+            **{"map_index_template": "{{ task.video.rpartition('/')[2] }}", **modifying},
             trigger_rule=NEEDS_ALL,
             wait_for_completion=True,
         )
@@ -137,20 +135,23 @@ def _clip(plan: BatchPlanOperator, luma: Mapping[str, Any], parameters: Mapping[
             modify_task_id=modify.task_id,
             map_index_template="{{ task.destination.rpartition('/')[2] }}",
             trigger_rule=NEEDS_ALL,
-            **luma,
+            **downloading,
         )
 
-    # The one prompt is not in every row: each task reads all rows.
+    group = task_group(group_id="clip", tooltip="Modify one clip, and download its video")(clip)
+    # The one prompt for all clips is not among what is mapped, of which each task reads everything.
     one_prompt = {"prompt": plan.output[PROMPT_KEY]} if plan.has_one_prompt else {}
-    return (
-        task_group(group_id="clip", tooltip="Modify and download one clip")(clip)
-        .partial(**one_prompt)
-        .expand_kwargs(plan.output)
-    )
+    return group.partial(**one_prompt).expand_kwargs(plan.output)
 
 
 def _rendered_by_plan(prompt: Any) -> Any:
-    """Return prompts that the plan can render: in a list or a dict, Airflow would not read files."""
+    """
+    Return prompts that the plan can render: of a list or a dict, Airflow would not read files.
+
+    :raises LumaValidationError: there is none
+    """
+    if not isinstance(prompt, XComArg) and isinstance(prompt, (Sequence, Mapping)) and not prompt:
+        raise LumaValidationError(None, "prompt is empty: give one prompt, or one for each clip")
     if isinstance(prompt, Mapping):
         return {name: with_included_file(one) for name, one in prompt.items()}
     if isinstance(prompt, Sequence) and not isinstance(prompt, str):

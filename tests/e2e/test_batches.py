@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,8 +67,13 @@ def bucket(s3_endpoint: str) -> Bucket:
         bucket.s3.create_bucket(Bucket=BUCKET)
     good, broken = make_clip(), with_broken_sound(make_clip(sound="aac"))
     for number in range(CLIPS):
-        put_clip(bucket, f"clip-{number:04}", broken if number % FAILING == 0 else good + b"\0" * (number + 1))
+        put_clip(bucket, f"clip-{number:04}", broken if number % FAILING == 0 else good + free_box(number))
     return bucket
+
+
+def free_box(size: int) -> bytes:
+    """Return a part of an MP4 that players skip."""
+    return struct.pack(">I4s", 8 + size, b"free") + bytes(size)
 
 
 def put_clip(bucket: Bucket, name: str, content: bytes) -> None:
