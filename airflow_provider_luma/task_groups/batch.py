@@ -61,8 +61,8 @@ def modify_videos(
     A later run modifies only what has no video yet. Parameters that are not given come from ``default_args``.
 
     :param clips: a folder in any storage, a list of clips, or a task's output with either (templated)
-    :param prompt: one prompt, or the name of a ``.txt`` or ``.md`` file with it; or one for each clip, as a list, as a
-        dict with the names of clips as keys, or as a task's output (templated)
+    :param prompt: one prompt, or the name of a file with it; or one for each clip: a list, a dict by names of clips,
+        or a task's output (templated)
     :param destination: the folder for the videos, used for batches alone (templated)
     :param pattern: which files of a folder are clips, such as ``*.mp4`` or ``**/*.mov`` (templated)
     :param allowed_failures: how many clips may fail, as a number or as a share such as ``0.05``; none by default
@@ -70,9 +70,8 @@ def modify_videos(
     :param retry_failed: submit clips for which another run may have a paid job, too
     :param luma_conn_id: the connection of type Luma; ``luma_default`` by default (templated)
     :param operator_kwargs: parameters of the operators, such as ``pool``; see the documentation of batches
-    :raises LumaValidationError: a parameter cannot work
     """
-    group = BatchGroup(group_id=group_id, tooltip="Find the clips, modify and download each, list the videos")
+    group = BatchGroup(group_id=group_id, tooltip="Modify many clips")
     places = {"clips": clips, "prompt": _rendered_by_plan(prompt), "destination": destination}
     luma, sound = given(luma_conn_id=luma_conn_id), given(keep_sound=keep_sound)
     own = {
@@ -93,7 +92,7 @@ def _add_tasks(group: BatchGroup, own: Mapping[str, Mapping[str, Any]], operator
     """
     parameters = sorted_by_task(operator_kwargs, GOES_TO, group="modify_videos", page="docs/batches.md")
     # Not through the groups, the inner one of which would get a copy, even of callbacks.
-    defaults = {"default_args": {**(operator_kwargs.get("default_args") or {}), **parameters["all"]}}
+    defaults: dict[str, Any] = {"default_args": {**(operator_kwargs.get("default_args") or {}), **parameters["all"]}}
     job = given(watermark=operator_kwargs.get("watermark"), options=operator_kwargs.get("options"))
     modify, download = (f"{group.group_id}.clip.{step}" for step in ("modify", "download"))
     with group:
@@ -140,7 +139,7 @@ def _clip(plan: BatchPlanOperator, modifying: Mapping[str, Any], downloading: Ma
 
     group = task_group(group_id="clip", tooltip="Modify one clip, and download its video")(clip)
     # The one prompt for all clips is not among what is mapped, of which each task reads everything.
-    one_prompt = {"prompt": plan.output[PROMPT_KEY]} if plan.has_one_prompt else {}
+    one_prompt = {"prompt": plan.output[PROMPT_KEY]} if plan.has_one_prompt else {}  # type: ignore[index]
     return group.partial(**one_prompt).expand_kwargs(plan.output)
 
 
