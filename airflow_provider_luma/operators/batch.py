@@ -355,21 +355,26 @@ class BatchModifyOperator(LumaModifyOperator):
 
     def open_store(self, context: Context, connection: LumaConnection | None = None) -> SubmissionStore:
         """Return a store that claims the video before anything is submitted."""
-        from airflow_provider_luma.files.batch_video import BatchVideo
-        from airflow_provider_luma.files.storage import as_path
         from airflow_provider_luma.submission.claimed_store import ClaimedStore
 
         ti: Any = context["ti"]
-        video = BatchVideo(as_path(self.video), run_of(ti, ti.task_id))
-        return ClaimedStore(super().open_store(context, connection), _Claim(self, video, ti.map_index))
+        return ClaimedStore(super().open_store(context, connection), _Claim(self, run_of(ti, ti.task_id), ti.map_index))
 
 
 class _Claim(NamedTuple):
     """The claim of one job."""
 
     operator: BatchModifyOperator
-    video: BatchVideo
+    run: Mapping[str, Any]
     map_index: int
+
+    @property
+    def video(self) -> BatchVideo:
+        """The video that is claimed."""
+        from airflow_provider_luma.files.batch_video import BatchVideo
+        from airflow_provider_luma.files.storage import as_path
+
+        return BatchVideo(as_path(self.operator.video), self.run)
 
     def stake(self) -> None:
         """
@@ -386,7 +391,7 @@ class _Claim(NamedTuple):
             raise LumaValidationError(None, reason)
         if video.is_made(video.manifest.read(), request):
             raise LumaValidationError(None, f"another run has just made {shown_address(video.path)}")
-        run = {**video.run, "map_index": self.map_index}
+        run = {**self.run, "map_index": self.map_index}
         video.claim.write({"clip": shown_address(job.video_url), "request": request, "run": run})
 
     def withdraw(self) -> None:
@@ -395,8 +400,9 @@ class _Claim(NamedTuple):
 
         :raises AirflowException: the storage is unavailable
         """
-        if self.video.is_ours(self.video.claim.read()):
-            self.video.claim.remove()
+        video = self.video
+        if video.is_ours(video.claim.read()):
+            video.claim.remove()
 
 
 class BatchDownloadOperator(LumaDownloadOperator):
