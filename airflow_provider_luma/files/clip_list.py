@@ -17,7 +17,7 @@ from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
 from airflow_provider_luma.core.addresses import is_luma_file, is_web_address, split_address
 from airflow_provider_luma.core.redaction import shown_address, without_secrets
-from airflow_provider_luma.core.validation import VIDEO_EXTENSIONS, check_text
+from airflow_provider_luma.core.validation import VIDEO_EXTENSIONS, check_text, is_absolute
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.files.destination_names import OBJECT_STORES
 from airflow_provider_luma.files.destinations import folder_to_write, is_inside, location
@@ -107,8 +107,10 @@ def _clips_in(address: str, pattern: str | None, videos: ObjectStoragePath, log:
             "clips is the text of a list, as a template renders it: pass the output of a task, or set "
             "render_template_as_native_obj in the DAG",
         )
-    if is_web_address(address):
-        raise LumaValidationError(None, f"clips is a web address: {_REMEDY}")
+    if is_web_address(address) or PurePosixPath(address).suffix[1:].lower() in VIDEO_EXTENSIONS:
+        raise LumaValidationError(None, f"clips is {shown_address(address)!r}, which is not a folder: {_REMEDY}")
+    if not is_absolute(address):
+        raise LumaValidationError(None, f"clips is {address!r}, which is not absolute: {_REMEDY}")
     is_clip = _matcher(pattern)
     folder = folder_to_write("clips", address, log)
     names = [name for name in files_in(folder, deep="/" in (pattern or "")) if is_clip(name)]

@@ -92,7 +92,7 @@ def location(path: ObjectStoragePath) -> tuple[str, str]:
     if _are_local(path):
         return "", os.path.realpath(path.path)
     kind = type(path.fs).__name__
-    return kind if path.protocol in OBJECT_STORES else f"{kind} {hash(path.fs)}", path.path
+    return kind if path.protocol in OBJECT_STORES else f"{kind} {hash(path.fs)}", path.path.rstrip("/")
 
 
 def is_inside(path: ObjectStoragePath, folder: ObjectStoragePath) -> bool:

@@ -96,6 +96,8 @@ def test_batch_in_a_bucket(luma: Simulator, luma_conn, bucket: Bucket):
     assert {name for name in bucket.files() if ".luma" not in name} == {"a.mp4", "day 1/b #2.mp4"}
     assert BatchRun("run_2", **places).run() == table
     assert luma.accepted == 2
+    over_the_clips = failure(BatchRun("run_3", **{**places, "destination": f"s3://my_s3@{BUCKET}/in"}))
+    assert "is the folder of the clips" in over_the_clips
 
 
 class TestLaterRun:
@@ -432,7 +434,10 @@ class TestPlan:
             ({"a": "b"}, "clips is of type dict"),
             ([None], "clips contains None"),
             ("['a']", "text of a list"),
-            ("https://e.com/a.mp4", "web address"),
+            ("https://e.com/videos", "not a folder"),
+            ("s3://bucket/a.mp4", "not a folder"),
+            ("clips/today", "not absolute"),
+            ("", "not absolute"),
         ],
         ids=str,
     )
