@@ -132,6 +132,8 @@ def check_export(words: list[str]) -> None:
         assert json.loads(value)["type"] == "file"
     elif name == "AIRFLOW__CORE__TEST_CONNECTION":
         assert value == "Enabled"
+    elif name == "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT":
+        assert float(value) > 5, "Airflow's default"
     else:
         assert name == "AIRFLOW_CONN_LUMA_DEFAULT"
         read_connection(value)

@@ -9,10 +9,13 @@ there from just before the intent until it is certain that no job was accepted.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_luma.core.decision import SubmissionRecord
 from airflow_provider_luma.submission.store import SubmissionStore
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.submission.budget import RunBudget
 
 
 class Claim(Protocol):
@@ -50,11 +53,15 @@ class ClaimedStore(SubmissionStore):
         """Write the updated record."""
         self._store.save(record)
 
-    def forget(self, intent: SubmissionRecord) -> None:
-        """Drop the intent, and withdraw the claim unless an earlier job is recorded."""
-        self._store.forget(intent)
-        if self._store.load() is None:
+    def forget(self, intent: SubmissionRecord, *, may_be_paid: bool = False) -> None:
+        """Drop the intent, and withdraw the claim unless there may be a job."""
+        self._store.forget(intent, may_be_paid=may_be_paid)
+        if not may_be_paid and self._store.load() is None:
             self._claim.withdraw()
+
+    def run_budget(self, limit: int, conn_id: str, *, is_first_try: bool = False) -> RunBudget:
+        """Return the budget of the DAG run."""
+        return self._store.run_budget(limit, conn_id, is_first_try=is_first_try)
 
     def callback_task_id(self, reference: str) -> str | None:
         """Return the job id that a callback named for a submission."""

@@ -54,7 +54,6 @@ def modify_long_video(
     Each clip is a separate task and job. ``modify_long_video(...).output`` is the film's address. Parameters that are
     not given come from ``default_args``, of the group or around it, and otherwise from the operators.
 
-    :param group_id: the id of the task group
     :param source: the film, a file in any storage that Airflow supports (templated)
     :param prompt: how to change the film (kie.ai accepts English only), or the name of a ``.txt`` or ``.md`` file with
         the prompt (templated); or one prompt per clip, as a list or a task's output
@@ -67,7 +66,6 @@ def modify_long_video(
     :param max_clips: fail before anything is paid for if the film makes more clips
     :param operator_kwargs: parameters of the operators; the documentation of long videos lists which tasks get them
     :raises LumaValidationError: a parameter is invalid
-    :raises TypeError: there is no such parameter
     """
     _check_addresses(destination, work_dir)
     group = LongVideoGroup(group_id=group_id, tooltip="Split, modify, download, join")

@@ -337,7 +337,7 @@ def test_clip_that_begins_late_by_its_own_clock_is_not_shown_late(output):
 def test_clip_that_is_far_too_short_is_an_error_that_names_it(output, monkeypatch):
     service = lambda clip, index: modified(clip, seconds=-1.0 if index else 0.0)  # noqa: E731
     with pytest.raises(
-        LumaValidationError, match=r"clips\[1\] \(s3://b/2.mp4\) lasts 1\.\d+ .* piece of the film 2\.\d+"
+        LumaValidationError, match=r"clips\[1\] \(s3://b/2.mp4\) lasts 1\.\d+ .* piece of the film lasts 2\.\d+"
     ):
         through_service(film(frames=TWO_CLIPS), output, service, names=["s3://b/1.mp4", "s3://b/2.mp4"])
     monkeypatch.setattr("airflow_provider_luma.media.join.MAX_HOLD_SECONDS", 1.1)
