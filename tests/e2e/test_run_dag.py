@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from airflow_provider_luma.simulator import Simulator
 from airflow_provider_luma.testing import AirflowProblem, AirflowProcess, DagRunner
 from tests.conftest import until
 from tests.e2e.conftest import AIRFLOW, REPOSITORY
+from tests.support.films import film, stream_seconds
 
 pytest_plugins = ["airflow_provider_luma.testing"]
 
@@ -239,3 +241,33 @@ def test_example_of_the_how_to_fetches_a_result_after_its_address_has_expired(
     example("test_result_is_fetched_an_hour_later")(luma_simulator, run_dag, tmp_path)
     assert [call.http_status for call in luma_simulator.calls if call.on == "file"] == [403, 200]
     assert len(list(tmp_path.glob("*.mp4"))) == luma_simulator.accepted == 1
+
+
+@pytest.mark.long
+def test_film_is_joined_although_a_clip_waits_for_61_minutes(
+    run_dag: DagRunner, luma_simulator: Simulator, tmp_path: Path
+) -> None:
+    """The address of the first clip's result has expired before the second clip's job has ended."""
+    luma_simulator.configure(processing_seconds=600)
+    source = tmp_path / "film.mp4"
+    source.write_bytes(film(frames=24 * 30))
+
+    def let_time_pass() -> None:
+        for jobs in (1, 2):
+            until(lambda jobs=jobs: luma_simulator.accepted == jobs, seconds=240)
+            luma_simulator.move_time(3661)
+
+    passing = threading.Thread(target=let_time_pass)
+    passing.start()
+    run = run_dag(
+        "luma_long_video",
+        {"source": str(source), "destination": f"file://{tmp_path}"},
+        connections={"luma_default": luma_simulator.connection_uri("luma")},
+    )
+    passing.join()
+
+    assert run.state == "success"
+    assert len(run.submissions) == 2, "nothing is paid for again"
+    assert "The file is no longer at its address; continuing at a new one from Luma" in run.log
+    [made] = (tmp_path / "luma_long_video").rglob("film.mp4")
+    assert stream_seconds(made.read_bytes())[0] == pytest.approx(24, abs=0.1)
