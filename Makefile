@@ -45,8 +45,10 @@ test: $(VENV)/.dev  ## Run all tests but the long ones, also on a running Airflo
 test-long: $(VENV)/.dev  ## Run the tests that take minutes: before a release, and when you touch their subject
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m long $(PYTEST_ARGS)
 
+# What knows nothing of Airflow behaves the same on each.
 test-versions: $(VENV)/.dev  ## Run the unit tests, and what behaves differently on another Airflow: AIRFLOW=3.1
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long and (not e2e or versions)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long and (not e2e or versions)" \
+		$(addprefix --ignore tests/,core services test_architecture.py) $(PYTEST_ARGS)
 
 test-matrix:  ## Run the tests, without the long ones, on every supported Airflow
 	$(MAKE) test AIRFLOW=3.1

@@ -17,19 +17,19 @@ _INTEGRATION = "Luma"
 _CONNECTION_FIELDS = {
     "service": {
         "label": "Service",
-        "description": "kie (kie.ai's Luma API) or luma (Luma's own API). Leave empty to go by the host; without one, "
+        "description": "kie (kie.ai's Luma API) or luma (Luma's own API). If empty, the host decides; without a host, "
         "it is kie.",
         "schema": {"type": ["string", "null"], "enum": ["kie", "luma", None]},
     },
     "callback_base_url": {
         "label": "Callback base URL",
-        "description": "Public address of Airflow that Luma calls when a job ends, "
-        "e.g. https://airflow.example.com. Leave empty to poll Luma instead.",
+        "description": "Public address of Airflow that kie.ai calls when a job ends, "
+        "e.g. https://airflow.example.com. Leave empty to poll instead.",
         "schema": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://"},
     },
     "webhook_secret": {
         "label": "Webhook secret",
-        "description": "The webhook key of the Luma account, if signing is turned on there. Callbacks "
+        "description": "The webhook key of the kie.ai account, if signing is turned on there. Callbacks "
         "without a valid signature are then refused. Leave empty if signing is off.",
         "schema": {"type": ["string", "null"], "format": "password"},
     },
@@ -41,23 +41,25 @@ _CONNECTION_FIELDS = {
     },
     "upload_host": {
         "label": "Upload host",
-        "description": "Where kie.ai's input videos without a public address are uploaded. Leave empty for its own.",
+        "description": "Where to upload input videos without a public address (kie.ai only). Leave empty for kie.ai's "
+        "own host.",
         "schema": {"type": ["string", "null"]},
     },
     "sign_inputs": {
         "label": "Sign inputs for (seconds)",
-        "description": "Instead of uploading an input video, pass Luma an address signed by the video's storage. The "
-        "address is valid for this many seconds, e.g. 21600. Leave empty to upload.",
+        "description": "Instead of uploading an input video, pass Luma an address signed by the video's storage, "
+        "valid for this many seconds, e.g. 21600. Leave empty to upload.",
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "min_credits": {
         "label": "Credits to keep",
-        "description": "Submit nothing while the account has fewer credits than this. Leave empty for no limit.",
+        "description": "Submit nothing while the account has fewer credits than this (kie.ai only). Leave empty for no "
+        "limit.",
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "requests_per_second": {
         "label": "Status checks per second",
-        "description": "Maximum rate of status checks for the account (10 if empty).",
+        "description": "Maximum rate of status checks for the account (if empty, 10 for kie.ai, 1 for Luma's own API).",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
     },
     "timeout": {
@@ -74,7 +76,7 @@ _UI_FIELD_BEHAVIOUR = {
     "placeholders": {
         "host": "https://api.kie.ai (if empty)",
         "schema": "https",
-        "password": "the API key of your Luma account",
+        "password": "the API key of your kie.ai or Luma account",
     },
 }
 
@@ -84,7 +86,9 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-luma",
         "name": "Luma",
-        "description": "Modify videos with `Luma <https://docs.kie.ai/luma-api/quickstart>`__ as a step of a pipeline.",
+        "description": "Modify videos with Luma as a step of a pipeline, through "
+        "`kie.ai <https://docs.kie.ai/luma-api/quickstart>`__ or "
+        "`Luma's own API <https://docs.agents.lumalabs.ai>`__.",
         "versions": [__version__],
         "integrations": [
             {

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Asset events: what DAGs scheduled on the outlets of a task learn about the video.
+Asset events: what a task reports about its video to the DAGs that are scheduled on its outlets.
 
-The information is read from the XComs of upstream tasks. A result's address identifies its job. Map indexes do not,
-since a mapped task may expand over a filtered or incomplete list. Only tasks with outlets import this module.
+The information is read from the XComs of upstream tasks. A result is matched to its job by the job's id, or by the
+result's address if the id is unknown. Map indexes do not identify a job, since a mapped task may expand over a filtered
+or incomplete list. Only tasks with outlets import this module.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def tell_of_job(
         "prompt": plain_text(read_text(prompt) or ""),
         "source": plain_text(str(source or "")),
     }
-    # Whatever the query of an address of Luma's own API is called, it is a signature.
+    # In an address from Luma's own API, the whole query is a signature, whatever its parameters are called.
     shown = without_signatures if result.get("service", DEFAULT_SERVICE) == DEFAULT_SERVICE else without_secrets
     try:
         further = facts(context)
@@ -100,9 +101,9 @@ def jobs_of_results(
     operator: BaseOperator, context: Context, files: Sequence[tuple[ResultFile, str]]
 ) -> Iterator[dict[str, Any]]:
     """
-    Yield the jobs of directly upstream tasks that made some results, each with its files.
+    Yield the jobs of directly upstream tasks that made some of the results, each with its files.
 
-    :param files: the results that those tasks returned, and the addresses of their files
+    :param files: the results that those tasks returned, each with the address of the file it was written to
     """
     for task_id in sorted(operator.upstream_task_ids):
         # Usually it is the job with the same map index; otherwise, all of them must be read.
@@ -115,7 +116,7 @@ def jobs_of_results(
 
 
 def _files_of(job: Mapping[str, Any], files: Sequence[tuple[ResultFile, str]]) -> list[str]:
-    """Return the files that a job has made: of those whose job is not known, the ones that were at its addresses."""
+    """Return the files that a job made. A file whose job id is unknown is matched by the result's address."""
 
     def is_its_own(result: ResultFile) -> bool:
         if result.luma_task_id is None:

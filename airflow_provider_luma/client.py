@@ -2,12 +2,12 @@
 """
 Clients of the service: :class:`LumaClient` for workers, :class:`LumaAsyncClient` for the triggerer.
 
-There are two kinds of call. *Reading* is safe to repeat, so transient errors are waited out. *Submitting* costs money:
+There are two kinds of call. *Reading* is safe to repeat, so transient errors are retried. *Submitting* costs money:
 it is repeated only if the service certainly accepted nothing.
 
-A :class:`LumaClient` is bound to one snapshot of a connection, so that the key, checks and requests of one submission
-attempt belong together. Waits and retries read the connection again, so that they notice a replaced key: workers create
-another client, and in the triggerer :class:`LumaAsyncClient` does it itself.
+A :class:`LumaClient` is bound to one snapshot of a connection, so that all checks and requests of one submission
+attempt use the same settings. Waits and retries read the connection again, so that they notice a replaced key: workers
+create another client, and in the triggerer :class:`LumaAsyncClient` does it itself.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class LumaClient:
 
     def check_wait_in_triggerer(self) -> None:
         """
-        Refuse a connection that works here but not in the triggerer, before paying for a job to be waited for there.
+        Refuse a connection that the triggerer could not use for polling, before a job is paid for.
 
         :raises LumaValidationError: names the remedy
         """
@@ -102,7 +102,7 @@ class LumaClient:
 
     def callback_url(self, reference: str, task_instance_id: UUID | None = None) -> str | None:
         """
-        Return the address of Airflow for the service to call when a job has ended; None if jobs are polled.
+        Return Airflow's address for the service to call when a job has ended; None if jobs are only polled.
 
         :param reference: a name for the submission that nobody can guess
         :param task_instance_id: the try that submits; it makes callbacks cheaper to handle
@@ -189,7 +189,7 @@ class LumaClient:
         Return a temporary download address of a result, without retrying.
 
         :param luma_task_id: the result's job, if known
-        :raises LumaError: the service refused, e.g. because the file is not one of its own, or did not respond
+        :raises LumaError: the service refused, e.g. because it did not make the file, or did not respond
         """
         service = self.connection.service
         read = partial(service.read_renewal, result_url=result_url, luma_task_id=luma_task_id)
@@ -261,7 +261,7 @@ def retry_submission(attempt: Callable[[], str], timeout: float, log: Logger) ->
     """
     Retry a submission while it is certainly not accepted, for a transient reason.
 
-    A service outage is waited out for at most two minutes, counted from its start.
+    During a service outage, retries stop two minutes after its start.
 
     :param attempt: makes one attempt; never called again if the outcome is unknown
     :param timeout: maximum seconds of retrying in total
@@ -282,9 +282,9 @@ def retry_read(read: Callable[[], T]) -> T:
 
 def _check_service(connection: LumaConnection, state: PollState) -> None:
     """
-    Ask the connection's service for no job of another one.
+    Check that a job belongs to the connection's service.
 
-    :raises LumaUnavailableError: the connection leads elsewhere now; it may lead to the job's service again
+    :raises LumaUnavailableError: it does not; the connection may be switched back
     """
     if problem := connection.service_problem(state.service):
         raise LumaUnavailableError(None, problem)
@@ -362,8 +362,8 @@ def check_job(
     Check the status of a job; check again for some seconds if its id is unknown or its result is missing.
 
     :param poll: checks the status once
-    :param retry_timeout: seconds for which transient errors are waited out; 0 to raise the first
-    :param sends_metrics: whether to record a job that has ended in Airflow's metrics: False if it already was
+    :param retry_timeout: seconds for which transient errors are retried; 0 to raise the first
+    :param sends_metrics: whether to count a job that has ended in Airflow's metrics; False if it already was
     :param service: the name of the job's service; None if it is that of the connection
     :returns: the job, which is running, or has succeeded and lists a video
     :raises LumaGenerationError: the job failed
@@ -420,7 +420,7 @@ class LumaAsyncClient:
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """
-        Check the status of a job. Transient errors are waited out for at most a minute.
+        Check the status of a job. Transient errors are retried for at most a minute.
 
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaError: any other refusal

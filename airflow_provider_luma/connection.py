@@ -32,7 +32,7 @@ DEFAULT_TIMEOUT = 30.0
 #: fetch the video until the job starts.
 DEFAULT_SIGNATURE_EXPIRY = 6 * 3600.0
 
-#: Shorter signatures expire before the service fetches; S3 and Google sign for longer periods, but then refuse access.
+#: Shorter signatures may expire before the service fetches; S3 and Google create longer ones, but then refuse them.
 SHORTEST_SIGNATURE, LONGEST_SIGNATURE = 60.0, 7 * 86_400.0
 
 #: What to tell users whose connection is a URI (in the environment or a secrets backend) that lost its key.
@@ -63,7 +63,7 @@ class LumaConnection:
     :param upload_url: where files are uploaded, without a trailing slash
     :param sign_inputs: seconds for which a signed address of an input video is valid; None to upload the video
     :param min_credits: the credits below which nothing is submitted; None to submit as long as the service accepts
-    :param conn_id: the id under which tasks ask for it
+    :param conn_id: the id by which tasks refer to it
     :param service_name: the service that it leads to: ``kie`` or ``luma``
     """
 
@@ -91,8 +91,8 @@ class LumaConnection:
         """
         Read an Airflow connection.
 
-        :param conn_id: the id under which it was asked for, which records and callbacks hold: a secrets backend may
-            return a connection that has another one
+        :param conn_id: the id by which it was requested, which goes into records and callbacks: a secrets backend may
+            return a connection with a different one
         :raises LumaAuthError: it holds no usable API key
         :raises LumaValidationError: its address is unusable, or an option is invalid
         """
@@ -133,7 +133,7 @@ class LumaConnection:
         """
         Return what to tell a user whose job belongs to a different service from the connection's.
 
-        :param service_name: the job's service; None if it is that of the connection, whichever that is
+        :param service_name: the job's service; None for the connection's, whichever that is
         """
         if service_name in (None, self.service_name):
             return None
@@ -296,7 +296,7 @@ def _min_credits(value: object, service: Service, name: str) -> float | None:
     if not service.has_balance:
         raise LumaValidationError(
             None,
-            f"{name}: min_credits in its extra cannot work, as the service {service.name!r} has no balance: remove it",
+            f"{name}: remove min_credits from its extra, because the service {service.name!r} reports no balance",
         )
     return _number(value, "min_credits", name)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The exceptions that this package raises about Luma, as one small tree.
+The exceptions that this package raises about Luma.
 
-Every error carries Luma's own ``code`` and message (``msg``), so that a task's log shows what the service said. The
-codes are those of https://docs.kie.ai/common-api/quickstart. An error that did not come from the service has no code.
+Every error has a ``code`` and a message (``msg``), so that a task's log shows what the service said. The codes are
+kie.ai's (https://docs.kie.ai/common-api/quickstart) or the HTTP statuses of Luma's own API. An error that did not come
+from a service has no code.
 
 Errors travel from the triggerer to the worker as plain dicts: see :meth:`LumaError.as_dict`.
 """
@@ -23,8 +24,8 @@ class LumaError(Exception):
     """
     The base class of everything this package raises about Luma.
 
-    Messages may come from anywhere and be shown anywhere. So they become plain text, are cut off after 2,000
-    characters, and lose any secrets in addresses: user and password, a signed address's query, and a callback's token.
+    Messages may quote a service or a library, and may be shown anywhere. So they become plain text, are cut off after
+    2,000 characters, and lose secrets in addresses: user and password, a signed address's query, a callback's token.
 
     :param code: Luma's code for the error, or the HTTP status if there was no code; None if there was neither
     :param msg: what happened, in Luma's words or ours
@@ -73,7 +74,7 @@ class LumaAuthError(LumaError):
 
 
 class LumaInsufficientCreditsError(LumaError):
-    """402: insufficient credits. Nothing was started; a later retry works once the account is topped up."""
+    """402, or fewer credits than ``min_credits``. Nothing was started; a retry works once the account is topped up."""
 
     remedy = "Top up the Luma account, then let the task retry or clear it"
 
@@ -94,12 +95,12 @@ class LumaJobLimitError(LumaError):
 
 
 class LumaNotFoundError(LumaError):
-    """404: no such task, file or endpoint. A retry cannot help."""
+    """404: there is no such job, file or endpoint. A retry cannot help."""
 
 
 class LumaValidationError(LumaError, ValueError):
     """
-    422: the request was refused because of its content. A retry cannot help.
+    422, at Luma's own API also 400 and 413: the request was refused because of its content. A retry cannot help.
 
     Our own checks also raise it, before anything is sent; then there is no code.
     """
@@ -120,7 +121,7 @@ class LumaUnavailableError(LumaError):
 
 
 class LumaFeatureDisabledError(LumaError):
-    """505: the service has switched this feature off. A retry cannot help."""
+    """505, at Luma's own API 403: the service or the account lacks this feature. A retry cannot help."""
 
 
 class LumaGenerationError(LumaError):
@@ -130,7 +131,7 @@ class LumaGenerationError(LumaError):
 
 
 class LumaRequestFailedError(LumaGenerationError):
-    """A job that failed because of its prompt or clip, which would fail again. A retry cannot help."""
+    """A job failed because of its prompt or clip. The same request would fail again, so a retry cannot help."""
 
 
 class LumaResultMissingError(LumaError):
@@ -147,7 +148,8 @@ class LumaSubmissionUnknownError(LumaError):
     """
     A submission was sent but its response was lost: the job may or may not have been accepted, and billed.
 
-    It is never sent again silently. The service's API cannot say what happened, but its web log can.
+    It is not sent again, unless ``resubmit_on_unknown`` is on. No API call shows what happened: with kie.ai, the log
+    page of the account does; with Luma's own API, its support can find out.
     """
 
     remedy = (
@@ -156,10 +158,10 @@ class LumaSubmissionUnknownError(LumaError):
     )
 
 
-#: Errors that a later call may not encounter again.
+#: Errors that a later call may not raise again.
 TRANSIENT = (LumaRateLimitError, LumaUnavailableError)
 
-#: Errors that the same submission will always encounter again.
+#: Errors that the same submission would always raise again.
 PERMANENT = (LumaAuthError, LumaNotFoundError, LumaValidationError, LumaFeatureDisabledError)
 
 

@@ -28,7 +28,8 @@ def dataset_name(address: str) -> tuple[str, str]:
     """
     Return the namespace and name of a file in OpenLineage.
 
-    :param address: an address on the web or in a storage, a path on this machine, or a file uploaded to Luma's own API
+    :param address: an address on the web or in a storage, a path on this machine, or an upload or result at Luma's own
+        API, as ``luma-file:ID`` or ``luma-job:ID``
     """
     if is_luma_file(address):
         scheme, _, file_id = address.partition(":")
@@ -47,7 +48,7 @@ def dataset_name(address: str) -> tuple[str, str]:
 
 def asset_uri(address: str) -> str:
     """
-    Return the address of a file as an asset, which is the same however the file is named.
+    Return the asset URI of a file, which is the same for every spelling of the file's address.
 
     Airflow cuts an asset's address at a ``#``, and sorts the parameters after a ``?``. In the name of a stored file,
     these two characters and ``%`` are percent-encoded, so that two files never become the same asset.

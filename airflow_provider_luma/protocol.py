@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where version 1.1.0 had the values of a job; they are in :mod:`airflow_provider_luma.core.job` now."""
+"""Kept for imports written for version 1.1.0; the classes are now in :mod:`airflow_provider_luma.core.job`."""
 
 from __future__ import annotations
 

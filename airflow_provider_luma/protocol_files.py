@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where version 1.1.0 had an uploaded file; it is in :mod:`airflow_provider_luma.core.job` now."""
+"""Kept for imports written for version 1.1.0; the class is now in :mod:`airflow_provider_luma.core.job`."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ with DAG(
             os.environ.get("LUMA_VIDEO_URL", "http://127.0.0.1:8765/files/sample.mp4"),
             type="string",
             minLength=1,
-            description="An MP4, MOV or AVI of at most 10 seconds and 500 MB: a public address, or a file on a disk of "
-            "the workers or in an object store, e.g. s3://my_aws@bucket/clip.mp4.",
+            description="The clip: a public address, or a file on a disk of the workers or in an object store, e.g. "
+            "s3://my_aws@bucket/clip.mp4. At kie.ai: an MP4, MOV or AVI of at most 10 seconds and 500 MB.",
         ),
         "destination": Param(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),

@@ -2,10 +2,10 @@
 """
 ### Modify one clip
 
-A clip and an English prompt go in; the modified video is downloaded to a destination of your choice.
+Modify a clip according to a prompt, and download the result to a destination of your choice.
 
 `modify` submits the job to Luma and then **waits in the triggerer**: while Luma processes the video, the task is
-*deferred* and holds no worker slot. `download` streams the result to any storage that Airflow knows, such as
+*deferred* and holds no worker slot. `download` streams the result to any storage that Airflow supports, such as
 `file:///data/videos` or `s3://my_aws@bucket/videos`.
 
 Needs a connection `luma_default` of type Luma, with your API key.
@@ -36,8 +36,8 @@ with DAG(
             os.environ.get("LUMA_VIDEO_URL", "http://127.0.0.1:8765/files/sample.mp4"),
             type="string",
             minLength=1,
-            description="An MP4, MOV or AVI of at most 10 seconds and 500 MB: a public address, or a file on a disk of "
-            "the workers or in an object store, e.g. s3://my_aws@bucket/clip.mp4.",
+            description="The clip: a public address, or a file on a disk of the workers or in an object store, e.g. "
+            "s3://my_aws@bucket/clip.mp4. At kie.ai: an MP4, MOV or AVI of at most 10 seconds and 500 MB.",
         ),
         "destination": Param(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),

@@ -2,12 +2,12 @@
 """
 ### Restyle a clip with Luma's own API, and keep its sound
 
-`strength` says how far the result may depart from the clip: from `adhere_1`, which keeps most, through `flex_1` to
-`reimagine_3`. `resolution` decides what it costs: try a prompt in `360p` first.
+`strength` sets how far the result may depart from the clip: from `adhere_1`, which keeps most, through `flex_1` to
+`reimagine_3`. The price depends on `resolution`: try a prompt in `360p` first.
 
-Luma's own API returns silent videos: `download` puts the sound of the clip under the result.
+Luma's own API returns silent videos, so `download` adds the sound of the clip to the result.
 
-Needs a connection `luma_agents` of type Luma, with your API key of Luma's own API, and the extra `media` of the
+Needs a connection `luma_agents` of type Luma, with your API key for Luma's own API, and the extra `media` of the
 provider package:
 
     airflow connections add luma_agents --conn-uri 'luma://:luma-api-YOUR-KEY@agents.lumalabs.ai'

@@ -7,7 +7,7 @@ video side by side on the **Luma result** page, and approves or rejects the vide
 optional comment. Only an approved video is published; after a rejection, `publish` is skipped.
 
 The form is under *Required Actions* in Airflow, and linked from the result page. The waiting task holds no worker slot.
-The video is downloaded first because its address at Luma expires, at kie.ai after 14 days.
+The video is downloaded first because its address expires: after 14 days at kie.ai, after an hour with Luma's own API.
 
 On Airflow 3.4, `luma_review_versions` makes another version after each rejection.
 

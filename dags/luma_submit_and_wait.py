@@ -35,7 +35,7 @@ with DAG(
             os.environ.get("LUMA_VIDEO_URL", "http://127.0.0.1:8765/files/sample.mp4"),
             type="string",
             format="uri",
-            description="Public address of an MP4, MOV or AVI of at most 10 seconds and 500 MB.",
+            description="Public address of the clip. At kie.ai: an MP4, MOV or AVI of at most 10 seconds and 500 MB.",
         ),
         "destination": Param(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),

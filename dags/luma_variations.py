@@ -8,8 +8,8 @@ videos with their prompts. If any is missing, `collect` fails and names the prom
 
 The *Luma result* page of any version links to the gallery, which shows all of them.
 
-Luma only reads public addresses. `LumaModifyOperator` uploads files itself; with several tasks for the same file, a
-separate upload task avoids uploading it several times. Luma deletes the upload after a day.
+Luma cannot read private files. `LumaModifyOperator` uploads them itself; with several tasks for the same file, a
+separate upload task avoids uploading it several times. Luma keeps the upload for at least a day.
 
 Needs a connection `luma_default` of type Luma, with your API key, and a pool `luma` that counts
 deferred tasks:

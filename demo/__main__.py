@@ -5,7 +5,7 @@ The demo that ``make demo`` runs: a real Airflow modifies a clip.
 With ``--cluster`` (``make demo-cluster``), Airflow runs with PostgreSQL, Redis, Celery, two workers and two triggerers.
 Without an API key, the simulator replaces Luma. Environment variables:
 
-* ``LUMA_API_KEY``: the key of a Luma account; with it, the demo calls Luma and spends credits
+* ``LUMA_API_KEY``: the key of a kie.ai account; with it, the demo calls kie.ai and spends credits
 * ``LUMA_VIDEO``: the clip, a file on this machine; a film that is too long for Luma is split into clips
 * ``LUMA_VIDEO_URL``: the public address of the clip (with an API key, this or ``LUMA_VIDEO`` is required)
 * ``LUMA_PROMPT``: how to change the clip, in English
@@ -47,7 +47,7 @@ LONGEST_CLIP = 10.5
 READY = "Luma simulator ready at "
 
 HOW_TO_USE_LUMA = """\
-With a Luma account, on a clip of your own (this spends credits):
+With a kie.ai account, on a clip of your own (this spends credits):
     LUMA_API_KEY=... LUMA_VIDEO=/path/to/clip.mp4 make demo"""
 
 
@@ -94,7 +94,7 @@ def run(home: Path, connection: dict[str, Any], video: str, file: str | None, *,
 
     :param video: the clip that is modified: a file, or a public address
     :param file: a clip on this machine, for the examples that take one
-    :param cluster: run several of each of Airflow's components
+    :param cluster: run two Celery workers and two triggerers
     :returns: the exit code
     """
     environment = {"LUMA_VIDEO_URL": video, "LUMA_DESTINATION": f"file://{home}/videos"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An API server that mounts the plugin's application as Airflow does, with calls like those of Luma and others."""
+"""An API server that mounts the plugin's application as Airflow does, and genuine and forged callbacks to it."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ FORGED_QUERIES = {
     "the token of another try": lambda: proof(submitted_by=uuid4())[:-32] + "0" * 32,
     "a token whose try is left out": lambda: proof(submitted_by=uuid4()).partition("&task_instance_id=")[0],
     "a try that the token does not name": lambda: proof() + "&task_instance_id=" + "0" * 32,
-    "a try that is no UUID": lambda: proof(submitted_by=uuid4())[:-1] + "'",
+    "a try that is not a UUID": lambda: proof(submitted_by=uuid4())[:-1] + "'",
     "a connection of another type": lambda: proof(conn_id="a_database", key=KEY),
     "a connection without a key": lambda: proof(conn_id="luma_keyless", key=KEY),
     "a connection that is invalid": lambda: proof(conn_id="luma_invalid", key=KEY),
@@ -182,7 +182,7 @@ FORGED_QUERIES = {
     "a field too many": lambda: proof() + "&more=1",
     "a field too few": lambda: proof().partition("&")[2],
     "a name with a zero byte": lambda: proof(conn_id="luma_default\0", key=KEY),
-    "bytes that are no text": lambda: proof().replace("luma_default", "%ff%fe"),
+    "bytes that are not text": lambda: proof().replace("luma_default", "%ff%fe"),
 }
 
 

@@ -27,7 +27,7 @@ def at_once(rng: random.Random) -> Jobs:
 
 
 def steady(rng: random.Random) -> Jobs:
-    """Create two jobs of two to five minutes per second, as many as Luma accepts: about 420 wait."""
+    """Create two jobs of two to five minutes per second, as many as kie.ai accepts: about 420 wait."""
     return [(i / 2, rng.uniform(120, 300)) for i in range(2000)]
 
 

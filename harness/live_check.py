@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A check against the real service, for whoever has an account: ``make test-live LUMA_LIVE=1``.
+A check against the real service, for anyone with an account: ``make test-live LUMA_LIVE=1``.
 
 It uses the connection ``luma_default`` (``AIRFLOW_CONN_LUMA_DEFAULT``) and writes a transcript of every call, without
-the API key and without signatures, to compare with what the project knows of the service.
+the API key and without signatures, to compare with what the project knows about the service.
 
 ``LUMA_LIVE=free`` makes only calls that cost nothing; ``LUMA_LIVE=1`` also runs one job, on a clip of three seconds.
 """
@@ -29,7 +29,7 @@ from airflow_provider_luma.transport import workers
 
 PROMPT = "Make it a rainy night"
 
-#: What the job asks for beyond the prompt, to be cheap, and what it costs.
+#: By service: the options that make the job cheap, and its price.
 JOBS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "kie": (None, "kie.ai publishes no price; the credits are shown before and after"),
     "luma": ({"video": {"resolution": "360p"}}, "about 0.54 US dollars"),
@@ -87,7 +87,7 @@ def check(folder: Path, *, runs_job: bool, say: Callable[[str], object] = print)
 
     :param folder: where the transcript goes
     :param runs_job: whether to submit one job, which costs money
-    :param say: what is told of the steps
+    :param say: called with a line for each step
     :returns: the transcript
     """
     hook = LumaHook()
@@ -133,12 +133,12 @@ def _outcome(call: Callable[[], object]) -> str:
 
 
 def main() -> None:
-    """Run what the environment asks for."""
+    """Run the checks that LUMA_LIVE selects."""
     mode = os.environ.get("LUMA_LIVE", "")
     if mode not in ("1", "free"):
         sys.exit(
             "This calls the real service. Set AIRFLOW_CONN_LUMA_DEFAULT, and LUMA_LIVE=free for calls that cost "
-            "nothing, or LUMA_LIVE=1 to run one job, too (about 0.54 US dollars at Luma's own API)"
+            "nothing, or LUMA_LIVE=1 to run one job as well (about 0.54 US dollars at Luma's own API)"
         )
     check(Path.cwd(), runs_job=mode == "1")
 

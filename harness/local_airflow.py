@@ -40,7 +40,7 @@ class LocalAirflow:
 
     Its components are started in order, and stopped in reverse order.
 
-    :param home: its folder; the database of an Airflow that ran there before is used again
+    :param home: its folder; the database of an Airflow that ran there before is reused
     :param dags: the folder of the DAG files
     :param environment: further environment variables, e.g. connections
     """
@@ -77,6 +77,8 @@ class LocalAirflow:
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__WORKERS": "1",
+            # Five seconds by default. A task that gives up fails, or is tried again, and tests count tries.
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             "AIRFLOW__API__SECRET_KEY": self._secret("api-secret-key"),
             "AIRFLOW__API_AUTH__JWT_SECRET": self._secret("jwt-secret"),
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
@@ -184,6 +186,9 @@ class LocalAirflow:
                 )
         try:
             health = requests.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
+            # Airflow builds its Execution API at the first request. On a busy machine that takes longer than a task
+            # waits, so it must not be a task that asks first.
+            requests.get(f"{self.url}/execution/health", timeout=300).raise_for_status()
         except (requests.RequestException, ValueError):
             return False
         return all(
@@ -313,7 +318,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _details(line: Mapping[str, Any]) -> list[str]:
-    """Return the errors in an entry of a task's log, which come in addition to its text."""
+    """Return the errors in an entry of a task's log, which are separate from its text."""
     errors = line.get("error_detail") or []
     return [f"\n{error.get('exc_type')}: {error.get('exc_value')}" for error in errors]
 

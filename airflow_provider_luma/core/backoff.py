@@ -64,7 +64,7 @@ def submission_retry_options(timeout: float) -> dict[str, Any]:
     """
     Return tenacity options for retrying a submission that is known not to have been accepted.
 
-    A service outage is waited out for at most :data:`OUTAGE_TIMEOUT`, counted from its start.
+    During a service outage, retries stop :data:`OUTAGE_TIMEOUT` seconds after its start.
 
     :param timeout: seconds after which the last error is raised in any case
     """

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Signed callback addresses (HMAC-SHA256), and verification of the service's own webhook signature. No I/O.
+Signed callback addresses (HMAC-SHA256), and verification of kie.ai's own webhook signature. No I/O.
 
 The address names the connection, the submission, and the try that submits (by its Airflow UUID), and carries a token:
 an HMAC over all three, keyed with the API key. The submitting worker and the API server both read that key from the
-connection, so nothing has to be stored to tell a callback from a forgery. The UUID is the primary key by which the
-receiver finds the submission's record. Unlike DAG and task names, it reveals nothing in the access logs of proxies.
+connection, so nothing has to be stored to detect a forged callback. The UUID is the primary key by which the receiver
+finds the submission's record. Unlike DAG and task names, it reveals nothing in the access logs of proxies.
 
-A callback is authenticated, but its body is not trusted: it only says which tasks to resume, and they ask Luma
-themselves. The service's own signature (https://docs.kie.ai/common-api/webhook-verification) covers only the task id
+A callback is authenticated, but its body is not trusted: it only says which tasks to resume, and these check the job's
+status themselves. kie.ai's own signature (https://docs.kie.ai/common-api/webhook-verification) covers only the task id
 and a timestamp. It is checked in addition to the token if the connection has a ``webhook_secret``.
 
 Testing a connection sends a probe to the same address. It looks like a callback, but their tokens are not
@@ -28,7 +28,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 from uuid import UUID
 
-#: Path of the callback receiver below the API server's public address. Luma has to reach no other path.
+#: Path of the callback receiver below the API server's public address. The service needs access to no other path.
 PATH = "/luma/callback"
 
 #: Seconds by which a signature's timestamp may deviate, as the service's documentation recommends.
@@ -85,7 +85,7 @@ class CallbackProof(NamedTuple):
         proof = cls(**{name: value[0] for name, value in values.items()})
         has_form = (
             0 < len(proof.conn_id) <= MAX_ID_LENGTH
-            and proof.conn_id.isprintable()  # a lone surrogate, possible in JSON, cannot be encoded to sign it
+            and proof.conn_id.isprintable()  # a lone surrogate cannot be encoded, and so cannot be signed
             and re.fullmatch(r"[0-9a-f]{32}", proof.reference)
             and re.fullmatch(r"[0-9a-f]{64}", proof.token)
             and (proof.task_instance_id is None or re.fullmatch(r"[0-9a-f]{32}", proof.task_instance_id))
@@ -158,13 +158,13 @@ class Probe(NamedTuple):
 
     def answer(self, connection: Keys) -> bytes:
         """Return the receiver's response to an intact probe: proof that the receiver holds the API key."""
-        # Version 1.1.0 lists any damage before the leading space, and between the message's two spaces. Here: none.
+        # Version 1.1.0 reports damage before the leading space and between the two spaces; here, both are empty.
         return f" {_mac(connection, f'probe-answer  {self.probe} {self.conn_id}')}".encode()
 
 
 def callback_url(connection: Keys, conn_id: str, reference: str, task_instance_id: UUID | None = None) -> str | None:
     """
-    Return the address for Luma to call when a submission's job has ended; None without ``callback_base_url``.
+    Return the address that the service calls when a job has ended; None without ``callback_base_url``.
 
     :param conn_id: the connection's id, by which the API server finds it again
     :param reference: the submission's :attr:`~airflow_provider_luma.core.decision.SubmissionRecord.reference`
@@ -204,13 +204,13 @@ def reference_of(url: str | None) -> str | None:
 
 
 def _proof_in(url: str | None) -> CallbackProof | None:
-    # Not urlsplit: it normalises non-ASCII hosts, which takes half a minute for a host of 120,000 accents.
+    # Not urlsplit: it normalises non-ASCII hosts, which takes half a minute for a host of 120,000 accented letters.
     address, _, query = (url or "").partition("?")
     return CallbackProof.read(query) if address.endswith(PATH) else None
 
 
 def read_luma_task_id(body: bytes) -> str | None:
-    """Return the id of the job that a callback is about; None if the body names none."""
+    """Return the id of the job that a callback is about; None if the body has no id."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -230,7 +230,7 @@ def is_signed(headers: Mapping[str, str], luma_task_id: str, webhook_secret: str
     """
     Return whether the service has signed a callback within the last five minutes.
 
-    :param headers: the callback's headers, under lower-case names
+    :param headers: the callback's headers, with lower-case names
     :param now: seconds since the epoch
     """
     timestamp = headers.get("x-webhook-timestamp", "")
@@ -241,7 +241,7 @@ def is_signed(headers: Mapping[str, str], luma_task_id: str, webhook_secret: str
 
 
 def signature(luma_task_id: str, timestamp: str, webhook_secret: str) -> str:
-    """Return the signature that the service gives a callback."""
+    """Return a callback's signature, computed as the service does."""
     mac = hmac.new(webhook_secret.encode(), f"{luma_task_id}.{timestamp}".encode(), hashlib.sha256)
     return base64.b64encode(mac.digest()).decode()
 

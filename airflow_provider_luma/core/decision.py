@@ -4,14 +4,14 @@ The submit-once decision table: what a try does, given what an earlier try has r
 
 A job costs money and cannot be cancelled, and the service offers no way to ask whether it has accepted one. So a task
 records an intent (a :class:`SubmissionRecord` without an id) *before* it sends the request, and the id *after* the
-response. Wherever a process is killed, the next try finds one of three things: no record (nothing was sent), an intent
+response. Whenever a process is killed, the next try finds one of three things: no record (nothing was sent), an intent
 (something may have been sent), or an id.
 
 :data:`TABLE` says what to do next, and :func:`decide` looks it up. Besides the record, the decision depends on
 
 * whether the request is unchanged, judging by its fingerprint;
-* whether this try is an Airflow retry or follows a Clear (:func:`is_cleared`). A retry wants what the last try wanted;
-  clearing a task whose outcome was seen asks for a new video;
+* whether this try is an Airflow retry or follows a Clear (:func:`is_cleared`). A retry completes the last try;
+  clearing a task whose outcome was seen requests a new video;
 * whether the outcome was seen: a result or a failure was delivered, or the outcome was reported as unknown.
 """
 
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from airflow_provider_luma.core.job import DEFAULT_SERVICE
 
-#: Seconds for which Luma keeps the record of a job: two months (https://docs.kie.ai). We keep ours as long.
+#: Seconds for which kie.ai keeps a job's record: two months (https://docs.kie.ai). We keep our records as long.
 RECORDS_KEPT = 62 * 86_400.0
 
 
@@ -52,8 +52,8 @@ class SubmissionRecord:
     :param expects_callback: whether Luma was given a callback address of ours
     :param submitted_at: when the record was written, in seconds since the epoch; None in a record of version 1.0.0
     :param delivered: which outcome was delivered, if any
-    :param reported: whether a task has failed because it is unknown if the submission was accepted or, for a job with
-        an id, because Luma lists no video
+    :param reported: whether a task has failed because it is unknown whether the submission was accepted, or because
+        the job has an id but Luma lists no video for it
     :param clear_number: how often the DAG run had been cleared when the record was written; None before version 1.2.0
     :param replaced: for an intent, the record of the job that it replaced, which applies again if the submission is
         refused
@@ -186,7 +186,7 @@ class Intent(NamedTuple):
 
 
 class JobOfAnotherService(NamedTuple):
-    """The connection leads to another service than the one that the record names, with or without an id."""
+    """The connection leads to a different service from the record's, with or without an id."""
 
 
 Situation = NoRecord | Job | JobOfAnotherRequest | Intent | JobOfAnotherService
@@ -237,7 +237,7 @@ TABLE = (
     Row(Job(ANY, JobStatus.NOT_FOUND), Step.NOT_FOUND,
         "Luma does not know Luma task {id}, submitted by try {number}, although it may exist; nothing is submitted"),
 
-    # A Clear asks for a new video only if the one already paid for was seen. Only Luma knows whether there is one.
+    # A Clear asks for a new video only if the one already paid for was seen. A status check shows if there is one.
     Row(Job(Try.CLEARED, JobStatus.RUNNING), Step.WAIT,
         "Task cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid for; "
         "continuing it, nothing new is billed"),
@@ -263,7 +263,7 @@ TABLE = (
         "Task cleared, but the status check of Luma task {id} of try {number} failed; nothing is submitted until Luma "
         "responds"),
 
-    # The recorded job produces a different video from the one wanted now.
+    # The recorded job produces a different video from the one requested now.
     Row(JobOfAnotherRequest(Try.RETRY), Step.SUBMIT,
         "The request has changed since try {number} submitted Luma task {id}; submitting a new job. To fetch the "
         "earlier result, use a LumaTaskSensor with that id"),
@@ -293,7 +293,7 @@ TABLE = (
     Row(Intent(Try.CLEARED, Seen.YES), Step.SUBMIT,
         "Task cleared after it was reported that try {number} may have submitted a job; submitting"),
 
-    # Neither service can say anything about the other's jobs, and a switch may be a mistake.
+    # Neither service knows the other's jobs, and the connection may have been switched by mistake.
     Row(JobOfAnotherService(), Step.REFUSE,
         "Try {number} submitted to the service {service!r}, but the connection now leads to {current!r}; no request is "
         "sent. Point the connection back to it, or delete this task's submission record to submit a new job"),
@@ -323,7 +323,7 @@ def must_ask(record: SubmissionRecord | None, fingerprint: str) -> bool:
 
 
 def refusal_of_service(record: SubmissionRecord | None, service: str) -> str | None:
-    """Return why nothing is asked or submitted, if the connection leads to another service than the record names."""
+    """Return why no request is sent, if the connection leads to a different service from the record's; else None."""
     if record is None or record.service == service:
         return None
     (row,) = (row for row in TABLE if row.covers(JobOfAnotherService()))

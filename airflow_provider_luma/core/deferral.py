@@ -57,7 +57,7 @@ class DeferralState(NamedTuple):
     service: str | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
-        """Return the set fields as JSON values. Airflow stores them in plain text, as :meth:`is_resumed_by` needs."""
+        """Return the set fields as JSON values. Airflow does not encrypt them; :meth:`is_resumed_by` relies on that."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     @classmethod
@@ -67,7 +67,7 @@ class DeferralState(NamedTuple):
 
         :param kwargs: the keyword arguments of its method
         :param event: the event that resumed it, which may repeat the state: ``dag.test()`` of Airflow 3.1 to 3.3
-            passes on nothing but the event
+            passes only the event
         """
         if not kwargs and event is not None and "state" in event:
             kwargs = event["state"]
@@ -113,7 +113,7 @@ class CallbackReceived(TypedDict):
 
 @final
 class DeferralExpired(TypedDict):
-    """A trigger that only waits has fired, at a time in seconds since the epoch. It repeats the deferral's state."""
+    """A trigger fired after its wait: the deferral's state, and the time in seconds since the epoch."""
 
     state: dict[str, Any]
     at: float

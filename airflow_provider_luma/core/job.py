@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The central values: what to ask of a service, the job that it creates, and an uploaded file.
+The central values: what to request from a service, the job that it creates, and an uploaded file.
 
-:class:`Request` and :class:`Response` cross the wire. A service (:mod:`airflow_provider_luma.services`) writes the one
-and reads the other.
+A :class:`Request` goes out over HTTP, and a :class:`Response` comes back. A service
+(:mod:`airflow_provider_luma.services`) writes the former and reads the latter.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 from airflow_provider_luma.core.redaction import without_signatures
 from airflow_provider_luma.exceptions import LumaGenerationError, LumaRequestFailedError
 
-#: The service of whatever names none: jobs, records and deferrals from before version 2.0.0.
+#: The service of jobs, records and deferrals that name no service, such as those from before version 2.0.0.
 DEFAULT_SERVICE = "kie"
 
 
 class LumaTaskStatus(IntEnum):
     """
-    A job's ``successFlag``, under the service's own names (https://docs.kie.ai/luma-api/get-luma-modify-details).
+    A job's status: kie.ai's names (https://docs.kie.ai/luma-api/get-luma-modify-details), also for Luma's own API.
 
-    An undocumented flag becomes a member named ``UNDOCUMENTED_n`` and counts as running: a new flag must not end the
-    wait for a job that is paid for.
+    An undocumented status becomes a member named ``UNDOCUMENTED_…`` and counts as running: it must not end the wait
+    for a job that is paid for.
     """
 
     GENERATING = 0
@@ -44,7 +44,7 @@ class LumaTaskStatus(IntEnum):
 
     @classmethod
     def undocumented(cls, name: str, value: int = -1) -> LumaTaskStatus:
-        """Return the status of a job in a state that the service's documentation does not list."""
+        """Return a status that the service's documentation does not list."""
         undocumented = int.__new__(cls, value)
         undocumented._name_ = f"UNDOCUMENTED_{name}"
         undocumented._value_ = value
@@ -52,7 +52,7 @@ class LumaTaskStatus(IntEnum):
 
     @property
     def is_documented(self) -> bool:
-        """Whether the service's documentation lists this flag."""
+        """Whether the service's documentation lists this status."""
         return self.name in type(self).__members__
 
 
@@ -63,17 +63,17 @@ class LumaTask:
 
     :param luma_task_id: the job's id at Luma
     :param status: its current status
-    :param result_urls: the modified videos, once available; they expire after the service's ``results_kept``
+    :param result_urls: the modified videos, once available; the addresses expire after the service's ``results_kept``
     :param origin_urls: the videos as output by the model, if the service provides them
     :param created_at: when Luma accepted the job (UTC)
-    :param completed_at: when it ended (UTC), or None while it runs; the first status check that saw the end, if the
-        service does not say
-    :param error_code: Luma's code for a failed job
-    :param error_message: Luma's error message for a failed job
-    :param prompt: the prompt, as recorded by the service
-    :param video_url: the input video, as recorded by the service
-    :param callback_url: the address that the service calls when the job ends
-    :param service: the name of the service that made it
+    :param completed_at: when it ended (UTC), or None while it runs; if the service does not report it, the time of the
+        first status check after the end
+    :param error_code: kie.ai's code for a failed job
+    :param error_message: the service's error message for a failed job
+    :param prompt: the prompt, if the service returns it
+    :param video_url: the address of the input video, if the service returns it
+    :param callback_url: the address that the service calls when the job ends, if any
+    :param service: the name of the service that runs it
     :param is_request_at_fault: whether a failed job's request would fail again
     """
 
@@ -105,8 +105,8 @@ class LumaTask:
         """
         Return what operators and sensors pass to downstream tasks: JSON values, times in ISO 8601 UTC.
 
-        Every job with a video has the status SUCCESS here, so that a pipeline needs only one comparison. The service is
-        named unless it is the default.
+        Every job with a video has the status SUCCESS here, so that a pipeline needs only one comparison.
+        ``service`` is included unless it is the default one.
         """
         status = LumaTaskStatus.SUCCESS if self.is_successful else self.status
         result = {
@@ -124,11 +124,11 @@ class LumaTask:
         return self.video_url is not None and url.partition("?")[0] == self.video_url.partition("?")[0]
 
     def request(self) -> dict[str, str | None]:
-        """Return the request as recorded by the service, without signatures, for display."""
+        """Return the request as the service returned it, without signatures, for display."""
         return {"prompt": self.prompt, "video_url": self.video_url and without_signatures(self.video_url)}
 
     def failure(self) -> LumaGenerationError:
-        """Return the error to raise for a failed job, with Luma's code and message."""
+        """Return the error to raise for a failed job, with the service's code and message."""
         words = self.error_message or "the service gave no reason"
         kind = LumaRequestFailedError if self.is_request_at_fault else LumaGenerationError
         return kind(self.error_code, f"{self.status.name}: {words}", luma_task_id=self.luma_task_id)
@@ -168,13 +168,13 @@ class Response(NamedTuple):
 @dataclass(frozen=True)
 class ModifyRequest:
     """
-    One job to submit. The service checks it before anything is recorded or sent.
+    One job to submit. :meth:`.Service.check` checks it before anything is recorded or sent.
 
-    :param prompt: how to change the video, in English
-    :param video_url: address of an MP4, MOV or AVI of at most 10 seconds and 500 MB: a public address, or a file in
-        storage, which gets a public address before the submission
-    :param watermark: text to put into the video, if any
-    :param callback_url: public address that the service calls when the job ends, if any
+    :param prompt: how to change the video; kie.ai accepts English only
+    :param video_url: address of a clip within the service's limits: a public address, ``luma-file:<id>``, or a file in
+        storage, which is uploaded or gets a signed address before the submission
+    :param watermark: text to put into the video, if any (kie.ai only)
+    :param callback_url: public address that the service calls when the job ends, if any (kie.ai only)
     :param options: further fields of the service's own request, if any
     """
 

@@ -5,8 +5,8 @@ The poll state of one job: what each status check means, and when to check again
 A :class:`PollState` takes the result of each status check and returns one of three outcomes: :class:`PollAgain`,
 :class:`Finished` or :class:`Failed`. A worker's loop, a trigger and a sensor's poke all wait by these rules:
 
-* A running job, or one with an undocumented flag, is checked again after the poll interval. If a callback is expected,
-  the interval is ten times as long, because polling then only makes up for a lost callback.
+* A running job, or one with an undocumented status, is checked again after the poll interval. If a callback is
+  expected, the interval is ten times as long: polling is then needed only if the callback is lost.
 * A job that is reported as a success without a video is checked a few more times before the wait ends.
 * An id that the service does not know may be too new. It counts as unknown only after a grace period, and never once
   the service has returned the job.
@@ -39,7 +39,7 @@ from airflow_provider_luma.exceptions import (
 #: Seconds for which "no such task" may just mean that the job is too new.
 NOT_FOUND_GRACE = 30.0
 
-#: How often a success that lists no video yet is checked again.
+#: How many times a success that lists no video yet is checked again.
 POLLS_FOR_MISSING_URLS = 3
 
 #: Poll intervals between two status checks of a job whose callback is expected.
@@ -55,7 +55,7 @@ class PollAgain:
     The job is not known to have ended.
 
     :param delay: seconds until the next status check
-    :param task: the job as this check saw it, if it did
+    :param task: the job, if this check returned it
     :param error: the transient error of this check, if any
     """
 
@@ -86,7 +86,7 @@ class Failed:
     The job has failed, or waiting any longer cannot help.
 
     :param reason: why
-    :param task: the job as this check saw it, if it did
+    :param task: the job, if this check returned it
     :param error: the transient error of this check, if any
     """
 
@@ -100,13 +100,13 @@ PollOutcome = PollAgain | Finished | Failed
 
 class PollState:
     """
-    What is known about a job while it is waited for.
+    What is known about a job during the wait for it.
 
     :param luma_task_id: the job's id at Luma
     :param poll_interval: seconds between two status checks of a running job
     :param end_time: when to stop waiting, in seconds since the epoch; None to wait indefinitely
     :param created_at: when the job was created, in seconds since the epoch, if known before the first check
-    :param service: the name of the job's service; None if it is that of the connection, whichever that is
+    :param service: the name of the job's service; None for the connection's, whichever that is
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class PollState:
 
     def on_unsent(self, now: float) -> PollOutcome:
         """
-        Handle the case that the rate limit kept the status check at the deadline from being sent.
+        Handle a status check at the deadline that was not sent because of the rate limit.
 
         :param now: seconds since the epoch
         """
@@ -189,7 +189,7 @@ class PollState:
 
     def progress(self, now: float) -> tuple[int, str] | None:
         """
-        Return the level and text to log, if any: after the first check, after every change, and then now and again.
+        Return the level and text to log, if any: after the first check, after every change, and at growing intervals.
 
         :param now: seconds since the epoch
         """

@@ -2,8 +2,8 @@
 """
 Adaptive (AIMD) rate limiter with a priority queue, for all requests of one event loop over one connection. No I/O.
 
-Like TCP's congestion window, it lets several event loops share the limit of an account although they learn of each
-other only through 429s. That takes most of the code.
+Like TCP's congestion window, it lets several event loops share an account's limit, even though only 429s show them
+that there are others. That takes most of the code.
 
 :class:`RequestRate` decides when the next request may be sent: evenly spaced, and never more in any second than the
 service allows. It slows down after a 429, then speeds up step by step (additive increase, multiplicative decrease).
@@ -29,8 +29,8 @@ from airflow_provider_luma.core.backoff import MAX_RETRY_AFTER
 MIN_RATE = 0.1
 
 #: Maximum seconds from a 429 until the rate is raised, and seconds between further raises until the next 429. So each
-#: rate limiter of an account gets about one 429 in the former, and uses the whole limit a minute after the others have
-#: gone.
+#: rate limiter of an account gets about one 429 per :data:`RAISE_AFTER`, and uses the whole limit a minute after the
+#: others have stopped.
 RAISE_AFTER, RAISE_INTERVAL = 45.0, 3.0
 
 #: Requests due within this many seconds are sent together: a timer for each would cost as much as the request itself.
@@ -40,7 +40,7 @@ TIMER_RESOLUTION = 0.01
 MAX_CATCH_UP = 0.1
 
 #: Seconds by which a request can arrive later than the fastest of the last hundred: the time to open a connection.
-#: If a response takes longer, its request arrived long before the response was sent, or never will.
+#: If a response takes longer, its request arrived long before the response was sent, or will never arrive.
 MAX_TRANSIT_DELAY = 0.5
 
 #: Maximum number of requests in flight, unless the limit is higher. Each holds a socket, and many systems allow a
@@ -52,20 +52,20 @@ class RequestRate:
     """
     Decides when the next request may be sent. The caller passes all times, in seconds of its own clock.
 
-    Requests that are sent evenly do not arrive evenly. A request therefore counts until a second after the latest time
-    at which it may have arrived: when it is answered, or :data:`MAX_TRANSIT_DELAY` after it was sent, whichever is
+    Requests that are sent evenly do not arrive evenly. A request therefore counts until one second after the latest
+    time at which it may have arrived: when it is answered, or :data:`MAX_TRANSIT_DELAY` after it was sent, whichever is
     earlier. So requests that hang until their timeout do not delay others. No more requests count at a time than the
     service allows per second.
 
-    Several event loops may use the same account, and they learn of each other only through 429s. So the rate is a share
+    Several event loops may use the same account, and only 429s show them that there are others. So the rate is a share
     of the limit: how many requests may count at a time. Shares are whole numbers, because whole shares that add up to
-    the limit fit into every second, whenever their requests are sent. After a 429, a share above half the limit is
-    halved. A smaller one drops to what the service accepted in the last second, but by at least one request and at most
-    half. Nothing is sent for a second, so that one 429 is enough. The share is raised by one request 30 to 45 s later,
-    and then every 3 s until the next 429. The additional request is sent right behind another: if the limit is used up,
-    the service usually refuses this request, not another event loop's, and only the raise is undone. Then a share
-    above half the limit gives up one request for others to take. A smaller one does so at random: at half the limit
-    one time in four, at a fifth one time in 25. So large shares shrink and small ones grow until they are equal.
+    the limit fit into every second, whenever their requests are sent. After a 429, a share above half the limit drops
+    to half the limit. A smaller one drops to what the service accepted in the last second, but by at least one request
+    and at most half. Nothing is sent for a second, so that one 429 is enough. The share is raised by a tenth of the
+    limit, or at least one request, 30 to 45 s later, and then every 3 s until the next 429. The next request is then
+    sent at once: if the limit is used up, the service usually refuses this one, not another event loop's, and the raise
+    is undone. Then a share above half the limit gives up one more request, and a smaller one sometimes does: at half
+    the limit one time in four, at a fifth one time in 25. So large shares shrink and small ones grow until equal.
 
     :param limit: requests per second that the service allows
     :param usable: the fraction of the limit to use
@@ -106,8 +106,8 @@ class RequestRate:
         self._limit = limit
         #: Requests per second, if nobody else uses the account.
         self.full_rate = limit * self._usable
-        #: How many requests may ever count at a time: those of one second, rounded up; and the seconds in which the
-        #: service allows that many.
+        #: The largest share: as many requests as the service allows per second, rounded up; and the seconds in which
+        #: it allows that many.
         self._max_share = math.ceil(limit)
         self._period = self._max_share / limit
         self._max_unanswered = max(MAX_UNANSWERED, self._max_share)

@@ -15,7 +15,7 @@ _USER_IN_ADDRESS = r"(?<=//)[^/\s?#]*@"
 #: The token in a callback's address.
 _SIGNED_CALLBACK = r"(?i)(?<=token)(=|%3D)[0-9a-f]{64}"
 
-#: A web address, without its query and with it. Each character is scanned once: a text may have 256 kB.
+#: A web address, without its query and with it. Scans each character only once: a text may have 256 kB.
 _ADDRESS_WITH_QUERY = r"""(?i)(https?:(?:\\*/){2}[^\s"'<>?]*+)(\?[^\s"'<>]*+)?"""
 
 
@@ -51,7 +51,7 @@ def without_queries(text: str) -> str:
 
 
 def without_secrets(url: object) -> str:
-    """Return a web address fit for a log, without its query and anything before an @: they may be credentials."""
+    """Return a web address fit for a log, without its query or anything before an @: these may be credentials."""
     return _without_userinfo(re.split("[?#]", str(url), maxsplit=1)[0])
 
 
@@ -70,11 +70,11 @@ def _without_userinfo(address: str) -> str:
     return re.sub(r"^([a-z][a-z0-9+.-]*:)?//+[^/]*@", r"\1//", address.lstrip(), flags=re.IGNORECASE)
 
 
-#: API keys shorter than this are not searched for in responses: they could be ordinary words. Real keys have 32.
+#: API keys shorter than this are not searched for in responses: they could be ordinary words. kie.ai's have 32.
 MIN_KEY_LENGTH = 8
 
 
-#: Levels of JSON escapes to undo when searching for the key: the service nests JSON documents in JSON strings.
+#: Levels of JSON escapes to undo when searching for the key: kie.ai puts JSON documents into JSON strings.
 MAX_NESTED_ESCAPES = 5
 
 
@@ -94,7 +94,7 @@ def body_without_key(body: bytes, api_key: str) -> bytes:
     body = body.replace(api_key.encode(), b"***")
     if b"\\" not in body and b"\0" not in body:
         return body
-    text = body.replace(b"\0", b"").decode("utf-8", "replace")  # UTF-16 and UTF-32, wherever they begin
+    text = body.replace(b"\0", b"").decode("utf-8", "replace")  # so that a key in UTF-16 or UTF-32 is found
     for _ in range(MAX_NESTED_ESCAPES):
         if api_key.lower() in text.lower():
             return b"a response that repeats the API key"

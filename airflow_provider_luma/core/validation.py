@@ -41,7 +41,7 @@ def check_prompt(prompt: object) -> None:
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise LumaValidationError(
-            None, f"prompt is {prompt!r}: describe in English how to change the video, e.g. 'make it a rainy night'"
+            None, f"prompt is {prompt!r}: describe how to change the video, e.g. 'make it a rainy night'"
         )
     if len(prompt.split()) == 1 and prompt.rstrip().endswith(PROMPT_FILE_EXTENSIONS):
         raise LumaValidationError(
@@ -72,7 +72,7 @@ def check_english(prompt: str) -> None:
 
 
 def _is_latin(letter: str) -> bool:
-    # An apostrophe typed as a modifier letter counts as English, too.
+    # Modifier letters, such as one form of the apostrophe, count as Latin.
     return unicodedata.category(letter) == "Lm" or "LATIN" in _name(letter)
 
 
@@ -126,7 +126,7 @@ def check_video_address(
         if containers is not None:
             raise LumaValidationError(
                 None,
-                f"video_url is {video_url}, a video at Luma's own API, and the connection leads to another service: "
+                f"video_url is {video_url}, a video at Luma's own API, but the connection leads to another service: "
                 "use the connection of the account that it belongs to",
             )
     elif isinstance(video_url, str) and is_web_address(video_url):
@@ -140,7 +140,7 @@ def check_file_address(parameter: str, address: object, *, containers: Collectio
     Check the address of a video in storage.
 
     :param containers: extensions that the service accepts; None for a film, or if the service is not known yet
-    :raises LumaValidationError: it is not an absolute path or address, or names a file of another kind
+    :raises LumaValidationError: it is not an absolute path or address, or its extension is not accepted
     """
     text = str(address) if hasattr(address, "as_uri") else address
     what_it_is = (
@@ -168,9 +168,9 @@ def is_absolute(address: str) -> bool:
 
 def check_no_outer_blanks(parameter: str, address: object) -> None:
     """
-    Check that a path or address has no blanks around it. A leading blank makes an absolute path relative.
+    Check that a path or address has no leading or trailing blanks. A leading one makes an absolute path relative.
 
-    :raises LumaValidationError: it begins or ends with a blank
+    :raises LumaValidationError: it starts or ends with a blank
     """
     text = str(address)
     if text != text.strip():

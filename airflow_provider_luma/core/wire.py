@@ -2,7 +2,7 @@
 """
 Readers of untrusted values: each takes whatever the service sent, and returns a plain value or None.
 
-The service writes some numbers as strings and some objects as JSON in a string, so no value is trusted to have its
+kie.ai sends some numbers as strings and some objects as JSON in a string, so no value is trusted to have its
 documented type. A plain value is one that every later serialiser accepts (msgpack, strict UTF-8, PostgreSQL): half an
 emoji in a trigger's event would crash the triggerer, and so end the wait for every other job.
 """
@@ -81,21 +81,21 @@ def read_integer(value: object) -> int | None:
 
 
 def read_object(value: object) -> Mapping[str, Any]:
-    """Read an object, which other endpoints of the service write as JSON in a string; empty if it is not an object."""
+    """Read an object, which kie.ai also sends as JSON in a string; an empty one if it is anything else."""
     if isinstance(value, str):
         value = read_json(value)
     return value if isinstance(value, dict) else {}
 
 
 def read_strings(value: object) -> tuple[str, ...]:
-    """Read a list of texts, or a single text; anything else in the list is left out."""
+    """Read a list of strings, or a single string; anything else in the list is left out."""
     if isinstance(value, str):
         value = [value]
     return tuple(item for item in value if isinstance(item, str) and item) if isinstance(value, list) else ()
 
 
 def read_text(value: object) -> str | None:
-    """Read a text."""
+    """Read a string; None if it is anything else."""
     return value if isinstance(value, str) else None
 
 

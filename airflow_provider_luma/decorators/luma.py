@@ -110,7 +110,7 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
         for name in ("prompt", "video_url"):
             if isinstance(getattr(self, name), SetDuringExecution):
                 raise LumaValidationError(
-                    None, f"{self._function} returned no {name}, and @task.luma_modify has none either"
+                    None, f"{self._function} returned no {name}: return one, or pass it to @task.luma_modify"
                 )
         if not isinstance(self.luma_conn_id, str):
             raise LumaValidationError(None, f"luma_conn_id is {self.luma_conn_id!r}: use the id of a connection")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving files between the service and any storage that Airflow knows."""
+"""Moving files between the service and any storage that Airflow supports."""

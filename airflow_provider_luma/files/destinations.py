@@ -2,8 +2,8 @@
 """
 Where films and clips are written, checked before anything is written or paid for.
 
-Only a definite answer of the storage rules a destination out: an account that may write to a bucket may not be allowed
-to look it up.
+A destination is refused only if the storage gives a definite answer: an account that can write to a bucket is not
+always allowed to look it up.
 """
 
 from __future__ import annotations
@@ -138,12 +138,12 @@ def _type_of(path: ObjectStoragePath, name: str, shown: str, log: Logger) -> str
     except Exception as error:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not _was_refused(error):
             return None
-        log.info("%s: not checked, since the storage did not answer: %s", shown, error.__context__ or error)
+        log.info("%s: could not be checked in advance: %s", shown, error.__context__ or error)
         return ""
 
 
 def _was_refused(error: BaseException) -> bool:
-    """Tell whether the lookup was denied: for Google's storage, an empty bucket then looks like a missing one."""
+    """Return whether the lookup was denied. With Google's storage, an empty bucket then looks like a missing one."""
     context = error.__context__
     return isinstance(context, OSError) and not isinstance(context, FileNotFoundError)
 
@@ -153,5 +153,5 @@ def _are_local(*paths: ObjectStoragePath) -> bool:
 
 
 def _share_storage(one: ObjectStoragePath, other: ObjectStoragePath) -> bool:
-    """Tell whether equal paths are the same file. A bucket is the same over any connection; a server may not be."""
+    """Return whether equal paths are the same file: in object stores always, elsewhere only over one connection."""
     return one.fs == other.fs or (type(one.fs) is type(other.fs) and one.protocol in OBJECT_STORES)

@@ -72,7 +72,7 @@ def safe_name(url: str) -> str:
 
 def job_file_name(url: str, luma_task_id: str, number: int = 1) -> str:
     """
-    Return a file name made of a result's job: addresses of a result change, and may all end alike.
+    Return a file name made from the id of a result's job: the result's addresses change, and may all end alike.
 
     :param number: the result's place among those of its job
     """
@@ -112,11 +112,11 @@ class Download:
     :param session: makes a session without credentials
     :param timeout: seconds without a byte after which a connection counts as broken
     :param service_is_public: Luma is on the public Internet, so private addresses are refused
-    :param renew: asks Luma for a temporary address of a file that is not at its own
+    :param renew: requests a temporary address from Luma for a file that is no longer at its own
     :param log: where progress is logged
     :param luma_task_id: the job that made the file, if known
     :param results_kept: seconds for which the service's addresses of results are valid
-    :param sound: the sound to put under the video, if any
+    :param sound: the sound to add to the video, if any
     """
 
     session: Callable[[], requests.Session]
@@ -214,7 +214,7 @@ class Download:
             return length == 0 or start == _beginning(path, path.path)
 
     def _add_sound(self, sound: SoundSource, url: str, path: ObjectStoragePath, part: str) -> int:
-        """Put the sound under the complete video in ``part``; return its new size in bytes."""
+        """Add the sound to the complete video in ``part``; return its new size in bytes."""
         result = identity(path.fs.size(part), _beginning(path, part))
         with TemporaryDirectory(prefix="luma-") as folder:
             made = Path(folder) / "video.mp4"
@@ -293,7 +293,7 @@ class Download:
         return True
 
     def _renew(self, transfer: Transfer, gone: LumaNotFoundError) -> None:
-        """Continue at a temporary address, if Luma still has the file that is not found at its own."""
+        """Continue at a temporary address, if Luma still has the file."""
         if transfer.renewed_at == transfer.done:
             raise self._expired(transfer.original_url, gone, "it is not at the new address either")
         try:
@@ -305,9 +305,9 @@ class Download:
 
     def _renewed(self, url: str, gone: LumaNotFoundError) -> str:
         """
-        Return a temporary address of a file that is not found at its own.
+        Return a temporary address of a file that is no longer at its own.
 
-        :raises LumaNotFoundError: Luma gives none
+        :raises LumaNotFoundError: Luma returned no address
         :raises LumaRateLimitError, LumaUnavailableError: Luma is unavailable for now
         """
         try:
@@ -316,7 +316,7 @@ class Download:
             raise
         except LumaError as refused:
             raise self._expired(url, gone, refused.msg) from refused
-        self.log.info("The file is not at its address; continuing at a new one from Luma")
+        self.log.info("The file is no longer at its address; continuing at a new one from Luma")
         return renewed
 
     def _expired(self, url: str, gone: LumaNotFoundError, reason: str) -> LumaNotFoundError:
@@ -325,7 +325,7 @@ class Download:
         return LumaNotFoundError(
             gone.code,
             f"there is no file at {without_secrets(url)}. The address of a result expires after {period}: it has "
-            f"expired, or never was a result, and Luma gave no other: {reason}",
+            f"expired, or was never that of a result, and Luma returned no new one: {reason}",
         )
 
     def _is_named_by(self, url: str, name: str) -> bool:
@@ -339,7 +339,7 @@ class Download:
 
 
 def _begin_the_same(path: ObjectStoragePath, part: str) -> bool:
-    """Tell whether two files have the same length and the same beginning."""
+    """Return whether two files have the same length and the same beginning."""
     return path.fs.size(path.path) == path.fs.size(part) and _beginning(path, path.path) == _beginning(path, part)
 
 

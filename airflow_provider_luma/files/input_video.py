@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.services.base import Limits
 
 
-#: How long Luma must still keep an upload for it to be submitted: the service may fetch it only when the job begins.
+#: An upload is submitted only if Luma keeps it for at least this long: Luma may fetch it only when the job begins.
 MIN_REMAINING = timedelta(minutes=30)
 
 #: Bytes of a public video that are checked.
@@ -211,7 +211,7 @@ class InputVideo:
 
 
 def _owner(client: LumaClient) -> dict[str, str]:
-    """Return who alone can use an upload; kie.ai's have a public address."""
+    """Return the only service and connection that can use an upload; none for kie.ai, whose uploads are public."""
     connection = client.connection
     if connection.service_name == DEFAULT_SERVICE:
         return {}
@@ -230,7 +230,7 @@ def check_public_video(url: str, source: FileSource, limits: Limits, log: Logger
     The service may reach the file where we cannot, so it decides about what cannot be checked from here.
 
     :param source: requests the first bytes
-    :raises LumaValidationError: nothing is there, or certainly no video that the service takes
+    :raises LumaValidationError: there is no file, or it is certainly not a video that the service accepts
     """
     shown = without_secrets(url)
     try:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks the queries of addresses in logs and rendered templates, since whoever knows one may have access."""
+"""Keeps the queries of addresses out of logs and rendered templates, since a query may be a credential."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from urllib.parse import parse_qsl
 
@@ -46,3 +49,38 @@ def _addresses_in(value: object) -> Iterator[str]:
     elif isinstance(value, (list, tuple, Mapping)):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _addresses_in(item)
+
+
+class _DebugLogs:
+    """The DEBUG logs of this process, which are off while at least one thread wants that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._level_before = logging.NOTSET
+
+    def off(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._level_before = logging.root.manager.disable
+                logging.disable(max(self._level_before, logging.DEBUG))
+            self._users += 1
+
+    def on(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                logging.disable(self._level_before)
+
+
+_debug_logs = _DebugLogs()
+
+
+@contextmanager
+def without_debug_logs() -> Iterator[None]:
+    """Keep libraries, such as botocore and urllib3, from logging signatures."""
+    _debug_logs.off()
+    try:
+        yield
+    finally:
+        _debug_logs.on()

@@ -61,7 +61,7 @@ class Transfer:
         Whether all bytes have arrived, provided that the connection ended cleanly.
 
         Without a length, the boxes of an MP4 or MOV show where it ends, and the last chunk where any other file does.
-        Without either, only another request can tell: nothing may follow.
+        Without either, only another request can show that nothing follows.
         """
         if self.total is not None:
             return self.done == self.total
@@ -70,12 +70,12 @@ class Transfer:
 
     @property
     def can_continue(self) -> bool:
-        """Whether the next bytes can be requested: without a version, the server might send those of another file."""
+        """Whether the next bytes can be requested: without a version, they might be those of another file."""
         return self.done == 0 or (self.version is not None and (self.total is None or self.done <= self.total))
 
     def continues_with(self, response: requests.Response) -> bool:
         """
-        Tell whether a response continues the same file where the last one ended.
+        Return whether a response continues the same file where the last one ended.
 
         :raises LumaValidationError: the file is too large
         """
@@ -95,7 +95,7 @@ class Transfer:
         return first == self.done <= last and total in (None, self.total) and (total is None or last < total)
 
     def ends_with(self, response: requests.Response) -> bool:
-        """Tell whether a response says that nothing follows the bytes of a file of unknown length."""
+        """Return whether a response says that nothing follows the bytes of a file of unknown length."""
         length = response.headers.get("Content-Range", "").strip()
         is_same = strong_validator(response) in (None, self.version)
         if self.total is None and response.status_code == 416 and is_same and length == f"bytes */{self.done}":

@@ -19,8 +19,7 @@ import urllib3
 
 from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.exceptions import LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.files.masking import mask_query
-from airflow_provider_luma.files.stored_file import without_debug_logs
+from airflow_provider_luma.files.masking import mask_query, without_debug_logs
 from airflow_provider_luma.transport.adapter import Throughput, watch
 from airflow_provider_luma.transport.workers import (
     ANSWER_TIMEOUT,
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.core.job import Response
     from airflow_provider_luma.services.base import SendFile
 
-#: Bytes of the response that are read: an error of an object storage has some hundred.
+#: Maximum bytes of the response to read: an object store's error has a few hundred.
 MAX_RESPONSE = 4096
 
 
@@ -72,7 +71,7 @@ def put(connection: LumaConnection, target: SendFile, body: Body) -> Response:
                 url,
                 data=body or None,  # requests would send an empty stream without its length
                 headers={"User-Agent": USER_AGENT, **target.headers},
-                auth=lambda request: request,  # none of a .netrc either
+                auth=lambda request: request,  # no credentials from .netrc
                 timeout=(connection.timeout, max(connection.timeout, UPLOAD_ANSWER_TIMEOUT)),
                 allow_redirects=False,
                 stream=True,
@@ -82,13 +81,13 @@ def put(connection: LumaConnection, target: SendFile, body: Body) -> Response:
         except LumaValidationError:
             raise
         except ValueError:  # its text may quote the whole address
-            raise LumaValidationError(None, f"the service names an invalid address at {host} for the upload") from None
+            raise LumaValidationError(None, f"the service gave an invalid upload address at {host}") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise LumaUnavailableError(None, f"{host} did not take the file: {reason_of(error, connection)}") from None
 
 
 def _checked(url: str, connection: LumaConnection) -> tuple[str, str]:
-    """Return the address as it will be sent, and its host; what requests makes of it is what counts."""
+    """Return the address in the form that requests will send, and its host."""
     try:
         prepared = requests.Request("PUT", url).prepare().url or ""
         parts = urlsplit(prepared)
@@ -96,7 +95,7 @@ def _checked(url: str, connection: LumaConnection) -> tuple[str, str]:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise LumaValidationError(None, "the service names an invalid address for the upload")
+        raise LumaValidationError(None, "the service gave an invalid upload address")
     if connection.is_public and is_private_host(host):
         raise _leads_into_private_network(host, host)
     return prepared, host
@@ -105,5 +104,5 @@ def _checked(url: str, connection: LumaConnection) -> tuple[str, str]:
 def _leads_into_private_network(host: str, address: str) -> LumaValidationError:
     where = host if host == address else f"{host} ({address})"
     return LumaValidationError(
-        None, f"the service wants the file at {where}, in a private network: nothing was sent there"
+        None, f"the service gave an upload address at {where}, in a private network: nothing was sent there"
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What ``urls`` of a download names: addresses, or the results that modify tasks and sensors have returned.
+The values of a download's ``urls``: addresses, or the results that modify tasks and sensors returned.
 
-A result names its job, which the service can be asked for another address once the first has expired. It comes from an
-XCom, which any task may have written, so it is checked like any other input.
+A result names its job, so a new address can be requested once the first has expired. It comes from an XCom, which any
+task may have written, so it is checked like any other input.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ResultFile(NamedTuple):
 
 def read_results(values: Iterable[object]) -> list[ResultFile]:
     """
-    Return the files to download, each once.
+    Return the files to download, without duplicates.
 
     :param values: addresses and results
     :raises LumaValidationError: one is neither, or a result whose job has not ended

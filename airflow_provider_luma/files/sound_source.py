@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The sound that is put under downloaded results, which some services return without sound.
+The sound to add to downloaded results, which some services return without sound.
 
-The written file holds a mark, in its tag ``comment``: the size and a hash of the downloaded result and of the source of
-the sound. By it, the next try recognises the file, which differs from the result at the service.
+The written file has a mark in its tag ``comment``: the size and a hash of the downloaded result and of the source of
+the sound. The next try recognises the file by this mark, since the file differs from the result at the service.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class SoundSource:
         """
         names = (shown, self.shown)
         added = add_sound(video, self.open, output, f"{_MARK} {result} {self.identity}", names=names)
-        log.info("Put the sound of %s under the video (%s)", self.shown, added.sound)
+        log.info("Added the sound of %s to the video (%s)", self.shown, added.sound)
         for warning in added.warnings:
             log.warning("%s: %s", self.shown, warning)
 
     def is_under(self, video: ClipOpener, size: int | None, beginning: bytes) -> bool:
         """
-        Tell whether a file is a result with this sound.
+        Return whether a file is a result with this sound.
 
         :param video: opens the file
         :param size: that of the result, if known

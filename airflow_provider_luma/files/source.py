@@ -23,7 +23,7 @@ from airflow_provider_luma.core.addresses import is_private_host
 from airflow_provider_luma.core.redaction import without_secrets
 from airflow_provider_luma.core.validation import VIDEO_EXTENSIONS
 from airflow_provider_luma.exceptions import LumaNotFoundError, LumaUnavailableError, LumaValidationError
-from airflow_provider_luma.files.stored_file import without_debug_logs
+from airflow_provider_luma.files.masking import without_debug_logs
 from airflow_provider_luma.transport.adapter import Throughput, watch
 
 CHUNK_SIZE = 1024 * 1024
@@ -146,7 +146,7 @@ def _redirect_target(session: requests.Session, response: requests.Response) -> 
 
 
 def _accepted(response: requests.Response, *, allows_part: bool) -> requests.Response:
-    """Return a response that is a file, or says that the file is shorter now; raise the error that any other means."""
+    """Return a response that is a file, or says that the file is shorter now; raise an error for any other."""
     status = response.status_code
     if allows_part and status == 416:
         return response
@@ -161,7 +161,7 @@ def _accepted(response: requests.Response, *, allows_part: bool) -> requests.Res
 
 
 def _is_a_message(response: requests.Response) -> bool:
-    """Tell whether the server sent an error page, an error as JSON, or nothing instead of a video."""
+    """Return whether the server sent an error page, an error as JSON, or nothing instead of a video."""
     if not url_path(response.url).lower().endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)):
         return False
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -216,7 +216,7 @@ def content_length(response: requests.Response) -> int | None:
 
 
 def ends_by_itself(response: requests.Response) -> bool:
-    """Tell whether a body that is cut off can be recognised, since its last chunk is missing."""
+    """Return whether a body that is cut off can be recognised, since its last chunk is missing."""
     return response.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
 
 

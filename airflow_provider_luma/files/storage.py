@@ -41,7 +41,7 @@ _EXTRAS = {
     **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
 }
 
-#: Schemes that other tools use for a storage, and Airflow's.
+#: Schemes that other tools use, and Airflow's scheme for the same storage.
 _AIRFLOWS_SCHEMES = {"az": "abfs", "wasb": "abfs", "wasbs": "abfss"}
 
 
@@ -67,7 +67,7 @@ def remove_file(fs: AbstractFileSystem, path: str) -> None:
     """Remove one file, without treating its name as a pattern."""
     try:
         fs.rm_file(path)
-    except NotImplementedError:  # adlfs before 2026.2, which the images of Airflow 3.1 hold
+    except NotImplementedError:  # adlfs before 2026.2, which Airflow 3.1's images contain
         fs.rm(path, expand_path=False)
 
 
@@ -85,7 +85,7 @@ def _remedy(address: str) -> str:
 
 
 def _is_usable(scheme: str) -> bool:
-    """Tell whether the provider package of a scheme is installed, and the library that it needs for files."""
+    """Return whether the provider package of a scheme is installed, and the library that it needs for files."""
     from importlib.util import find_spec
 
     from airflow.sdk.io import has_fs
@@ -215,7 +215,7 @@ def rename(path: ObjectStoragePath, part: str, *, overwrite: bool) -> None:
 
 
 def _has_rename(fs: AbstractFileSystem) -> bool:
-    """Tell whether a storage can rename. The default ``mv`` copies, and treats brackets in a name as a pattern."""
+    """Return whether a storage can rename. The default ``mv`` copies, and treats brackets in a name as a pattern."""
     return getattr(fs.mv, "__func__", fs.mv) is not AbstractFileSystem.mv
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Files in any storage that Airflow supports, as they were found: films and clips to upload, sign, split and join.
+Files found in any storage that Airflow supports: films and clips to upload, sign, split and join.
 
 A version of a file is identified by its size, and by the hash or ETag that its storage gives; without one, by the time
 of the last change.
@@ -9,10 +9,7 @@ of the last change.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
@@ -22,6 +19,7 @@ from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.addresses import is_web_address
 from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
+from airflow_provider_luma.files.masking import without_debug_logs
 from airflow_provider_luma.files.storage import as_path
 from airflow_provider_luma.media.input_check import check_video_file
 
@@ -167,14 +165,3 @@ def _percent_hint(address: str) -> str:
         f". Names are taken as they are: if %20 and the like stand for other characters, as in Path.as_uri(), "
         f"give {shown_address(plain)!r}"
     )
-
-
-@contextmanager
-def without_debug_logs() -> Iterator[None]:
-    """Keep libraries, such as botocore and urllib3, from logging signatures."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.DEBUG))
-    try:
-        yield
-    finally:
-        logging.disable(before)

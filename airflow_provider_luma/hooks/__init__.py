@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Airflow talks to Luma."""
+"""Hooks for Luma."""

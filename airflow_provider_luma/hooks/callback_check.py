@@ -102,7 +102,7 @@ def _saved_name(connection: LumaConnection) -> str | None:
     """
     Return the name of a saved connection with the same API key, and if possible the same webhook secret.
 
-    Another process of the API server may respond, and would not know a made-up name, set in this one's environment.
+    Another process of the API server may respond. It does not know the made-up name in this process's environment.
     """
     from airflow_provider_luma.receiver.connections import connections_with_key
 

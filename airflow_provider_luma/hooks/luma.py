@@ -81,11 +81,11 @@ def _connection_type() -> dict[str, Any]:
 
 
 def _refuse_renewal(url: str) -> str:
-    raise LumaNotFoundError(None, "only results have other addresses")
+    raise LumaNotFoundError(None, "only the address of a result can be renewed")
 
 
 class _ConnectionType(BaseHook):
-    """What both hooks tell Airflow about themselves."""
+    """The connection type that both hooks use."""
 
     conn_name_attr = "luma_conn_id"
     default_conn_name = "luma_default"
@@ -111,11 +111,11 @@ class LumaHook(_ConnectionType):
 
     def get_luma_connection(self) -> LumaConnection:
         """
-        Read the connection anew at every call, so that a new API key takes effect at once.
+        Read the connection again at every call, so that a new API key takes effect immediately.
 
         :raises AirflowNotFoundException: there is no such connection
         :raises LumaAuthError: it holds no usable API key
-        :raises LumaValidationError: it names no usable address
+        :raises LumaValidationError: its address is unusable, or an option is invalid
         """
         try:
             connection = self.get_connection(self.luma_conn_id)
@@ -139,10 +139,13 @@ class LumaHook(_ConnectionType):
 
     def test_connection(self) -> tuple[bool, str]:
         """
-        Return whether the connection works, with the credits left, or with what is wrong and how to correct it.
+        Check the connection with free calls.
 
-        A status check of a job that cannot exist shows whether the Luma endpoint is there. Neither call costs anything.
-        With ``callback_base_url``, that address is also called as the service would, with a probe that resumes nothing.
+        For kie.ai, the account's credits are read, and a status check of a job that cannot exist shows whether the Luma
+        endpoint exists. For Luma's own API, a list of files shows whether the key works. If ``callback_base_url`` is
+        set and the service has callbacks, that address receives a probe, which resumes nothing.
+
+        :returns: whether the connection works, and a message: the credits left, or what is wrong and how to correct it
         """
         try:
             client = self.get_client()
@@ -184,13 +187,13 @@ class LumaHook(_ConnectionType):
         """
         Submit a job. It costs credits, and cannot be cancelled.
 
-        It is retried for at most two minutes if the service certainly did not accept it, for a transient reason.
+        A submission that was certainly not accepted, for a transient reason, is retried for at most two minutes.
 
-        :param prompt: how to change the video, in English
-        :param video_url: public http(s) address of a video, or ``luma-file:<id>`` as :meth:`upload` returns it
-        :param callback_url: public address that the service calls when the job ends
-        :param watermark: text to put into the video
-        :param options: further fields of the service's own request
+        :param prompt: how to change the video; kie.ai accepts English only
+        :param video_url: public http(s) address of a video; at Luma's own API also ``luma-file:ID`` or ``luma-job:ID``
+        :param callback_url: public address that the service calls when the job ends (kie.ai only)
+        :param watermark: text to put into the video (kie.ai only)
+        :param options: further fields of the service's own request, by name
         :returns: the job's id at Luma
         :raises LumaValidationError: the prompt or an address was refused, by us before sending or by the service
         :raises LumaInsufficientCreditsError: the account lacks credits
@@ -215,8 +218,9 @@ class LumaHook(_ConnectionType):
 
     def get_task(self, luma_task_id: str) -> LumaTask:
         """
-        Check the status of a job. Transient errors are waited out for at most a minute.
+        Check the status of a job. Transient errors are retried for at most a minute.
 
+        :param luma_task_id: the job's id at Luma
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaError: any other refusal
         """
@@ -224,8 +228,9 @@ class LumaHook(_ConnectionType):
 
     def get_credits(self) -> float:
         """
-        Return the account's remaining credits. Transient errors are waited out for at most a minute.
+        Return the account's remaining credits. Transient errors are retried for at most a minute.
 
+        :raises LumaFeatureDisabledError: the service is Luma's own API, which does not report them
         :raises LumaError: the service refused
         """
         return retry_read(lambda: self.get_client().get_credits())
@@ -242,15 +247,16 @@ class LumaHook(_ConnectionType):
         """
         Wait in this process until a job has succeeded.
 
+        :param luma_task_id: the job's id at Luma
         :param timeout: maximum seconds to wait
-        :param poll_interval: seconds between two status checks; the service recommends 30
+        :param poll_interval: seconds between two status checks; kie.ai recommends 30
         :param created_at: when the job was created, in seconds since the epoch, if the job is known to exist: then an
             API key that is refused while it is being replaced does not end the wait
-        :param service: the name of the job's service; by default that of the connection
+        :param service: the name of the job's service, ``kie`` or ``luma``; by default the connection's
         :returns: the finished job, with at least one result URL
         :raises LumaGenerationError: the job failed
         :raises LumaTimeoutError: the job is still running after the timeout
-        :raises LumaError: the service refused permanently
+        :raises LumaError: any other error that waiting cannot solve
         """
         check_luma_task_id(luma_task_id)
         check_positive("timeout", timeout)
@@ -266,7 +272,7 @@ class LumaHook(_ConnectionType):
         return wait_for_job(self.poll, state)
 
     def check_job(self, luma_task_id: str, *, retry_timeout: float = 0.0, service: str | None = None) -> LumaTask:
-        """Check the status of a job over the current connection; see :func:`.client.check_job`."""
+        """Check the status of a job over the current connection; see :func:`airflow_provider_luma.client.check_job`."""
         return check_job(self.poll, luma_task_id, retry_timeout=retry_timeout, service=service)
 
     def poll(self, state: PollState) -> PollOutcome:
@@ -281,13 +287,13 @@ class LumaHook(_ConnectionType):
 
     def get_download_url(self, result_url: str, *, luma_task_id: str | None = None, service: str | None = None) -> str:
         """
-        Return a temporary download address of a result: of kie.ai for 20 minutes, of Luma's own API for an hour.
+        Return a temporary download address of a result, valid for 20 minutes (kie.ai) or an hour (Luma's own API).
 
-        :param result_url: one of a job's result_urls
-        :param luma_task_id: the job, which Luma's own API has to know
-        :param service: the name of the job's service; by default that of the connection
-        :raises LumaValidationError: the connection leads to another service, or the job has to be known
-        :raises LumaError: the service refused, e.g. because the file is not one of its own
+        :param result_url: one of a job's ``result_urls``
+        :param luma_task_id: the job's id, which Luma's own API requires
+        :param service: the name of the job's service, ``kie`` or ``luma``; by default the connection's
+        :raises LumaValidationError: the connection leads to another service, or ``luma_task_id`` is required
+        :raises LumaError: the service refused, e.g. because it did not make the file
         """
 
         def renew() -> str:
@@ -302,10 +308,10 @@ class LumaHook(_ConnectionType):
 
     def open_sound(self, address: str | ObjectStoragePath | None) -> AbstractContextManager[SoundSource | None]:
         """
-        Check the sound of a video, for :meth:`download`; it stays available until the context ends.
+        Open and check the sound of a video, for :meth:`download`; it stays available until the context ends.
 
         :param address: a file in any storage, or a public address; None for no sound
-        :returns: the context of the sound, or of None if the video has none
+        :returns: a context manager that yields the sound, or None if the video has none
         :raises LumaValidationError: the video cannot be used, or the extra ``media`` is not installed
         """
 
@@ -330,17 +336,18 @@ class LumaHook(_ConnectionType):
 
         The file has a temporary name until it is complete. A broken download resumes where it stopped.
 
-        :param url: http(s) address
-        :param destination: a file (its name ends in an extension), or a folder, in which the file gets its name from
-            its job if that is given, otherwise from the URL, made safe
+        :param url: http(s) address of the file
+        :param destination: a file (if its name has an extension), or a folder. In a folder, the file is named after its
+            job if that is given, otherwise after the URL
         :param name: the file's name; the destination is then always a folder
-        :param overwrite: fetch and replace a file that already exists; otherwise it is kept if it is verifiably the
-            same
-        :param luma_task_id: the job that made it, if known; only it can renew an address of Luma's own API
-        :param service: the name of the job's service; by default that of the connection
-        :param sound_from: a video whose sound is put under the downloaded one: a file in any storage, or a public
-            address. It needs the extra ``media``, and the file becomes an MP4
-        :returns: where the file is
+        :param overwrite: download again and replace a file that already exists. Otherwise that file is kept if it is
+            verifiably the same
+        :param luma_task_id: the id of the job that made the file, if known; an address of Luma's own API cannot be
+            renewed without it
+        :param service: the name of the job's service, ``kie`` or ``luma``; by default the connection's
+        :param sound_from: a video whose sound is added to the downloaded one: a file in any storage, or a public
+            address. This needs the extra ``media``, and the file becomes an MP4
+        :returns: the path of the file
         :raises LumaValidationError: the address is not an http(s) address or leads to a private network, or the file
             is larger than 10 GiB
         :raises LumaNotFoundError: there is no such file, e.g. because the result has expired
@@ -374,7 +381,7 @@ class LumaHook(_ConnectionType):
         Upload a file from any storage that Airflow supports, so that the service can read it. Uploads are free.
 
         The file is streamed with constant memory. The service keeps it for at least 24 hours. Luma's own API also
-        checks it, which is waited for, for at most ten minutes.
+        checks the file; this method waits for that, for at most ten minutes.
 
         :param source: a path on this machine, or an address such as ``s3://my_aws@bucket/clip.mp4``
         :param check_video: validate the file first, and refuse it unless it is a video that the service accepts
@@ -431,7 +438,7 @@ class LumaAsyncHook(_ConnectionType):
 
         :raises AirflowNotFoundException: there is no such connection
         :raises LumaAuthError: it holds no usable API key
-        :raises LumaValidationError: it names no usable address
+        :raises LumaValidationError: its address is unusable, or an option is invalid
         """
         try:
             # Finish this read even if the trigger is cancelled: on Airflow 3.1, the next caller would otherwise get
@@ -443,8 +450,9 @@ class LumaAsyncHook(_ConnectionType):
 
     async def get_task(self, luma_task_id: str) -> LumaTask:
         """
-        Check the status of a job. Transient errors are waited out for at most a minute.
+        Check the status of a job. Transient errors are retried for at most a minute.
 
+        :param luma_task_id: the job's id at Luma
         :raises LumaNotFoundError: the service does not know the id
         :raises LumaError: any other refusal
         """

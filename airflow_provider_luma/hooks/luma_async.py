@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where version 1.1.0 had the hook for the triggerer; it is in :mod:`airflow_provider_luma.hooks.luma` now."""
+"""For imports written for version 1.1.0: the triggerer's hook is now in :mod:`airflow_provider_luma.hooks.luma`."""
 
 from __future__ import annotations
 

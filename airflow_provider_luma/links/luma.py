@@ -100,7 +100,7 @@ def push_film(context: Context, *, source: str, modify_task_ids: list[str]) -> N
 
 @contextmanager
 def pushed_failure(context: Context) -> Iterator[None]:
-    """Show an error and its remedy on the result page, in Luma's words where it comes from Luma."""
+    """Show an error and its remedy on the result page; an error from Luma keeps its own text."""
     try:
         yield
     except Exception as error:

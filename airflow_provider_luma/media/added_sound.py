@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the sound of one video under the pictures of another, which are copied unchanged."""
+"""Adds the sound of one video to the pictures of another, which are copied unchanged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TAG = "comment"
 
 def find_sound(source: IO[bytes], *, shown: str = "") -> bool:
     """
-    Tell whether a video has sound.
+    Return whether a video has sound.
 
     :param source: can be read at any position
     :param shown: its address as messages may show it
@@ -51,7 +51,7 @@ def add_sound(
     """
     Write an MP4 with the pictures of one video and the sound of another. It ends with the pictures.
 
-    Both begin with their first pictures, so sound before the source's first picture is left out.
+    Both are aligned at their first pictures, so sound before the source's first picture is left out.
 
     :param video: its pictures are copied, and its own sound is left out
     :param source: its sound is copied if an MP4 can hold it, and otherwise encoded

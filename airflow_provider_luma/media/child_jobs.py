@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The child process that does one job on videos for its parent, :mod:`.child_process`: each is in :data:`_JOBS`.
+The child process that does one of :data:`_JOBS` on videos for its parent, :mod:`.child_process`.
 
-A video may be made to crash FFmpeg, or to make it allocate or compute without end; here that ends no task. Standard
-input is a socket to the parent, whose first message holds the arguments of the job as JSON.
+A malicious video can crash FFmpeg, or make it allocate memory or compute without end. In a child process, this does not
+bring down the task. Standard input is a socket to the parent, whose first message holds the job's arguments as JSON.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from typing import IO, Any, NoReturn, cast
 from airflow_provider_luma.media.memory import is_exhausted, limit_memory
 from airflow_provider_luma.media.opening import Unusable, open_video
 
-#: Says, as an argument, that the limits are set that count from the start of a program on.
+#: The argument with which this program restarts itself, once it has set the limits that only apply from its start.
 _LIMITED = "limited"
 
 #: Bytes of a thread's stack. FFmpeg and x264 use a tenth of that; by default each reserves eight times as many.
 _STACK = 1 << 20
 
-#: The system ends this process first if memory runs out, and not the worker.
+#: If memory runs out, the system kills this process first, and not the worker.
 _OOM_SCORE = "1000"
 
-#: Bytes of address space, and seconds of computing, that a probe may take.
+#: Bytes of address space, and seconds of CPU time, that a probe may use.
 _PROBE_MEMORY, _PROBE_CPU_SECONDS = 1 << 30, 10
 
 
@@ -43,7 +43,7 @@ class _RemoteFile(io.RawIOBase):
     """
     A file that is read through the parent process.
 
-    :param ask: asks the parent for so many bytes, at most, from an offset on
+    :param ask: called with an offset and a length; returns at most that many bytes from the parent
     """
 
     def __init__(self, size: int, ask: Callable[[int, int], bytes]) -> None:
@@ -96,19 +96,19 @@ class _Parent:
             self._leave()
 
     def report(self, done: int, frames: int) -> None:
-        """Tell how many frames are done."""
+        """Report how many frames are done."""
         self.tell("progress", done, frames)
 
     @contextmanager
     def opened(self, index: int) -> Iterator[IO[bytes]]:
-        """Open a file: 0 is the video, and those behind it are its clips."""
+        """Open a file by its index in the parent's list."""
         size = int(self.ask("open", index))
         yield cast("IO[bytes]", _RemoteFile(size, partial(self.ask, "read", index)))
         self.ask("close", index)
 
     @contextmanager
     def clip_file(self, index: int) -> Iterator[Path]:
-        """Have a file made for a clip, which counts as complete at the end."""
+        """Have the parent make the file of a clip. It counts as complete at the end of the context."""
         self._output = Path(self.ask("begin", index).decode())
         yield self._output
         self.ask("end", index)
@@ -140,7 +140,7 @@ class _Parent:
 def _probe(parent: _Parent, *, demuxers: str, max_seconds: float, tolerance: float) -> float:
     from airflow_provider_luma.media.probe import probe
 
-    # A PyAV that is missing, or has changed, fails here, and is not held against a file. All else is due to the file.
+    # If PyAV is missing or incompatible, it fails here, before "ready". Any later failure is due to the file.
     with suppress(Unusable):
         open_video(io.BytesIO(), demuxers)
     parent.tell("ready")
@@ -222,7 +222,7 @@ _JOBS: dict[str, Callable[..., Any]] = {
 
 
 def _work(parent: _Parent, job: str) -> None:
-    """Do the job, and tell how it has ended."""
+    """Do the job, and report how it ended."""
     arguments = parent.arguments()
     try:
         ending = "done", _JOBS[job](parent, **arguments)
@@ -232,7 +232,7 @@ def _work(parent: _Parent, job: str) -> None:
 
 
 def _failure(error: Exception) -> tuple[Any, ...]:
-    """Return the message about what has ended a job."""
+    """Return the message for a job that failed."""
     if isinstance(error, MemoryError):
         return ("memory",)
     # Not at the top: a probe starts faster without it.
@@ -251,7 +251,7 @@ def _failure(error: Exception) -> tuple[Any, ...]:
 
 
 def main(job: str, *limited: str) -> None:
-    """Do the job of the parent process, within limits."""
+    """Do the parent's job, within limits."""
     if job == "probe":
         limit_probe()
     elif limited:
@@ -263,7 +263,7 @@ def main(job: str, *limited: str) -> None:
 
 
 def limit_probe() -> None:
-    """Limit what a probe may take, as far as the system can."""
+    """Limit the resources of a probe, as far as the system supports it."""
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_CPU, _PROBE_CPU_SECONDS)
     _limit(resource.RLIMIT_AS, _PROBE_MEMORY)

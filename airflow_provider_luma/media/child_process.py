@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Runs a job on videos in a child process, :mod:`.child_jobs`, and serves it.
+Runs a job on videos in a child process, :mod:`.child_jobs`, and serves its requests.
 
-Videos come from outside, and may have been made to take over what decodes them. The child process gets no secret and
-opens no storage: it requests what it reads here, and is killed when the call ends, for whatever reason. Its messages
-are not trusted. What they are is in :data:`_MESSAGES`; each is a JSON list, and each answer is bytes.
+Videos come from outside, and may exploit a bug in the decoder. The child process gets no secret and opens no storage:
+it reads files through its parent, and is killed when the call ends, for whatever reason. Its messages are not trusted.
+:data:`_MESSAGES` lists them; each is a JSON list, and each answer is bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from airflow_provider_luma.media.film_types import ClipFile, ClipOpener, OnProgr
 _MODULE = "airflow_provider_luma.media.child_jobs"
 _PACKAGE_FOLDER = str(Path(__file__).parents[2])  # an editable install may not have it in sys.path
 
-#: The most bytes to read at a time, and to take as a message.
+#: Maximum bytes of a read, and of a message.
 _MAX_READ = 1 << 20
 _MAX_MESSAGE = 4 << 20
 
@@ -41,16 +41,16 @@ _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 #: The messages of the child process, and the types of what they hold.
 _MESSAGES: dict[str, tuple[Any, ...]] = {
-    # It has PyAV, and begins.
+    # PyAV works; the job begins.
     "ready": (),
-    # A file by its index is to be opened, read from an offset, or closed. All three are answered.
+    # Open a file by its index, read from an offset, or close it. All three are answered.
     "open": (int,),
     "read": (int, int, int),
     "close": (int,),
-    # A clip by its index is begun, or complete. Both are answered.
+    # Begin the clip with this index, or report it complete. Both are answered.
     "begin": (int,),
     "end": (int,),
-    # Frames done, of so many.
+    # The number of frames done, and of all frames.
     "progress": (int, int),
     # The result; or what went wrong.
     "done": (object,),
@@ -65,7 +65,7 @@ _running: set[subprocess.Popen[bytes]] = set()
 
 
 def end_all() -> None:
-    """Kill the child processes of this one, for a task that is killed: the jobs fail as killed."""
+    """Kill all child processes when the task is killed. Their jobs fail as "killed"."""
     for process in tuple(_running):
         process.kill()
 
@@ -74,8 +74,8 @@ class ChildFailed(Exception):
     """
     The child process did not finish its job.
 
-    The arguments are a message of it, from "refused" to "failed"; or "nonsense", "slow", "greedy", "crashed" or
-    "killed" with a signal, or "ended" with an exit status.
+    The arguments are its last message, one of "refused" to "failed"; or "nonsense", "slow" or "greedy"; or "crashed"
+    or "killed", with the signal; or "ended", with the exit status.
     """
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class ChildProcess:
         self._files, self._clip_file, self._on_progress = files, clip_file, on_progress
         #: The files that are open, or were when the job failed, by their index.
         self.open_files: dict[int, IO[bytes]] = {}
-        #: How long it may still keep us waiting, and how much it may still read.
+        #: Seconds for which we still wait for it, and bytes that it may still read.
         self.seconds_left = self.bytes_left = math.inf
 
     @contextmanager
@@ -129,8 +129,9 @@ class ChildProcess:
 
     def serve(self, end: str) -> Any:
         """
-        Do what the process asks for until it sends a message of a kind; return the value of that, if any.
+        Answer the process's requests until it sends a message of one kind; return that message's value, if any.
 
+        :param end: the kind of message
         :raises ChildFailed: it did not finish the job
         """
         while True:
@@ -217,7 +218,7 @@ def _environment() -> dict[str, str]:
 
 
 def _is_message(said: Any) -> bool:
-    """Tell whether this is a message that the process may send: a film may have made it write nonsense."""
+    """Return whether this is a message that the process may send: a malicious film may have taken it over."""
     if not isinstance(said, list) or not said or not isinstance(said[0], str):
         return False
     types, values = _MESSAGES.get(said[0]), said[1:]

@@ -36,7 +36,7 @@ _UNKNOWN_LENGTHS = (0, 0xFFFFFFFF)
 #: Some writers count the eight bytes of the header in the length of an AVI as well.
 _RIFF_HEADER = 8
 
-#: How an MXF begins, except for its last bytes, and the offset behind this key that says where the last partition is.
+#: The key at the start of an MXF, without its last bytes; and where, after the key, the last partition's offset is.
 _MXF, _FOOTER = b"\x06\x0e+4\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", 24
 
 #: Packets of a transport stream to check, and their length; an M2TS has a time in front of each.
@@ -102,7 +102,7 @@ class Boxes:
 
     def extent(self) -> Extent:
         """
-        Tell whether the bytes that were fed are a complete file, with an index and media.
+        Return whether the bytes that were fed are a complete file, with an index and media.
 
         A file in fragments can be cut off between two of them without a trace, unless it ends with an index of them.
         """
@@ -118,7 +118,7 @@ class Boxes:
 
 def is_cut_off(file: Any) -> bool:
     """
-    Tell whether an MP4, MOV, AVI, MKV, WebM or MXF lacks its end. For a file written as a stream, this is unknown.
+    Return whether an MP4, MOV, AVI, MKV, WebM or MXF lacks its end. For a file written as a stream, this is unknown.
 
     :param file: can be read at any position
     """
@@ -137,7 +137,7 @@ def is_cut_off(file: Any) -> bool:
 
 def is_encrypted(file: Any) -> bool:
     """
-    Tell whether a track of an MP4 or MOV, or most of a transport stream, is encrypted.
+    Return whether a track of an MP4 or MOV, or most of a transport stream, is encrypted.
 
     :param file: can be read at any position
     """
@@ -202,7 +202,7 @@ def _is_ts(file: Any, first: int) -> bool:
 
 
 def _is_scrambled(file: Any, first: int) -> bool:
-    """Tell whether most packets are scrambled. A few may be, in another channel or for a moment."""
+    """Return whether most packets are scrambled. A few may be, in another channel or for a moment."""
     step = _TS_LENGTH + first
     flags = _read(file, first, _TS_PACKETS * step)[3::step]
     return sum(flag >= 0x40 for flag in flags) > len(flags) / 2

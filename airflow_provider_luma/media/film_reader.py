@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 #: FFmpeg's demuxers for films: MP4, MOV, M4V and 3GP; AVI; MKV and WebM; TS and M2TS; MPEG and VOB; MXF; FLV; WMV; OGV.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,mxf,flv,asf,ogg"
 
-#: The longest run of broken frames, in seconds, that the frame before it replaces.
+#: The longest run of broken frames, in seconds, that is replaced by the frame before it.
 MAX_BRIDGED_SECONDS = 1
 
 

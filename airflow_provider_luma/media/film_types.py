@@ -22,7 +22,7 @@ OnProgress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class AddedSound:
     """
-    The sound that was put under a video.
+    The sound that was added to a video.
 
     :param sound: "copied" or "encoded" (as AAC) for each track
     :param warnings: lines for the log: which parts of its source are not kept

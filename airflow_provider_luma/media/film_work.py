@@ -2,7 +2,7 @@
 """
 Plans, splits and joins films, and adds sound to videos, in a child process; logs the progress.
 
-The functions are those of :mod:`.split`, :mod:`.join` and :mod:`.added_sound`, which say what the parameters are. Each
+The functions are those of :mod:`.split`, :mod:`.join` and :mod:`.added_sound`, which document the parameters. Each
 raises :class:`.LumaValidationError` for a film or clip that cannot be used, crashes FFmpeg, or takes too much memory,
 and :class:`ChildProcessError` if the process was killed. Errors of a storage pass unchanged.
 """
@@ -30,15 +30,12 @@ T = TypeVar("T")
 #: Seconds between two log lines about the progress of a film.
 PROGRESS_INTERVAL = 10.0
 
-_REMEDY = (
-    "the file is damaged, or was made to do so. "
-    "Convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4, or make it again"
-)
+_REMEDY = "the file is damaged or malicious. Convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4, or make it again"
 
 
 def plan_split(source: IO[bytes], clip_seconds: float, *, checks_sound: bool = False, shown: str = "") -> SplitPlan:
     """
-    Find out how a film is to be split.
+    Plan how to split a film.
 
     :param checks_sound: refuse a film whose sound cannot be joined to it later: see :func:`.sound.check_sound`
     """
@@ -85,7 +82,7 @@ def join(
 
 
 def find_sound(source: ClipOpener, *, shown: str = "") -> bool:
-    """Tell whether a video has sound."""
+    """Return whether a video has sound."""
     return _run("find_sound", bool, [(_name("sound_from", shown), source)], shown=shown)
 
 
@@ -116,14 +113,14 @@ class FilmProgress:
         self._started_at = self._logged_at = time.monotonic()
 
     def __call__(self, frames: int, of_frames: int) -> None:
-        """Take the number of frames that are done."""
+        """Log how many frames are done, if a line is due."""
         now = time.monotonic()
         if now - self._logged_at < PROGRESS_INTERVAL:
             return
         self._logged_at = now
         share = frames / of_frames
         speed = share * self._seconds / (now - self._started_at)
-        self._log.info("%s %.0f %% of the film, at %.1f times its speed", self._done, 100 * share, speed)
+        self._log.info("%s %.0f %% of the film, at %.1f times playback speed", self._done, 100 * share, speed)
 
 
 def _run(
@@ -145,7 +142,7 @@ def _run(
         with child.running(job, arguments):
             result = child.serve("done")
     except ChildFailed as failure:
-        # It may be any of them; the last one opened comes first.
+        # Any of the open files may be the cause; the last one opened is named first.
         names = " or ".join(files[index][0] for index in reversed(child.open_files))
         raise _error(names or files[0][0], failure) from failure
     try:
@@ -169,13 +166,13 @@ def _error(names: str, failure: ChildFailed) -> Exception:
                 "on the workers"
             )
         case ("memory",):
-            text = f"{names} takes more memory than films of its size may: {TOO_MUCH_MEMORY_REMEDY}"
+            text = f"{names} needs more memory than a film of its size is allowed: {TOO_MUCH_MEMORY_REMEDY}"
         case "crashed", name:
             text = f"{names} crashes FFmpeg ({name}): {_REMEDY}"
         case "killed", name:
             return ChildProcessError(
-                f"{names}: the process that decodes it was killed ({name}), by the end of the task, or by the system "
-                "if memory ran out: in that case, give the worker more memory, or run fewer tasks at a time"
+                f"{names}: the process that decodes it was killed ({name}). Either the task was ended, or the system "
+                "ran out of memory; if so, give the worker more memory, or run fewer tasks at a time"
             )
         case "ended", status:
             return ChildProcessError(f"{names}: the process that decodes it ended without a result ({status})")

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.services.base import Limits
 
-#: Seconds. A clip of ten seconds is often a frame or an audio packet longer, and one that the service refuses costs
+#: Seconds. A clip cut to the limit is often a frame or an audio packet longer. If the service refuses it, that costs
 #: nothing, so borderline clips pass.
 SECONDS_TOLERANCE = 0.5
 
-#: The most bytes of a file to read, and the seconds that FFmpeg may take for them, time in the storage not included. Of
-#: computing time it gets only ten seconds; the rest allows for a busy machine.
+#: Maximum bytes of a file to read, and seconds that FFmpeg may take for them, not counting the time spent in the
+#: storage. FFmpeg gets only ten seconds of CPU time; the rest allows for a busy machine.
 MAX_BYTES_READ = 64 << 20
 MAX_SECONDS = 60.0
 
@@ -82,7 +82,7 @@ def check_video_file(
     :param parameter: the parameter that names the file
     :param shown: its address as messages may show it
     :param size: bytes
-    :param log: says, once per process, if PyAV does not work and only the size and the first bytes are checked
+    :param log: gets a line, once per process, if PyAV does not work, so only the size and the first bytes are checked
     :returns: its length in seconds, if known
     :raises LumaValidationError: the service would refuse it
     """
@@ -117,8 +117,8 @@ class _Refusals:
         most = f"at most {self.limits.seconds:g} s and {self.max_bytes // 1024**2} MB"
         return LumaValidationError(
             None,
-            f"{self.parameter} ({self.shown}) {found}; Luma takes {_listed(self.limits, 'and')} videos of {most}: "
-            f"{remedy}",
+            f"{self.parameter} ({self.shown}) {found}; the service takes {_listed(self.limits, 'and')} videos of "
+            f"{most}: {remedy}",
         )
 
     def check_size(self, size: int) -> None:

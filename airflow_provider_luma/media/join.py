@@ -102,7 +102,8 @@ def _scan(clip: ClipOpener, name: tuple[str, str], plan: SplitPlan, index: int, 
         lacking = end - start - times.seconds(rate)
         if lacking > MAX_HOLD_SECONDS:
             raise Unusable(
-                f"lasts {float(times.seconds(rate)):.2f} seconds, but its piece of the film {float(end - start):.2f}",
+                f"lasts {float(times.seconds(rate)):.2f} seconds, but its piece of the film lasts "
+                f"{float(end - start):.2f}",
                 "check that the clips belong to this film and are in order, or make this one again",
             )
     return _Clip(name, clip, times.origin, rate, is_constant, start, lacking)

@@ -28,7 +28,7 @@ THREADS = min(4, os.cpu_count() or 1)
 #: Bytes of pictures that the threads of a decoder may hold together, one picture each.
 _BYTES_IN_THREADS = 72_000_000
 
-#: Share of the limit from which on the rest may be too little for the next picture.
+#: Share of the limit above which the rest may be too little for the next picture.
 _NEARLY_ALL = 0.85
 
 _is_limited = False
@@ -42,13 +42,13 @@ def limit_memory() -> None:
 
 
 def allow_pictures(pixels: int) -> None:
-    """Raise the memory limit of this process, if it has one, to what pictures of so many pixels take."""
+    """Raise the memory limit of this process, if it has one, to what pictures of so many pixels need."""
     if _is_limited:
         _set_limit(max(_limit(), _FIXED + _PER_PIXEL * min(pixels, MAX_PIXELS)))
 
 
 def is_exhausted() -> bool:
-    """Tell whether this process has nearly reached its memory limit: x264 does not report that memory ran out."""
+    """Return whether this process has nearly reached its memory limit: x264 does not report that memory ran out."""
     if not _is_limited:
         return False
     with suppress(OSError, IndexError):  # not every system has this file

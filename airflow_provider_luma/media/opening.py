@@ -101,7 +101,7 @@ def check_size(video: VideoStream) -> None:
     :raises Unusable: they are too large, or of an unknown kind
     """
     if video.codec_context is None:
-        raise undecodable("FFmpeg knows no decoder for it")
+        raise undecodable("FFmpeg has no decoder for it")
     # FFmpeg puts 0x0 in place of a size beyond max_pixels.
     if not 0 < max(video.width, video.height) <= MAX_SIDE:
         raise Unusable(
@@ -111,7 +111,7 @@ def check_size(video: VideoStream) -> None:
 
 
 def has_packets(stream: Stream) -> bool:
-    """Tell whether a track has packets, by its index: cameras write a sound track even without a microphone."""
+    """Return whether a track has packets, by its index: cameras write a sound track even without a microphone."""
     return bool(stream.frames or len(stream.index_entries))
 
 
@@ -128,7 +128,7 @@ def encrypted() -> Unusable:
 def undecodable(reason: object) -> Unusable:
     """Return the error for a file that FFmpeg cannot decode."""
     if isinstance(reason, MemoryError):
-        return Unusable("takes more memory than films of its size may", TOO_MUCH_MEMORY_REMEDY)
+        return Unusable("needs more memory than a film of its size is allowed", TOO_MUCH_MEMORY_REMEDY)
     return Unusable(
         f"cannot be decoded ({_reason(reason)})",
         "convert it first, e.g. with ffmpeg -i INPUT OUTPUT.mp4",

@@ -125,7 +125,7 @@ class Pictures:
         if self._last and self._last[0] is frame:
             return self._last[1]
         self._look_at(frame, video)
-        # One graph for all clips of the same kind: a graph that is dropped may keep its memory for long.
+        # One graph for all clips of the same kind: a graph that is dropped may keep its memory for a long time.
         kind = (*_shape(frame), frame.color_trc, self._aspect(frame, video), self._orientation)
         if kind != self._kind:
             self._kind, self._graph = kind, self._new_graph(frame, video)
@@ -244,5 +244,5 @@ class VideoEncoder:
         return self._stream.encode(picture)
 
     def finish(self) -> list[Packet[VideoStream]]:
-        """Return the packets that are left."""
+        """Return the remaining packets."""
         return self._stream.encode(None)

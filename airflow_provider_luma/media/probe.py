@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks into an input video with FFmpeg, in the child process of :mod:`.input_check`: its length and both its ends."""
+"""Checks an input video's length, beginning and end with FFmpeg, in the child process that :mod:`.input_check` runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-#: Seconds, beyond the end of any video.
+#: Seconds; a position beyond the end of any video.
 _BEHIND_END = 86_400
 
 
@@ -34,7 +34,7 @@ def probe(file: Any, demuxers: str, max_seconds: float, tolerance: float) -> flo
     """
     Check a video's length, its first frame, and that its end is not missing.
 
-    Only the index and the packets at both ends are read: some 5 MB of a file of 100 MB.
+    Only the index and the packets at both ends are read: about 5 MB of a file of 100 MB.
 
     :param demuxers: FFmpeg's demuxers for the containers that are accepted
     :param max_seconds: the longest that a video may be

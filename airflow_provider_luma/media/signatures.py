@@ -15,7 +15,7 @@ from typing import NamedTuple
 #: Bytes needed to recognise a file.
 HEAD_LENGTH = 1024
 
-#: How files begin that are not videos.
+#: How files that are not videos begin.
 _NO_VIDEOS = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind)
     for pattern, kind in (
@@ -44,7 +44,7 @@ class Container(NamedTuple):
     signature: re.Pattern[bytes]
 
 
-#: The check of an input video can find the end of an MP4, MOV or AVI; the others are here so that errors name them.
+#: Containers that a service accepts, and others, so that errors can name them.
 #:
 #: An MP4 or MOV begins with the length of a box, which fits into 29 bits here, and its type; an AVI is a RIFF file.
 _CONTAINERS = tuple(

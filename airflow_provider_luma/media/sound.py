@@ -62,7 +62,7 @@ def losses(container: InputContainer, video: VideoStream) -> list[str]:
 
 def _loss(stream: Stream) -> str:
     codec = stream.codec_context.codec.canonical_name if stream.codec_context else ""
-    reason = ": FFmpeg knows no decoder for it" if stream.type == "audio" else ""
+    reason = ": FFmpeg has no decoder for it" if stream.type == "audio" else ""
     described = ", ".join(filter(None, (stream.language, codec)))
     return f"{stream.type} track {stream.index}{f' ({described})' if described else ''} is not kept{reason}"
 
@@ -72,7 +72,7 @@ def _shorten(packet: Packet[AudioStream], duration: int) -> None:
     before = packet.duration or 1
     packet.duration = min(before, duration)
     if packet.duration < before and packet.has_sidedata("skip_samples"):
-        # From FFmpeg 9 on, the packet's duration alone does not count.
+        # From FFmpeg 9 on, the packet's duration alone is not enough.
         skipped = packet.get_sidedata("skip_samples")
         start, end, rest = struct.unpack("<II2s", bytes(skipped))
         heard = round(packet.duration * packet.time_base * packet.stream.rate)
@@ -141,7 +141,7 @@ def check_sound(
     source: IO[bytes], origin: Fraction, seconds: Fraction, *, parameter: str = "source", shown: str = ""
 ) -> None:
     """
-    Prepare a film's sound as a join does, and write its first second to memory.
+    Check that an MP4 can hold a film's sound: prepare it as a join does, and write its first second to memory.
 
     :param source: can be read at any position
     :param origin: when the film begins, in seconds by the film's clock
@@ -163,7 +163,7 @@ def check_sound(
 
 
 def _is_copied(stream: AudioStream) -> bool:
-    """Tell whether players support a track's codec and the MP4 muxer accepts it (it refuses MP3 below 16 kHz)."""
+    """Return whether players support a track's codec and the MP4 muxer accepts it (it refuses MP3 below 16 kHz)."""
     if stream.codec_context.codec.canonical_name not in _COPIED:
         return False
     try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-#: The most clips of a film: times in a file can be nonsense.
+#: The maximum number of clips of a film, since time stamps in a file can be nonsense.
 MAX_CLIPS = 10_000
 
 #: Seconds of the shortest clip, if the film is not shorter.
@@ -44,7 +44,7 @@ _SCENE_WIDTH = 160
 
 def plan_split(source: IO[bytes], clip_seconds: float, *, shown: str = "") -> SplitPlan:
     """
-    Find out how a film is to be split. All of it is read, and nothing decoded.
+    Plan how to split a film. All of it is read, but nothing is decoded.
 
     :param source: can be read at any position
     :param clip_seconds: the longest that a clip may be, within what the service takes

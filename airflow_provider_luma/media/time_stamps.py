@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-When a film's frames are shown and its sound is heard, by the time stamps of its packets, and if that is plausible.
+When a film's frames are shown and its sound is heard, by the time stamps of its packets, and whether that is plausible.
 
-Every ten seconds of a film are a job that costs money, and one wrong time stamp can turn seconds into hours. Times are
-exact fractions of a second, and nothing is decoded here.
+Each clip of a film is a job that costs money, and one wrong time stamp can turn seconds into hours. Times are exact
+fractions of a second, and nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _RATES = (
 )
 _MIN_RATE, _MIN_VARIABLE_RATE = 5, 23
 
-#: The most seconds that a picture counts for while no other follows and no sound is heard, and that a packet of sound
+#: Maximum seconds that a picture counts for while no other follows and no sound is heard, and that a packet of sound
 #: counts for.
 #:
 #: A film is refused if what counts is less than half of its length. So films whose pictures change at least every ten
@@ -190,7 +190,7 @@ def exact(value: Fraction) -> Fraction:
 
 
 def lacks_pts(container: InputContainer) -> bool:
-    """Tell whether a file has no presentation times: then the frames are shown at their decoding times, in order."""
+    """Return whether a file has no presentation times: then the frames are shown at their decoding times, in order."""
     return container.format.name in ("avi", "asf")
 
 
@@ -219,7 +219,7 @@ def check_gaps(times: FrameTimes, heard: Heard) -> None:
         f"lasts {float(seconds):.1f} seconds by its time stamps, but has no picture and no sound for "
         f"{float(length):.1f} seconds ({float(length / 3600):.1f} hours), from second "
         f"{float(begin - spans[0][0]):.1f} on",
-        f"{_REMEDY}; if a picture is meant to stay that long, store it all the time, e.g. with "
+        f"{_REMEDY}; if a picture is meant to stay that long, repeat it in the file, e.g. with "
         "ffmpeg -i INPUT -vf fps=25 OUTPUT.mp4",
     )
 

@@ -101,7 +101,7 @@ class LumaBaseOperator(TemplatedOperator):
         return {}
 
     def on_kill(self) -> None:
-        """Keep the task from sending anything else."""
+        """Stop the task from sending anything else."""
         self.is_killed = True
 
     def fail_if_killed(self) -> None:
@@ -180,6 +180,6 @@ class LumaBaseOperator(TemplatedOperator):
                 # A job whose callbacks go elsewhere gets a new reference, which no token contains.
                 reference = state.reference or reference_of(task.callback_url) or new_reference()
                 state = state._replace(reference=reference, created_at=state.created_at or created_at)
-            # Luma's records may only lag behind, and no second callback will come: poll at the usual interval.
+            # Luma's records may merely lag behind, and no second callback will come: poll at the usual interval.
             self.defer_for_job(state, poll_interval=poll_interval / (INTERVALS_WITH_CALLBACK if polls_rarely else 1))
         return JobFinished(task=task.as_dict(), request=task.request())

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The operator that has Luma modify a video. The operators that move files are in :mod:`.transfers`.
+The operator that modifies a video. The operators that move files are in :mod:`.transfers`.
 
 DAG files are parsed every 30 seconds, so this module imports the hook, and with it the HTTP libraries, only when a task
 runs.
@@ -87,11 +87,11 @@ class LumaJobOperator(LumaBaseOperator):
         Return the result of a job that succeeded.
 
         :param job: the finished job
-        :param source: the video that was modified, if Luma only knows a copy of it
+        :param source: the video that was modified, if Luma only has a copy of it
         """
         result, request = job["task"], job.get("request") or {}
         self.log.info("Luma task %s is finished: %s", result["luma_task_id"], shown_results(result))
-        # Luma's own API returns neither.
+        # Luma's own API returns neither the prompt nor the input video.
         prompt = request.get("prompt") or getattr(self, "prompt", None)
         self.report_job(result, context, prompt=prompt, source=source or request.get("video_url"))
         return result
@@ -173,7 +173,7 @@ class PromptOperator(BaseOperator):
         """
         Check a literal prompt when the DAG is parsed. A prompt in a file is checked once it has been read.
 
-        :raises LumaValidationError: the prompt cannot work, see
+        :raises LumaValidationError: the prompt is invalid, see
             :func:`~airflow_provider_luma.core.validation.check_prompt`
         """
         if is_literal(self.prompt) and not self.names_file(self.prompt):
@@ -248,34 +248,35 @@ def _check_job_limit(limit: object) -> None:
 
 class LumaModifyOperator(PromptOperator, LumaJobOperator):
     """
-    Modify a video with Luma according to an English prompt, and wait for the result.
+    Modify a video with Luma according to a prompt, and wait for the result.
 
     Returns ``{"luma_task_id", "status", "result_urls", "origin_urls", "created_at", "completed_at"}``, with Luma's own
     API also ``"service"``, and pushes each key as an XCom too. To fetch the video, pass all of it to a
     :class:`~airflow_provider_luma.operators.luma.LumaDownloadOperator`: ``urls=modify.output``. The id is pushed as
     soon as Luma has accepted the job.
 
-    A job costs credits, takes minutes, and cannot be cancelled. By default the task waits in the triggerer and holds no
+    A job costs money, takes minutes, and cannot be cancelled. By default the task waits in the triggerer and holds no
     worker slot.
 
-    :param prompt: how to change the video, in English, or the name of a ``.txt`` or ``.md`` file with the prompt, in
-        the folder of the DAG file or in the DAG's ``template_searchpath`` (templated)
+    :param prompt: how to change the video (kie.ai accepts English only), or the name of a ``.txt`` or ``.md`` file with
+        the prompt, in the folder of the DAG file or in the DAG's ``template_searchpath`` (templated)
     :param video_url: a clip within the service's limits, such as an MP4 of at most 10 s and 500 MB at kie.ai: a public
-        http(s) address, or a file in any storage that Airflow knows, such as ``/data/clip.mp4`` or
+        http(s) address, or a file in any storage that Airflow supports, such as ``/data/clip.mp4`` or
         ``s3://my_aws@bucket/clip.mp4``. A file is uploaded to Luma or, with ``sign_inputs`` in the connection's extra,
-        passed as a signed address. Or ``luma-file:<id>``, which :class:`.LumaUploadOperator` returns for Luma's own API
-        (templated)
-    :param watermark: text to put into the video; empty for none (templated)
-    :param callback_url: a webhook of your own that Luma calls when the job ends; the task then polls. If empty, and the
-        connection has a ``callback_base_url``, Luma calls Airflow and the task hardly polls (templated)
-    :param options: further fields of the service's own request, as its documentation has them, such as
+        passed as a signed address. With Luma's own API also ``luma-file:<id>``, which :class:`.LumaUploadOperator`
+        returns, or ``luma-job:<id>`` for the result of another job (templated)
+    :param watermark: text to put into the video, kie.ai only; empty for none (templated)
+    :param callback_url: a webhook of your own that kie.ai calls when the job ends; the task itself then polls. If empty
+        and the connection has a ``callback_base_url``, kie.ai calls Airflow, and the task polls ten times less often.
+        Luma's own API has no callbacks (templated)
+    :param options: further fields of the service's own request, as its documentation describes them, such as
         ``{"video": {"resolution": "1080p", "edit": {"strength": "flex_2"}}}`` for Luma's own API (templated)
     :param luma_conn_id: the connection of type Luma with the API key (templated)
     :param wait_for_completion: wait for the video. If False, the task ends once Luma has accepted the job, with status
         ``GENERATING`` and no URLs; a :class:`.LumaTaskSensor` can wait for the job
     :param deferrable: wait in the triggerer. If False, the task holds a worker slot while it waits
-    :param poll_interval: seconds between two status checks; the service recommends 30. Ten times as long if the task is
-        deferrable and Luma calls Airflow when the job ends; with Luma's own API, less when the job has likely ended
+    :param poll_interval: seconds between two status checks; kie.ai recommends 30. Ten times as long if the task is
+        deferrable and kie.ai calls Airflow when the job ends; with Luma's own API, less when the job has likely ended
     :param timeout: maximum seconds that a try waits for the video. The job itself keeps running at Luma
     :param queue_timeout: maximum seconds that a try waits before that, while Luma is over its limits or unavailable and
         does not accept the job; ``timeout`` if None
@@ -290,7 +291,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         address, it reads the first bytes
     :param max_jobs_per_run: the most jobs that the DAG run may submit, over all tasks that set this. Beyond it, a task
         fails without using its retries. Needs a ``submission_store`` in the connection
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = (
@@ -347,7 +348,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         self._check_parameters()
 
     def _check_parameters(self) -> None:
-        """Refuse literals that cannot work; what templates render to is checked when the task runs."""
+        """Refuse invalid literals; what templates render to is checked when the task runs."""
         check_positive("poll_interval", self.poll_interval)
         check_positive("timeout", self.timeout)
         if self.queue_timeout is not None:
@@ -427,7 +428,10 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         """Send no submission after this; log that the job is not cancelled, with its id."""
         super().on_kill()
         if self._luma_task_id is None:
-            self.log.warning("Killed before Luma returned a task id; check the Luma account for the job")
+            self.log.warning(
+                "Killed before Luma returned a task id; a job may have been accepted. At kie.ai, check the log page of "
+                "the account; for Luma's own API, ask Luma's support"
+            )
         else:
             self.log.warning(
                 "Luma cannot cancel a job: Luma task %s is still running there and will be billed. "
@@ -450,7 +454,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         return self._take(step, context, permitted_at)
 
     def _checked_request(self) -> tuple[LumaClient, ModifyRequest]:
-        """Check the rendered parameters before anything is sent or recorded; return the client that did, and them."""
+        """Check the rendered parameters before anything is sent or recorded; return the client, and the request."""
         from airflow_provider_luma.core.job import ModifyRequest
 
         # An upstream task may return an ObjectStoragePath.

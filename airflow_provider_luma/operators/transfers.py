@@ -40,7 +40,7 @@ class LumaUploadOperator(LumaBaseOperator):
     An upload costs nothing. For a single task you do not need this operator:
     :class:`~airflow_provider_luma.operators.luma.LumaModifyOperator` uploads files itself.
 
-    :param source: a file in any storage that Airflow knows, such as ``/data/clip.mp4`` or
+    :param source: a file in any storage that Airflow supports, such as ``/data/clip.mp4`` or
         ``s3://my_aws@bucket/clip.mp4`` (templated)
     :param luma_conn_id: the connection of type Luma with the API key (templated)
     :param check_video: validate the video first, and refuse what Luma would refuse. This reads its format and length,
@@ -91,14 +91,14 @@ class LumaUploadOperator(LumaBaseOperator):
 
 class LumaDownloadOperator(LumaBaseOperator):
     """
-    Download results, or any files from the web, to a storage that Airflow knows: a disk, S3, GCS, Azure …
+    Download results, or any files from the web, to a storage that Airflow supports: a disk, S3, GCS, Azure …
 
     The files are streamed. An incomplete file has a temporary name, and an interrupted download is resumed. A file that
     has already been downloaded is not fetched again.
 
     The address of a result expires: after 14 days at kie.ai, after an hour with Luma's own API. Pass what the modify
-    task returned, ``urls=modify.output``: the job is then asked for another address, and the file is named after the
-    job, ``<luma_task_id>.mp4``. If only an address is given, the file's name is taken from the address.
+    task returned, ``urls=modify.output``: an expired address is then replaced by a new one, and the file is named after
+    the job, ``<luma_task_id>.mp4``. If only an address is given, the file's name is taken from the address.
 
     Returns the list of files.
 
@@ -107,15 +107,15 @@ class LumaDownloadOperator(LumaBaseOperator):
     from the XComs of the upstream tasks, where each job is found by its id or by the address of its result; this also
     works for mapped tasks.
 
-    :param urls: what a modify task or a sensor returned, or an address, or several of either (templated)
+    :param urls: what a modify task or a sensor returned, or an address, or a list of these (templated)
     :param destination: a path, or an address such as ``s3://my_conn@bucket/videos``: a folder or, for a single video, a
         file, recognised by its extension (templated)
     :param luma_conn_id: the connection of type Luma, of the account that made the videos (templated)
     :param overwrite: fetch and replace files that already exist
-    :param sound_from: a video whose sound is put under the result, since Luma's own API returns silent videos: a file
-        in any storage that Airflow knows, or a public address. Also a list with one per file. It needs the extra
-        ``media`` of this package (templated)
-    :raises LumaValidationError: a parameter cannot work
+    :param sound_from: a video whose sound is added to the result, since Luma's own API returns silent videos: a file in
+        any storage that Airflow supports, or a public address; or a list with one per file. Needs the extra ``media``
+        of this package (templated)
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = ("urls", "destination", "luma_conn_id", "sound_from")
@@ -216,9 +216,9 @@ class LumaDownloadOperator(LumaBaseOperator):
 
     def _results(self) -> list[ResultFile]:
         """
-        Return what is to be fetched.
+        Return the files to download.
 
-        :raises LumaValidationError: ``urls`` names nothing that can be
+        :raises LumaValidationError: ``urls`` is empty or invalid
         """
         from airflow_provider_luma.files.masking import mask_queries
         from airflow_provider_luma.files.results import read_results
@@ -231,10 +231,10 @@ class LumaDownloadOperator(LumaBaseOperator):
 
     def _fetch(self, result: ResultFile, destination: str, name: str | None, sound: SoundSource | None) -> str:
         """
-        Write one file; return where it is.
+        Write one file; return its address.
 
         :param name: its name; None if the destination is the file
-        :param sound: the sound to put under it, if any
+        :param sound: the sound to add to it, if any
         """
         file = self.hook.download(
             result.url,
@@ -252,7 +252,7 @@ def _names(results: Sequence[ResultFile], destination: str) -> list[str | None]:
     """
     Return each file's name in the destination, the same one at every try; None if the destination is the file.
 
-    :raises LumaValidationError: the destination cannot be that of so many files
+    :raises LumaValidationError: the destination is empty, or a single file for several results
     """
     from airflow_provider_luma.files.download import job_file_name, safe_name
 

@@ -4,7 +4,7 @@ Operators that split a film into clips short enough for Luma, and join the modif
 
 They need the extra ``media`` of this package.
 :func:`~airflow_provider_luma.task_groups.video.modify_long_video` combines them. Films are read from and written to any
-storage that Airflow knows. DAG files are parsed every 30 seconds, so this module imports the media code only when a
+storage that Airflow supports. DAG files are parsed every 30 seconds, so this module imports the media code only when a
 task runs.
 """
 
@@ -34,10 +34,10 @@ PLAN_KEY = "luma_split"
 #: XCom with the file that the film will be written to, as checked by the split.
 FILM_KEY = "luma_film_destination"
 
-#: The longest clip, in seconds, if neither ``clip_seconds`` nor a connection says: every service accepts it.
+#: The longest clip, in seconds, without ``clip_seconds`` and a connection; every service accepts it.
 CLIP_SECONDS = 10.0
 
-#: Without max_clips, more clips than this cause a warning: ten minutes of film.
+#: Without max_clips, more clips than this cause a warning: ten minutes of film in clips of 10 s.
 MANY_CLIPS = 60
 
 #: A clip is logged if its length differs from that of its segment of the film by this many seconds.
@@ -45,7 +45,7 @@ WORTH_A_LINE = 0.1
 
 
 class _FilmOperator(TemplatedOperator):
-    """An operator that decodes films, which happens in a child process."""
+    """An operator that decodes films in a child process."""
 
     def on_kill(self) -> None:
         """End the child process."""
@@ -59,17 +59,17 @@ class VideoSplitOperator(_FilmOperator):
     Split a film into clips of equal length that Luma accepts, frame-accurate and without sound.
 
     Returns the addresses of the clips in order. Before the first clip is written, the number of clips, and so of paid
-    submissions, is logged, and pushed as the XCom ``clip_count``. With ``luma_conn_id``, and if the service's prices
-    are known, so is what they will cost.
+    submissions, is logged, and pushed as the XCom ``clip_count``. With ``luma_conn_id``, the estimated price is logged
+    as well, if the service's prices are known.
 
-    :param source: the film, a file in any storage that Airflow knows: MP4, MOV, AVI, MKV, WebM, TS, MXF and others
+    :param source: the film, a file in any storage that Airflow supports: MP4, MOV, AVI, MKV, WebM, TS, MXF and others
         (templated)
     :param destination: the folder for the clips; those of an earlier try are replaced (templated)
     :param clip_seconds: maximum length of a clip, in seconds. By default, as long as the service accepts; 10 seconds
         without ``luma_conn_id``
     :param detect_scenes: move the cuts to scene changes where that makes no clip too long
-    :param luma_conn_id: the connection of type Luma with which the clips will be modified; only its service is read
-        (templated)
+    :param luma_conn_id: the connection of type Luma with which the clips will be modified; only its service matters
+        here (templated)
     :param options: the ``options`` with which the clips will be modified, which the price depends on (templated)
     :param max_clips: fail before anything is written if the film makes more clips. Without it, more than 60 clips cause
         a warning in the log
@@ -78,7 +78,7 @@ class VideoSplitOperator(_FilmOperator):
         ``luma_film_destination`` passes it to the task that joins the clips (templated)
     :param work_dir: the folder that is removed once the film is finished; it must contain neither the source nor the
         film (templated)
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = (
@@ -187,7 +187,7 @@ class VideoSplitOperator(_FilmOperator):
         return self.clip_seconds or most
 
     def _priced(self, plan: SplitPlan, service: Service | None) -> dict[str, float]:
-        """Log what the clips will cost, and return it; empty if unknown."""
+        """Log the estimated price of the clips, and return it; empty if unknown."""
         if service is None:
             return {}
         lengths = (float(plan.start(index + 1) - plan.start(index)) for index in range(plan.clips))
@@ -247,14 +247,14 @@ class VideoJoinOperator(_FilmOperator):
 
     The asset events of its ``outlets`` contain the film's address, its length in seconds and its source. If the clips
     were downloaded by tasks directly upstream, the events also contain the jobs that made them, their prompts, and when
-    Luma deletes the results.
+    the results expire.
 
-    :param clips: the clips in order, files in any storage that Airflow knows (templated)
+    :param clips: the clips in order, files in any storage that Airflow supports (templated)
     :param source: the film that was split into these clips (templated)
     :param destination: the ``.mp4`` or ``.m4v`` file to write; an existing file is replaced (templated)
     :param plan: where the film was cut: the XCom ``luma_split`` of the split task. Without it, all segments are assumed
         to be equally long (templated)
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = ("clips", "source", "destination", "plan")
@@ -372,10 +372,10 @@ def _check_clip_seconds(seconds: float) -> None:
     """
     Refuse a length of clips that no service accepts.
 
-    :raises LumaValidationError: none does
+    :raises LumaValidationError: no service accepts it
     """
     check_positive("clip_seconds", seconds)
-    if seconds <= CLIP_SECONDS:  # every service does; a DAG file that asks for no more loads no service
+    if seconds <= CLIP_SECONDS:  # every service accepts it, so a DAG file need not import them
         return
     from airflow_provider_luma.services import SERVICES
 

@@ -21,7 +21,7 @@ _Messages = Callable[..., Awaitable[Any]]
 
 
 async def application(scope: MutableMapping[str, Any], receive: _Messages, send: _Messages) -> None:
-    """Pass a request to the application, which the first request imports."""
+    """Pass a request to the application, which is imported with the first request."""
     from airflow_provider_luma.receiver.app import app
 
     await app(scope, receive, send)

@@ -4,7 +4,7 @@ FastAPI application under ``/luma``: the receiver of callbacks, the result page,
 
 Airflow's API server mounts it without authentication, so every callback needs proof. A callback is only accepted with
 its token and, if the connection has a ``webhook_secret``, with the service's signature. Even then it only resumes
-tasks, which check the job's status at Luma themselves. The probe of a connection test needs a token of its own, and
+tasks, which check the job's status at Luma themselves. The probe of a connection test needs a different token, and
 resumes nothing. The pages and their scripts are static and contain no data: they read Airflow's REST API, which decides
 what the user may see.
 """

@@ -26,7 +26,7 @@ from airflow_provider_luma.exceptions import LumaError
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two warnings on the same subject: anyone can cause them.
+#: Minimum seconds between two warnings on the same subject, because anyone can cause them.
 WARNING_INTERVAL = 60.0
 
 _ENVIRONMENT_PREFIX = "AIRFLOW_CONN_"

@@ -3,8 +3,8 @@
 Look-ups of the connections that callbacks name. Made-up names must not delay genuine callbacks.
 
 Anyone can make up names, and a look-up takes 0.4 ms with everything on one machine, and some 50 ms with a secrets
-backend on a network. So look-ups have a few threads of their own. Names known to exist have other threads than names
-that may be made up: those that a valid token has named, that a deferred task uses, or that can be listed.
+backend on a network. So look-ups use a few dedicated threads, and names known to exist use other threads than names
+that may be made up. A name is known if a valid token has named it, a deferred task uses it, or it can be listed.
 """
 
 from __future__ import annotations

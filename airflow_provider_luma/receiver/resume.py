@@ -173,7 +173,7 @@ def _records_of(task_instance_id: str | None, session: Session) -> list[Any]:
 
 
 def _records_that_name(reference: str, session: Session) -> list[Any]:
-    """Search the text of all records, which takes longer the more records there are."""
+    """Search the text of all records. The cost grows with their number."""
     model = TaskStateStoreModel
     return list(session.scalars(select(model).where(model.key == STORE_KEY, model.value.contains(reference))))
 
@@ -196,7 +196,7 @@ def _stored(name: str) -> ColumnElement[str]:
 def _resume(deferral: Deferral, event: TriggerEvent) -> int:
     with create_session() as session:
         # Lock the row and read it again: its trigger may just have resumed the task, or it may be deferred again. The
-        # creation time tells triggers apart if the database reuses an id.
+        # creation time distinguishes triggers if the database reuses an id.
         still_deferred = session.scalar(
             select(TaskInstance.id)
             .join(Trigger, Trigger.id == TaskInstance.trigger_id)

@@ -41,9 +41,9 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
     :param luma_task_id: the job's id at Luma, e.g. ``submit.output["luma_task_id"]`` (templated)
     :param luma_conn_id: the connection of type Luma, of the account that submitted the job (templated)
     :param deferrable: wait in the triggerer. If False, ``mode`` says whether the task holds a worker slot
-    :param poke_interval: seconds (or a timedelta) between two status checks; the service recommends 30. Ten times as
-        long if the task is deferrable and Luma calls Airflow when the job ends
-    :raises LumaValidationError: a parameter cannot work
+    :param poke_interval: seconds (or a timedelta) between two status checks; kie.ai recommends 30. Ten times as long if
+        the task is deferrable and kie.ai calls Airflow when the job ends
+    :raises LumaValidationError: a parameter is invalid
     """
 
     template_fields: Sequence[str] = ("luma_task_id", "luma_conn_id")
@@ -143,7 +143,7 @@ class LumaTaskSensor(LumaBaseOperator, BaseSensorOperator):
         return result
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return the source video as recorded by Luma, the result and the job for OpenLineage."""
+        """Return the source video if the service records it, the result and the job for OpenLineage."""
         from airflow_provider_luma.lineage import job_lineage
 
         return job_lineage(self.video_url, self.result)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The services that modify videos, one file each, with its requests, responses, limits and features."""
+"""The services that modify videos. Each has one module, with its requests, responses, limits and features."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ class Limits:
     """
     A service's limits on clips and prompts.
 
-    :param seconds: maximum seconds of a clip
-    :param bytes_by_url: maximum bytes of a clip that the service fetches from a public address
-    :param bytes_as_file: maximum bytes of a clip that is uploaded to the service
+    :param seconds: maximum length of a clip, in seconds
+    :param bytes_by_url: maximum size, in bytes, of a clip that the service fetches from a public address
+    :param bytes_as_file: maximum size, in bytes, of a clip that is uploaded to the service
     :param containers: file formats that it reads, as lower-case extensions: ``mp4``, ``mov``, ``avi``
-    :param prompt_characters: maximum characters of a prompt; None if the service states no limit
+    :param prompt_characters: maximum length of a prompt, in characters; None if the service states no limit
     """
 
     seconds: float
@@ -64,7 +64,7 @@ class SendFile(NamedTuple):
     """
     A step of an upload: PUT the file's bytes to an address that the service gave, without the API key.
 
-    :param url: the address. It is not trusted, and a secret: whoever knows it can replace the file
+    :param url: the address; not trusted, and secret: whoever knows it can replace the file
     :param headers: headers to send
     """
 
@@ -132,7 +132,7 @@ class Service(Protocol):
         Estimate what a job costs, in US dollars; None if unknown.
 
         :param seconds: the length of its clip
-        :param options: those of the request
+        :param options: the request's options
         """
 
     def check(self, request: ModifyRequest, *, is_public: bool) -> None:
@@ -155,7 +155,7 @@ class Service(Protocol):
 
     def unknown_outcome_remedy(self, reference: str, submitted_at: float | None) -> str:
         """
-        Return how a person finds out what became of a submission whose response was lost.
+        Return how a person can find out what became of a submission whose response was lost.
 
         :param reference: our own name for the submission
         :param submitted_at: when it was sent, in seconds since the epoch, if known
@@ -194,8 +194,8 @@ class Service(Protocol):
         """
         Upload a file, step by step: yield what to send, be sent the response, and return the uploaded file.
 
-        If there is no response, :class:`~airflow_provider_luma.exceptions.LumaUnavailableError` is thrown in. A
-        generator that raises a transient error is started anew, with all its steps.
+        If there is no response, :class:`~airflow_provider_luma.exceptions.LumaUnavailableError` is thrown in. If the
+        generator raises a transient error, the upload starts again with a new generator.
 
         :param name: the file's name at the service
         :param size: its size in bytes

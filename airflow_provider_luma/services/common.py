@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several services share: the check of options, and words for responses that say nothing else."""
+"""What the services share: the check of options, excerpts of responses, and the error for redirects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_options(options: object, *, reserved: Mapping[str, str]) -> None:
     """
     Check further fields of a service's request.
 
-    :param reserved: the fields that parameters of their own set, and these parameters
+    :param reserved: the fields that the operator sets from other parameters, and those parameters
     :raises LumaValidationError: they are not JSON values, hold null, or set a reserved field
     """
     if options is None:
@@ -24,8 +24,8 @@ def check_options(options: object, *, reserved: Mapping[str, str]) -> None:
     if not isinstance(options, dict) or not _is_json(options, MAX_DEPTH):
         raise LumaValidationError(
             None,
-            f"options is {_shown(options)}: give a dict of JSON values without None, integers of at most 64 bits, "
-            f"nested at most {MAX_DEPTH} deep, and no name that begins with __; leave unwanted fields out",
+            f"options is {_shown(options)}: give a dict of JSON values, nested at most {MAX_DEPTH} deep, without None, "
+            "without integers beyond 64 bits, and without names that begin with __; leave out fields you do not need",
         )
     for name, parameter in reserved.items():
         if name in options:
@@ -33,11 +33,11 @@ def check_options(options: object, *, reserved: Mapping[str, str]) -> None:
 
 
 def _is_json(value: object, depth: int) -> bool:
-    """Return whether a value is JSON that a deferral, too, can carry: the job is paid for before the task defers."""
+    """Return whether a value is JSON that a deferral can carry: the task defers only after the job is paid for."""
     if isinstance(value, (dict, list)) and not depth:
         return False
     if isinstance(value, dict):
-        # Airflow's serializer takes such names for its own.
+        # Airflow's serializer reserves such names.
         names_are_plain = all(isinstance(name, str) and not name.startswith("__") for name in value)
         return names_are_plain and all(_is_json(part, depth - 1) for item in value.items() for part in item)
     if isinstance(value, list):

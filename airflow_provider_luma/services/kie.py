@@ -8,7 +8,7 @@ https://docs.kie.ai/luma-api/quickstart and its neighbouring pages.
 
 A response is an *envelope*, JSON ``{"code": int, "msg": str, "data": ...}``. A refusal comes as an HTTP status or as
 HTTP 200 with the code inside. An edge in front of the service may respond with HTML, with nothing, or with half a
-document. The response to a submission is read with more care than others (:func:`read_submission`): what matters is
+document. The response to a submission is read more strictly than others (:func:`read_submission`): what matters is
 whether the service may have accepted, and billed, the job.
 
 Files are uploaded to a separate host, with the same API key (https://docs.kie.ai/file-upload-api/quickstart). The
@@ -58,14 +58,14 @@ base_path = ""
 #: Where files are uploaded if the connection leads to the service itself.
 upload_host = "https://kieai.redpandaai.co"
 
-#: https://docs.kie.ai/luma-api/generate-luma-modify-video. It states no limit for uploads, which it also fetches.
+#: https://docs.kie.ai/luma-api/generate-luma-modify-video. The service fetches uploads, too: the same limits apply.
 limits = Limits(seconds=10.0, bytes_by_url=500 * 1024**2, bytes_as_file=500 * 1024**2, containers=("mp4", "mov", "avi"))
 
 has_callbacks = True
 
 has_balance = True
 
-#: The limit per key of a sibling endpoint.
+#: The documented limit, per key, of a sibling endpoint.
 requests_per_second = 10.0
 
 #: 20 in 10 seconds, according to https://docs.kie.ai.
@@ -83,7 +83,7 @@ UPLOAD_PATH = "/api/file-stream-upload"
 #: The account's folder for our files. The pages disagree on whether it may be omitted.
 UPLOAD_FOLDER = "airflow-provider-luma"
 
-#: How long an uploaded file is kept at least, if the response does not say.
+#: How long an uploaded file is kept at least, unless the response says otherwise.
 UPLOADS_KEPT = timedelta(hours=24)
 
 #: Address of an uploaded file, without a user name, and its maximum length: it goes into XComs and triggers.
@@ -117,7 +117,7 @@ def submission(request: ModifyRequest, reference: str) -> Request:
 
 
 def unknown_outcome_remedy(reference: str, submitted_at: float | None) -> str:
-    """Return how a person finds out what became of a submission whose response was lost."""
+    """Return how a person can find out what became of a submission whose response was lost."""
     return LumaSubmissionUnknownError.remedy
 
 
@@ -198,7 +198,7 @@ def _is_success(response: Response, envelope: _Envelope) -> bool:
 
 
 def _is_own_refusal(response: Response, envelope: _Envelope) -> bool:
-    """Return whether the refusal is the service's own: an edge that lost its response sends a status of its own."""
+    """Return whether the service itself refused. An edge that lost the response sends a different HTTP status."""
     return envelope.code != 200 and response.http_status in (envelope.code, *range(200, 300), *range(400, 500))
 
 
@@ -250,7 +250,7 @@ def _is_page_missing(response: Response, envelope: _Envelope | None) -> bool:
     """Return whether a response says that there is no such endpoint, rather than no such job."""
     if envelope is None:
         return response.http_status in (404, 410)
-    # The response of models that have moved.
+    # What the service returns for models that have moved.
     return "page does not exist" in envelope.msg.lower()
 
 
@@ -269,7 +269,7 @@ def read_submission(response: Response) -> str:
     409 and 499 may mean that only the response timed out, or that the job already exists.
 
     :raises LumaError: the service refused, and certainly did not start anything
-    :raises LumaSubmissionUnknownError: the response leaves it open; the job may run, and be billed
+    :raises LumaSubmissionUnknownError: the response does not show whether the job was accepted, and billed
     """
     envelope = _envelope(response)
     luma_task_id = envelope.data.get("taskId") if envelope is not None and isinstance(envelope.data, dict) else None

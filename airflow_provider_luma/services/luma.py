@@ -3,9 +3,9 @@
 Luma's own API ("Luma Agents API"), with the model that edits videos.
 
 Facts about it come from https://docs.agents.lumalabs.ai and from Luma's Python SDK, ``luma-agents`` 0.5.0. They
-disagree in places and leave others open. Where a job may have been paid for, the code assumes that it was.
+disagree in places and leave gaps. Where a job may have been paid for, the code assumes that it was.
 
-The HTTP status decides what a response means, not its words: an error is ``{"detail": ...}``, but may also be HTML or
+The HTTP status decides what a response means, not its text: an error is ``{"detail": ...}``, but may also be HTML or
 nothing. The service has no callbacks, no balance, no list of jobs, and no idempotency key.
 """
 
@@ -60,27 +60,27 @@ has_callbacks = False
 
 has_balance = False
 
-#: Status checks do not count against the limit of a minute's requests, but too many are refused.
+#: Status checks do not count against the limit of requests per minute, but too many are refused.
 requests_per_second = 1.0
 
-#: Both limits depend on the plan: requests in any minute, and jobs at a time. The smallest known is 30 a minute.
+#: The plan limits requests per minute and jobs at a time. The lowest known limit is 30 requests per minute.
 submissions_per_second = 0.5
 
-#: Seconds of the sliding window in which requests count.
+#: Length of the sliding window in which requests are counted, in seconds.
 RATE_WINDOW = 60.0
 
-#: The highest number of requests a minute that a refusal is believed to allow.
+#: A higher limit in a refusal, in requests per minute, is ignored as implausible.
 MAX_REQUESTS_PER_MINUTE = 6000
 
 #: Unknown.
 records_kept = None
 
-#: The address of a result is signed for an hour; each status check returns another one.
+#: The address of a result is signed for an hour; each status check returns a new one.
 results_kept = 3600.0
 
 DEFAULT_MODEL = "ray-3.2"
 
-#: What ``video.edit`` must hold exactly one of.
+#: ``video.edit`` must have exactly one of these.
 CONTROLS = ("auto_controls", "strength", "controls")
 
 STRENGTHS = tuple(f"{kind}_{degree}" for kind in ("adhere", "flex", "reimagine") for degree in (1, 2, 3))
@@ -91,8 +91,8 @@ DEFAULT_RESOLUTION = "720p"
 
 MAX_KEYFRAMES = 64
 
-#: US dollars for up to 5 and up to 10 seconds, by resolution, as of 28 November 2026. No page has other lengths: 10 to
-#: 18 seconds count twice as much as 10.
+#: US dollars for up to 5 and up to 10 seconds, by resolution, as of 28 November 2026. No page has prices for
+#: other lengths: for 10 to 18 seconds, we assume twice the price of 10.
 _PRICES = {"360p": (0.54, 1.08), "540p": (0.72, 1.44), "720p": (1.08, 2.16), "1080p": (2.16, 4.32)}
 
 #: Fields that we set, and the parameters they come from.
@@ -102,24 +102,24 @@ _PARAMETERS = {"prompt": "prompt", "source": "video_url"}
 _MEDIA_TYPES = {"mov": "video/quicktime", "webm": "video/webm"}
 
 
-#: Ids go into paths, so that anything but a UUID or the like is refused.
+#: Ids go into paths, so anything but a UUID or the like is refused.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
-#: For how long an uploaded file is wanted: of two days, one is left even after a slow upload.
+#: How long the service should keep an uploaded file: long enough that a day is left after a slow upload.
 FILES_KEPT = timedelta(days=2)
 
-#: Seconds between checks of whether an uploaded file is ready: from the first, each is twice the one before.
+#: Seconds between checks of whether an uploaded file is ready: the first delay, which doubles, and the longest.
 FIRST_CHECK_DELAY, LONGEST_CHECK_DELAY = 1.0, 15.0
 
-#: Seconds to wait for that in total.
+#: Maximum seconds to wait for an uploaded file to become ready.
 CHECK_TIMEOUT = 600.0
 
-#: The address for an upload, and a header for it as ``name:value``; both come from outside.
+#: The address for an upload, and a header for it as ``name:value``; the service sends both, and neither is trusted.
 _UPLOAD_ADDRESS = re.compile(r"https?://[\x21-\x7e]{1,8192}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}:[\x20-\x7e]{0,4096}")
 _MAX_HEADERS = 32
 
-#: Headers that the client sets by itself, and credentials, which a signed address does without.
+#: Headers that the client sets itself, and credentials, which a signed address does not need.
 _OWN_HEADERS = frozenset(
     "authorization connection content-length cookie expect host keep-alive proxy-authorization proxy-connection te "
     "trailer transfer-encoding upgrade".split()
@@ -135,30 +135,28 @@ def check(request: ModifyRequest, *, is_public: bool) -> None:
     if limits.prompt_characters is not None and len(request.prompt) > limits.prompt_characters:
         raise LumaValidationError(
             None,
-            f"prompt has {len(request.prompt):,} characters, and Luma's own API takes {limits.prompt_characters:,}: "
-            "shorten it",
+            f"prompt has {len(request.prompt):,} characters, but Luma's own API accepts at most "
+            f"{limits.prompt_characters:,}: shorten it",
         )
     for parameter in ("watermark", "callback_url"):
         if getattr(request, parameter):
-            raise LumaValidationError(
-                None, f"{parameter} is set, and Luma's own API has nothing of the kind: leave it out"
-            )
+            raise LumaValidationError(None, f"{parameter} is set, but Luma's own API does not support it: leave it out")
     _check_own_options(request.options)
     if is_luma_file(request.video_url):
         return
     check_video_address(request.video_url, containers=limits.containers, service_is_public=is_public)
     if is_public and request.video_url.lower().startswith("http:"):
-        raise LumaValidationError(None, "video_url begins with http://, and Luma's own API reads https:// only")
+        raise LumaValidationError(None, "video_url begins with http://, but Luma's own API accepts only https://")
 
 
 def _check_own_options(options: Mapping[str, Any] | None) -> None:
     check_options(options, reserved=_PARAMETERS)
     options = options or {}
     if "type" in options:
-        raise LumaValidationError(None, "options sets 'type': leave it out, it is always video_edit")
+        raise LumaValidationError(None, "options sets 'type': leave it out; it is always video_edit")
     for field in ("aspect_ratio", "duration"):
         if field in options or field in read_object(options.get("video")):
-            raise LumaValidationError(None, f"options sets {field!r}: leave it out, the result has that of the source")
+            raise LumaValidationError(None, f"options sets {field!r}: leave it out; the result matches the source")
     _check_video_options(_member(options, "video", "options"))
 
 
@@ -177,7 +175,7 @@ def _check_video_options(video: Mapping[str, Any]) -> None:
         raise LumaValidationError(None, "options['video']['exr_export'] needs options['video']['hdr']")
     chosen = [control for control in CONTROLS if control in edit]
     if len(chosen) > 1:
-        raise LumaValidationError(None, f"{path} has {' and '.join(chosen)}: give one of {', '.join(CONTROLS)}")
+        raise LumaValidationError(None, f"{path} has {' and '.join(chosen)}: give only one of {', '.join(CONTROLS)}")
     if "auto_controls" in edit and edit["auto_controls"] is not True:
         raise LumaValidationError(
             None, f"{path}['auto_controls'] is {edit['auto_controls']!r}: give True, or leave it out"
@@ -198,7 +196,7 @@ def _check_keyframes(edit: Mapping[str, Any], path: str) -> None:
     positions = [index for index in indexes if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
     if len(set(positions)) != len(indexes):
         raise LumaValidationError(
-            None, f"{path}['keyframe_indexes'] is {indexes!r}: give different frame numbers of the source, from 0 on"
+            None, f"{path}['keyframe_indexes'] is {indexes!r}: give distinct frame numbers of the source, starting at 0"
         )
 
 
@@ -210,7 +208,7 @@ def _member(options: Mapping[str, Any], field: str, path: str) -> Mapping[str, A
 
 
 def submission(request: ModifyRequest, reference: str) -> Request:
-    """Build the request that submits a job; its ``X-Request-Id`` lets Luma's support find it in their logs."""
+    """Build the request that submits a job; by its ``X-Request-Id``, Luma's support can find it in their logs."""
     options = request.options or {}
     video = _member(options, "video", "options")
     edit = _member(video, "edit", "options['video']")
@@ -240,7 +238,7 @@ def _media_type(url: str) -> str:
 
 
 def unknown_outcome_remedy(reference: str, submitted_at: float | None) -> str:
-    """Return how a person finds out what became of a submission whose response was lost."""
+    """Return how a person can find out what became of a submission whose response was lost."""
     sent = (
         "" if submitted_at is None else f", sent at {datetime.fromtimestamp(submitted_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
     )
@@ -256,7 +254,7 @@ def status(luma_task_id: str) -> Request:
 
 
 def _path_part(luma_task_id: str) -> str:
-    """Return an id as part of a path. One with other characters cannot be an id of this service."""
+    """Return an id for use in a path; raise if its characters show that it is not an id of this service."""
     if not _ID.fullmatch(luma_task_id):
         raise LumaNotFoundError(
             None, "Luma's own API has no such id; its ids look like 0b8f6a52-4c1d-4e9a-9a77-2f0d5c3e1a11"
@@ -301,8 +299,8 @@ def renewal(result_url: str, luma_task_id: str | None) -> Request:
     if luma_task_id is None:
         raise LumaValidationError(
             None,
-            "the address of a result of Luma's own API is valid for an hour, and only its job gives another: pass what "
-            "the modify task returned, urls=modify.output",
+            "the address of a result of Luma's own API is valid for an hour, and renewing it takes the job's id: pass "
+            "what the modify task returned, urls=modify.output",
         )
     return status(luma_task_id)
 
@@ -340,7 +338,7 @@ FAILURES = {
     "output_not_found": Failure("the result was lost; refunded; the same request may succeed as a new job", False),
     "budget_exhausted": Failure("the account ran out of money, and may have been charged in part: top it up", False),
     "rate_limited": Failure("the service was overloaded, and may have charged the job", False),
-    "image_too_large": Failure("the pictures are too large; the job may have been charged", True),
+    "image_too_large": Failure("an input image is too large; the job may have been charged", True),
     "unsupported_format": Failure("the clip's format is not supported; the job may have been charged", True),
     "corrupt_input": Failure("the clip is damaged; the job may have been charged", True),
     "invalid_request": Failure("the request is invalid; the job may have been charged", True),
@@ -359,7 +357,7 @@ def read_submission(response: Response) -> str:
     Return the id of an accepted job.
 
     :raises LumaError: the service refused, and certainly did not start anything
-    :raises LumaSubmissionUnknownError: the response leaves it open; the job may run, and be billed
+    :raises LumaSubmissionUnknownError: the response does not show whether the job was accepted, and billed
     """
     http_status = response.http_status
     luma_task_id = read_text(_document(response).get("id")) or ""
@@ -369,16 +367,16 @@ def read_submission(response: Response) -> str:
         raise _refusal(response, is_submission=True)
     raise LumaSubmissionUnknownError(
         None,
-        f"the submission was sent, but the response names no job: {_reason(response)} (HTTP {http_status}). "
+        f"the submission was sent, but the response has no job id: {_reason(response)} (HTTP {http_status}). "
         "It may have been accepted",
     )
 
 
 def _is_source_unreadable(response: Response) -> bool:
     """
-    Return whether the service refused because it could not fetch the clip: 502 or 503 that say so in JSON.
+    Return whether the service refused because it could not fetch the clip: a 502 or 503 that says so in JSON.
 
-    Words are little evidence: "insufficient resources" says nothing about the clip, and a named job may run.
+    The text must be explicit: "insufficient resources" says nothing about the clip. If there is an id, the job may run.
     """
     detail = (_detail(response) or "").lower()
     says_so = re.search(r"\bsource\b", detail) and re.search(r"fetch|download|retriev", detail)
@@ -400,7 +398,7 @@ def read_status(response: Response, luma_task_id: str) -> LumaTask:
     # A response that ends a wait must name the job: an edge's cache may return another one.
     if not isinstance(state, str) or str(job.get("id") or "").lower() != luma_task_id.lower():
         raise LumaUnavailableError(
-            None, f"the response says nothing about the job: {excerpt(response)}", luma_task_id=luma_task_id
+            None, f"the response does not show the job's status: {excerpt(response)}", luma_task_id=luma_task_id
         )
     code = read_text(job.get("failure_code"))
     return LumaTask(
@@ -472,7 +470,7 @@ def read_renewal(response: Response, result_url: str, luma_task_id: str | None) 
     if not matching and len(task.result_urls) == 1:
         return task.result_urls[0]
     if not matching:
-        raise LumaNotFoundError(None, "the job does not list this video any more", luma_task_id=luma_task_id)
+        raise LumaNotFoundError(None, "the job no longer lists this video", luma_task_id=luma_task_id)
     return matching[0]
 
 
@@ -499,10 +497,10 @@ def _refusal(response: Response, *, is_submission: bool = False) -> LumaError:
 
 def _rate_limited(response: Response, *, is_submission: bool) -> LumaRateLimitError:
     """
-    Return the error for a 429, which tells two limits apart: requests a minute, and jobs at a time.
+    Return the error for a 429, which shows which limit was reached: requests a minute, or jobs at a time.
 
-    Only the former comes with ``X-RateLimit`` headers. Without them, a submission was refused by the latter, unless the
-    response is not the service's own. Too many status checks are refused by neither.
+    Only the former comes with ``X-RateLimit`` headers. Without them, a refused submission has reached the latter,
+    unless the response is not the service's own. A refused status check has reached neither.
     """
     limit, remaining, reset = (
         read_integer(response.headers.get(f"x-ratelimit-{part}")) for part in ("limit", "remaining", "reset")
@@ -534,7 +532,7 @@ def _detail(response: Response) -> str | None:
     if not isinstance(document, dict) or "detail" not in document:
         return None
     detail = document["detail"]
-    if isinstance(detail, list):  # of a framework's validation: where, and what
+    if isinstance(detail, list):  # a web framework's validation errors: the field, and what is wrong
         detail = "; ".join(_validation_text(item) for item in detail)
     return detail if isinstance(detail, str) else ""
 
@@ -602,19 +600,19 @@ def _read_announced(response: Response) -> tuple[str, SendFile]:
         or not all(isinstance(value, str) and _HEADER.fullmatch(f"{name}:{value}") for name, value in headers.items())
     ):
         # The response is not quoted: it may hold a signature.
-        raise LumaUnavailableError(None, "the service did not say, in a form that can be used, where to put the file")
+        raise LumaUnavailableError(None, "the service returned no usable address for the upload")
     return file_id, SendFile(url, {name: value for name, value in headers.items() if name.lower() not in _OWN_HEADERS})
 
 
 def _check_stored(response: Response) -> None:
-    """Raise unless the object storage has taken the file. Its errors repeat signatures, so only their code is shown."""
+    """Raise unless the storage has accepted the file. Its errors repeat signatures, so only their code is shown."""
     if 200 <= response.http_status < 300:
         return
     code = re.search(rb"<Code>([A-Za-z]{1,60})</Code>", response.body)
     said = f" ({code[1].decode()})" if code else ""
     redirects = ", a redirect, which is not followed" if 300 <= response.http_status < 400 else ""
     raise LumaUnavailableError(
-        None, f"the service's storage did not take the file: HTTP {response.http_status}{said}{redirects}"
+        None, f"the service's storage did not accept the file: HTTP {response.http_status}{said}{redirects}"
     )
 
 
@@ -625,7 +623,7 @@ def _read_completed(response: Response) -> None:
 
 def _wait_until_ready(file_id: str) -> Generator[UploadStep, Response, Mapping[str, Any]]:
     """
-    Wait until the service has checked a file; failed checks of its state are repeated.
+    Wait until the service has checked a file. Requests for its state that fail are repeated.
 
     :raises LumaValidationError: the service refuses the file
     :raises LumaError: it is still pending after :data:`CHECK_TIMEOUT` seconds of waiting
@@ -658,13 +656,13 @@ def _read_file(response: Response, file_id: str) -> Mapping[str, Any]:
     """
     Return a file from the response to a check of its state.
 
-    :raises LumaRateLimitError, LumaUnavailableError: the response says nothing about the file
+    :raises LumaRateLimitError, LumaUnavailableError: the response does not show the file's state
     """
     file = _document(response)
     if 200 <= response.http_status < 300:
         if file.get("id") == file_id and isinstance(file.get("state"), str):
             return file
-        raise LumaUnavailableError(None, f"the response says nothing about the file: {excerpt(response)}")
+        raise LumaUnavailableError(None, f"the response does not show the file's state: {excerpt(response)}")
     refusal = _refusal(response)
     if isinstance(refusal, LumaNotFoundError):  # it may not be visible everywhere yet
         raise LumaUnavailableError(refusal.code, refusal.msg, retry_after=refusal.retry_after)

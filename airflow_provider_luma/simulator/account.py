@@ -31,8 +31,11 @@ class Submission:
     """
     A valid submission.
 
-    ``service`` is the name of the service, ``request`` the body as it was received, ``input_digest`` the SHA-256 hex
-    digest of the input video, and ``time_limit`` the seconds after which the service gives up a running job.
+    :param service: the name of the service
+    :param request: the body as it was received
+    :param input_digest: SHA-256 hex digest of the input video
+    :param is_silent: whether the result has no sound
+    :param time_limit: seconds after which the service gives up a running job
     """
 
     service: str
@@ -50,10 +53,21 @@ class Job:
     """
     An accepted submission and its progress.
 
-    ``service`` is the service that accepted it, ``kie`` or ``luma``. ``create_time`` and ``complete_time`` are
-    milliseconds of the Unix epoch, ``seconds`` is the processing time, ``flag`` is kie.ai's successFlag (used for all
-    services), and ``outcome`` and ``cost`` are the settings when the job was accepted. ``error_code`` is kie.ai's,
-    ``failure_code`` is Luma's own.
+    :param request: the body of the submission
+    :param create_time: when it was accepted, in milliseconds since the Unix epoch
+    :param outcome: the ``outcome`` setting when it was accepted
+    :param seconds: the processing time
+    :param input_digest: SHA-256 hex digest of the input video
+    :param service: the service that accepted it, ``kie`` or ``luma``
+    :param cost: the credits that it costs
+    :param is_silent: whether the result has no sound
+    :param time_limit: seconds after which the service gives it up
+    :param flag: kie.ai's successFlag, used for all services
+    :param complete_time: when it ended, in milliseconds since the Unix epoch; None while it runs
+    :param error_code: kie.ai's code for a failed job
+    :param failure_code: the code of Luma's own API for a failed job
+    :param callback_tries: attempts to deliver its callback
+    :param is_ended_early: whether it ends as soon as its result is rendered
     """
 
     task_id: str
@@ -97,7 +111,7 @@ class Job:
 
     @property
     def exceeds_time_limit(self) -> bool:
-        """Whether the service gives up the job before its processing time is over."""
+        """Whether the service gives the job up before its processing time is over."""
         return self.seconds > self.time_limit
 
     def as_dict(self) -> dict[str, Any]:
@@ -330,7 +344,7 @@ class Account:
 
     @property
     def uploads(self) -> list[Upload]:
-        """The stored files, also those that were replaced since, oldest first."""
+        """The stored files, including those replaced since, oldest first."""
         with self.lock:
             return list(self._uploads)
 

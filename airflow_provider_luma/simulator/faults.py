@@ -50,7 +50,7 @@ Style = Literal["status", "body"]
 REPLACING = ("refuse", "html", "edge_block", "empty", "redirect", "cut")
 
 _JSON_OPERATIONS = {*get_args(On)} - {"file", "file_delete"}
-#: Operations with an effect, which after_accept lets happen before the fault.
+#: Operations with an effect: with after_accept, it takes place before the fault.
 _CHANGING = ("submit", "upload", "file_create", "file_complete", "file_delete")
 
 #: Kinds that are valid for some operations only; all others are valid for every operation.
@@ -94,7 +94,7 @@ class Fault(BaseModel):
     flag: int = Field(default=9, description="unknown_flag: the successFlag to send; state_N on Luma's API.")
     every: int = Field(default=1, ge=1, description="Hit each n-th matching call.")
     skip: int = Field(default=0, ge=0, description="Do not hit the first k matching calls.")
-    times: int | None = Field(default=None, ge=0, description="Hit that many calls at most.")
+    times: int | None = Field(default=None, ge=0, description="Hit at most this many calls.")
     after_accept: bool = Field(
         default=False,
         description="submit: the job is accepted and billed first, then the fault hits the response; "

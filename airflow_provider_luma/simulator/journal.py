@@ -18,10 +18,16 @@ class Call:
     """
     One request and its response.
 
-    ``order`` counts from 1, ``at`` is the time of arrival in seconds of the Unix epoch, ``service`` is ``kie`` or
-    ``luma`` (None for a sample clip), and ``on`` is the operation as named in faults. ``http_status`` stays None until
-    the response's headers are sent. ``code`` is kie.ai's code in the envelope; for Luma's own API it equals the HTTP
-    status.
+    :param order: its number, counted from 1
+    :param at: when it arrived, in seconds since the Unix epoch
+    :param on: the operation, as named in faults
+    :param headers: the request's headers, without the API key
+    :param carried_authorization: whether it had an Authorization header
+    :param service: ``kie`` or ``luma``; None for a sample clip
+    :param task_id: the id of the job that it is about, or has created
+    :param fault: the kind of fault that hit it
+    :param http_status: None until the response's headers are sent
+    :param code: the code in kie.ai's envelope; for Luma's own API, the HTTP status
     """
 
     order: int

@@ -27,7 +27,7 @@ SAMPLE_SECONDS = 3
 TONE_RATE = 48000
 #: Only the demuxers for MP4, MOV and AVI, because ffmpeg would open every file or URL that a playlist names.
 _INPUT_OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi", "protocol_whitelist": "file"}
-#: Seconds. A ten-second clip is often a frame or an audio packet longer than ten seconds.
+#: Seconds. A clip cut to the limit is often a frame or an audio packet longer.
 DURATION_TOLERANCE = 0.5
 
 _OUTPUT_OPTIONS = {"movflags": "+faststart"}

@@ -57,6 +57,8 @@ class Simulator:
     """
     The simulated services on this machine. Use it as a context manager, or with start() and stop().
 
+    :param settings: how the services behave; the defaults if None
+    :param host: the address to listen on
     :param port: TCP port, 0 for any free one
     """
 
@@ -83,10 +85,10 @@ class Simulator:
         Start the server and return when it listens.
 
         :raises OSError: if the address cannot be bound
-        :raises RuntimeError: if the simulator is running already, or could not start
+        :raises RuntimeError: if the simulator is already running, or could not start
         """
         if self._thread is not None:
-            raise RuntimeError("the simulator runs already")
+            raise RuntimeError("the simulator is already running")
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._socket = socket.create_server((self._host, self._port), family=family, backlog=2048)
         self._account.base_url = _base_url(self._host, self._socket.getsockname()[1])
@@ -137,7 +139,13 @@ class Simulator:
         self._account.reset()
 
     def configure(self, **changes: Any) -> Settings:
-        """Change settings while the server runs; pydantic's ValidationError if one is invalid."""
+        """
+        Change settings while the server runs.
+
+        :param changes: settings by name
+        :returns: all settings
+        :raises pydantic.ValidationError: if a change is invalid; nothing is changed then
+        """
         return self._account.configure(changes)
 
     def end_jobs(self) -> None:
@@ -185,12 +193,12 @@ class Simulator:
 
     @property
     def uploads(self) -> list[Upload]:
-        """The stored files, also those that were replaced since, oldest first."""
+        """The stored files, including those replaced since, oldest first."""
         return self._account.uploads
 
     @property
     def calls(self) -> list[Call]:
-        """Every request to the API and its files, oldest first; the simulator's own requests are not among them."""
+        """Every request to the API and its files, oldest first, without the simulator's own requests."""
         return self._account.journal.calls
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of the simulated services: what the application, the fault middleware and the account ask of each."""
+"""Base class of the simulated services: what the application, the fault middleware and the account use of each."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Service:
         raise NotImplementedError
 
     def task_id_of(self, path: str, query: Mapping[str, str]) -> str | None:
-        """Return the id of the job that a call asks for."""
+        """Return the id of the job that a call is about; None if it names none."""
         raise NotImplementedError
 
     def refusal_response(self, request: Request, refusal: Refusal) -> Response:
@@ -87,12 +87,12 @@ class Service:
         raise NotImplementedError
 
     def refusal_of_fault(self, fault: Fault) -> Refusal:
-        """Return the refusal that a fault of the kind ``refuse`` asks for."""
-        msg = "The simulator was told to refuse this call." if fault.message is None else fault.message
+        """Return the refusal for a fault of the kind ``refuse``."""
+        msg = "This refusal is simulated." if fault.message is None else fault.message
         return Refusal(fault.code or 500, msg, style=fault.style, retry_after=fault.retry_after)
 
     def corrupt(self, fault: Fault, content: Any) -> Any:
-        """Return the decoded body of a response, changed as a fault asks for."""
+        """Return the decoded body of a response, corrupted as the fault specifies."""
         raise NotImplementedError
 
     def result_url(self, job: Job) -> str:
@@ -147,7 +147,7 @@ def is_dry_run(request: Request) -> bool:
 
 
 def record_in_journal(request: Request, **values: Any) -> None:
-    """Write fields of the journal's entry for a request; internal requests have none."""
+    """Write fields of the journal's entry for a request; internal requests have no entry."""
     call = getattr(request.state, "call", None)
     for name, value in values.items():
         if call is not None:

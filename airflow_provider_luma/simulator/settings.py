@@ -31,7 +31,7 @@ class Settings(BaseModel):
     )
     processing_seconds: float = Field(default=5.0, ge=0, description="Seconds a job takes.")
     processing_jitter: float = Field(
-        default=0.0, ge=0, description="Up to that many seconds more, drawn at random for each job."
+        default=0.0, ge=0, description="Up to this many seconds more, drawn at random for each job."
     )
     credits: float = Field(
         default=1000.0,
@@ -73,7 +73,7 @@ class Settings(BaseModel):
     job_time_limit: float = Field(
         default=3600.0,
         ge=0,
-        description="Luma's own API: a job that still runs after that many seconds fails with generation_failed.",
+        description="Luma's own API: a job that still runs after this many seconds fails with generation_failed.",
     )
     upload_url_ttl: float = Field(
         default=3600.0, ge=0, description="Luma's own API: seconds the presigned URL of an upload works."
@@ -113,7 +113,7 @@ class Settings(BaseModel):
         "invalid_request",
     ] = Field(default="generation_failed", description="Luma's own API: failure_code of failed jobs.")
     error_message: str = Field(
-        default="The simulator was told to fail.", description="errorMessage or failure_reason of failed jobs."
+        default="This failure is simulated.", description="errorMessage or failure_reason of failed jobs."
     )
     webhook_secret: str | None = Field(
         default=None, min_length=1, repr=False, description="kie.ai: sign callbacks with this key; unsigned if unset."
@@ -144,7 +144,11 @@ class Settings(BaseModel):
     faults: list[Fault] = Field(default_factory=list, description="Faults to inject.")
 
     def changed(self, changes: dict[str, Any]) -> Settings:
-        """Return a validated copy with these changes; pydantic's ValidationError if one is invalid."""
+        """
+        Return a validated copy with these changes.
+
+        :raises pydantic.ValidationError: if a change is invalid
+        """
         return Settings.model_validate({**dict(self), **changes})
 
     def public(self) -> dict[str, Any]:

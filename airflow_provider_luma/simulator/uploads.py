@@ -21,8 +21,12 @@ class Upload:
     """
     A stored file.
 
-    ``key`` is its folder and name, or the id of the file with Luma's own API. ``path`` is where it lies on this machine
-    until another upload replaces it. ``size`` is in bytes, ``stored_at`` in seconds of the Unix epoch.
+    :param key: its folder and name; with Luma's own API, the id of the file
+    :param path: where it is on this machine, until another upload replaces it
+    :param size: bytes
+    :param sha256: hex digest of its content
+    :param stored_at: when it was stored, in seconds since the Unix epoch
+    :param service: the service that it was uploaded to, ``kie`` or ``luma``
     """
 
     key: str
@@ -40,7 +44,7 @@ class Upload:
 
 
 class UploadStore:
-    """Files uploaded to one service, by key; an upload with the same key replaces the previous one."""
+    """Files uploaded to one service, by key. An upload with the same key replaces the previous one."""
 
     def __init__(self, account: Account, service: str, folder: Path) -> None:
         self._account = account

@@ -57,7 +57,7 @@ class JsonFolder:
         self._root = storage_path(address, f"submission_store of the connection: {folder}")
         self._is_local = isinstance(self._root.fs, LocalFileSystem)
         if self._is_local and not Path(self._root.path).parent.is_dir():
-            raise self._unusable("find", FileNotFoundError("is its disk mounted on this machine?"))
+            raise self._unusable("find", FileNotFoundError("its disk may not be mounted on this machine"))
 
     def creates_atomically(self) -> bool:
         """
@@ -151,7 +151,7 @@ class JsonFolder:
 
     def remove_expired(self, folders: Collection[str], own_file: re.Pattern[str]) -> None:
         """
-        Remove all files that are older than Luma's own records; search for them once a day.
+        Remove all files older than :data:`RECORDS_KEPT`; search for them once a day.
 
         :param folders: where to search
         :param own_file: matches the paths of our files, including those of processes killed while writing
@@ -161,7 +161,7 @@ class JsonFolder:
         if fs.exists(mark) and now - _modified(fs.info(mark)) < CLEANUP_INTERVAL:
             return
         self.replace("last-cleanup.json", {"at": now})
-        now = min(now, _modified(fs.info(mark)))  # a worker whose clock is ahead must not take records for expired
+        now = min(now, _modified(fs.info(mark)))  # a worker whose clock is fast must not remove current records
         found = [fs.find(self._full(folder), detail=True) for folder in folders]
         for path, info in (file for files in found for file in files.items()):
             if own_file.search(path) and now - _modified(info) > RECORDS_KEPT:

@@ -4,7 +4,7 @@ Submission stores: they keep the record of a submission, so that it survives ret
 
 If the connection's extra has a ``submission_store``, records live in that folder on any storage (:mod:`.store_folder`).
 Otherwise they live in Airflow's task state store (Airflow 3.3 and newer), one for each task instance; from Airflow 3.4
-a Clear discards the record by default. Below 3.3 there is no such store, and no try finds a record.
+a Clear discards the record by default. Below 3.3 there is no such store, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class TaskStateSubmissionStore(SubmissionStore):
     """
     Keeps the record in Airflow's task state store.
 
-    :param state: the task instance's part of it; None if Airflow has none: then nothing is kept
+    :param state: the task instance's part of that store; None if Airflow has no such store, so that nothing is kept
     """
 
     if CLEAR_DISCARDS_TASK_STATE:
@@ -174,7 +174,7 @@ class TaskStateSubmissionStore(SubmissionStore):
 
     def _set(self, key: str, value: dict[str, Any]) -> None:
         if self._state is not None:
-            # Keep it as long as Luma keeps its records; Airflow's default is a month.
+            # Keep it as long as kie.ai keeps its records; Airflow's default is a month.
             self._state.set(key, value, retention=timedelta(seconds=RECORDS_KEPT))
 
 

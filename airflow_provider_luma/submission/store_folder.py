@@ -54,7 +54,7 @@ class ObjectSubmissionStore(SubmissionStore):
     ) -> None:
         self._root = JsonFolder(folder)
         self._earlier = earlier or TaskStateSubmissionStore(None)
-        #: The number of the submission that this process decides by: any later one is from another try.
+        #: The latest submission that this process has seen: any later one is from another try.
         self._number = 0
         *names, map_index = task_instance
         identity = task_instance if iteration is None else (*task_instance, iteration)
@@ -87,7 +87,7 @@ class ObjectSubmissionStore(SubmissionStore):
         self._number += 1
 
     def save(self, record: SubmissionRecord) -> None:
-        """Replace the file of a submission, and remove files that are older than Luma's records."""
+        """Replace the file of a submission, and remove expired files."""
         numbers = self._numbers_of(record)
         if not numbers:
             self._create(record)

@@ -104,7 +104,7 @@ class Enqueue(NamedTuple):
 
     :param state: the state of the deferral, with the time of the first attempt and the start of any outage
     :param until: when to try for the last time
-    :param not_before: the earliest time at which the service wants another submission
+    :param not_before: the earliest time at which the service accepts another submission
     :param has_too_many_jobs: whether it refused because too many jobs are running
     :param requests_per_minute: how many requests a minute it allows, if it said so
     """
@@ -162,7 +162,7 @@ class Submitter:
     :param new_client: reads the connection again after a refused attempt, and returns a new client
     :param store: the store with the record of the task's submission
     :param try_number: the number of this try
-    :param max_tries: the task's ``max_tries``, which tells a Clear from a retry
+    :param max_tries: the task's ``max_tries``, which distinguishes a Clear from a retry
     :param clear_number: how often the DAG run was cleared, for the same purpose
     :param can_defer: whether the task may wait in the triggerer
     :param needs_result: whether the task waits for the video at all
@@ -218,7 +218,7 @@ class Submitter:
                 deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
             return self._submit(replace(submission, deferral=deferral), self._intent(submission, record))
         assert record is not None, "only a recorded submission can be continued"
-        if not submission.video.is_public:  # Airflow has discarded what the earlier try showed
+        if not submission.video.is_public:  # Airflow has discarded the XComs of the earlier try
             submission.video.show_upload(try_store(self.log, self.store.load_upload))
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)
@@ -281,12 +281,12 @@ class Submitter:
         named = luma_task_id or self.store.callback_task_id(reference) or deferral.callback_task_id
         try:
             if problem := self._service_problem(deferral):
-                raise LumaUnavailableError(None, f"{problem}. Nothing was asked")
+                raise LumaUnavailableError(None, f"{problem}. No request was sent")
             is_ours = self._is_our_job(named, reference) if named is not None else False
         except (*TRANSIENT, LumaAuthError) as error:
             self.log.warning("Could not check which job the lost submission created: %s. Still waiting", error)
             if _is_over(deferral):
-                raise  # the next try finds the id beside the intent, and asks again
+                raise  # the next try finds the id beside the intent, and checks again
             return self._await_callback(reference, deferral, named)
         if named is None or not is_ours:
             if _is_over(deferral):
@@ -318,13 +318,13 @@ class Submitter:
         return self.client.connection.service_problem(deferral.service or DEFAULT_SERVICE)
 
     def _refuse_another_service(self, record: SubmissionRecord | None) -> None:
-        """Fail if the record names another service than the connection's: neither knows the other's jobs."""
+        """Fail if the record names a different service from the connection's: neither knows the other's jobs."""
         if refusal := refusal_of_service(record, self._service.name):
             _fail(LumaValidationError(None, refusal))
 
     @property
     def _this_run(self) -> dict[str, Any]:
-        """The counters by which a later try tells a retry from a Clear."""
+        """The counters by which a later try distinguishes a retry from a Clear."""
         return {"max_tries": self.max_tries, "clear_number": self.clear_number}
 
     def _put_back(self, record: SubmissionRecord | None, fingerprint: str) -> SubmissionRecord | None:
@@ -449,7 +449,7 @@ class Submitter:
             may_renew = may_renew and isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
             if may_renew and self._finds_another_connection(submission.request):
                 again = replace(submission, deferral=attempt.submission.deferral)
-                return self._submit(again, intent, may_renew=False)  # a key that is new at each reading is refused, too
+                return self._submit(again, intent, may_renew=False)  # only once: the key may change at every reading
             if attempt.submission.deferral.upload is not None:
                 try_store(self.log, self.store.save_upload, {})  # a Clear of this task needs a new upload
             _fail(error)
@@ -503,7 +503,7 @@ class Submitter:
         Read the connection again, and check the request against it.
 
         :raises LumaError: the request no longer passes
-        :raises AirflowException: the records are elsewhere now, and the next try must decide by those
+        :raises AirflowException: ``submission_store`` has changed; the next try must use the records in the new one
         """
         client = self.new_client()
         client.check_request(request, expects_callback=not request.callback_url)
@@ -537,9 +537,9 @@ class Submitter:
 
     def check_reserve(self) -> None:
         """
-        Submit nothing from the credits that the connection reserves.
+        Check that the account has at least the connection's ``min_credits``.
 
-        :raises LumaInsufficientCreditsError: it would be
+        :raises LumaInsufficientCreditsError: it has fewer
         """
         reserve = self.client.connection.min_credits
         if reserve is None:
@@ -676,8 +676,8 @@ class SubmissionAttempt:
 
         :returns: the job's id at Luma
         :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
-        :raises AirflowException: the storage could not sign, the intent could not be recorded, another try has taken
-            over, or the task was killed; nothing was sent
+        :raises AirflowException: signing the input or recording the intent failed, another try has taken over, or
+            the task was killed; nothing was sent
         :raises LumaError: certainly nothing was accepted
         :raises LumaJobLimitError: the DAG run may submit no more; nothing was sent
         """

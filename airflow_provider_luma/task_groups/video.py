@@ -18,7 +18,7 @@ from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import FILM_KEY, PLAN_KEY, VideoJoinOperator, VideoSplitOperator
 
-#: Each task of the group needs all before it, whatever default_args says: the clips are removed once the film exists.
+#: Each task needs all tasks before it, whatever default_args says: the clips are removed once the film exists.
 _RULE = "all_success"
 
 
@@ -51,9 +51,10 @@ def modify_long_video(
     Each clip is a separate task and job. ``modify_long_video(...).output`` is the film's address. Parameters that are
     not given come from ``default_args``, of the group or around it, and otherwise from the operators.
 
-    :param source: the film, a file in any storage that Airflow knows (templated)
-    :param prompt: how to change the film, in English, or the name of a ``.txt`` or ``.md`` file with the prompt
-        (templated); or one prompt per clip, as a list or a task's output
+    :param group_id: the id of the task group
+    :param source: the film, a file in any storage that Airflow supports (templated)
+    :param prompt: how to change the film (kie.ai accepts English only), or the name of a ``.txt`` or ``.md`` file with
+        the prompt (templated); or one prompt per clip, as a list or a task's output
     :param destination: the ``.mp4`` or ``.m4v`` file to write, checked before anything is paid for (templated)
     :param work_dir: a folder for the clips that all workers share, such as ``s3://my_aws@bucket/tmp``. A run removes
         its files there when it ends, but keeps them if it fails (templated)
@@ -62,7 +63,8 @@ def modify_long_video(
     :param detect_scenes: move the cuts to scene changes where that makes no clip too long
     :param max_clips: fail before anything is paid for if the film makes more clips
     :param operator_kwargs: parameters of the operators; the documentation of long videos lists which tasks get them
-    :raises LumaValidationError: a parameter cannot work
+    :raises LumaValidationError: a parameter is invalid
+    :raises TypeError: there is no such parameter
     """
     _check_addresses(destination, work_dir)
     group = LongVideoGroup(group_id=group_id, tooltip="Split, modify, download, join")
@@ -200,7 +202,8 @@ def _with_first_video(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "result_urls": result["result_urls"][:1]}
 
 
-#: Parameters of every Airflow operator that ``modify`` does not get, by the tasks that do: see docs/long-videos.md.
+#: Parameters of every Airflow operator that ``modify`` does not get, by the tasks that get them: see
+#: docs/long-videos.md.
 GOES_TO: Mapping[str, frozenset[str]] = {
     "all": frozenset(
         "depends_on_past email email_on_failure email_on_retry end_date executor executor_config "

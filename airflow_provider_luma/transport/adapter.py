@@ -3,8 +3,8 @@
 Watches the connections of a session: which address they reach, when they send, how fast they receive.
 
 A name can resolve to any address, so the address is checked once the connection has reached it, before the first byte
-is sent. A server that drips keeps each read within the socket's timeout, and can do so with headers, chunk sizes and
-trailers, so the time is measured against what arrives on the wire.
+is sent. A server that sends a few bytes at a time never exceeds the socket's timeout, whether in headers, chunk sizes
+or trailers, so what arrives on the wire is compared with the time it took.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def watch(
     Watch all connections of a session.
 
     :param throughput: creates the limit for each response, which applies from its first byte on
-    :param on_connected: called with the IP address that a connection has reached, before anything is sent, even for
-        TLS; if it raises, the connection is closed. With a proxy it is not called: only the proxy sees the address
+    :param on_connected: called with the IP address that a connection has reached, before anything is sent,
+        even for TLS; if it raises, the connection is closed. Not called with a proxy: only the proxy sees the address
     :param before_send: called on the open connection, just before a request is sent; if it raises, the call ends
     """
     for scheme in ("https://", "http://"):

@@ -43,7 +43,7 @@ UPLOAD_ANSWER_TIMEOUT = 120.0
 #: Sent with every request: the edge in front of the service refuses unusual user agents.
 USER_AGENT = f"airflow-provider-luma/{version('airflow-provider-luma')}"
 
-#: What the HTTP library puts before a reason: the repr of an object, as in its older and newer versions.
+#: What older and newer versions of the HTTP library put before a reason: the repr of an object.
 _HTTP_OBJECT = re.compile(r"(<[^<>]* object at 0x[0-9a-f]+>|\w*Connection(Pool)?\(host=[^()]*\))(: )?")
 
 #: Errors that quote the malformed response, which may echo our request headers and so the API key.
@@ -164,7 +164,7 @@ def send(
 
 def within(seconds: float, call: Callable[[], T]) -> T:
     """
-    Return what a call returns, within a time limit. If a server drips bytes, read timeouts alone cannot end the call.
+    Return what a call returns, within a time limit. Read timeouts never end a call if bytes keep trickling in.
 
     :raises TimeoutError: the call took too long; it is left running in its thread
     """

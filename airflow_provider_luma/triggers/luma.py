@@ -2,8 +2,8 @@
 """
 Triggers that wait in the triggerer for a job, for permission to submit, or for a callback.
 
-The triggerer imports this module in its event loop. So the first trigger to run imports the HTTP libraries, which take
-long to import, in a thread.
+The triggerer imports this module in its event loop. The HTTP libraries are slow to import, so the first trigger that
+runs imports them in a thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _JobEvent(TriggerEvent):
-    """An event with addresses of results. The triggerer logs events, and what their queries hold may grant access."""
+    """An event with result addresses. Their queries may grant access, so they are left out when the event is logged."""
 
     def __repr__(self) -> str:
         return without_queries(super().__repr__())
@@ -83,7 +83,11 @@ class LumaTaskTrigger(_LumaTrigger):
         self.service = service
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and arguments that recreate this trigger; earlier versions do not know the last two."""
+        """
+        Return the class path and arguments that recreate this trigger.
+
+        The last two are left out if unset: earlier versions do not accept them.
+        """
         path, arguments = super().serialize()
         newer = {"created_at": self.created_at, "service": self.service}
         return path, {**arguments, **{name: value for name, value in newer.items() if value is not None}}
@@ -123,7 +127,7 @@ class LumaTaskTrigger(_LumaTrigger):
         """
         Log that the job continues.
 
-        Airflow calls this whenever something else resumes or ends the task, be it a callback or a person.
+        Airflow calls this whenever something else, such as a callback or a person, resumes or ends the task.
         """
         self.log.info(
             "Trigger ended (callback received, or task cleared). Luma task %s is unaffected", self.luma_task_id
@@ -139,9 +143,9 @@ class LumaSubmissionTrigger(_LumaTrigger):
     :param luma_conn_id: the connection that holds the API key
     :param state: the deferral's :class:`~airflow_provider_luma.core.deferral.DeferralState`, with ``first_attempt_at``
     :param until: when to fire regardless, in seconds since the epoch
-    :param permitted_at: when an earlier trigger permitted the submission that was refused, in seconds since the epoch;
-        None if none did
-    :param not_before: the earliest time at which Luma wants another submission, in seconds since the epoch
+    :param permitted_at: when an earlier trigger permitted the refused submission, in seconds since the epoch; None if
+        the submission did not wait in a trigger
+    :param not_before: the earliest time at which Luma accepts another submission, in seconds since the epoch
     :param has_too_many_jobs: whether Luma refused because too many jobs are running
     :param requests_per_minute: how many requests a minute the account is allowed, if Luma said so
     """
@@ -168,7 +172,11 @@ class LumaSubmissionTrigger(_LumaTrigger):
         self.requests_per_minute = requests_per_minute
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and arguments that recreate this trigger; earlier versions do not know the last two."""
+        """
+        Return the class path and arguments that recreate this trigger.
+
+        The last two are left out if unset: earlier versions do not accept them.
+        """
         path, arguments = super().serialize()
         newer = {"has_too_many_jobs": self.has_too_many_jobs, "requests_per_minute": self.requests_per_minute}
         return path, {**arguments, **{name: value for name, value in newer.items() if value}}

@@ -32,7 +32,7 @@ WAITING_GAUGE = "luma.waiting"
 #: Seconds after a job's deadline for which the rate limiter may hold back its last status check.
 LAST_CHECK_TIMEOUT = 30.0
 
-#: Minimum seconds between two status checks of a job, if the next one comes sooner because the job has likely ended.
+#: Minimum seconds between two status checks of a job, even if it has likely ended.
 SHORTEST_INTERVAL = 5.0
 
 #: Seconds by which a status check can be put off in favour of others if the job's last one got no response.
@@ -127,9 +127,9 @@ class Poller:
 
     def _earliest(self, state: PollState, due: float, last: PollAgain | None) -> float:
         """
-        Return when to check a job if no other check is due: when it has likely ended.
+        Return the earliest time for the next status check of a job: when it has likely ended.
 
-        A service with callbacks is not asked sooner than the poll interval.
+        If the service has callbacks, that is never before the poll interval has passed.
 
         :param last: the outcome of the last status check; None before the first
         """
@@ -159,13 +159,13 @@ class Poller:
         if task.created_at is not None and task.completed_at is not None:
             seconds = (task.completed_at - task.created_at).total_seconds()
             if running_at is not None and _is_only_polled(state):
-                # The service does not say when it ended: take the middle of the time in which it did.
+                # The service does not report the end: assume the middle between the last two status checks.
                 seconds -= (task.completed_at.timestamp() - running_at) / 2
             self._durations.add(seconds)
         return True
 
 
 def _is_only_polled(state: PollState) -> bool:
-    """Return whether the job is of a service that calls nobody when a job has ended, and does not say when that was."""
+    """Return whether the job's service has no callbacks. Such a service does not report when a job ended, either."""
     service = SERVICES.get(state.service or "")
     return service is not None and not service.has_callbacks

@@ -47,7 +47,7 @@ class TestPrompt:
     def test_blank_prompt_or_none_is_refused(self, prompt):
         with pytest.raises(LumaValidationError, match="prompt") as caught:
             validation.check_prompt(prompt)
-        assert "English" in str(caught.value)
+        assert "describe how to change the video" in str(caught.value)
         assert caught.value.code is None
 
     @pytest.mark.parametrize(

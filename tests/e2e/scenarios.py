@@ -147,7 +147,7 @@ FAILURES = {
             retries=2,
             accepted=0,
             calls=0,
-            says=(f"{parameter} is set, and Luma's own API has nothing of the kind",),
+            says=(f"{parameter} is set, but Luma's own API does not support it",),
         )
         for parameter, value in {"watermark": "ours", "callback_url": "https://example.com/called"}.items()
     },

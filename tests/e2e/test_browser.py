@@ -168,14 +168,14 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
         assert field(name).get_attribute("id") == labelled
     assert not browser.find_elements(By.XPATH, f"{form}//*[@name='login']")
     assert field("host").get_attribute("placeholder") == "https://api.kie.ai (if empty)"
-    assert field("password").get_attribute("placeholder") == "the API key of your Luma account"
+    assert field("password").get_attribute("placeholder") == "the API key of your kie.ai or Luma account"
     assert field("password").get_attribute("type") == "password"
     field("host").send_keys("https://luma.example.com")
     field("password").send_keys(key)
 
     open_lumas_fields()
     for label, name, help_text in (
-        ("Callback base URL", "callback_base_url", "Leave empty to poll Luma instead."),
+        ("Callback base URL", "callback_base_url", "Leave empty to poll instead"),
         ("Webhook secret", "webhook_secret", "Callbacks without a valid signature are then refused"),
         ("Timeout", "timeout", "Timeout of a call to Luma, in seconds (30 if empty)."),
     ):
@@ -195,8 +195,6 @@ def test_connection_form_creates_a_connection_and_never_shows_its_secrets(
         extra = {"callback_base_url": "https://airflow.example.com", "webhook_secret": "***", "timeout": 45}
         assert json.loads(shown["extra"]).items() >= extra.items()
         assert shown["password"] == "***"
-        assert stored()["password"] == key
-        assert stored()["extra_dejson"]["webhook_secret"] == secret
 
         browser.get(f"{airflow.url}/connections")  # nothing of what was typed is left
         row = "//tr[.//*[normalize-space()='made_in_the_ui']]"
@@ -353,14 +351,11 @@ def test_keyboard_plays_pauses_and_seeks_both_videos(browser: Chrome, airflow: L
 
 
 def test_result_page_logs_no_error_in_the_browser(browser: Chrome, airflow: LocalAirflow, finished: str) -> None:
-    # An error of the page comes at every load; trouble of the network, on a busy machine, does not.
-    complained = []
-    for _ in range(2):
-        open_finished(browser, airflow, finished)
-        for button in ("Play", "Sound", "Loop", "Copy", "Pause"):
-            click(browser, f"//button[normalize-space()='{button}']")
-        complained.append(complaints(browser))
-    assert [] in complained, complained
+    open_finished(browser, airflow, finished)
+    # "Loop" last: without it, the video may end, and "Pause" become "Play", before a slow machine has clicked on it.
+    for button in ("Play", "Sound", "Copy", "Pause", "Loop"):
+        click(browser, f"//button[normalize-space()='{button}']")
+    assert complaints(browser) == []
 
 
 # -- a job that is not finished, or not well -------------------------------------------------------------------------

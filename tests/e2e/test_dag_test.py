@@ -130,6 +130,7 @@ def test_film_is_modified_under_dag_test(unstarted: LocalAirflow, luma: Simulato
     assert len(list((unstarted.home / "videos" / "luma_long_video").rglob("film.mp4"))) == 1
 
 
+@pytest.mark.long
 def test_restyled_clip_has_its_own_sound_under_dag_test(unstarted: LocalAirflow, luma: Simulator) -> None:
     luma.reset()
     source, server = film(frames=60, sound="aac"), FileServer()

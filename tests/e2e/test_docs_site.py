@@ -144,8 +144,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (1280, "light"),
+        (390, "dark"),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in ((1280, "dark"), (390, "light"))),
+    ],
+)
 def test_every_page_fits_the_screen_in_both_themes(
     browser: Chrome, pages: dict[Path, Page], width: int, theme: str
 ) -> None:

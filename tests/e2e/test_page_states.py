@@ -151,7 +151,7 @@ def test_failure_without_anything_to_fetch_promises_nothing(stranger: Chrome, ap
 
     api.show("failed", luma_request=request(api), luma_task_id="job-1", luma_error=GAVE_UP)
     stranger.get(api.page())
-    wait_for_text(stranger, "problem-job", "Luma task job-1 failed; the log page of the Luma account shows whether")
+    wait_for_text(stranger, "problem-job", "Luma task job-1 failed; the Luma account shows whether")
     assert "nothing new is billed" not in text(stranger, "problem")
 
     api.show("upstream_failed")
@@ -176,8 +176,8 @@ def test_video_that_cannot_be_loaded_has_expired_only_after_its_time(stranger: C
 @pytest.mark.parametrize(
     ("age", "words"),
     [
-        (timedelta(minutes=1), "its address has expired, or cannot be reached from here. A download task gets another"),
-        (timedelta(minutes=61), "cannot play the video any more: Luma's address of it was valid for an hour"),
+        (timedelta(minutes=1), "its address has expired, or cannot be reached from here. A download task requests"),
+        (timedelta(minutes=61), "can no longer play the video: its address was valid for an hour"),
     ],
     ids=["just ended", "an hour ago"],
 )

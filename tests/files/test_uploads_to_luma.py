@@ -136,7 +136,7 @@ def test_check_that_fails_does_not_start_the_upload_anew(luma, hook, file, fault
 
 def test_error_that_stays_ends_the_upload_after_five_attempts(luma, hook, file, short_backoff):
     luma.configure(faults=["upload:refuse,code=403"])
-    with pytest.raises(LumaUnavailableError, match="did not take the file: HTTP 403"):
+    with pytest.raises(LumaUnavailableError, match="did not accept the file: HTTP 403"):
         hook.upload(str(file))
     assert made(luma).count("upload") == 5
 

@@ -87,7 +87,7 @@ def refusal(video: bytes | io.BytesIO) -> str:
     assert refused.value.code is None
     message = str(refused.value)
     assert message.startswith("source (file:///in/film.mp4) ")
-    assert "; Luma takes MP4, MOV and AVI videos of at most 10 s and 500 MB: " in message
+    assert "; the service takes MP4, MOV and AVI videos of at most 10 s and 500 MB: " in message
     return message
 
 
@@ -137,9 +137,9 @@ OTHER = Limits(seconds=3.5, bytes_by_url=2 << 20, bytes_as_file=3 << 20, contain
     [
         (
             {"seconds": 5},
-            "lasts 5.0 s; Luma takes MP4 videos of at most 3.5 s and 3 MB: cut it to at most 3.5 s",
+            "lasts 5.0 s; the service takes MP4 videos of at most 3.5 s and 3 MB: cut it to at most 3.5 s",
         ),
-        ({"kind": "avi", "codec": "mpeg4"}, "is an AVI file; Luma takes MP4 videos"),
+        ({"kind": "avi", "codec": "mpeg4"}, "is an AVI file; the service takes MP4 videos"),
         ({"kind": "ts"}, "is not an MP4 (unknown signature); "),
     ],
 )
@@ -156,9 +156,9 @@ def test_video_within_the_limits_of_another_service_passes():
 def test_size_limit_differs_between_an_address_and_a_file():
     options = {"content_type": None, "parameter": "video_url", "shown": "http://x/y"}
     check_video_head(b"", OTHER, size=2 << 20, **options)
-    with pytest.raises(LumaValidationError, match=r"has 2\.5 MB; Luma takes MP4 videos of at most 3\.5 s and 2 MB: "):
+    with pytest.raises(LumaValidationError, match=r"has 2\.5 MB; the service takes MP4 videos .* and 2 MB: "):
         check_video_head(b"", OTHER, size=5 << 19, **options)
-    with pytest.raises(LumaValidationError, match=r"has 3\.5 MB; Luma takes .* and 3 MB: "):
+    with pytest.raises(LumaValidationError, match=r"has 3\.5 MB; the service takes .* and 3 MB: "):
         check_video_file(io.BytesIO(), OTHER, parameter="source", shown="/f.mp4", size=7 << 19, log=LOG)
 
 

@@ -98,13 +98,13 @@ def test_track_of_unknown_codec_is_dropped_alone(unknown):
     content, info = rejoined(source)
     assert [codec for codec, _, _ in tracks_of(content)] == ["aac"]
     assert clicks(content) == pytest.approx(EVERY_CLICK, abs=0.005)
-    assert info.warnings == (f"audio track {1 + unknown} (fra) is not kept: FFmpeg knows no decoder for it",)
+    assert info.warnings == (f"audio track {1 + unknown} (fra) is not kept: FFmpeg has no decoder for it",)
 
 
 def test_film_whose_only_track_is_of_unknown_codec_is_silent_and_the_log_says_so():
     content, info = rejoined(with_sound(Track("ac3", SPAN)).replace(b"ac-3", b"zzzz"))
     assert (tracks_of(content), info.sound) == ([], "none")
-    assert info.warnings == ("audio track 1 (und) is not kept: FFmpeg knows no decoder for it",)
+    assert info.warnings == ("audio track 1 (und) is not kept: FFmpeg has no decoder for it",)
 
 
 @pytest.mark.parametrize(

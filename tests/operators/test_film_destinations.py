@@ -134,7 +134,7 @@ class TestStorage:
         _, pushed = split(film_destination="s3://secretive@films/film.mp4")
         assert pushed[FILM_KEY] == "s3://secretive@films/film.mp4"
         assert secretive_s3 == ["HEAD /films"]
-        assert len(messages(task_log, "film_destination", "not checked, since the storage did not answer")) == 1
+        assert len(messages(task_log, "film_destination", "could not be checked in advance")) == 1
 
     @pytest.mark.parametrize("refusal", [PermissionError("Forbidden"), FileNotFoundError("there is none")])
     def test_bucket_of_google_is_missing_only_if_no_answer_was_refused(self, split, monkeypatch, refusal):

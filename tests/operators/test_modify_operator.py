@@ -159,11 +159,11 @@ class TestExecuteComplete:
 
 
 class TestOnKill:
-    def test_kill_before_the_submission_refers_to_the_luma_account(self, modify, task_log):
+    def test_kill_before_the_submission_refers_to_the_account(self, modify, task_log):
         modify().on_kill()
         (entry,) = task_log
         assert entry["log_level"] == "warning"
-        assert "Luma account" in entry["event"]
+        assert "log page of the account" in entry["event"]
 
     def test_kill_while_a_job_runs_names_the_job_and_says_that_it_is_billed(self, luma, modify, context, task_log):
         operator = modify()

@@ -381,7 +381,7 @@ def test_failure_of_an_unknown_kind_may_be_tried_again(code):
 
 @pytest.mark.parametrize("changes", [{"id": None}, {"id": "another"}, {"state": None}, {"state": 4}])
 def test_response_that_does_not_name_the_job_ends_no_wait(changes):
-    with pytest.raises(LumaUnavailableError, match="says nothing about the job"):
+    with pytest.raises(LumaUnavailableError, match="does not show the job"):
         read(**changes)
 
 
@@ -444,7 +444,7 @@ def test_renewed_address_is_that_of_the_same_video_or_of_the_only_one(paths, ren
     answer = response(200, job(output=[{"type": "video", "url": url} for url in urls]))
     old = "https://s3.example.com/o.mp4?X-Amz-Signature=old"
     if renewed is None:
-        with pytest.raises(LumaNotFoundError, match="does not list this video"):
+        with pytest.raises(LumaNotFoundError, match="no longer lists this video"):
             luma.read_renewal(answer, old, JOB)
     else:
         assert luma.read_renewal(answer, old, JOB) == urls[renewed]
@@ -580,7 +580,7 @@ def test_headers_are_those_that_the_service_names_without_credentials_and_what_t
     ids=lambda changes: str(changes)[:60],
 )
 def test_answer_that_does_not_say_where_to_put_a_file_is_an_error_without_its_words(changes):
-    with pytest.raises(LumaUnavailableError, match="where to put the file") as caught:
+    with pytest.raises(LumaUnavailableError, match="no usable address") as caught:
         upload(announced(**changes), STORED)
     assert "example.com" not in str(caught.value)
 
@@ -691,5 +691,5 @@ def test_address_that_names_no_uploaded_file_is_refused(video_url):
 
 
 def test_uploaded_file_is_refused_by_another_service():
-    with pytest.raises(LumaValidationError, match="at Luma's own API, and the connection leads to another"):
+    with pytest.raises(LumaValidationError, match="at Luma's own API, but the connection leads to another"):
         kie.check(request(video_url=f"luma-file:{FILE}"), is_public=True)

@@ -27,7 +27,7 @@ def test_a_refuse_fault_sends_its_code_as_http_status_with_a_detail(make_luma, c
     client = make_luma(faults=[f"submit:refuse,code={code},times=1"])
     response = client.submit()
     assert response.status_code == code
-    assert response.json() == {"detail": "The simulator was told to refuse this call."}
+    assert response.json() == {"detail": "This refusal is simulated."}
     assert response.headers["X-API-Version"] == "2026-04-01"
     assert client.luma.accepted == 0
     assert (client.luma.calls[-1].fault, client.luma.calls[-1].code) == ("refuse", code)

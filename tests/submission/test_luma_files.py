@@ -159,7 +159,7 @@ class TestRefusals:
     @pytest.mark.parametrize("wait", [{"deferrable": True}, {"deferrable": False}])
     def test_uploaded_file_is_refused_by_kie_before_anything_is_sent(self, luma, run, lead_to, wait):
         lead_to("kie")
-        with pytest.raises(AirflowFailException, match="luma-file:.* a video at Luma's own API, and the connection"):
+        with pytest.raises(AirflowFailException, match="luma-file:.* a video at Luma's own API, but the connection"):
             run.run_try(video_url=FILE, **wait)
         assert luma.calls == []
 

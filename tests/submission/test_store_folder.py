@@ -196,7 +196,7 @@ class TestUnusableStorage:
 
     def test_nothing_is_submitted_if_the_share_is_not_mounted(self, luma, modify, set_connection, tmp_path):
         set_connection(luma.base_url, submission_store=str(tmp_path / "not-mounted" / "luma"))
-        with pytest.raises(AirflowException, match="is its disk mounted"):
+        with pytest.raises(AirflowException, match="its disk may not be mounted"):
             TaskRun(modify, None).run_try()
         assert luma.accepted == 0
 

@@ -2,7 +2,7 @@
 // Code that both pages share. They read Airflow's REST API with the session of the user who opens them, and show what
 // they read as text and http(s) addresses, never as markup.
 
-// How long the address of a result is valid, by service; of results that name none, the first.
+// How long the address of a result is valid, by service. Results that name no service are kie.ai's.
 const KEPT_MS = { kie: 14 * 86400000, luma: 3600000 };
 
 // After the sign-in, Airflow 3.1 redirects to the page's address, but cuts it off before the first "&".
@@ -101,14 +101,14 @@ export class Refused extends Error {
   }
 }
 
-/** Tell a user who is not signed in what to do. */
+/** The refusal for a user who is not signed in, with what to do. */
 const signIn = (words, address) =>
   new Refused("not signed in", { title: "You are not signed in", words, link: ["Sign in to Airflow", address] });
 
 export const refusals = {
   // A proxy that requires a sign-in redirects to its page, or returns it in place of Airflow's response.
   proxy: () =>
-    signIn("A web page, probably a sign-in page, came in place of Airflow's response.", location.href.replace(/#.*/, "")),
+    signIn("A web page, probably a sign-in page, replaced Airflow's response.", location.href.replace(/#.*/, "")),
   401: () =>
     signIn(
       "Airflow shows this task only to users who may see its DAG.",
@@ -247,7 +247,7 @@ const keptMs = ({ service }) => (Object.hasOwn(KEPT_MS, service) ? KEPT_MS[servi
 /** When the address of a result expires; NaN if the job has not ended. */
 export const expiry = ({ result }) => Date.parse(result.completed_at) + keptMs(result);
 
-/** Whether each status check gives another address of a result, which is valid for a short time only. */
+/** Whether each status check returns a new address of a result, which is valid for a short time only. */
 export const isRenewable = ({ result }) => result.service === "luma";
 
 /** Why a result cannot be played, and what to do. */
@@ -255,8 +255,8 @@ export function whyNotPlayed(job, url) {
   const isExpired = Date.now() > expiry(job);
   if (isRenewable(job))
     return isExpired
-      ? "This page cannot play the video any more: Luma's address of it was valid for an hour. A download task gets another by itself: clear it to run it again."
-      : whyUnplayable(url, "the video", "its address has expired, or cannot be reached from here. A download task gets another by itself");
+      ? "This page can no longer play the video: its address was valid for an hour. A download task requests a new one: clear the task to run it again."
+      : whyUnplayable(url, "the video", "its address has expired, or cannot be reached from here. A download task requests a new one");
   if (isExpired) return "This video has expired: Luma keeps results for 14 days. Clear the task to submit a new job.";
   return whyUnplayable(url, "the video", "its address cannot be reached from here, or Luma has deleted it");
 }

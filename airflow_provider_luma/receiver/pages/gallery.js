@@ -276,7 +276,7 @@ function showOverview(total) {
   byId("content").hidden = false;
   byId("bar").hidden = false;
   showProblem(null);
-  const none = entries.size && !counts[shownGroup] ? `None of these is ${GROUPS[shownGroup].toLowerCase()}.` : "";
+  const none = entries.size && !counts[shownGroup] ? `None ${GROUPS[shownGroup].toLowerCase()}.` : "";
   showEmpty(none);
   showCounts(counts, total);
 }

@@ -24,12 +24,12 @@ async function loadInstance() {
 
 const loadJob = () => readJob(task.mapIndex, ["luma_request", "luma_task_id", "return_value", "luma_error"]);
 
-/** Show what has been loaded; null stands for what has not. */
+/** Show what has been loaded; a part that is null has not been loaded yet. */
 function show({ instance, job, questions }, isFinal) {
   if (instance === null) return;
   const over = isOver(instance);
   // XComs that were read before the task ended lack its result.
-  const isLoading = job === null || (over && !isFinal && !isTold(job));
+  const isLoading = job === null || (over && !isFinal && !hasOutcome(job));
   byId("content").hidden = false;
   showState(instance, over, isLoading || Boolean(job.urls.length || job.film));
   const missing = isLoading ? "Loading …" : absence(instance, job);
@@ -44,7 +44,7 @@ function show({ instance, job, questions }, isFinal) {
 }
 
 /** Whether the task has pushed its result or error, not just its request. */
-const isTold = ({ result, film, error }) => Boolean(text(result.luma_task_id) || film || text(error.type));
+const hasOutcome = ({ result, film, error }) => Boolean(text(result.luma_task_id) || film || text(error.type));
 
 function showJob(job, over, loading) {
   setText(prompt, job.prompt || loading || (over ? "Not known" : "Not known yet"));
@@ -103,7 +103,7 @@ function showFailure(instance, job) {
 }
 
 const COSTS = {
-  LumaGenerationError: " failed; the log page of the Luma account shows whether it was billed",
+  LumaGenerationError: " failed; the Luma account shows whether it was billed",
   LumaNotFoundError: "",
 };
 
@@ -356,7 +356,7 @@ async function refresh() {
 
   shown = { ...shown, ...fresh };
   // Only what was read after the task ended is complete.
-  const isFinal = !failures.length && isOver(shown.instance) && (isEndKnown || isTold(shown.job));
+  const isFinal = !failures.length && isOver(shown.instance) && (isEndKnown || hasOutcome(shown.job));
   show(shown, isFinal);
   if (isFinal) return;
   isEndKnown = !failures.length && isOver(shown.instance);

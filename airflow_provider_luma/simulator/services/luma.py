@@ -423,7 +423,7 @@ class Luma(Service):
         return self._json(request, {"data": data, "has_more": has_more, "next_cursor": cursor})
 
     async def _get_file(self, request: Request, file_id: str) -> Response:
-        """Return a file's record, also after it was deleted."""
+        """Return a file's record, even after the file was deleted."""
         if file_id not in self._files:
             raise Refusal(404, "File not found.")
         return self._json(request, self._files[file_id].as_json())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Request bodies of Luma's own API, checked strictly: where the documentation is unclear, the strict reading."""
+"""Request bodies of Luma's own API. Where the documentation is unclear, they are checked by its strictest reading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Body(BaseModel):
-    """A JSON object. An optional field is None if omitted; parse() has refused null itself."""
+    """A JSON object. An optional field is None if omitted; parse() has already refused null."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
