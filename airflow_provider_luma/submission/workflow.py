@@ -685,8 +685,8 @@ class SubmissionAttempt:
         :raises LumaSubmissionUnknownError: sent, but the response was lost: the job may run, and be billed
         :raises AirflowException: signing the input or recording the intent failed, another try has taken over, or
             the task was killed; nothing was sent
-        :raises LumaJobLimitError: the DAG run may submit no more; nothing was sent
         :raises LumaError: certainly nothing was accepted
+        :raises LumaJobLimitError: the DAG run may submit no more; nothing was sent
         """
         self._submitter.fail_if_killed()
         if not self.is_forgotten:
