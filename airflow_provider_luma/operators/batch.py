@@ -17,7 +17,6 @@ from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.compat import AirflowFailException, AirflowSkipException, conf
 from airflow_provider_luma.core.addresses import is_luma_file, is_web_address
-from airflow_provider_luma.core.job import DEFAULT_SERVICE
 from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.core.validation import check_no_outer_blanks, check_prompt, is_absolute
 from airflow_provider_luma.core.wire import plain_text, read_object, read_text
@@ -420,6 +419,7 @@ class BatchDownloadOperator(LumaDownloadOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Download the video; write its manifest."""
+        from airflow_provider_luma.core.job import DEFAULT_SERVICE
         from airflow_provider_luma.files.batch_video import BatchVideo
         from airflow_provider_luma.files.storage import as_path
 
