@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import requests
+
 from harness.local_airflow import LocalAirflow
 from harness.postgres import binaries, postgres
 
@@ -64,10 +66,17 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "benchmarks.overview", "fill"], env=airflow.environment, check=True)
             airflow.start("api-server")
             try:
-                airflow.wait_until(airflow.is_healthy, "the API server to be healthy")
+                airflow.wait_until(lambda airflow=airflow: _answers(airflow), "the API server to answer")
                 _measure(name, airflow, Path(folder))
             finally:
                 airflow.stop_all()
+
+
+def _answers(airflow: LocalAirflow) -> bool:
+    try:
+        return requests.get(f"{airflow.url}/luma/overview", timeout=30).ok
+    except requests.ConnectionError:
+        return False
 
 
 def _measure(database: str, airflow: LocalAirflow, folder: Path) -> None:
@@ -127,19 +136,19 @@ def fill() -> None:
     with create_session() as session:
         session.add(DagBundleModel(name="bench"))
         session.flush()
-        session.execute(
-            insert(DagModel),
-            [{"dag_id": f"dag_{n}", "bundle_name": "bench", "fileloc": "/dags/x.py"} for n in range(DAGS)],
-        )
-        session.execute(insert(DagRun), list(_runs()))
-        ids = {
-            (row.dag_id, row.run_id): row.id for row in session.execute(select(DagRun.id, DagRun.dag_id, DagRun.run_id))
-        }
-        tasks, xcoms = _tasks_and_xcoms()
-        session.execute(insert(TaskInstance), tasks)
-        session.execute(
-            insert(XComModel), [{**xcom, "dag_run_id": ids[xcom["dag_id"], xcom["run_id"]]} for xcom in xcoms]
-        )
+        named = {"bundle_name": "bench", "fileloc": "/dags/x.py", "is_stale": False}
+        session.add_all(DagModel(dag_id=f"dag_{number}", **named) for number in range(DAGS))
+        engine = session.get_bind()
+    tasks, xcoms = _tasks_and_xcoms()
+    # Not in a session: a default of a column ends the one that it finds.
+    with engine.begin() as connection:
+        connection.execute(insert(DagRun.__table__), list(_runs()))
+    with engine.begin() as connection:
+        runs = connection.execute(select(DagRun.__table__.c["dag_id", "run_id", "id"]))
+        ids = {(dag_id, run_id): number for dag_id, run_id, number in runs}
+        connection.execute(insert(TaskInstance.__table__), tasks)
+        of_runs = ({**xcom, "dag_run_id": ids[xcom["dag_id"], xcom["run_id"]]} for xcom in xcoms)
+        connection.execute(insert(XComModel.__table__), list(of_runs))
 
 
 def _started(run: int) -> datetime:
