@@ -7,6 +7,7 @@ A ``conftest.py`` or a test module loads them::
     pytest_plugins = ["airflow_provider_luma.testing"]
 
 Nothing here imports Airflow: it reads its configuration when it is first imported, and runs in a process of its own.
+PYTEST_DONT_REWRITE: this holds no assertions, and a test may import it before pytest does.
 """
 
 from __future__ import annotations
