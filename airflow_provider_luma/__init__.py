@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "1.1.0"
+__version__ = "2.0.0"
 
 _INTEGRATION = "Luma"
 

@@ -54,7 +54,7 @@ class SubmissionRecord:
     :param delivered: which outcome was delivered, if any
     :param reported: whether a task has failed because it is unknown whether the submission was accepted, or because
         the job has an id but Luma lists no video for it
-    :param clear_number: how often the DAG run had been cleared when the record was written; None before version 1.2.0
+    :param clear_number: how often the DAG run had been cleared when the record was written; None before version 2.0.0
     :param replaced: for an intent, the record of the job that it replaced, which applies again if the submission is
         refused
     :param service: the name of the service that it was submitted to
