@@ -157,7 +157,7 @@ def test_refusals_retries_and_sensors_do_not_make_a_test_wait(
     assert retried.state == "success"
     assert retried.xcom("fail_once") == ["tried", "2026-11-30 00:00:00+00:00"]
     assert luma_simulator.accepted == 2
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 240, "less than the delay of the retry alone"
 
 
 def test_run_sees_variables_of_the_test_but_no_settings_or_connections_of_another_airflow(
@@ -205,8 +205,8 @@ def is_running(pid: int) -> bool:
 
 def test_run_that_does_not_end_is_killed_with_its_child_processes_and_the_next_one_runs(run_dag: DagRunner) -> None:
     run_dag("variables")
-    with pytest.raises(AirflowProblem, match="hang: not done after 10 s") as raised:
-        run_dag("hang", timeout=10)
+    with pytest.raises(AirflowProblem, match="hang: not done after 20 s") as raised:
+        run_dag("hang", timeout=20)
     child = re.search(r"\bchild (\d+)", str(raised.value))
     assert child
     until(lambda: not is_running(int(child[1])))
