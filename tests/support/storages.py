@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ class SftpFileSystem(MemoryFileSystem):
         self.names: set[str] = set()  # all that a file has been written to
 
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
+        if mode == "rb":
+            return io.BytesIO(self.cat_file(path))  # in memory, all readers of a file would share one position
         if mode == "wb":
             self.names.add(path)
         return super()._open(path, mode, *args, **kwargs)
