@@ -61,6 +61,25 @@ def test_without_a_dags_folder_the_error_names_the_fixture_to_override(tmp_path:
     assert f"There is no folder {tmp_path / 'dags'}: override the fixture luma_dags_folder" in said
 
 
+def test_secrets_backend_which_could_lead_to_a_real_account_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dags").mkdir()
+    environment = {"AIRFLOW__SECRETS__BACKEND": "airflow.secrets.local_filesystem.LocalFilesystemBackend"}
+    said = run_pytest(
+        tmp_path,
+        f"""
+import pytest
+
+@pytest.fixture(scope="session")
+def luma_airflow_environment():
+    return {environment}
+
+def test_dag(run_dag):
+    run_dag("mine")
+""",
+    )
+    assert "luma_airflow_environment sets AIRFLOW__SECRETS__BACKEND" in said
+
+
 def test_each_test_has_the_simulator_to_itself_without_airflow(tmp_path: Path) -> None:
     said = run_pytest(
         tmp_path,

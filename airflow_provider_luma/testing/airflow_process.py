@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -26,6 +27,12 @@ START_TIMEOUT = 300.0
 
 #: Variables that would lead to an Airflow, an account or a database of the person who runs the tests.
 _NOT_INHERITED = ("AIRFLOW_HOME", "AIRFLOW_CONFIG", "AIRFLOW__", "AIRFLOW_CONN_")
+
+
+_NO_PROXY = ("no_proxy", "NO_PROXY")
+
+#: Settings of what Airflow asks for connections before it reads variables.
+_SECRETS_BACKENDS = ("AIRFLOW__SECRETS__BACKEND", "AIRFLOW__WORKERS__SECRETS_BACKEND")
 
 
 class AirflowProblem(RuntimeError):
@@ -44,6 +51,12 @@ class AirflowProcess:
     def __init__(self, home: Path, dags_folder: Path, environment: Mapping[str, str]) -> None:
         if not dags_folder.is_dir():
             raise AirflowProblem(f"There is no folder {dags_folder}: override the fixture luma_dags_folder")
+        for name in environment:
+            if name.startswith(_SECRETS_BACKENDS):
+                raise AirflowProblem(
+                    f"luma_airflow_environment sets {name}. Airflow would ask that secrets backend for connections "
+                    "first, and a test could spend credits: pass connections to run_dag instead"
+                )
         self.home = home
         self.dags_folder = dags_folder
         self._settings = {
@@ -56,6 +69,7 @@ class AirflowProcess:
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Connection
+        self._turn = threading.RLock()
         self._runs = 0
 
     def __enter__(self) -> Self:
@@ -91,7 +105,9 @@ class AirflowProcess:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
-        return {**kept, **self._settings}
+        # The simulator is on this machine, which a proxy cannot reach.
+        direct = {name: ",".join(filter(None, (kept.get(name), "127.0.0.1", "localhost"))) for name in _NO_PROXY}
+        return {**kept, **direct, **self._settings}
 
     def _start(self) -> None:
         log = self.home / "airflow.log"
@@ -99,7 +115,12 @@ class AirflowProcess:
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603
                 # By its path: as a module, it would import this package, and pytest with it.
-                [sys.executable, "-P", str(Path(__file__).with_name("dag_server.py")), str(theirs.fileno())],
+                [
+                    sys.executable,
+                    "-P",
+                    str(Path(__file__).with_name("dag_server.py")),
+                    *map(str, (theirs.fileno(), os.getpid())),
+                ],
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -125,20 +146,24 @@ class AirflowProcess:
     def _ask(self, request: Mapping[str, Any], timeout: float, log: Path) -> dict[str, Any]:
         # Params are often paths, such as those in pytest's tmp_path.
         message = json.dumps(request, default=os.fspath).encode()
-        if self._process is None:
-            self._start()
-        try:
-            answer = self._exchange(message, timeout)
-        except (EOFError, OSError, TimeoutError) as error:
-            self._kill()
-            reason = f"not done after {timeout:g} s" if isinstance(error, TimeoutError) else "its process has ended"
-            raise AirflowProblem(f"{request.get('dag_id', 'Airflow')}: {reason}. The log ends:\n{_tail(log)}") from None
-        except BaseException:
-            self._kill()  # what it answers later must not be taken for the answer to the next request
-            raise
+        with self._turn:  # threads of one test take turns
+            if self._process is None:
+                self._start()
+            answer = self._answer(message, request.get("dag_id", "Airflow"), timeout, log)
         if "problem" in answer:
             raise AirflowProblem(answer["problem"])
         return answer
+
+    def _answer(self, message: bytes, subject: str, timeout: float, log: Path) -> dict[str, Any]:
+        try:
+            return self._exchange(message, timeout)
+        except (EOFError, OSError, TimeoutError) as error:
+            self._kill()
+            reason = f"not done after {timeout:g} s" if isinstance(error, TimeoutError) else "its process has ended"
+            raise AirflowProblem(f"{subject}: {reason}. The log ends:\n{_tail(log)}") from None
+        except BaseException:
+            self._kill()  # what it answers later must not be taken for the answer to the next request
+            raise
 
     def _exchange(self, message: bytes, timeout: float) -> dict[str, Any]:
         self._channel.send_bytes(message)

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Runs DAGs in a process of its own, one after the other: ``python dag_server.py FILE_DESCRIPTOR``.
+Runs DAGs in a process of its own, one after the other: ``python dag_server.py FILE_DESCRIPTOR PARENT``.
 
 :mod:`.airflow_process` starts it with the environment that Airflow is to read, and sends requests to that descriptor.
+It ends when its parent does.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import closing
@@ -40,11 +44,17 @@ def shorten_waits() -> None:
 
 
 def migrate() -> None:
-    """Create the database, and keep a copy of it."""
+    """Create the database, and keep a copy of it; if there is one, a process before this was killed during a run."""
     from airflow.utils.db import initdb
 
+    home = Path(os.environ["AIRFLOW_HOME"])
+    if (home / "migrated.db").exists():
+        _copy("migrated.db", "airflow.db")
+        return
+    (home / "airflow.db").unlink(missing_ok=True)
     initdb()
-    _copy("airflow.db", "migrated.db")
+    _copy("airflow.db", "migrating.db")
+    (home / "migrating.db").replace(home / "migrated.db")
 
 
 def reset() -> None:
@@ -114,14 +124,22 @@ def _retry_at_once(dag: Any) -> None:
 
 def _xcoms(dag_id: str, run_id: str) -> list[tuple[str, int, str, Any]]:
     from airflow.models.xcom import XComModel
-    from airflow.sdk.execution_time.xcom import XCom
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     of_run = select(XComModel).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id)
     with create_session() as session:
         rows = session.scalars(of_run)
-        return [(row.task_id, row.map_index, row.key, XCom.deserialize_value(row)) for row in rows]
+        return [(row.task_id, row.map_index, row.key, _value(row)) for row in rows]
+
+
+def _value(row: Any) -> Any:
+    from airflow.sdk.execution_time.xcom import XCom
+
+    try:
+        return XCom.deserialize_value(row)
+    except Exception:  # of a class that Airflow may not import here, or that its own code cannot read
+        return row.value
 
 
 def serve(channel: Connection) -> None:
@@ -140,7 +158,15 @@ def serve(channel: Connection) -> None:
         channel.send_bytes(json.dumps(answer, default=str).encode())
 
 
+def end_with(parent: int) -> None:
+    """Kill this process and those of its tasks as soon as the process of the tests has ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with, args=(int(sys.argv[2]),), daemon=True).start()
     os.set_inheritable(int(sys.argv[1]), False)
     shorten_waits()
     serve(Connection(int(sys.argv[1])))

@@ -6,9 +6,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ pytestmark = [
 HELPED = """
 from airflow.sdk import DAG, Variable, task
 from a_module_of_ours import SECONDS
+from dataclasses import dataclass
 from datetime import UTC, datetime
 import os, pathlib, subprocess, sys, time
 
@@ -62,7 +66,15 @@ def crash():
     print("gone", flush=True)
     os._exit(3)
 
-for function in (variables, store, fail_once, hang, crash):
+@dataclass
+class Thing:
+    number: int
+
+@task
+def unknown_class():
+    return Thing(1)
+
+for function in (variables, store, fail_once, hang, crash, unknown_class):
     with DAG(dag_id=function.__name__, schedule=None, params={"names": [], "folder": "", "count": 1}):
         function()
 """
@@ -211,6 +223,42 @@ def test_run_that_does_not_end_is_killed_with_its_child_processes_and_the_next_o
     assert child
     until(lambda: not is_running(int(child[1])))
     assert run_dag("variables").state == "success"
+
+
+def test_next_test_finds_nothing_of_a_run_that_was_killed(run_dag: DagRunner, luma_airflow: AirflowProcess) -> None:
+    run_dag("store")
+    with pytest.raises(AirflowProblem, match="crash: its process has ended"):
+        run_dag("crash")
+    luma_airflow.reset()
+    assert run_dag("variables").xcom("variables")["stored"] is None
+
+
+def test_value_of_a_class_that_airflow_may_not_import_spoils_no_run(run_dag: DagRunner) -> None:
+    run = run_dag("unknown_class")
+    assert run.state == "success"
+    assert "Thing" in str(run.xcom("unknown_class"))
+
+
+def test_threads_of_one_test_take_turns(run_dag: DagRunner, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        runs = [*threads.map(lambda dag_id: run_dag(dag_id, {"folder": tmp_path}), ("variables", "fail_once"))]
+    assert [[*run.states] for run in runs] == [["variables"], ["fail_once"]]
+
+
+def test_airflow_ends_with_the_process_of_the_tests(luma_dags_folder: Path, tmp_path: Path) -> None:
+    program = f"""
+import time
+from pathlib import Path
+from airflow_provider_luma.testing import AirflowProcess
+with AirflowProcess(Path({str(tmp_path)!r}), Path({str(luma_dags_folder)!r}), {{}}) as airflow:
+    print(airflow._process.pid, flush=True)
+    airflow.run("hang", {{}}, {{}}, 600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    until(lambda: not is_running(pid))
 
 
 def test_run_whose_process_ends_is_an_error_with_its_log_and_the_next_one_runs(run_dag: DagRunner) -> None:
