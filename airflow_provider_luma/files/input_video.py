@@ -10,6 +10,7 @@ upload and each signature has another address.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Collection
@@ -166,7 +167,7 @@ class InputVideo:
         if upload is not None and upload.expires_at - datetime.now(UTC) > MIN_REMAINING:
             self.log.info("%s is already uploaded; Luma keeps it until %s", file.shown, upload.expires_at)
             published = PublishedVideo(upload.url, kept)
-            self.seconds = kept.get("seconds") if kept else None
+            self.seconds = _length_of(kept)
         else:
             valid_for, limits = client.connection.sign_inputs, client.connection.service.limits
             if valid_for is not None:
@@ -208,6 +209,13 @@ class InputVideo:
         upload = Upload(client, self.log, self.fail_if_killed).run(file)
         length = {} if self.seconds is None else {"seconds": self.seconds}
         return PublishedVideo(upload.url, {"file": file.name, **_owner(client), **upload.as_dict(), **length})
+
+
+def _length_of(kept: dict[str, Any] | None) -> float | None:
+    """Return the length of an uploaded video, if it was kept; a person may have edited the store."""
+    seconds: Any = (kept or {}).get("seconds")
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    return float(seconds) if is_number and 0 < seconds < math.inf else None
 
 
 def _owner(client: LumaClient) -> dict[str, str]:

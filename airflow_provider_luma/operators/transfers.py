@@ -161,14 +161,10 @@ class LumaDownloadOperator(LumaBaseOperator):
             results = self._results()
             names = _names(results, destination)
             with self._sounds(len(results)) as sounds:
-                fetched: dict[str, list[str]] = {}
-                files = []
+                files: list[str] = []
                 for result, name, sound in zip(results, names, sounds, strict=True):
                     files.append(self._fetch(result, destination, name, sound))
-                    if result.luma_task_id is not None:
-                        of_job = fetched.setdefault(result.luma_task_id, [])
-                        of_job.append(shown_address(files[-1]))
-                        push_fetched(context, result.luma_task_id, of_job)
+                    self._push_job(context, result.luma_task_id, results, files)
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
         if self.outlets:
@@ -178,6 +174,15 @@ class LumaDownloadOperator(LumaBaseOperator):
             tell_outlets(self, context, files, jobs)
         self.files = files
         return files
+
+    @staticmethod
+    def _push_job(
+        context: Context, luma_task_id: str | None, results: Sequence[ResultFile], files: Sequence[str]
+    ) -> None:
+        """Show on the overview that a job's results have been fetched, once all that were asked for are written."""
+        of_job = [number for number, result in enumerate(results) if result.luma_task_id == luma_task_id]
+        if luma_task_id is not None and of_job[-1] == len(files) - 1:
+            push_fetched(context, luma_task_id, [shown_address(files[number]) for number in of_job])
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Return the addresses and the files written for OpenLineage."""

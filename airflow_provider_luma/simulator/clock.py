@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+
+#: Seconds since the epoch at the end of the year 9000: dates end with 9999, and addresses and files expire later.
+_END_OF_TIME = 221_876_323_199.0
 
 
 class Clock:
@@ -31,13 +33,13 @@ class Clock:
         """
         Move the time forward.
 
-        :raises TypeError, ValueError: if seconds is not a number, or negative or infinite
+        :raises TypeError, ValueError: if seconds is not a number, or negative, or leads beyond the year 9000
         """
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             raise TypeError(f"seconds must be a number, not {seconds!r}")
-        if not 0 <= seconds < math.inf:
-            raise ValueError(f"seconds must not be negative or infinite: {seconds}")
         with self._lock:
+            if not 0 <= seconds <= _END_OF_TIME - self.time():
+                raise ValueError("seconds must not be negative, or lead beyond the year 9000")
             self._offset += seconds
         self.wake()
 

@@ -271,6 +271,39 @@ def test_many_failures_are_checked_in_steps(stranger: Chrome, api: AirflowRestAp
     assert not field(stranger, "more-hands").is_displayed()
 
 
+def test_result_that_was_fetched_since_needs_no_hand_after_the_filter_is_set_anew(
+    stranger: Chrome, api: AirflowRestApi
+) -> None:
+    api.add_job("films", "failed", luma_request=request(), luma_task_id="job-1", luma_error=TIMED_OUT)
+    open_page(stranger, api, "?state=bad")
+    wait_for_hands(stranger, "1")
+    add_download(api, "job-1")
+    click(stranger, "//button[normalize-space()='Show all']")
+    wait_for_hands(stranger, "None")
+
+
+def test_values_that_are_no_text_spoil_no_other_job(stranger: Chrome, api: AirflowRestApi) -> None:
+    hostile: Any = {"toString": 1}
+    add_finished(api, "films", "job-1", 13 * DAY + HOUR, service=hostile)
+    api.add_job("films", "failed", luma_request=request(), luma_error=UNKNOWN)
+    api.add_job("films", "success", luma_request=request(), return_value=result("job-2", HOUR, completed_at=hostile))
+    open_page(stranger, api)
+    wait_for_hands(stranger, "2")
+    assert complaints(stranger) == []
+
+
+def test_user_who_may_not_see_the_xcoms_of_one_dag_sees_the_jobs_of_others(
+    stranger: Chrome, api: AirflowRestApi
+) -> None:
+    add_finished(api, "films", "job-1", HOUR)
+    api.add_job("films", "failed", started=2 * HOUR, luma_request=request(), luma_error=UNKNOWN)
+    api.faults = {"luma_error": 403}
+    open_page(stranger, api)
+    wait_for_hands(stranger, "None")
+    words = "You may not see the XComs of this DAG"
+    until(stranger, lambda: prompts(stranger) == [PROMPT, words], "the refusal in its row alone")
+
+
 # -- an Airflow in trouble, and text that means harm -----------------------------------------------------------------
 
 

@@ -109,6 +109,16 @@ class TestExpiredAddress:
             operator.execute(context)
         assert f"luma_fetched_{result['luma_task_id']}" in context["ti"].pushed
 
+    def test_job_of_which_a_result_is_missing_is_not_recorded(self, own, disk, context):
+        result = modified(own)
+        result["result_urls"] *= 2
+        own.configure(faults=["file:refuse,code=404,skip=1"])
+        operator = LumaDownloadOperator(task_id="download", urls=result, destination=disk.destination)
+        with pytest.raises(AirflowFailException):
+            operator.execute(context)
+        assert len(disk.files()) == 1
+        assert f"luma_fetched_{result['luma_task_id']}" not in context["ti"].pushed
+
     def test_clip_of_a_film_is_renewed(self, own, tmp_path):
         result = modified(own)
         own.expire_urls()

@@ -141,7 +141,13 @@ def test_a_reset_returns_to_the_time_of_the_system(client):
 
 @pytest.mark.parametrize(
     ("seconds", "problem"),
-    [(-1, "negative"), (float("inf"), "infinite"), (float("nan"), "negative"), ("60", "number"), (True, "number")],
+    [
+        *(
+            (seconds, "negative, or lead beyond the year 9000")
+            for seconds in (-1, 1e12, 10**400, *map(float, ("inf", "nan")))
+        ),
+        *((seconds, "number") for seconds in ("60", True)),
+    ],
 )
 def test_time_moves_forward_by_a_number_only(client, seconds, problem):
     with pytest.raises((TypeError, ValueError), match=problem):
@@ -154,7 +160,7 @@ def test_the_control_endpoint_moves_the_time(make_client):
     moved = client.post("/simulator/move-time", json={"seconds": 300})
     assert moved.json()["time"] > time.time() + 200
     assert client.wait_for_end(task_id)["successFlag"] == 1
-    for content in ({"seconds": -1}, {"seconds": "60"}, {"seconds": None}, {}, []):
+    for content in ({"seconds": -1}, {"seconds": 10**400}, {"seconds": "60"}, {"seconds": None}, {}, []):
         response = client.post("/simulator/move-time", json=content)
         assert (response.status_code, "seconds" in response.json()["msg"]) == (422, True)
 

@@ -172,6 +172,16 @@ class TestSubmitOnce:
         run.run_try()
         assert (luma.accepted, len(uploads(luma))) == (1, 2)
 
+    @pytest.mark.parametrize("seconds", ["9", True, [1], {}, -1, float("inf"), None])
+    def test_upload_whose_length_cannot_be_read_is_used(self, luma, run, seconds):
+        luma.configure(faults=["submit:refuse,code=402,times=1"])
+        with pytest.raises(LumaInsufficientCreditsError):
+            run.run_try()
+        values = run.store._values
+        values[UPLOAD_KEY] = json.dumps({**json.loads(values[UPLOAD_KEY]), "seconds": seconds})
+        run.run_try()
+        assert (luma.accepted, len(uploads(luma))) == (1, 1)
+
     def test_upload_of_another_version_is_not_used(self, luma, run, clip):
         luma.configure(faults=["submit:refuse,code=402,times=1"])
         with pytest.raises(LumaInsufficientCreditsError):

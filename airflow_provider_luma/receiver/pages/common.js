@@ -263,10 +263,10 @@ export function whyUnplayable(url, what, reasons) {
   return `This browser cannot load ${what}: ${reasons}.`;
 }
 
-const keptMs = ({ service }) => (Object.hasOwn(KEPT_MS, service) ? KEPT_MS[service] : KEPT_MS.kie);
+const keptMs = ({ service }) => (Object.hasOwn(KEPT_MS, text(service)) ? KEPT_MS[service] : KEPT_MS.kie);
 
 /** When the address of a result expires; NaN if the job has not ended. */
-export const expiry = ({ result }) => Date.parse(result.completed_at) + keptMs(result);
+export const expiry = ({ result }) => Date.parse(text(result.completed_at)) + keptMs(result);
 
 /** Whether each status check returns a new address of a result, which is valid for a short time only. */
 export const isRenewable = ({ result }) => result.service === "luma";

@@ -108,18 +108,24 @@ function read(entry) {
 
 async function readNext() {
   readers += 1;
-  for (const entry of waiting) {
-    waiting.delete(entry);
-    if (entry.view !== shown || !entry.isWanted()) continue;
-    try {
-      entry.onDetails(await detailsOf(entry.instance));
-    } catch (error) {
-      if (error instanceof Refused) refuse(error);
-      entry.onTrouble(troubleWords(error));
-      setTimeout(read, RETRY_MS, entry);
+  try {
+    for (const entry of waiting) {
+      waiting.delete(entry);
+      if (entry.view !== shown || !entry.isWanted()) continue;
+      const known = await detailsOf(entry.instance).catch((error) => failToRead(entry, error));
+      if (known) entry.onDetails(known);
     }
+  } finally {
+    readers -= 1;
   }
-  readers -= 1;
+}
+
+/** Try again, unless the user may not see the XComs of this DAG, or is not signed in. */
+function failToRead(entry, error) {
+  if (error instanceof Refused && error.message === NO_ACCESS) return entry.onNoAccess();
+  if (error instanceof Refused) return refuse(error);
+  entry.onTrouble(troubleWords(error));
+  setTimeout(read, RETRY_MS, entry);
 }
 
 // -- rows ----------------------------------------------------------------------------------------------------------
@@ -160,10 +166,17 @@ function addJob(view, instance) {
   const entry = { view, instance, isInView: false, isRead: false, isWanted: () => entry.isInView && !entry.isRead };
   row.dataset.group = groupOf(instance);
   row.querySelector(".state").textContent = stateWords(instance);
-  entry.onTrouble = (words) => showPrompt(row, words);
-  entry.onDetails = ({ job, isFetched }) => {
+  const end = () => {
     entry.isRead = true;
     observer.unobserve(row);
+  };
+  entry.onTrouble = (words) => showPrompt(row, words);
+  entry.onNoAccess = () => {
+    end();
+    showPrompt(row, "You may not see the XComs of this DAG");
+  };
+  entry.onDetails = ({ job, isFetched }) => {
+    end();
     const hasResult = job.urls.length > 0 || (ENDED_BADLY.has(instance.state) && isFetchable(job));
     showPrompt(row, job.prompt || (webAddress(job.source) ? "" : withoutSecrets(job.source)));
     row.querySelector(".state").textContent = stateWords(instance, job.urls.length > 0);
@@ -215,16 +228,22 @@ function needOf(instance, { job, isFetched }) {
 /** Read the next candidates of each list, and show those that need a hand. */
 async function checkHands(view) {
   byId("more-hands").hidden = true;
-  const pages = await Promise.all(candidates().map((conditions) => list(view.filter, conditions, CANDIDATES, view.checked)));
+  const pages = await Promise.all(
+    candidates().map((conditions, kind) => list(view.filter, conditions, CANDIDATES, view.checked[kind] ?? 0)),
+  );
   if (view !== shown) return;
-  view.checked += CANDIDATES;
-  view.candidates = Math.max(...pages.map((page) => page.total_entries));
+  view.checked = pages.map((page, kind) => (view.checked[kind] ?? 0) + page.task_instances.length);
+  view.mayBeMore = pages.some((page, kind) => page.task_instances.length && view.checked[kind] < page.total_entries);
   const fresh = pages.flatMap((page) => page.task_instances).filter(({ id }) => !view.candidateIds.has(id));
   for (const instance of fresh) {
     view.candidateIds.add(instance.id);
     view.unchecked += 1;
     const order = view.candidateIds.size;
     const entry = { view, instance, isWanted: () => true, onTrouble: (words) => setText(byId("hands-note"), `${words}; trying again`) };
+    entry.onNoAccess = () => {
+      view.unchecked -= 1;
+      showHands(view);
+    };
     entry.onDetails = (known) => {
       view.unchecked -= 1;
       const need = needOf(instance, known);
@@ -251,10 +270,9 @@ const NEEDS = "outcomes that are unknown, videos that are paid for but not fetch
 
 function showHands(view) {
   const { length } = view.hands;
-  const mayBeMore = view.checked < view.candidates;
   byId("hands").hidden = !length;
-  byId("more-hands").hidden = view.unchecked > 0 || !mayBeMore;
-  const found = length || (mayBeMore ? "None among the newest" : "None");
+  byId("more-hands").hidden = view.unchecked > 0 || !view.mayBeMore;
+  const found = length || (view.mayBeMore ? "None among the newest" : "None");
   setText(byId("hands-note"), view.unchecked ? "Checking …" : `${found}: ${NEEDS}.`);
   if (view.total !== null) showTotal(view);
 }
@@ -307,8 +325,9 @@ function offerDag(dagId) {
 let shown = null;
 
 function begin(filter) {
+  details.clear(); // a result may have been fetched since
   shown = {
-    filter, since: since(DAYS), asked: 0, total: null, ids: new Set(), checked: 0, candidates: 0, candidateIds: new Set(), unchecked: 0, hands: [],
+    filter, since: since(DAYS), asked: 0, total: null, ids: new Set(), checked: [], mayBeMore: false, candidateIds: new Set(), unchecked: 0, hands: [],
   };
   for (const id of ["jobs", "hands"]) byId(id).querySelector("tbody").replaceChildren();
   byId("hands").hidden = true;
