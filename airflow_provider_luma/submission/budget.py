@@ -181,7 +181,7 @@ class RunBudget:
 
         Tasks with a lower limit count all slots, too. If fewer are in use than the limit, one up to the limit is free.
 
-        :raises LumaJobLimitError: there are none
+        :raises LumaJobLimitError: all slots are in use
         """
         holders = self._holders()
         in_use = _in_use(holders)

@@ -32,8 +32,8 @@ CLEANUP_INTERVAL = 86_400.0
 #: The keys under which storage systems report when a file was written: local disks, S3, Google, Azure.
 _MODIFIED_KEYS = ("mtime", "LastModified", "updated", "last_modified")
 
-#: Schemes of the object stores whose file systems ask the service itself to create a file only if there is none (s3fs:
-#: If-None-Match, gcsfs: ifGenerationMatch, adlfs: If-None-Match). Others look first and then write.
+#: Schemes of the object stores whose file systems ask the service itself to create a file only if it does not exist
+#: (s3fs: If-None-Match, gcsfs: ifGenerationMatch, adlfs: If-None-Match). Others look first and then write.
 _CREATING_SCHEMES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "adl"})
 
 #: How S3 and services like it call it if a file exists, or is just being created. s3fs recognises only Amazon's form.
@@ -88,7 +88,7 @@ class JsonFolder:
         """
         Read a file.
 
-        :raises FileNotFoundError: there is none
+        :raises FileNotFoundError: the file does not exist
         :raises InvalidFile: it is not a JSON object
         :raises AirflowException: the storage cannot be read
         """
@@ -111,7 +111,7 @@ class JsonFolder:
         """
         Create a file.
 
-        :param document: its ``reference`` tells it from those of others
+        :param document: its ``reference`` distinguishes it from other processes' documents
         :returns: whether it was created; False if another process has done so
         """
         if self._pipe_new(file, document):

@@ -6,7 +6,7 @@ A ``conftest.py`` or a test module loads them::
 
     pytest_plugins = ["airflow_provider_luma.testing"]
 
-Nothing here imports Airflow: it reads its configuration when it is first imported, and runs in a process of its own.
+Nothing here imports Airflow, which reads its configuration on import: it runs in a separate process.
 PYTEST_DONT_REWRITE: this holds no assertions, and a test may import it before pytest does.
 """
 
@@ -85,7 +85,7 @@ def luma_airflow_environment() -> Mapping[str, str]:
 def luma_airflow(
     luma_dags_folder: Path, luma_airflow_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AirflowProcess]:
-    """Start an Airflow in a process and a folder of its own, with a migrated database and short waits between polls."""
+    """Start Airflow in a separate process, with its own folder, a migrated database, and short poll intervals."""
     with AirflowProcess(tmp_path_factory.mktemp("airflow"), luma_dags_folder, luma_airflow_environment) as airflow:
         yield airflow
 

@@ -41,7 +41,7 @@ class AirflowProblem(RuntimeError):
 
 class AirflowProcess:
     """
-    An Airflow that runs DAGs during the ``with`` block, in a process of its own.
+    Runs DAGs in a separate Airflow process during the ``with`` block.
 
     :param home: its folder
     :param dags_folder: the folder of the DAG files

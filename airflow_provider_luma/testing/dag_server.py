@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Runs DAGs in a process of its own, one after the other: ``python dag_server.py FILE_DESCRIPTOR PARENT``.
+Runs DAGs in a separate process, one at a time: ``python dag_server.py FILE_DESCRIPTOR PARENT``.
 
 :mod:`.airflow_process` starts it with the environment that Airflow is to read, and sends requests to that descriptor.
 It ends when its parent does.
@@ -95,7 +95,7 @@ def _log_to(file: str) -> None:
 
 
 def _find(dag_id: str) -> Any:
-    """Return a DAG; raise LookupError if there is none, with the DAG files that could not be imported."""
+    """Return a DAG; if it does not exist, raise LookupError and list the DAG files that could not be imported."""
     from airflow_provider_luma.compat import BundleDagBag
 
     folder = os.environ["AIRFLOW__CORE__DAGS_FOLDER"]

@@ -56,7 +56,7 @@ class FileRecord:
     """
     A file of the Files API.
 
-    Times are seconds of the Unix epoch, by ``clock``; ``ingested_at`` is None until it is completed.
+    Times are in seconds since the Unix epoch, by ``clock``; ``ingested_at`` is None until the upload is complete.
     """
 
     file_id: str
