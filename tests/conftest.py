@@ -24,6 +24,7 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -126,6 +127,17 @@ def immediate_triggers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trigger end as soon as it can: there is no scheduler here that must notice the deferral first."""
     monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_DEFERRAL", 0.0)
     monkeypatch.setattr("airflow_provider_luma.submission.queue.SUBMISSION_WINDOW", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def debug_logs_on() -> Iterator[None]:
+    """
+    Wait at the end of each test until no thread of it keeps DEBUG logs off.
+
+    If caplog set a level meanwhile, it would turn them off again at its end, for all tests after it.
+    """
+    yield
+    until(lambda: logging.root.manager.disable == logging.NOTSET)
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:

@@ -85,6 +85,7 @@ class FileServer:
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.requests: list[FileRequest] = []
         self._replies: dict[str, list[Reply]] = {}
+        self._connections: set[socket.socket] = set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,9 +93,11 @@ class FileServer:
 
             def do_GET(self) -> None:
                 self.close_connection = True
-                # A client that needs no more closes the connection.
-                with suppress(ConnectionError):
+                outer._connections.add(self.connection)
+                # A client that needs no more closes the connection, and so does close().
+                with suppress(OSError):
                     outer._answer(self)
+                outer._connections.discard(self.connection)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -106,7 +109,11 @@ class FileServer:
         self._thread.start()
 
     def close(self) -> None:
+        """End the server, and the answers that would never end."""
         self._server.shutdown()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._thread.join()
 
