@@ -13,7 +13,8 @@ no slot that somebody else holds by now: it names its own holder.
 
 A process killed between its claim and its intent leaves a slot for which there is no submission. The next try of its
 task becomes the next holder, also if all slots are in use. If there is an intent or an id, the slot stays in use: the
-submission may have been accepted. The killed process may be merely frozen. When it goes on, either it sees before it
+submission may have been accepted. Once it was, the slot says so itself, because a person may remove the record to have
+the video made again. The killed process may be merely frozen. When it goes on, either it sees before it
 sends that its slot has another holder, or its intent came first, and the next try finds that another one is submitting.
 """
 
@@ -143,9 +144,13 @@ class RunBudget:
             "same time. Nothing was submitted; a retry tries again"
         )
 
-    def is_held(self, claim: Claim) -> bool:
-        """Return whether a claim still counts: no later try has taken the slot over, and nobody has removed it."""
-        return claim.slot in self._in_use()
+    def is_held(self, claim: Claim, reference: str) -> bool:
+        """
+        Return whether a claim still counts: no later try has taken the slot over, and nobody has removed it.
+
+        :param reference: the submission that the slot was claimed for
+        """
+        return claim.slot in self._in_use() and self._read_own(claim, reference) is not None
 
     def release(self, claim: Claim, reference: str) -> None:
         """
@@ -153,9 +158,25 @@ class RunBudget:
 
         :param reference: the submission that the slot was claimed for
         """
-        with suppress(FileNotFoundError):  # a person has removed it
-            if self._folder.read(self._file(claim.slot)).get("reference") == reference:
-                self._folder.replace(self._file(claim.slot, "-free"), {"reference": reference})
+        if self._read_own(claim, reference) is not None:
+            self._folder.replace(self._file(claim.slot, "-free"), {"reference": reference})
+
+    def keep(self, claim: Claim, reference: str, luma_task_id: str) -> None:
+        """
+        Keep a slot for good: the submission was accepted.
+
+        :param reference: the submission that the slot was claimed for
+        :param luma_task_id: its job
+        """
+        if (document := self._read_own(claim, reference)) is not None:
+            self._folder.replace(self._file(claim.slot), {**document, "luma_task_id": luma_task_id})
+
+    def _read_own(self, claim: Claim, reference: str) -> dict[str, Any] | None:
+        """Return what a claim has written; None if a person has removed it, whoever may have claimed the slot since."""
+        with suppress(FileNotFoundError):
+            document = self._folder.read(self._file(claim.slot))
+            return document if document.get("reference") == reference else None
+        return None
 
     def usage(self, *, with_price: bool = True) -> Usage:
         """
@@ -207,6 +228,7 @@ class RunBudget:
             slot: (*(document.get("took_over") or ()), str(document.get("reference")))
             for slot, document in zip(in_use, documents, strict=True)
             if all(document.get(name) == value for name, value in self._task.items())
+            and document.get("luma_task_id") is None
         }
         paid = set(self._paid()) if claimed else set()
         return {slot: references for slot, references in claimed.items() if paid.isdisjoint(references)}

@@ -710,6 +710,8 @@ class SubmissionAttempt:
             raise
         self._log.info("Luma accepted the job as Luma task %s", luma_task_id)
         try_store(self._log, self._save, replace(self.intent, luma_task_id=luma_task_id, replaced=None))
+        if self._submitter.budget is not None and self._claim is not None:
+            try_store(self._log, self._submitter.budget.keep, self._claim, self.intent.reference, luma_task_id)
         return luma_task_id
 
     def _claim_slot(self) -> None:
@@ -757,7 +759,7 @@ class SubmissionAttempt:
         budget, claim = self._submitter.budget, self._claim
         try:
             record = self._store.load()
-            has_slot = budget is None or claim is None or budget.is_held(claim)
+            has_slot = budget is None or claim is None or budget.is_held(claim, self.intent.reference)
         except Exception as error:
             raise AirflowException(
                 f"Could not check in the submission store whether another try has taken over: {error}. Nothing was sent"

@@ -273,6 +273,15 @@ class TestRun:
         task.run_try(max_jobs_per_run=2)
         assert (luma.accepted, run.jobs) == (2, 2)
 
+    def test_job_whose_record_a_person_has_removed_keeps_its_slot(self, luma, run):
+        task = run.task(0)
+        task.run_try()
+        for file in (Path(run.folder) / "records").rglob("*.json"):
+            file.unlink()
+        with pytest.raises(AirflowFailException, match="max_jobs_per_run=1"):
+            task.run_try()
+        assert (luma.accepted, run.jobs) == (1, 1)
+
     def test_submission_that_was_given_up_keeps_its_slot(self, luma, run, set_connection):
         """Its callback has not come in time. It no longer counts for the task, but may be paid for."""
         set_connection(luma.base_url, submission_store=run.folder, callback_base_url="http://127.0.0.1:9")

@@ -83,7 +83,7 @@ class TestClaims:
         with pytest.raises(LumaJobLimitError):
             second.claim("other", None)
         first.release(claim, "refused")
-        assert (first.is_held(claim), jobs_of(folder)) == (False, 0)
+        assert (first.is_held(claim, "refused"), jobs_of(folder)) == (False, 0)
         assert second.claim("other", None) == Claim(Slot(1, 2))
 
     def test_late_release_of_a_former_holder_frees_nothing(self, folder):
@@ -101,8 +101,12 @@ class TestClaims:
         [file] = (tmp_path / "budgets").rglob("*.json")
         file.unlink()
         second.claim("other", None)
+        assert not first.is_held(claim, "looked for, and not found")
         first.release(claim, "looked for, and not found")
+        first.keep(claim, "looked for, and not found", "late")
         assert jobs_of(str(tmp_path)) == 1
+        [file] = (tmp_path / "budgets").rglob("*.json")
+        assert "late" not in file.read_text()
 
     def test_claim_whose_answer_was_lost_counts_as_done(self, folder, monkeypatch):
         """s3fs repeats the request, which then finds the file that it has made itself."""
