@@ -48,7 +48,7 @@ test-long: $(VENV)/.dev  ## Run the tests that take minutes: before a release, a
 # What knows nothing of Airflow behaves the same on each.
 test-versions: $(VENV)/.dev  ## Run the unit tests, and what behaves differently on another Airflow: AIRFLOW=3.1
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long and (not e2e or versions)" \
-		$(addprefix --ignore tests/,core services test_architecture.py) $(PYTEST_ARGS)
+		$(addprefix --ignore tests/,core services transport waiting media simulator test_architecture.py) $(PYTEST_ARGS)
 
 test-matrix:  ## Run the tests, without the long ones, on every supported Airflow
 	$(MAKE) test AIRFLOW=3.1

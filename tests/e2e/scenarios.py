@@ -162,21 +162,16 @@ REHEARSALS = {**SUCCESSES, **FAILURES, **KILLED}
 #: Those in which another Airflow, serialiser or scheduler could make a difference. The others differ from them in what
 #: Luma answers, which the unit tests cover as well.
 DAILY = {
-    "status_429_in_body",
     "hostile_prompt",
-    "callback_failed",
     "submit_429_twice",
     "synchronous",
     "refused_401",
-    "refused_402",
     "generate_failed",
     "hostile_text",
     "timed_out",
     "out_of_execution_time",
-    "accepted_with_a_500",
     "lost_answer",
     "luma_too_many_jobs",
-    "luma_content_moderated",
     "luma_lost_answer",
     *KILLED,
 }

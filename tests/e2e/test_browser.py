@@ -426,6 +426,7 @@ def test_result_page_shows_the_wait_and_then_the_video_without_a_reload(
     finish(airflow, DAG_ID, run_id)
 
 
+@pytest.mark.long
 def test_result_page_says_that_a_submission_is_queued(
     browser: Chrome, airflow: LocalAirflow, luma: Simulator, configure: Callable[..., Any]
 ) -> None:

@@ -109,6 +109,7 @@ def test_callback_resumes_sensors_of_the_job(airflow: LocalAirflow, runs: Any) -
     assert status_checks(luma) <= 4, "each sensor checks at its start, and when it is resumed"
 
 
+@pytest.mark.long
 def test_callback_without_proof_resumes_no_task(airflow: LocalAirflow, start: Any, succeeded: Any) -> None:
     dag_id, run_id, luma = start("by_others", processing_seconds=600)
     wait_for_state(airflow, dag_id, run_id, "deferred")

@@ -87,13 +87,8 @@ def unstarted(luma: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Loca
     return local
 
 
-@pytest.mark.parametrize(
-    "dag_id",
-    [
-        "luma_modify",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("luma_asset", "luma_batch", "luma_submit_and_wait")),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("dag_id", ["luma_modify", "luma_asset", "luma_batch", "luma_submit_and_wait"])
 def test_example_dag_succeeds_under_dag_test(unstarted: LocalAirflow, luma: Simulator, dag_id: str) -> None:
     def videos() -> set[Path]:
         return {path for path in (unstarted.home / "videos" / dag_id).rglob("*.mp4") if path.stat().st_size}

@@ -102,7 +102,7 @@ def test_batch_with_lumas_own_api_names_the_clip_that_fails_and_pays_for_the_oth
     assert (luma.accepted, len(luma.uploads)) == (4, 2)
 
 
-@pytest.mark.versions
+@pytest.mark.long
 def test_batch_makes_the_videos_of_all_clips_but_those_that_fail_and_names_these(
     airflow: LocalAirflow, luma: Simulator, web: FileServer, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def folder(airflow: LocalAirflow) -> Path:
     return Path(airflow.environment["LUMA_DESTINATION"].removeprefix("file://")) / "published"
 
 
+@pytest.mark.long
 def test_person_sees_both_videos_approves_and_the_video_is_published(
     browser: Chrome, airflow: LocalAirflow, luma: Simulator
 ) -> None:

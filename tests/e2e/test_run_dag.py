@@ -215,6 +215,7 @@ def is_running(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.long
 def test_run_that_does_not_end_is_killed_with_its_child_processes_and_the_next_one_runs(run_dag: DagRunner) -> None:
     run_dag("variables")
     with pytest.raises(AirflowProblem, match="hang: not done after 20 s") as raised:
