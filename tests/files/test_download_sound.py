@@ -77,6 +77,7 @@ def test_sound_ends_with_the_video(result: str, disk: Disk, tmp_path: Path) -> N
     assert max(stream_seconds(disk.files()["result.mp4"])) == pytest.approx(4, abs=0.001)
 
 
+@pytest.mark.parametrize("storage", ["plain path", "s3://"], indirect=True)
 def test_next_try_recognises_its_file_and_writes_nothing(
     result: str, source: str, storage: Storage, server: FileServer
 ) -> None:

@@ -93,7 +93,7 @@ class TestPublicVideos:
         return check
 
     def test_server_that_drips_holds_nothing_up(self, server, check, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.client.QUICK_DEADLINE", 0.2)
+        monkeypatch.setattr("airflow_provider_luma.files.input_video.QUICK_DEADLINE", 0.2)
         check(server.serve("/clip.mp4", Reply(raw=dripping)))
 
     def test_video_whose_first_piece_is_short_passes(self, server, check):
