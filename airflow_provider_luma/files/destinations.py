@@ -79,17 +79,26 @@ def refuse_inside(parameter: str, path: ObjectStoragePath, folder: str | None) -
     """
     if folder is None:
         return
-    outer = as_path(folder, "work_dir")
-    if _are_local(path, outer):
-        is_inside = Path(os.path.realpath(path.path)).is_relative_to(os.path.realpath(outer.path))
-    else:
-        is_inside = _share_storage(path, outer) and path.path.startswith(f"{outer.path.rstrip('/')}/")
-    if is_inside:
+    if is_inside(path, as_path(folder, "work_dir")):
         raise LumaValidationError(
             None,
             f"{parameter}: {shown_address(path)} is in the folder {shown_address(folder)}, which will be removed "
             "at the end: choose another folder",
         )
+
+
+def location(path: ObjectStoragePath) -> tuple[str, str]:
+    """Return what two paths have in common if they lead to the same file: a bucket is the same over any connection."""
+    if _are_local(path):
+        return "", os.path.realpath(path.path)
+    kind = type(path.fs).__name__
+    return kind if path.protocol in OBJECT_STORES else f"{kind} {hash(path.fs)}", path.path.rstrip("/")
+
+
+def is_inside(path: ObjectStoragePath, folder: ObjectStoragePath) -> bool:
+    """Return whether a path is a folder, or leads to something in it."""
+    (storage, inner), (outer_storage, outer) = location(path), location(folder)
+    return storage == outer_storage and f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def refuse_overwriting(

@@ -26,6 +26,7 @@ from airflow.sdk import ObjectStoragePath
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.addresses import split_address
 from airflow_provider_luma.core.redaction import shown_address, without_secrets
 from airflow_provider_luma.exceptions import LumaValidationError
@@ -260,6 +261,25 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
             with suppress(Exception):
                 remove_file(target.fs, part)
             raise
+
+
+def files_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
+    """
+    Return the names of the files in a folder, sorted.
+
+    :param deep: also those in its subfolders, with the names of these
+    :raises AirflowException: the storage is unavailable
+    """
+    inside = f"{folder.path.strip('/')}/".lstrip("/")
+    try:
+        folder.fs.invalidate_cache()
+        found = folder.fs.find(folder.path.rstrip("/") or "/", maxdepth=None if deep else 1)
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        raise AirflowException(f"{shown_address(folder)} could not be listed: {error}") from error
+    names = (path.lstrip("/").removeprefix(inside) for path in found if path.lstrip("/").startswith(inside))
+    return sorted(name for name in names if name and not name.endswith("/") and (deep or "/" not in name))
 
 
 def remove_folder(address: str) -> None:

@@ -1,0 +1,580 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The operators of a batch: what is to be done, one clip, and what came of it.
+
+:func:`~airflow_provider_luma.task_groups.batch.modify_videos` combines them. DAG files are parsed every 30 seconds, so
+this module imports what reads and writes files only when a task runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow.sdk import BaseOperator
+
+from airflow_provider_luma.compat import AirflowFailException, AirflowSkipException, conf
+from airflow_provider_luma.core.addresses import is_luma_file, is_web_address
+from airflow_provider_luma.core.redaction import shown_address
+from airflow_provider_luma.core.validation import check_no_outer_blanks, check_prompt, is_absolute
+from airflow_provider_luma.core.wire import plain_text, read_object, read_text
+from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
+from airflow_provider_luma.files.destination_names import check_destination, names_a_file
+from airflow_provider_luma.links.luma import ERROR_KEY, pushed_failure
+from airflow_provider_luma.operators.base import LiteralValue, TemplatedOperator, is_literal, items_of
+from airflow_provider_luma.operators.luma import LumaModifyOperator, PromptOperator
+from airflow_provider_luma.operators.transfers import LumaDownloadOperator
+
+if TYPE_CHECKING:
+    import jinja2
+    from airflow.sdk import Context, ObjectStoragePath
+
+    from airflow_provider_luma.connection import LumaConnection
+    from airflow_provider_luma.files.batch_video import BatchVideo, Found
+    from airflow_provider_luma.files.clip_list import Clip
+    from airflow_provider_luma.submission.store import SubmissionStore
+
+#: XCom of the plan with the one prompt for all clips.
+PROMPT_KEY = "prompt"
+
+#: XCom of the plan with the rows of the table; those of clips that are modified have a map index.
+TABLE_KEY = "luma_table"
+
+#: XCom of a download with the video that it has written.
+VIDEO_KEY = "luma_video"
+
+#: A public clip that any service takes, for checks of the other parameters.
+_ANY_CLIP = "https://example.com/clip.mp4"
+
+#: Clips that an error lists, and characters of each reason.
+_MAX_LISTED, _MAX_REASON = 20, 500
+
+
+def check_folder(destination: object) -> None:
+    """
+    Check the folder for the videos of a batch.
+
+    :raises LumaValidationError: it cannot be one
+    """
+    text, remedy = str(destination or ""), "give a folder, such as s3://my_aws@bucket/videos"
+    check_no_outer_blanks("destination", text)
+    if not text or is_web_address(text) or not is_absolute(text):
+        raise LumaValidationError(None, f"destination is {text!r}: {remedy}, or one with an absolute path")
+    if names_a_file(text):
+        raise LumaValidationError(None, f"destination is a file, {text!r}: {remedy}")
+    check_destination(text)
+
+
+def check_allowed_failures(allowed: object) -> None:
+    """
+    Check how many clips may fail.
+
+    :raises LumaValidationError: it is neither a number of clips nor a share of them
+    """
+    is_number = isinstance(allowed, (int, float)) and not isinstance(allowed, bool)
+    if not is_number or allowed < 0 or (isinstance(allowed, float) and not allowed <= 1):  # type: ignore[operator]
+        raise LumaValidationError(
+            None,
+            f"allowed_failures is {allowed!r}: give a number of clips, such as 3, or a share of them, such as 0.05",
+        )
+
+
+class BatchPlanOperator(PromptOperator, TemplatedOperator):
+    """
+    Find the clips of a batch, and say which of them are to be modified.
+
+    Returns a dict for each of these. Nothing is paid for if the clips, the prompts or the destination cannot work.
+
+    :param clips: a folder, or the addresses of clips (templated)
+    :param prompt: one prompt or the name of a file with it; a list with a prompt for each clip; or a dict with a prompt
+        for each name of a clip (templated)
+    :param destination: the folder for the videos (templated)
+    :param modify_task_id: the task that modifies the clips
+    :param pattern: which files of a folder are clips (templated)
+    :param watermark: that of the jobs (templated)
+    :param options: those of the jobs (templated)
+    :param keep_sound: put the sound of each clip under its video
+    :param retry_failed: submit clips for which another run may have a job
+    :param luma_conn_id: the connection of the jobs (templated)
+    :raises LumaValidationError: a parameter cannot work
+    """
+
+    template_fields: Sequence[str] = (
+        *("clips", "prompt", "destination", "pattern", "watermark", "options", "luma_conn_id"),
+    )
+    ui_color = "#f5ead7"
+
+    def __init__(
+        self,
+        *,
+        clips: Any,
+        prompt: Any,
+        destination: str,
+        modify_task_id: str,
+        pattern: str | None = None,
+        watermark: str | None = None,
+        options: dict[str, Any] | None = None,
+        keep_sound: bool = False,
+        retry_failed: bool = False,
+        luma_conn_id: str = "luma_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.clips = clips
+        self.prompt = prompt
+        self.destination = destination
+        self.modify_task_id = modify_task_id
+        self.pattern = pattern
+        self.watermark = watermark
+        self.options = options
+        self.keep_sound = keep_sound
+        self.retry_failed = retry_failed
+        self.luma_conn_id = luma_conn_id
+        self.has_one_prompt = isinstance(prompt, (str, LiteralValue))
+        self.check_literal_prompt()
+        if is_literal(destination):
+            check_folder(destination)
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render a template; mask the signatures of addresses before Airflow stores and shows what was rendered."""
+        from airflow_provider_luma.files.masking import mask_queries
+
+        rendered = super().render_template(content, context, jinja_env, seen_oids)
+        mask_queries(rendered)
+        return rendered
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Return the clips to modify."""
+        with pushed_failure(context):
+            try:
+                return self._plan(context)
+            except PERMANENT as error:
+                raise AirflowFailException(str(error)) from error
+
+    def _plan(self, context: Context) -> list[dict[str, Any]]:
+        from airflow_provider_luma.files.clip_list import find_clips
+        from airflow_provider_luma.files.destinations import folder_to_write
+
+        ti: Any = context["ti"]
+        check_folder(self.destination)
+        folder = folder_to_write("destination", self.destination, self.log)
+        clips = find_clips(self._given_clips(), self.pattern, folder, self.log)
+        prompts = self._prompts(clips)
+        self._check(clips, prompts)
+        planned = self._look_up(clips, prompts, folder, run_of(ti, self.modify_task_id))
+        todo = [one for one in planned if one.map_index is not None]
+        _check_map_length(len(todo))
+        for one in todo:
+            if one.found.claimed:  # retry_failed is set
+                one.video.claim.remove()
+        ti.xcom_push(key=TABLE_KEY, value=[one.as_row() for one in planned])
+        if self.has_one_prompt:
+            ti.xcom_push(key=PROMPT_KEY, value=self.prompt)
+        left = sum(one.is_left for one in planned)
+        self.log.info(
+            "%d clips: %d to modify, each with a job at Luma; %d have their video; %d are left to another run",
+            *(len(planned), len(todo), len(planned) - len(todo) - left, left),
+        )
+        return [self._parameters(one) for one in todo]
+
+    def _parameters(self, one: _Planned) -> dict[str, Any]:
+        """Return what the tasks of one clip get. Each of them reads it for all clips, so it is short."""
+        address = one.clip.address
+        prompt = {} if self.has_one_prompt else {"prompt": one.prompt}
+        return {
+            "clip": address,
+            "video": str(one.clip.video),
+            "sound_from": address if self.keep_sound else None,
+            **prompt,
+        }
+
+    def _given_clips(self) -> object:
+        is_list = isinstance(self.clips, Iterable) and not isinstance(self.clips, (str, bytes, Mapping))
+        return items_of(self.clips) if is_list else self.clips
+
+    def _prompts(self, clips: Sequence[Clip]) -> list[str]:
+        """
+        Return the prompt of each clip.
+
+        :raises LumaValidationError: not every clip has one
+        """
+        given = self.prompt
+        if isinstance(given, str):
+            return [given] * len(clips)
+        if isinstance(given, Mapping) and not self.has_one_prompt:
+            missing = [clip.name for clip in clips if clip.name not in given]
+            if missing:
+                raise LumaValidationError(None, f"prompt has no prompt for {_listed(missing)}: add {missing[0]!r}")
+            return [given[clip.name] for clip in clips]
+        if self.has_one_prompt or not isinstance(given, Iterable) or isinstance(given, bytes):
+            raise LumaValidationError(None, f"prompt is {given!r}: give one prompt, or one for each clip")
+        prompts = items_of(given)
+        if isinstance(self.clips, str):
+            raise LumaValidationError(
+                None,
+                "prompt is a list, but the clips of a folder have no order: give a dict, with names of clips as keys",
+            )
+        if len(prompts) != len(clips):
+            raise LumaValidationError(None, f"prompt contains {len(prompts)} prompts for {len(clips)} clips")
+        return prompts
+
+    def _check(self, clips: Sequence[Clip], prompts: Sequence[str]) -> None:
+        """
+        Refuse what would fail every job, or a download after its job. A clip is checked by the task that modifies it.
+
+        :raises LumaError: a parameter or the connection cannot work
+        """
+        from airflow_provider_luma.core.job import ModifyRequest
+        from airflow_provider_luma.hooks.luma import LumaHook
+
+        for prompt in prompts:
+            check_prompt(prompt)
+        client = LumaHook(self.luma_conn_id).get_client()
+        for prompt in dict.fromkeys(prompts):
+            client.check_request(ModifyRequest(prompt, _ANY_CLIP, self.watermark, options=self.options))
+        for clip in clips:
+            if self.keep_sound and is_luma_file(clip.address):
+                raise LumaValidationError(None, f"keep_sound: the sound of {clip.address} cannot be read: leave it off")
+
+    def _look_up(
+        self, clips: Sequence[Clip], prompts: Sequence[str], folder: ObjectStoragePath, run: Mapping[str, Any]
+    ) -> list[_Planned]:
+        """
+        Return what is to be done for each clip.
+
+        :raises LumaValidationError: a file would be replaced that is not of a batch
+        """
+        from airflow_provider_luma.files.batch_video import BatchVideo
+        from airflow_provider_luma.files.storage import file_in, files_in
+
+        names = files_in(folder, deep=any("/" in clip.name for clip in clips))
+        existing = {str(file_in(folder, name)) for name in names}
+        map_indexes, planned, foreign = itertools.count(), [], []
+        for clip, prompt in zip(clips, prompts, strict=True):
+            video = BatchVideo(clip.video, run)
+            check_destination(str(video.claim.path))
+            found = video.look_up(partial(self._request, clip, prompt), existing)
+            if found.is_foreign:
+                foreign.append(clip.video.name)
+            is_left = found.claimed is not None and not self.retry_failed
+            map_index = None if found.is_made or is_left else next(map_indexes)
+            planned.append(_Planned(clip, prompt, video, found, map_index))
+        if foreign:
+            raise LumaValidationError(
+                None,
+                f"destination has files that no batch has written, and that would be replaced: {_listed(foreign)}. "
+                "Remove them, or choose another folder",
+            )
+        return planned
+
+    def _request(self, clip: Clip, prompt: str) -> dict[str, Any]:
+        from airflow_provider_luma.files.batch_video import request_for
+
+        return request_for(clip.address, prompt, self.watermark, self.options, sound=self.keep_sound)
+
+
+class _Planned(NamedTuple):
+    """
+    What is to be done for a clip.
+
+    :param found: what is in the place of its video
+    :param map_index: that of the tasks that modify it; None if none do
+    """
+
+    clip: Clip
+    prompt: str
+    video: BatchVideo
+    found: Found
+    map_index: int | None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether another run may have a job for it."""
+        return self.map_index is None and not self.found.is_made
+
+    def as_row(self) -> dict[str, Any]:
+        """Return its row of the table."""
+        return {
+            "clip": self.clip.shown,
+            "video": None if self.is_left else str(self.clip.video),
+            "luma_task_id": self.found.luma_task_id,
+            "error": self.found.claimed if self.is_left else None,
+            "map_index": self.map_index,
+        }
+
+
+def _check_map_length(clips: int) -> None:
+    """
+    Check whether Airflow maps a task over so many clips.
+
+    :raises LumaValidationError: it does not
+    """
+    longest = conf.getint("core", "max_map_length", fallback=1024)
+    if clips > longest:
+        raise LumaValidationError(
+            None,
+            f"clips: {clips} are to be modified, and [core] max_map_length lets Airflow map a task over {longest}: "
+            "raise it, or take fewer clips at a time, for example with pattern",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"{', '.join(map(repr, names[:_MAX_LISTED]))}{more}"
+
+
+def run_of(ti: Any, modify_task_id: str) -> dict[str, Any]:
+    """Return what identifies a run of a batch, for its claims and manifests."""
+    return {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": modify_task_id}
+
+
+class BatchModifyOperator(LumaModifyOperator):
+    """
+    Modify one clip of a batch, unless another run of the batch may have a job for it.
+
+    :param video: where the video will be (templated)
+    :param keep_sound: whether it gets the clip's sound
+    """
+
+    template_fields: Sequence[str] = (*LumaModifyOperator.template_fields, "video")
+    custom_operator_name = "LumaModifyOperator"
+
+    def __init__(self, *, video: str, keep_sound: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.video = video
+        self.keep_sound = keep_sound
+
+    def open_store(self, context: Context, connection: LumaConnection | None = None) -> SubmissionStore:
+        """Return a store that claims the video before anything is submitted."""
+        from airflow_provider_luma.submission.claimed_store import ClaimedStore
+
+        ti: Any = context["ti"]
+        return ClaimedStore(super().open_store(context, connection), _Claim(self, run_of(ti, ti.task_id), ti.map_index))
+
+
+class _Claim(NamedTuple):
+    """The claim of one job."""
+
+    operator: BatchModifyOperator
+    run: Mapping[str, Any]
+    map_index: int
+
+    @property
+    def video(self) -> BatchVideo:
+        """The video that is claimed."""
+        from airflow_provider_luma.files.batch_video import BatchVideo
+        from airflow_provider_luma.files.storage import as_path
+
+        return BatchVideo(as_path(self.operator.video), self.run)
+
+    def stake(self) -> None:
+        """
+        Write the claim.
+
+        :raises LumaValidationError: another run has the video, or may have a job for it
+        :raises AirflowException: the storage is unavailable
+        """
+        from airflow_provider_luma.files.batch_video import request_for
+
+        job, video = self.operator, self.video
+        request = request_for(job.video_url, job.prompt, job.watermark, job.options, sound=job.keep_sound)
+        if reason := video.claimed(video.claim.read(), request):
+            raise LumaValidationError(None, reason)
+        if video.is_made(video.manifest.read(), request):
+            raise LumaValidationError(None, f"another run has just made {shown_address(video.path)}")
+        run = {**self.run, "map_index": self.map_index}
+        video.claim.write({"clip": shown_address(job.video_url), "request": request, "run": run})
+
+    def withdraw(self) -> None:
+        """
+        Remove the claim, if it is still there.
+
+        :raises AirflowException: the storage is unavailable
+        """
+        video = self.video
+        if video.is_ours(video.claim.read()):
+            video.claim.remove()
+
+
+class BatchDownloadOperator(LumaDownloadOperator):
+    """
+    Download the video of one clip of a batch, and describe it for later runs.
+
+    :param modify_task_id: the task that modified the clip
+    """
+
+    custom_operator_name = "LumaDownloadOperator"
+
+    def __init__(self, *, modify_task_id: str, **kwargs: Any) -> None:
+        super().__init__(overwrite=True, **kwargs)  # a cleared clip comes back as another video
+        self.modify_task_id = modify_task_id
+
+    def execute(self, context: Context) -> list[str]:
+        """Download the video; write its manifest."""
+        from airflow_provider_luma.core.job import DEFAULT_SERVICE
+        from airflow_provider_luma.files.batch_video import BatchVideo
+        from airflow_provider_luma.files.storage import as_path
+
+        ti: Any = context["ti"]
+        result = read_object(self.urls)
+        self.urls = {**result, "result_urls": list(result.get("result_urls") or ())[:1]}  # a job may have made more
+        video = BatchVideo(as_path(self.destination), run_of(ti, self.modify_task_id))
+        claim = self._claim(video)
+        files = super().execute(context)
+        if claim:
+            job = {"luma_task_id": result.get("luma_task_id"), "service": result.get("service", DEFAULT_SERVICE)}
+            video.manifest.write({**claim, **job, "video_version": video.version()})
+            video.claim.remove()
+        made = {"map_index": ti.map_index, "video": files[0], "luma_task_id": result.get("luma_task_id")}
+        ti.xcom_push(key=VIDEO_KEY, value={**made, "prompt": read_object(claim.get("request")).get("prompt")})
+        return files
+
+    def _claim(self, video: BatchVideo) -> dict[str, Any]:
+        """Return the claim to the video, which is there until its manifest is; empty if another run has it."""
+        claim = video.claim.read()
+        if video.is_ours(claim):
+            return dict(claim)
+        manifest = video.manifest.read()
+        if claim or not video.is_ours(manifest):
+            self.log.warning("Another run has claimed %s, or its claim was removed: no manifest is written", video.path)
+            return {}
+        # This task was cleared: what it replaces must not count as made before it is described.
+        kept = {name: manifest[name] for name in ("clip", "request", "run") if name in manifest}
+        video.claim.write(kept)
+        return kept
+
+
+class BatchCollectOperator(BaseOperator):
+    """
+    Return what has become of each clip of a batch.
+
+    :param plan_task_id: the task that has found the clips
+    :param modify_task_id: the task that modified them
+    :param download_task_id: the task that downloaded the videos
+    :param allowed_failures: the number or share of clips that may be without a video
+    :raises LumaValidationError: ``allowed_failures`` is neither
+    """
+
+    ui_color = "#f5ead7"
+
+    def __init__(
+        self,
+        *,
+        plan_task_id: str,
+        modify_task_id: str,
+        download_task_id: str,
+        allowed_failures: float = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.plan_task_id = plan_task_id
+        self.modify_task_id = modify_task_id
+        self.download_task_id = download_task_id
+        self.allowed_failures = allowed_failures
+        check_allowed_failures(allowed_failures)
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Return the table; fail if too many clips have no video."""
+        rows = self._rows(context["ti"])
+        failed = [row for row in rows if row["error"] is not None]
+        self.log.info("%d clips: %d have their video", len(rows), len(rows) - len(failed))
+        for row in failed:
+            self.log.warning("No video for %s: %s", row["clip"], row["error"])
+        made = [row for row in rows if row["error"] is None and row["map_index"] is not None]
+        table = [{name: row[name] for name in ("clip", "video", "luma_task_id", "error")} for row in rows]
+        if self._are_too_many(len(failed), len(rows)):
+            context["ti"].xcom_push(key="return_value", value=table)
+            raise AirflowFailException(_failure(failed, len(rows)))
+        if self.outlets:
+            from airflow_provider_luma.asset_events import tell_outlets
+
+            tell_outlets(self, context, [row["video"] for row in made], map(_job, made))
+        return table
+
+    def _rows(self, ti: Any) -> list[dict[str, Any]]:
+        """
+        Return the rows of the plan, with what has become of the clips that were to be modified.
+
+        Besides three requests for all clips, Airflow is asked for two XComs of each clip that has no video.
+        """
+        steps = [self.modify_task_id, self.download_task_id]
+        states = self._states(ti, [self.plan_task_id, *steps])
+        rows: list[dict[str, Any]] = ti.xcom_pull(task_ids=self.plan_task_id, key=TABLE_KEY)
+        found = [read_object(video) for video in ti.xcom_pull(task_ids=[self.download_task_id], key=VIDEO_KEY) or ()]
+        videos = {video["map_index"]: video for video in found if video}
+        without: dict[int, str] = {}
+        mapped = {row["map_index"]: row for row in rows if row["map_index"] is not None}
+        for index, row in mapped.items():
+            failed = next((step for step in steps if states.get(f"{step}_{index}") != "success"), None)
+            if failed is None:
+                row |= videos.get(index, {})  # a person may have marked the task as a success
+            else:
+                without[index] = failed
+                row |= {"video": None, "error": f"{failed} [{index}] is {states.get(f'{failed}_{index}')}: see its log"}
+        self._explain(ti, mapped, without)
+        return rows
+
+    def _states(self, ti: Any, task_ids: list[str]) -> Mapping[str, str]:
+        """
+        Return the states of the group's tasks.
+
+        :raises AirflowSkipException: the plan was skipped
+        :raises AirflowFailException: the plan has failed
+        """
+        states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, run_ids=[ti.run_id]).get(ti.run_id, {})
+        state = states.get(self.plan_task_id)
+        if state == "skipped":
+            raise AirflowSkipException(f"{self.plan_task_id} was skipped")
+        if state != "success":
+            raise AirflowFailException(f"{self.plan_task_id} is {state}: see its log")
+        return states  # type: ignore[no-any-return]
+
+    def _explain(self, ti: Any, rows: Mapping[int, dict[str, Any]], failed: Mapping[int, str]) -> None:
+        """
+        Add to rows why there is no video, and the job if there is one.
+
+        :param rows: by map index
+        :param failed: the task that failed, by map index
+        """
+        for step in set(failed.values()):
+            indexes = [index for index, task_id in failed.items() if task_id == step]
+            errors = ti.xcom_pull(task_ids=step, key=ERROR_KEY, map_indexes=indexes)
+            for index, error in zip(indexes, errors, strict=True):
+                if isinstance(error, Mapping) and error.get("msg"):
+                    rows[index]["error"] = plain_text(str(error["msg"]))[:_MAX_REASON]
+        if failed:
+            jobs = ti.xcom_pull(task_ids=self.modify_task_id, key="luma_task_id", map_indexes=list(failed))
+            for index, luma_task_id in zip(failed, jobs, strict=True):
+                rows[index]["luma_task_id"] = read_text(luma_task_id)
+
+    def _are_too_many(self, failed: int, clips: int) -> bool:
+        if isinstance(self.allowed_failures, float):
+            return failed > 0 and failed / clips > self.allowed_failures
+        return failed > self.allowed_failures
+
+
+def _job(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what asset events say about the job of a clip."""
+    known = {"luma_task_id": row["luma_task_id"], "prompt": row.get("prompt"), "source": row["clip"]}
+    return {**known, "expires_at": None, "files": [row["video"]]}
+
+
+def _failure(failed: Sequence[Mapping[str, Any]], clips: int) -> str:
+    lines = [f"{row['clip']}: {row['error']}" for row in failed[:_MAX_LISTED]]
+    if len(failed) > _MAX_LISTED:
+        lines.append(f"and {len(failed) - _MAX_LISTED} more: see the log, or the XCom return_value")
+    return "\n  ".join(
+        [
+            f"No video for {len(failed)} of {clips} clips. Correct what is wrong and clear the failed tasks: no other "
+            "clip is paid for again",
+            *lines,
+        ]
+    )

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Jobs for a video that several runs may want: only one of them pays for it.
+
+A submission store belongs to one task instance of one run. In a batch, a later run, or one at the same time, may find
+the same clip without a video. So the store is given a claim that all runs see, and which follows the record: it is
+there from just before the intent until it is certain that no job was accepted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_provider_luma.core.decision import SubmissionRecord
+from airflow_provider_luma.submission.store import SubmissionStore
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.submission.budget import RunBudget
+
+
+class Claim(Protocol):
+    """A claim to a video."""
+
+    def stake(self) -> None:
+        """Write the claim; raise if another run has one."""
+
+    def withdraw(self) -> None:
+        """Remove the claim, unless another run has replaced it."""
+
+
+class ClaimedStore(SubmissionStore):
+    """
+    A submission store with a claim.
+
+    :param store: keeps the record
+    :param claim: keeps other runs from submitting
+    """
+
+    def __init__(self, store: SubmissionStore, claim: Claim) -> None:
+        self._store, self._claim = store, claim
+        self.is_durable, self.recovery_hint = store.is_durable, store.recovery_hint
+
+    def load(self) -> SubmissionRecord | None:
+        """Return the record, if there is one."""
+        return self._store.load()
+
+    def begin(self, intent: SubmissionRecord) -> None:
+        """Stake the claim, then write the intent."""
+        self._claim.stake()
+        self._store.begin(intent)
+
+    def save(self, record: SubmissionRecord) -> None:
+        """Write the updated record."""
+        self._store.save(record)
+
+    def forget(self, intent: SubmissionRecord, *, may_be_paid: bool = False) -> None:
+        """Drop the intent, and withdraw the claim unless there may be a job."""
+        self._store.forget(intent, may_be_paid=may_be_paid)
+        if not may_be_paid and self._store.load() is None:
+            self._claim.withdraw()
+
+    def run_budget(self, limit: int, conn_id: str, *, is_first_try: bool = False) -> RunBudget:
+        """Return the budget of the DAG run."""
+        return self._store.run_budget(limit, conn_id, is_first_try=is_first_try)
+
+    def callback_task_id(self, reference: str) -> str | None:
+        """Return the job id that a callback named for a submission."""
+        return self._store.callback_task_id(reference)
+
+    def load_upload(self) -> dict[str, Any] | None:
+        """Return the upload kept by :meth:`save_upload`, if any."""
+        return self._store.load_upload()
+
+    def save_upload(self, upload: dict[str, Any]) -> None:
+        """Keep the upload of the task's input video."""
+        self._store.save_upload(upload)
