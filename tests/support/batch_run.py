@@ -26,6 +26,8 @@ class _TaskInstance:
         self.try_number, self.max_tries = tries, max_tries
         self.task: Any = None
         self._run = run
+        if map_index >= 0:
+            self._upstream_map_indexes = {MODIFY: map_index}  # which Airflow 3.1 is told by its server
 
     def get_template_context(self) -> Any:
         return self._run.context(self)
