@@ -3,27 +3,31 @@
 A video of a batch, and two small hidden files beside it, by which a later run knows what is already paid for.
 
 ``.NAME.luma.json``, the *manifest*, describes a video that is there: of which content of which clip it was made, and
-how. ``.NAME.luma-job.json``, the *claim*, is there while a job for the video may exist: it is written before the
-submission, and removed once the video is there, or once it is certain that no job was accepted. Neither has any secret
-in it, nor the query of an address.
+how. ``.NAME.luma-job.json``, the *claim*, is there while a job for the video may exist: it is created before the
+submission, and removed once the video is there, or once it is certain that no job was accepted.
+
+Whoever has created the claim has the video to itself: others submit nothing and write nothing while it is there, and
+no run replaces the claim of another. Neither file has any secret in it, nor the query of an address.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.compat import AirflowException
-from airflow_provider_luma.core.redaction import shown_address
+from airflow_provider_luma.core.redaction import shown_address, without_queries
 from airflow_provider_luma.core.wire import read_json, read_object, read_text
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.files.clip_list import version_of
-from airflow_provider_luma.files.storage import file_in, remove_file, written
+from airflow_provider_luma.files.creation import create_file
+from airflow_provider_luma.files.storage import as_path, file_in, make_folder, remove_file, written
 from airflow_provider_luma.files.stored_file import StoredFile
 
 #: Maximum bytes of a file that is read: anybody who may write to the folder may have written it.
@@ -37,13 +41,15 @@ class Found(NamedTuple):
     :param is_foreign: a file that no batch has written
     :param is_made: the video that is wanted
     :param luma_task_id: the job that made it
-    :param claimed: what to do, if another run may have a job for it
+    :param claim: the claim; None if there is none
+    :param map_index: that of the clip, if this run has had it before
     """
 
     is_foreign: bool = False
     is_made: bool = False
     luma_task_id: str | None = None
-    claimed: str | None = None
+    claim: Mapping[str, Any] | None = None
+    map_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,45 +74,104 @@ class BatchVideo:
         """The record of the run whose job makes the video."""
         return Document(self._beside("luma-job"))
 
-    def look_up(self, request: Callable[[], Mapping[str, Any]], existing: Container[str]) -> Found:
+    def look_up(self, request: Callable[[], str], existing: Container[str]) -> Found:
         """
         Return what is in its place.
 
-        :param request: returns what is wanted, see :func:`request_for`
+        :param request: returns what is wanted, see :func:`request_hash`
         :param existing: the addresses of the files in the folder
         :raises AirflowException: the storage is unavailable
         """
         is_there = str(self.path) in existing
         manifest, claim = (
-            document.read() if str(document.path) in existing else {} for document in (self.manifest, self.claim)
+            document.read() if str(document.path) in existing else None for document in (self.manifest, self.claim)
         )
         if not manifest and not claim:
-            return Found(is_foreign=is_there)
-        wanted = request()
-        if is_there and self.is_made(manifest, wanted):
+            return Found(is_foreign=is_there, claim=claim)
+        if is_there and manifest and self.is_made(manifest, request()):
             return Found(is_made=True, luma_task_id=read_text(manifest.get("luma_task_id")))
-        return Found(claimed=self.claimed(claim, wanted))
+        return Found(claim=claim, map_index=self._map_index_in(claim or manifest or {}))
 
-    def is_made(self, manifest: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
+    def is_made(self, manifest: Mapping[str, Any], request: str) -> bool:
         """Return whether another run has made the video, and it is still there. This run asks again if cleared."""
-        is_it = manifest.get("request") == request and not self.is_ours(manifest)
+        is_it = manifest.get("request") == request and not self._is_of_run(manifest)
         return is_it and self.version() == manifest.get("video_version")
 
-    def claimed(self, claim: Mapping[str, Any], request: Mapping[str, Any]) -> str | None:
-        """Return what a person can do if another run may have a job for this request; None if there is none."""
-        if claim.get("request") != request or self.is_ours(claim):
+    def refusal(self, claim: Mapping[str, Any] | None) -> str | None:
+        """Return what a person can do if another task may have a job for the video; None if none has a claim to it."""
+        if claim is None or self.is_ours(claim):
             return None
         run = read_object(claim.get("run"))
+        modify, index = str(run.get("task_id")), f"[{run.get('map_index')}]"
+        if not run:
+            return (
+                f"{shown_address(self.claim.path)} cannot be read, and may be the claim of another run: remove it if "
+                "no run is working on this clip"
+            )
+        if self._is_of_run(claim):
+            return (
+                f"this run has submitted it as {modify} {index}, before the list of clips became shorter, and there is "
+                "no video yet. To submit another job, set retry_failed"
+            )
         return (
             f"run {run.get('run_id')} of {run.get('dag_id')} has submitted it, and there is no video yet. If that run "
-            f"has ended, clear {run.get('task_id')} [{run.get('map_index')}] in it: a job that has not failed is not "
-            "paid for again. To submit another job instead, set retry_failed"
+            f"has ended, clear what has failed in it, {modify} {index} or {_download_of(modify)} {index}: a job that "
+            f"has not failed is not paid for again. Clearing a {modify.rpartition('.')[2]} that has succeeded would "
+            "submit another job. To submit another one here instead, set retry_failed"
         )
 
     def is_ours(self, document: Mapping[str, Any]) -> bool:
-        """Return whether a manifest or a claim is of this run."""
+        """Return whether a claim is of this task; of this run, if only that is given."""
+        index = read_object(document.get("run")).get("map_index")
+        return self._is_of_run(document) and index == self.run.get("map_index", index)
+
+    def _is_of_run(self, document: Mapping[str, Any]) -> bool:
         run = read_object(document.get("run"))
-        return bool(run) and all(run.get(key) == self.run[key] for key in ("dag_id", "run_id", "task_id"))
+        return all(run.get(key) == self.run[key] for key in ("dag_id", "run_id", "task_id"))
+
+    def hold(self) -> Mapping[str, Any]:
+        """
+        Return the claim, which is there until the video that is downloaded is described.
+
+        :raises LumaValidationError: another run has claimed the video, or has made another one
+        :raises AirflowException: the storage is unavailable
+        """
+        claim = self.claim.read()
+        if claim is None:
+            # This task was cleared after its download, or a person has removed the claim.
+            manifest = self.manifest.read() or {}
+            if manifest and not self._is_of_run(manifest):
+                raise self._taken(manifest)
+            kept = {**{name: manifest[name] for name in _DESCRIPTION if name in manifest}, "run": dict(self.run)}
+            if self.claim.create(kept):
+                return kept
+            claim = self.claim.read()
+        if not claim or not self.is_ours(claim):
+            raise self._taken(claim or {})
+        return claim
+
+    def check_held(self, claim: Mapping[str, Any]) -> None:
+        """
+        Make sure that the claim is still there.
+
+        :raises LumaValidationError: another run has taken the video over
+        :raises AirflowException: the storage is unavailable
+        """
+        found = self.claim.read()
+        if found != claim:
+            raise self._taken(found or self.manifest.read() or {})
+
+    def finish(self, claim: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+        """
+        Describe the video that is there now, and give the claim up.
+
+        :param claim: what :meth:`hold` has returned
+        :param job: the job that made the video
+        :raises AirflowException: the storage is unavailable
+        """
+        self.manifest.write({**claim, **job, "video_version": self.version()})
+        if self.claim.read() == claim:
+            self.claim.remove()
 
     def version(self) -> str | None:
         """
@@ -119,27 +184,134 @@ class BatchVideo:
         except LumaValidationError:
             return None
 
+    def _taken(self, document: Mapping[str, Any]) -> LumaValidationError:
+        run = read_object(document.get("run"))
+        who = f"run {run.get('run_id')} of {run.get('dag_id')}" if run else "another run"
+        return LumaValidationError(
+            None,
+            f"destination: {who} has submitted another job for {shown_address(self.path)} meanwhile, so this one's "
+            "video is not written there. To have it all the same, download it to another folder",
+        )
+
+    def _map_index_in(self, document: Mapping[str, Any]) -> int | None:
+        if not self._is_of_run(document):
+            return None
+        index = read_object(document.get("run")).get("map_index")
+        return index if isinstance(index, int) and not isinstance(index, bool) and index >= 0 else None
+
     def _beside(self, kind: str) -> ObjectStoragePath:
         return file_in(str(self.path).rpartition("/")[0], f".{self.path.name}.{kind}.json")
 
 
-def request_for(
-    clip: str, prompt: str, watermark: str | None, options: Mapping[str, Any] | None, *, sound: bool
+#: What a claim and the manifest after it have in common.
+_DESCRIPTION = ("clip", "clip_version", "prompt", "request")
+
+
+def _download_of(modify_task_id: str) -> str:
+    return f"{modify_task_id.rpartition('.')[0]}.download".lstrip(".")
+
+
+class VideoClaim:
+    """
+    The claim of one task to its video.
+
+    :param address: the video's
+    :param run: what identifies the task: the keys of ``modify``, with its map index
+    :param describe: returns what is submitted, see :func:`description_of`
+    """
+
+    def __init__(self, address: str, run: Mapping[str, Any], describe: Callable[[], Mapping[str, Any]]) -> None:
+        self._address, self._run, self._describe = address, run, describe
+        #: The claim that an earlier try of the task has left.
+        self._earlier: Mapping[str, Any] | None = None
+
+    @cached_property
+    def _video(self) -> BatchVideo:
+        return BatchVideo(as_path(self._address), self._run)
+
+    def stake(self, reference: str) -> None:
+        """
+        Create the claim, or take up the one that an earlier try of this task has left.
+
+        :param reference: the submission's name
+        :raises LumaValidationError: another task has the video, or may have a job for it
+        :raises AirflowException: the storage is unavailable
+        """
+        video, claim = self._video, self._video.claim
+        content = {**self._describe(), "run": dict(self._run), "reference": reference}
+        if not claim.create(content):
+            found = claim.read()
+            if found is None:
+                raise AirflowException(
+                    f"{shown_address(claim.path)} has just been removed by another run. Nothing was submitted; the "
+                    "next try creates it"
+                )
+            if reason := video.refusal(found):
+                raise LumaValidationError(None, reason)
+            if found.get("reference") != reference:
+                self._earlier = found
+            claim.write(content)
+        # After the claim: whoever had one before has described its video before giving it up.
+        if video.is_made(video.manifest.read() or {}, content["request"]):
+            raise LumaValidationError(None, f"another run has just made {shown_address(video.path)}")
+
+    def is_held(self, reference: str) -> bool:
+        """
+        Return whether the claim is still that of a submission.
+
+        :raises AirflowException: the storage is unavailable
+        """
+        return (self._video.claim.read() or {}).get("reference") == reference
+
+    def withdraw(self, reference: str) -> None:
+        """
+        Undo :meth:`stake`: nothing was accepted. What an earlier try has left stays, as its job may be paid for.
+
+        :raises AirflowException: the storage is unavailable
+        """
+        if not self.is_held(reference):
+            return
+        if self._earlier is None:
+            self._video.claim.remove()
+        else:
+            self._video.claim.write(self._earlier)
+
+
+def description_of(
+    clip: str,
+    version: str,
+    prompt: str,
+    watermark: str | None,
+    options: Mapping[str, Any] | None,
+    *,
+    sound: bool,
 ) -> dict[str, Any]:
     """
-    Return what makes one video differ from another of the same name, as JSON values.
+    Return what claims and manifests say about a request.
 
-    :param clip: the clip's address, of which the current version counts
-    :raises AirflowException: the storage is unavailable
+    :param clip: the clip's address
+    :param version: which content of it is submitted
     """
-    request = {
-        "clip_version": version_of(clip),
-        "prompt": prompt,
-        "watermark": watermark or None,
-        "options": options or None,
-        "sound": sound,
+    return {
+        "clip": shown_address(clip),
+        "clip_version": version,
+        "prompt": without_queries(prompt),
+        "request": request_hash(version, prompt, watermark, options, sound=sound),
     }
-    return dict(read_object(json.dumps(request)))
+
+
+def request_hash(
+    version: str, prompt: str, watermark: str | None, options: Mapping[str, Any] | None, *, sound: bool
+) -> str:
+    """
+    Return what makes one video differ from another of the same name.
+
+    Addresses count without their queries, which may be signatures: those differ each time.
+
+    :param version: which content of the clip is submitted
+    """
+    request = [version, prompt, watermark or None, options or None, sound]
+    return hashlib.sha256(without_queries(json.dumps(request, sort_keys=True)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -148,9 +320,9 @@ class Document:
 
     path: ObjectStoragePath
 
-    def read(self) -> Mapping[str, Any]:
+    def read(self) -> Mapping[str, Any] | None:
         """
-        Return its content; empty if it is not there, or is not a JSON object.
+        Return its content; None if it is not there, empty if it is not a JSON object.
 
         :raises AirflowException: the storage is unavailable
         """
@@ -158,10 +330,23 @@ class Document:
             self.path.fs.invalidate_cache()
             content = self.path.fs.cat_file(self.path.path, start=0, end=_MAX_SIZE)
         except (FileNotFoundError, NotADirectoryError):
-            return {}
+            return None
         except Exception as error:
             raise AirflowException(f"{shown_address(self.path)} could not be read: {error}") from error
         return read_object(read_json(content[:_MAX_SIZE]))
+
+    def create(self, content: Mapping[str, Any]) -> bool:
+        """
+        Create it, unless it is there; return whether it was created.
+
+        :raises AirflowException: the storage is unavailable
+        """
+        try:
+            make_folder(self.path)
+            self.path.fs.invalidate_cache()
+            return create_file(self.path.fs, self.path.path, _encode(content))
+        except Exception as error:
+            raise AirflowException(f"{shown_address(self.path)} could not be created: {error}") from error
 
     def write(self, content: Mapping[str, Any]) -> None:
         """
@@ -171,7 +356,7 @@ class Document:
         """
         try:
             with written(self.path) as file:
-                file.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+                file.write_bytes(_encode(content))
         except Exception as error:
             raise AirflowException(f"{shown_address(self.path)} could not be written: {error}") from error
 
@@ -186,3 +371,7 @@ class Document:
                 remove_file(self.path.fs, self.path.path)
         except Exception as error:
             raise AirflowException(f"{shown_address(self.path)} could not be removed: {error}") from error
+
+
+def _encode(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()

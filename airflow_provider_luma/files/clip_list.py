@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -23,7 +24,7 @@ from airflow_provider_luma.files.destination_names import OBJECT_STORES
 from airflow_provider_luma.files.destinations import folder_to_write, is_inside, location
 from airflow_provider_luma.files.source import url_path
 from airflow_provider_luma.files.storage import as_path, file_in, files_in
-from airflow_provider_luma.files.stored_file import StoredFile
+from airflow_provider_luma.files.stored_file import StoredFile, content_version
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -83,18 +84,11 @@ def version_of(clip: str) -> str:
     """
     Return what distinguishes one content of a clip from another; empty if there is no such clip.
 
-    That of a public clip is its address, without the query: a server may give the same file another ETag each time,
-    and each time would be paid for.
-
     :param clip: its address
     :raises AirflowException: the storage is unavailable
     """
-    if is_web_address(clip):
-        return without_secrets(clip)
-    if is_luma_file(clip):
-        return clip
     try:
-        return StoredFile.find(clip, "clips").version
+        return content_version(clip, partial(StoredFile.find, clip, "clips"))
     except LumaValidationError:  # the task that modifies the clip reports it
         return ""
 

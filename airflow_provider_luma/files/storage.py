@@ -282,6 +282,25 @@ def files_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
     return sorted(name for name in names if name and not name.endswith("/") and (deep or "/" not in name))
 
 
+def folders_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
+    """
+    Return the names of the folders in a folder. In an object store, these are parts of the names of files.
+
+    :param deep: also those in its subfolders, with the names of these
+    :raises AirflowException: the storage is unavailable
+    """
+    inside = f"{folder.path.strip('/')}/".lstrip("/")
+    try:
+        maxdepth = None if deep else 1
+        found = folder.fs.find(folder.path.rstrip("/") or "/", maxdepth=maxdepth, withdirs=True, detail=True)
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        raise AirflowException(f"{shown_address(folder)} could not be listed: {error}") from error
+    names = (path.strip("/") for path, info in found.items() if info.get("type") == "directory")
+    return sorted(name.removeprefix(inside) for name in names if name.startswith(inside))
+
+
 def remove_folder(address: str) -> None:
     """
     Remove a folder and everything in it, if it exists.

@@ -8,8 +8,8 @@ this module imports what reads and writes files only when a task runs.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,6 @@ from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.compat import AirflowFailException, AirflowSkipException, conf
 from airflow_provider_luma.core.addresses import is_luma_file, is_web_address
-from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.core.validation import check_no_outer_blanks, check_prompt, is_absolute
 from airflow_provider_luma.core.wire import plain_text, read_object, read_text
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
@@ -32,8 +31,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
 
     from airflow_provider_luma.connection import LumaConnection
+    from airflow_provider_luma.core.job import ModifyRequest
     from airflow_provider_luma.files.batch_video import BatchVideo, Found
     from airflow_provider_luma.files.clip_list import Clip
+    from airflow_provider_luma.files.input_video import InputVideo
     from airflow_provider_luma.submission.store import SubmissionStore
 
 #: XCom of the plan with the one prompt for all clips.
@@ -170,15 +171,15 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
         prompts = self._prompts(clips)
         self._check(clips, prompts)
         planned = self._look_up(clips, prompts, folder, run_of(ti, self.modify_task_id))
-        todo = [one for one in planned if one.map_index is not None]
+        todo = sorted((one for one in planned if one.map_index is not None), key=lambda one: one.map_index or 0)
         _check_map_length(len(todo))
-        for one in todo:
-            if one.found.claimed:  # retry_failed is set
-                one.video.claim.remove()
+        if self.retry_failed:
+            for one in todo:
+                one.give_free()
         ti.xcom_push(key=TABLE_KEY, value=[one.as_row() for one in planned])
         if self.has_one_prompt:
             ti.xcom_push(key=PROMPT_KEY, value=self.prompt)
-        left = sum(one.is_left for one in planned)
+        left = sum(one.left is not None for one in planned)
         self.log.info(
             "%d clips: %d to modify, each with a job at Luma; %d have their video; %d are left to another run",
             *(len(planned), len(todo), len(planned) - len(todo) - left, left),
@@ -250,35 +251,34 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
         """
         Return what is to be done for each clip.
 
-        :raises LumaValidationError: a file would be replaced that is not of a batch
+        :raises LumaValidationError: a file would be replaced that is not of a batch, or a folder is in the way
         """
         from airflow_provider_luma.files.batch_video import BatchVideo
-        from airflow_provider_luma.files.storage import file_in, files_in
+        from airflow_provider_luma.files.storage import file_in, files_in, folders_in
 
-        names = files_in(folder, deep=any("/" in clip.name for clip in clips))
-        existing = {str(file_in(folder, name)) for name in names}
-        map_indexes, planned, foreign = itertools.count(), [], []
+        deep = any("/" in clip.name for clip in clips)
+        existing = {str(file_in(folder, name)) for name in files_in(folder, deep=deep)}
+        _refuse_folders(clips, {str(file_in(folder, name)) for name in folders_in(folder, deep=deep)})
+        planned = []
         for clip, prompt in zip(clips, prompts, strict=True):
             video = BatchVideo(clip.video, run)
             check_destination(str(video.claim.path))
             found = video.look_up(partial(self._request, clip, prompt), existing)
-            if found.is_foreign:
-                foreign.append(clip.video.name)
-            is_left = found.claimed is not None and not self.retry_failed
-            map_index = None if found.is_made or is_left else next(map_indexes)
-            planned.append(_Planned(clip, prompt, video, found, map_index))
-        if foreign:
+            left = None if self.retry_failed or found.is_made else video.refusal(found.claim)
+            planned.append(_Planned(clip, prompt, video, found, left))
+        if foreign := [one.clip.video.name for one in planned if one.found.is_foreign]:
             raise LumaValidationError(
                 None,
                 f"destination has files that no batch has written, and that would be replaced: {_listed(foreign)}. "
                 "Remove them, or choose another folder",
             )
-        return planned
+        return _with_map_indexes(planned)
 
-    def _request(self, clip: Clip, prompt: str) -> dict[str, Any]:
-        from airflow_provider_luma.files.batch_video import request_for
+    def _request(self, clip: Clip, prompt: str) -> str:
+        from airflow_provider_luma.files.batch_video import request_hash
+        from airflow_provider_luma.files.clip_list import version_of
 
-        return request_for(clip.address, prompt, self.watermark, self.options, sound=self.keep_sound)
+        return request_hash(version_of(clip.address), prompt, self.watermark, self.options, sound=self.keep_sound)
 
 
 class _Planned(NamedTuple):
@@ -286,6 +286,7 @@ class _Planned(NamedTuple):
     What is to be done for a clip.
 
     :param found: what is in the place of its video
+    :param left: what a person can do, if another run may have a job for it
     :param map_index: that of the tasks that modify it; None if none do
     """
 
@@ -293,22 +294,54 @@ class _Planned(NamedTuple):
     prompt: str
     video: BatchVideo
     found: Found
-    map_index: int | None
+    left: str | None
+    map_index: int | None = None
 
-    @property
-    def is_left(self) -> bool:
-        """Whether another run may have a job for it."""
-        return self.map_index is None and not self.found.is_made
+    def give_free(self) -> None:
+        """Remove the claim of another task, if it is still the one that was found."""
+        video = replace(self.video, run={**self.video.run, "map_index": self.map_index})
+        if video.refusal(self.found.claim) and video.claim.read() == self.found.claim:
+            video.claim.remove()
 
     def as_row(self) -> dict[str, Any]:
         """Return its row of the table."""
         return {
             "clip": self.clip.shown,
-            "video": None if self.is_left else str(self.clip.video),
+            "video": None if self.left else str(self.clip.video),
             "luma_task_id": self.found.luma_task_id,
-            "error": self.found.claimed if self.is_left else None,
+            "error": self.left,
             "map_index": self.map_index,
         }
+
+
+def _with_map_indexes(planned: Sequence[_Planned]) -> list[_Planned]:
+    """
+    Give the clips to modify a map index, after a Clear the same as before if possible: their records have it.
+
+    A clip that gets another one because there are fewer clips is refused by its task, if there may be a job for it.
+    """
+    todo = [number for number, one in enumerate(planned) if not (one.found.is_made or one.left)]
+    earlier = {planned[number].found.map_index: number for number in todo}
+    indexes = {number: index for index, number in earlier.items() if index is not None and index < len(todo)}
+    free = iter(sorted(set(range(len(todo))) - set(indexes.values())))
+    indexes |= {number: next(free) for number in todo if number not in indexes}
+    return [one._replace(map_index=indexes.get(number)) for number, one in enumerate(planned)]
+
+
+def _refuse_folders(clips: Sequence[Clip], existing: Collection[str]) -> None:
+    """
+    Refuse videos whose names are those of folders.
+
+    :param existing: the addresses of folders in the destination
+    :raises LumaValidationError: there are such videos
+    """
+    folders = {*existing, *(str(clip.video).rpartition("/")[0] for clip in clips)}
+    if blocked := [clip.video.name for clip in clips if str(clip.video) in folders]:
+        raise LumaValidationError(
+            None,
+            f"destination has folders where videos are to be written: {_listed(blocked)}. Rename or remove them, or "
+            "choose another folder",
+        )
 
 
 def _check_map_length(clips: int) -> None:
@@ -354,54 +387,25 @@ class BatchModifyOperator(LumaModifyOperator):
 
     def open_store(self, context: Context, connection: LumaConnection | None = None) -> SubmissionStore:
         """Return a store that claims the video before anything is submitted."""
+        from airflow_provider_luma.files.batch_video import VideoClaim
         from airflow_provider_luma.submission.claimed_store import ClaimedStore
 
         ti: Any = context["ti"]
-        return ClaimedStore(super().open_store(context, connection), _Claim(self, run_of(ti, ti.task_id), ti.map_index))
+        run = {**run_of(ti, ti.task_id), "map_index": ti.map_index}
+        return ClaimedStore(super().open_store(context, connection), VideoClaim(self.video, run, self._description))
 
+    def _input_video(self, request: ModifyRequest, on_upload: Callable[[str], None]) -> InputVideo:
+        self._input = super()._input_video(request, on_upload)
+        return self._input
 
-class _Claim(NamedTuple):
-    """The claim of one job."""
+    def _description(self) -> dict[str, Any]:
+        """Describe what is submitted: the content that this try has read, even if the clip was replaced since."""
+        from airflow_provider_luma.files.batch_video import description_of
 
-    operator: BatchModifyOperator
-    run: Mapping[str, Any]
-    map_index: int
-
-    @property
-    def video(self) -> BatchVideo:
-        """The video that is claimed."""
-        from airflow_provider_luma.files.batch_video import BatchVideo
-        from airflow_provider_luma.files.storage import as_path
-
-        return BatchVideo(as_path(self.operator.video), self.run)
-
-    def stake(self) -> None:
-        """
-        Write the claim.
-
-        :raises LumaValidationError: another run has the video, or may have a job for it
-        :raises AirflowException: the storage is unavailable
-        """
-        from airflow_provider_luma.files.batch_video import request_for
-
-        job, video = self.operator, self.video
-        request = request_for(job.video_url, job.prompt, job.watermark, job.options, sound=job.keep_sound)
-        if reason := video.claimed(video.claim.read(), request):
-            raise LumaValidationError(None, reason)
-        if video.is_made(video.manifest.read(), request):
-            raise LumaValidationError(None, f"another run has just made {shown_address(video.path)}")
-        run = {**self.run, "map_index": self.map_index}
-        video.claim.write({"clip": shown_address(job.video_url), "request": request, "run": run})
-
-    def withdraw(self) -> None:
-        """
-        Remove the claim, if it is still there.
-
-        :raises AirflowException: the storage is unavailable
-        """
-        video = self.video
-        if video.is_ours(video.claim.read()):
-            video.claim.remove()
+        clip = self._input
+        return description_of(
+            clip.address, clip.version, self.prompt, self.watermark, self.options, sound=self.keep_sound
+        )
 
 
 class BatchDownloadOperator(LumaDownloadOperator):
@@ -417,7 +421,7 @@ class BatchDownloadOperator(LumaDownloadOperator):
         super().__init__(overwrite=True, **kwargs)  # a cleared clip comes back as another video
         self.modify_task_id = modify_task_id
 
-    def execute(self, context: Context) -> list[str]:
+    def _download(self, context: Context) -> list[str]:
         """Download the video; write its manifest."""
         from airflow_provider_luma.core.job import DEFAULT_SERVICE
         from airflow_provider_luma.files.batch_video import BatchVideo
@@ -426,30 +430,26 @@ class BatchDownloadOperator(LumaDownloadOperator):
         ti: Any = context["ti"]
         result = read_object(self.urls)
         self.urls = {**result, "result_urls": list(result.get("result_urls") or ())[:1]}  # a job may have made more
-        video = BatchVideo(as_path(self.destination), run_of(ti, self.modify_task_id))
-        claim = self._claim(video)
-        files = super().execute(context)
-        if claim:
-            job = {"luma_task_id": result.get("luma_task_id"), "service": result.get("service", DEFAULT_SERVICE)}
-            video.manifest.write({**claim, **job, "video_version": video.version()})
-            video.claim.remove()
+        run = {**run_of(ti, self.modify_task_id), "map_index": ti.map_index}
+        try:
+            self._video = BatchVideo(as_path(self.destination), run)
+            self._claim = self._video.hold()
+        except PERMANENT as error:
+            raise AirflowFailException(str(error)) from error
+        files = super()._download(context)
+        job = {"luma_task_id": result.get("luma_task_id"), "service": result.get("service", DEFAULT_SERVICE)}
+        self._video.finish(self._claim, job)
         made = {"map_index": ti.map_index, "video": files[0], "luma_task_id": result.get("luma_task_id")}
-        ti.xcom_push(key=VIDEO_KEY, value={**made, "prompt": read_object(claim.get("request")).get("prompt")})
+        ti.xcom_push(key=VIDEO_KEY, value={**made, "prompt": self._claim.get("prompt")})
         return files
 
-    def _claim(self, video: BatchVideo) -> dict[str, Any]:
-        """Return the claim to the video, which is there until its manifest is; empty if another run has it."""
-        claim = video.claim.read()
-        if video.is_ours(claim):
-            return dict(claim)
-        manifest = video.manifest.read()
-        if claim or not video.is_ours(manifest):
-            self.log.warning("Another run has claimed %s, or its claim was removed: no manifest is written", video.path)
-            return {}
-        # This task was cleared: what it replaces must not count as made before it is described.
-        kept = {name: manifest[name] for name in ("clip", "request", "run") if name in manifest}
-        video.claim.write(kept)
-        return kept
+    def before_writing(self) -> None:
+        """
+        Leave the video of a run that has taken over during the download.
+
+        :raises LumaValidationError: there is such a run
+        """
+        self._video.check_held(self._claim)
 
 
 class BatchCollectOperator(BaseOperator):

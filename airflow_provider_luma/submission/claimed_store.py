@@ -9,6 +9,7 @@ there from just before the intent until it is certain that no job was accepted.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_luma.core.decision import SubmissionRecord
@@ -17,15 +18,20 @@ from airflow_provider_luma.submission.store import SubmissionStore
 if TYPE_CHECKING:
     from airflow_provider_luma.submission.budget import RunBudget
 
+log = logging.getLogger(__name__)
+
 
 class Claim(Protocol):
     """A claim to a video."""
 
-    def stake(self) -> None:
-        """Write the claim; raise if another run has one."""
+    def stake(self, reference: str) -> None:
+        """Make the claim for a submission; raise if another task has one."""
 
-    def withdraw(self) -> None:
-        """Remove the claim, unless another run has replaced it."""
+    def is_held(self, reference: str) -> bool:
+        """Return whether the claim is still that of a submission."""
+
+    def withdraw(self, reference: str) -> None:
+        """Undo :meth:`stake`, unless another task has taken the claim over."""
 
 
 class ClaimedStore(SubmissionStore):
@@ -46,7 +52,7 @@ class ClaimedStore(SubmissionStore):
 
     def begin(self, intent: SubmissionRecord) -> None:
         """Stake the claim, then write the intent."""
-        self._claim.stake()
+        self._claim.stake(intent.reference)
         self._store.begin(intent)
 
     def save(self, record: SubmissionRecord) -> None:
@@ -54,10 +60,22 @@ class ClaimedStore(SubmissionStore):
         self._store.save(record)
 
     def forget(self, intent: SubmissionRecord, *, may_be_paid: bool = False) -> None:
-        """Drop the intent, and withdraw the claim unless there may be a job."""
+        """
+        Drop the intent, and withdraw the claim unless there may be a job.
+
+        A claim that cannot be withdrawn costs nothing: the next try takes it up, and other runs say whose it is.
+        """
         self._store.forget(intent, may_be_paid=may_be_paid)
-        if not may_be_paid and self._store.load() is None:
-            self._claim.withdraw()
+        if may_be_paid:
+            return
+        try:
+            self._claim.withdraw(intent.reference)
+        except Exception:
+            log.warning("Could not withdraw the claim to the video; other runs do not submit its clip", exc_info=True)
+
+    def is_current(self, intent: SubmissionRecord) -> bool:
+        """Return whether an intent and its claim still count."""
+        return self._store.is_current(intent) and self._claim.is_held(intent.reference)
 
     def run_budget(self, limit: int, conn_id: str, *, is_first_try: bool = False) -> RunBudget:
         """Return the budget of the DAG run."""

@@ -72,6 +72,14 @@ class SubmissionStore(ABC):
         :param may_be_paid: it may have been accepted, and so keeps its slot in the run's budget
         """
 
+    def is_current(self, intent: SubmissionRecord) -> bool:
+        """
+        Return whether an intent still counts: no later try has taken over, and nobody has removed its record.
+
+        Asked just before the submission is sent. Where nothing is kept, there is nothing to compare.
+        """
+        return not self.is_durable or self.load() == intent
+
     @abstractmethod
     def callback_task_id(self, reference: str) -> str | None:
         """Return the job id that a callback named for a submission; it is not verified."""

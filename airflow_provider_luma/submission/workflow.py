@@ -754,17 +754,15 @@ class SubmissionAttempt:
         outcome as unknown, and a person may have cleared the task.
         """
         self._submitter.fail_if_killed()
-        if not self._store.is_durable:
-            return
         budget, claim = self._submitter.budget, self._claim
         try:
-            record = self._store.load()
+            is_current = self._store.is_current(self.intent)
             has_slot = budget is None or claim is None or budget.is_held(claim, self.intent.reference)
         except Exception as error:
             raise AirflowException(
-                f"Could not check in the submission store whether another try has taken over: {error}. Nothing was sent"
+                f"Could not check whether another try or run has taken over: {error}. Nothing was sent"
             ) from error
-        if record != self.intent or not has_slot:
+        if not (is_current and has_slot):
             raise AirflowException(
                 "The submission record changed while this try was about to submit: another try has taken over, or the "
                 "task was cleared. Nothing was sent"

@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from airflow.sdk import Asset, literal
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from airflow_provider_luma.compat import AirflowFailException, AirflowSkipException
-from airflow_provider_luma.files.batch_video import BatchVideo, Document
+from airflow_provider_luma.files.batch_video import BatchVideo, Document, request_hash
 from airflow_provider_luma.files.storage import as_path
 from airflow_provider_luma.simulator import Simulator
-from tests.support.batch_run import COLLECT, DOWNLOAD, MODIFY, PLAN, BatchRun
+from tests.support.batch_run import COLLECT, DOWNLOAD, MODIFY, PLAN, BatchRun, failure, files, videos
 from tests.support.clips import clip as make_clip
 from tests.support.clips import with_broken_sound
 from tests.support.storages import BUCKET, Bucket
@@ -26,50 +26,9 @@ from tests.support.task_instance import Killed
 CLIP = make_clip()
 
 
-@pytest.fixture
-def folder(tmp_path: Path, luma_conn: str) -> Path:
-    """A folder with three clips, two of which have the same content."""
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    for name in ("a.mp4", "b.mov", "c.mp4"):
-        (folder / name).write_bytes(CLIP)
-    (folder / "notes.txt").write_text("no clip")
-    (folder / ".hidden.mp4").write_bytes(CLIP)
-    return folder
-
-
-@pytest.fixture
-def batch(folder: Path, tmp_path: Path) -> Callable[..., BatchRun]:
-    """Makes a run that modifies the clips of the folder."""
-
-    def _batch(run_id: str = "run_1", **parameters: Any) -> BatchRun:
-        return BatchRun(run_id, **{"clips": str(folder), "destination": f"{tmp_path}/videos", **parameters})
-
-    return _batch
-
-
-def files(tmp_path: Path) -> list[str]:
-    """Return the names of the files that a batch has written."""
-    folder = tmp_path / "videos"
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def videos(table: Any) -> list[str | None]:
-    """Return the names of the videos in a table."""
-    return [row["video"] and row["video"].rpartition("/")[2] for row in table]
-
-
 def path_of(address: str) -> Path:
     """Return a path on this machine, which some versions of Airflow write with a scheme."""
     return Path(address.removeprefix("file://"))
-
-
-def failure(run: BatchRun, task_id: str = PLAN) -> str:
-    """Return what a task fails with, without using retries."""
-    assert not run.execute(task_id)
-    error = run.errors[task_id, -1]
-    assert isinstance(error, AirflowFailException), error
-    return str(error)
 
 
 def test_each_clip_becomes_a_video_of_the_same_name(batch, luma: Simulator, folder, tmp_path):
@@ -156,7 +115,7 @@ class TestLaterRun:
         assert [row["video"][-5:] for row in batch("run_2").plan()] == ["a.mp4"]
 
     def test_asks_a_storage_for_no_version_of_a_clip_that_has_no_video(self, batch, monkeypatch):
-        monkeypatch.setattr("airflow_provider_luma.files.batch_video.version_of", None)
+        monkeypatch.setattr("airflow_provider_luma.files.clip_list.version_of", None)
         assert len(batch().plan()) == 3
 
 
@@ -180,15 +139,17 @@ class TestJobOfAnotherRun:
         table = run.run()
         assert (run.todo, luma.accepted, videos(table)) == ([], 3, ["a.mp4", None, "c.mp4"])
         assert "run run_1 of videos has submitted it" in table[1]["error"]
-        assert f"clear {MODIFY} [1]" in table[1]["error"]
+        assert f"clear what has failed in it, {MODIFY} [1] or {DOWNLOAD} [1]" in table[1]["error"]
 
     def test_is_repeated_if_the_dag_says_so(self, failed, batch, luma, folder):
         (run := batch("run_2", retry_failed=True, allowed_failures=1, resubmit_on_failure=False)).run()
         assert (len(run.todo), luma.accepted) == (1, 4)
 
-    def test_is_repeated_if_the_clip_is_another(self, failed, batch, luma, folder):
+    def test_is_left_to_that_run_even_if_the_clip_is_another(self, failed, batch, luma, folder):
         (folder / "b.mov").write_bytes(CLIP)
-        assert videos(batch("run_2").run()) == ["a.mp4", "b.mp4", "c.mp4"]
+        assert batch("run_2", allowed_failures=1).plan() == []
+        failed.clip(1)
+        assert videos(failed.collect()) == videos(batch("run_3").run()) == ["a.mp4", "b.mp4", "c.mp4"]
         assert luma.accepted == 4
 
     def test_is_repeated_by_a_clear_of_its_own_task(self, failed, batch, luma):
@@ -523,15 +484,26 @@ class TestUntrusted:
     @pytest.mark.parametrize(
         "content", [b"", b"[]", b"\xff", b'{"request": 5, "run": [1]}', b'{"run": "x"}', b"{" * 9999]
     )
-    def test_manifest_or_claim_that_is_none_is_taken_for_none(self, batch, luma, tmp_path, content):
+    def test_manifest_that_is_none_is_taken_for_none(self, batch, luma, tmp_path, content):
         batch().run()
-        for kind in ("luma", "luma-job"):
-            (tmp_path / "videos" / f".a.mp4.{kind}.json").write_bytes(content)
+        (tmp_path / "videos" / ".a.mp4.luma.json").write_bytes(content)
         run = batch("run_2")
         if content in (b"", b"[]", b"\xff", b"{" * 9999):
             assert "no batch has written" in failure(run)
         else:
             assert len(run.plan()) == 1
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b"{" * 9999, b'{"run": [1]}', b'{"run": {"map_index": true}}'])
+    def test_claim_that_cannot_be_read_keeps_others_from_paying(self, batch, luma, tmp_path, content):
+        claim = tmp_path / "videos" / ".a.mp4.luma-job.json"
+        claim.parent.mkdir()
+        claim.write_bytes(content)
+        table = batch(allowed_failures=1).run()
+        assert videos(table) == [None, "b.mp4", "c.mp4"]
+        assert (".a.mp4.luma-job.json" in table[0]["error"]) is (b"true" not in content)
+        claim.unlink()
+        assert videos(batch("run_2").run()) == ["a.mp4", "b.mp4", "c.mp4"]
+        assert luma.accepted == 3
 
 
 def test_manifest_says_how_the_video_was_made(batch, luma, tmp_path):
@@ -540,14 +512,11 @@ def test_manifest_says_how_the_video_was_made(batch, luma, tmp_path):
     manifest = json.loads(file.read_text())
     assert manifest == {
         "clip": luma.sample_url,
-        "request": {
-            "clip_version": luma.sample_url,
-            "prompt": "make it snow",
-            "watermark": None,
-            "options": None,
-            "sound": False,
-        },
+        "clip_version": luma.sample_url,
+        "prompt": "make it snow",
+        "request": request_hash(luma.sample_url, "make it snow", None, None, sound=False),
         "run": {"dag_id": "videos", "run_id": "run_1", "task_id": MODIFY, "map_index": 0},
+        "reference": ANY,
         "luma_task_id": luma.jobs[0].task_id,
         "service": "kie",
         "video_version": BatchVideo(as_path(str(tmp_path / "videos" / "sample.mp4")), {}).version(),
@@ -575,20 +544,21 @@ def test_retry_after_a_kill_pays_for_nothing_again(batch, luma, monkeypatch, tas
     """At each change of the small files beside the video."""
     changes = []
 
-    def changed(self: Document, *content: Any, change: Any) -> None:
+    def changed(self: Document, *content: Any, change: Any) -> Any:
         changes.append(change)
         if len(changes) == number and not is_done:
             raise Killed
-        change(self, *content)
+        result = change(self, *content)
         if len(changes) == number:
             raise Killed
+        return result
 
     run = batch(clips=[luma.sample_url])
     run.plan()
     if task_id == DOWNLOAD:
         run.execute(MODIFY, 0)
     with monkeypatch.context() as patch:
-        for name in ("write", "remove"):
+        for name in ("create", "write", "remove"):
             patch.setattr(Document, name, partialmethod(changed, change=getattr(Document, name)))
         was_killed = not run.execute(task_id, 0)
     assert was_killed is (task_id == DOWNLOAD or number == 1)

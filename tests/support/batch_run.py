@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from airflow.sdk import DAG
 
+from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.plugins import listener
 from airflow_provider_luma.task_groups.batch import modify_videos
+from tests.support.clips import clip as make_clip
 from tests.support.task_instance import Killed, TaskStateStore
 
 PLAN, MODIFY, DOWNLOAD, COLLECT = "batch.plan", "batch.clip.modify", "batch.clip.download", "batch.collect"
@@ -155,3 +159,45 @@ class BatchRun:
             **{"task_state_store": store, "dag_run": SimpleNamespace(conf={}, clear_number=0), "word": "SECRET"},
             "outlet_events": self.outlet_events,
         }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, luma_conn: str) -> Path:
+    """A folder with three clips, two of which have the same content."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    clip = make_clip()
+    for name in ("a.mp4", "b.mov", "c.mp4"):
+        (folder / name).write_bytes(clip)
+    (folder / "notes.txt").write_text("no clip")
+    (folder / ".hidden.mp4").write_bytes(clip)
+    return folder
+
+
+@pytest.fixture
+def batch(folder: Path, tmp_path: Path) -> Callable[..., BatchRun]:
+    """Makes a run that modifies the clips of the folder."""
+
+    def _batch(run_id: str = "run_1", **parameters: Any) -> BatchRun:
+        return BatchRun(run_id, **{"clips": str(folder), "destination": f"{tmp_path}/videos", **parameters})
+
+    return _batch
+
+
+def files(tmp_path: Path) -> list[str]:
+    """Return the names of the files that a batch has written."""
+    folder = tmp_path / "videos"
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def videos(table: Any) -> list[str | None]:
+    """Return the names of the videos in a table."""
+    return [row["video"] and row["video"].rpartition("/")[2] for row in table]
+
+
+def failure(run: BatchRun, task_id: str = PLAN) -> str:
+    """Return what a task fails with, without using retries."""
+    assert not run.execute(task_id)
+    error = run.errors[task_id, -1]
+    assert isinstance(error, AirflowFailException), error
+    return str(error)
