@@ -24,7 +24,7 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.redaction import shown_address, without_queries
-from airflow_provider_luma.core.wire import read_json, read_object, read_text
+from airflow_provider_luma.core.wire import plain_text, read_json, read_object, read_text
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.files.creation import create_file
 from airflow_provider_luma.files.storage import as_path, file_in, make_folder, remove_file, written
@@ -32,6 +32,9 @@ from airflow_provider_luma.files.stored_file import StoredFile
 
 #: Maximum bytes of a file that is read: anybody who may write to the folder may have written it.
 _MAX_SIZE = 256 * 1024
+
+#: Characters of a name in an error: Airflow's own names are no longer.
+_MAX_NAME = 250
 
 
 class Found(NamedTuple):
@@ -101,23 +104,22 @@ class BatchVideo:
         """Return what a person can do if another task may have a job for the video; None if none has a claim to it."""
         if claim is None or self.is_ours(claim):
             return None
-        run = read_object(claim.get("run"))
-        modify, index = str(run.get("task_id")), f"[{run.get('map_index')}]"
-        if not run:
+        if not read_object(claim.get("run")):
             return (
                 f"{shown_address(self.claim.path)} cannot be read, and may be the claim of another run: remove it if "
                 "no run is working on this clip"
             )
+        dag_id, run_id, modify, index = _task_in(claim)
         if self._is_of_run(claim):
             return (
-                f"this run has submitted it as {modify} {index}, before the list of clips became shorter, and there is "
-                "no video yet. To submit another job, set retry_failed"
+                f"this run has submitted it as {modify} [{index}], before the list of clips became shorter, and there "
+                "is no video yet. To submit another job, set retry_failed"
             )
         return (
-            f"run {run.get('run_id')} of {run.get('dag_id')} has submitted it, and there is no video yet. If that run "
-            f"has ended, clear what has failed in it, {modify} {index} or {_download_of(modify)} {index}: a job that "
-            f"has not failed is not paid for again. Clearing a {modify.rpartition('.')[2]} that has succeeded would "
-            "submit another job. To submit another one here instead, set retry_failed"
+            f"run {run_id} of {dag_id} has submitted it, and there is no video yet. If that run has ended, clear what "
+            f"has failed in it, {modify} [{index}] or {_download_of(modify)} [{index}]: a job that has not failed is "
+            "not paid for again. Clearing a modify that has succeeded would submit another job. To submit another one "
+            "here instead, set retry_failed"
         )
 
     def is_ours(self, document: Mapping[str, Any]) -> bool:
@@ -185,8 +187,8 @@ class BatchVideo:
             return None
 
     def _taken(self, document: Mapping[str, Any]) -> LumaValidationError:
-        run = read_object(document.get("run"))
-        who = f"run {run.get('run_id')} of {run.get('dag_id')}" if run else "another run"
+        dag_id, run_id, *_ = _task_in(document)
+        who = f"run {run_id} of {dag_id}" if document.get("run") else "another run"
         return LumaValidationError(
             None,
             f"destination: {who} has submitted another job for {shown_address(self.path)} meanwhile, so this one's "
@@ -205,6 +207,12 @@ class BatchVideo:
 
 #: What a claim and the manifest after it have in common.
 _DESCRIPTION = ("clip", "clip_version", "prompt", "request")
+
+
+def _task_in(document: Mapping[str, Any]) -> list[str]:
+    """Return DAG, run, task and map index that a document names, fit for an error: anybody may have written them."""
+    run = read_object(document.get("run"))
+    return [plain_text(str(run.get(key)))[:_MAX_NAME] for key in ("dag_id", "run_id", "task_id", "map_index")]
 
 
 def _download_of(modify_task_id: str) -> str:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,19 @@ import pytest
 from airflow.sdk.io import store
 
 from airflow_provider_luma.client import LumaClient
+from airflow_provider_luma.compat import AirflowFailException
 from airflow_provider_luma.files import creation
 from airflow_provider_luma.files.batch_video import BatchVideo, Document
 from airflow_provider_luma.files.download import Download
-from airflow_provider_luma.operators.batch import _Planned
+from airflow_provider_luma.operators.batch import BatchModifyOperator, _Planned
 from airflow_provider_luma.submission.claimed_store import ClaimedStore
 from airflow_provider_luma.submission.store import TaskStateSubmissionStore
+from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
 from tests.support.batch_run import DOWNLOAD, MODIFY, BatchRun, failure, files, videos
 from tests.support.clips import clip as make_clip
 from tests.support.storages import BUCKET, Bucket, SftpFileSystem
 from tests.support.submission_fixtures import ENDLESS
-from tests.support.task_instance import Killed
+from tests.support.task_instance import Killed, TaskRun, TaskStateStore
 
 
 @pytest.fixture
@@ -120,6 +124,40 @@ def test_storage_that_cannot_create_a_file_atomically(luma, luma_conn, monkeypat
     assert runs[1].plan() == []
     assert set(fs.store) == {"/videos/sample.mp4", "/videos/.sample.mp4.luma.json"}
     assert luma.accepted == 1
+
+
+class TestQueued:
+    """A task holds no claim while it is queued, since Luma has refused its submission for now."""
+
+    @pytest.fixture
+    def queued(self, luma, luma_conn, tmp_path) -> TaskRun:
+        """A task whose first submission is refused, so that it is queued."""
+        luma.configure(faults=["submit:refuse,code=429,times=1"])
+        (tmp_path / "a.mp4").write_bytes(make_clip())
+        given = {"video_url": f"{tmp_path}/a.mp4", "video": f"{tmp_path}/videos/a.mp4", "poll_interval": 0.02}
+        new = partial(BatchModifyOperator, task_id=MODIFY, prompt="make it snow", timeout=60, **given)
+        return TaskRun(new, TaskStateStore(), dag_id="videos", run_id="run_1", task_id=MODIFY, map_index=0)
+
+    def test_so_another_run_may_submit_the_clip_and_it_does_not(self, batch, luma, tmp_path, queued, frozen_before):
+        def submit() -> None:
+            assert claim_in(tmp_path, "a.mp4") is None
+            run = batch("run_2", clips=[f"{tmp_path}/a.mp4"])
+            run.plan()
+            assert run.execute(MODIFY, 0)
+
+        frozen_before(LumaSubmissionTrigger, "serialize", submit)
+        with pytest.raises(AirflowFailException, match="run run_2 of videos has submitted it"):
+            queued.run_try()
+        assert luma.accepted == 1
+
+    def test_and_describes_the_clip_that_it_has_sent_if_that_was_replaced(
+        self, batch, luma, tmp_path, queued, frozen_before
+    ):
+        another = make_clip(seconds=2)
+        frozen_before(LumaSubmissionTrigger, "serialize", lambda: (tmp_path / "a.mp4").write_bytes(another))
+        queued.run_try()
+        assert claim_in(tmp_path, "a.mp4")["clip_version"].split()[0] == str(len(another))
+        assert luma.jobs[0].input_digest == hashlib.sha256(another).hexdigest()
 
 
 class TestTakenOver:
@@ -307,11 +345,13 @@ class TestDescription:
         self, batch, luma, folder, tmp_path, frozen_before, short_backoff
     ):
         luma.configure(faults=["submit:refuse,code=429,times=1"])
+        clip = (folder / "a.mp4").read_bytes()
         frozen_before(ClaimedStore, "forget", lambda: (folder / "a.mp4").write_bytes(make_clip(seconds=2)))
         run = batch(pattern="a.*")
         run.run()
         manifest = json.loads((tmp_path / "videos" / ".a.mp4.luma.json").read_text())
-        assert manifest["clip_version"].split()[0] == str(len(make_clip()))
+        assert manifest["clip_version"].split()[0] == str(len(clip))
+        assert luma.jobs[0].input_digest == hashlib.sha256(clip).hexdigest()
         assert [row["clip"][-5:] for row in batch("run_2", pattern="a.*").plan()] == ["a.mp4"], "it is another clip"
 
     def test_is_short_and_has_no_signature_in_it_whatever_the_options_are(self, one, luma, tmp_path):
