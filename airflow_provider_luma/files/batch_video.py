@@ -131,37 +131,38 @@ class BatchVideo:
         run = read_object(document.get("run"))
         return all(run.get(key) == self.run[key] for key in ("dag_id", "run_id", "task_id"))
 
-    def hold(self) -> Mapping[str, Any]:
+    def own_claim(self) -> Mapping[str, Any] | None:
         """
-        Return the claim, which is there until the video that is downloaded is described.
+        Return this task's claim; None if it was cleared after its download, or if a person has removed the claim.
 
         :raises LumaValidationError: another run has claimed the video, or has made another one
         :raises AirflowException: the storage is unavailable
         """
         claim = self.claim.read()
-        if claim is None:
-            # This task was cleared after its download, or a person has removed the claim.
-            manifest = self.manifest.read() or {}
-            if manifest and not self._is_of_run(manifest):
-                raise self._taken(manifest)
-            kept = {**{name: manifest[name] for name in _DESCRIPTION if name in manifest}, "run": dict(self.run)}
-            if self.claim.create(kept):
-                return kept
-            claim = self.claim.read()
-        if not claim or not self.is_ours(claim):
-            raise self._taken(claim or {})
+        if claim is not None and not self.is_ours(claim):
+            raise self._taken(claim)
+        manifest = self.manifest.read() or {}
+        if claim is None and manifest and not self._is_of_run(manifest):
+            raise self._taken(manifest)
         return claim
 
-    def check_held(self, claim: Mapping[str, Any]) -> None:
+    def hold(self, claim: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """
-        Make sure that the claim is still there.
+        Return the claim, which is there from before the video is written until it is described.
 
-        :raises LumaValidationError: another run has taken the video over
+        :param claim: what :meth:`own_claim` returned before the download
+        :raises LumaValidationError: another run has taken the video over meanwhile
         :raises AirflowException: the storage is unavailable
         """
-        found = self.claim.read()
-        if found != claim:
-            raise self._taken(found or self.manifest.read() or {})
+        if self.own_claim() != claim:
+            raise self._taken({})
+        if claim is not None:
+            return claim
+        manifest = self.manifest.read() or {}
+        held = {**{name: manifest[name] for name in _DESCRIPTION if name in manifest}, "run": dict(self.run)}
+        if not self.claim.create(held) and self.own_claim() != held:
+            raise self._taken({})
+        return held
 
     def finish(self, claim: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         """

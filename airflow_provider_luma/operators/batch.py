@@ -175,7 +175,7 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
         _check_map_length(len(todo))
         if self.retry_failed:
             for one in todo:
-                one.give_free()
+                one.release_claim()
         ti.xcom_push(key=TABLE_KEY, value=[one.as_row() for one in planned])
         if self.has_one_prompt:
             ti.xcom_push(key=PROMPT_KEY, value=self.prompt)
@@ -297,7 +297,7 @@ class _Planned(NamedTuple):
     left: str | None
     map_index: int | None = None
 
-    def give_free(self) -> None:
+    def release_claim(self) -> None:
         """Remove the claim of another task, if it is still the one that was found."""
         video = replace(self.video, run={**self.video.run, "map_index": self.map_index})
         if video.refusal(self.found.claim) and video.claim.read() == self.found.claim:
@@ -433,14 +433,14 @@ class BatchDownloadOperator(LumaDownloadOperator):
         run = {**run_of(ti, self.modify_task_id), "map_index": ti.map_index}
         try:
             self._video = BatchVideo(as_path(self.destination), run)
-            self._claim = self._video.hold()
+            self._claim = self._video.own_claim()
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
         files = super()._download(context)
         job = {"luma_task_id": result.get("luma_task_id"), "service": result.get("service", DEFAULT_SERVICE)}
-        self._video.finish(self._claim, job)
+        self._video.finish(self._held, job)
         made = {"map_index": ti.map_index, "video": files[0], "luma_task_id": result.get("luma_task_id")}
-        ti.xcom_push(key=VIDEO_KEY, value={**made, "prompt": self._claim.get("prompt")})
+        ti.xcom_push(key=VIDEO_KEY, value={**made, "prompt": self._held.get("prompt")})
         return files
 
     def before_writing(self) -> None:
@@ -449,7 +449,7 @@ class BatchDownloadOperator(LumaDownloadOperator):
 
         :raises LumaValidationError: there is such a run
         """
-        self._video.check_held(self._claim)
+        self._held = self._video.hold(self._claim)
 
 
 class BatchCollectOperator(BaseOperator):

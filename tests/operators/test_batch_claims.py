@@ -217,11 +217,21 @@ class TestTakenOver:
             second.append(one("run_2", retry_failed=True))
             assert second[0].execute(MODIFY, 0)
 
-        frozen_before(_Planned, "give_free", take_over)
+        frozen_before(_Planned, "release_claim", take_over)
         third = one("run_3", retry_failed=True)
         assert claim_in(tmp_path)["run"]["run_id"] == "run_2"
         assert "run run_2 of videos has submitted it" in error_of(third)
         assert luma.accepted == 2
+
+
+class TestClaimThatAPersonHasRemoved:
+    def test_costs_nothing_before_the_download(self, one, luma, tmp_path):
+        run = one()
+        assert run.execute(MODIFY, 0)
+        (tmp_path / "videos" / ".sample.mp4.luma-job.json").unlink()
+        assert run.execute(DOWNLOAD, 0)
+        assert files(tmp_path) == [".sample.mp4.luma.json", "sample.mp4"]
+        assert len(one("run_2").todo) == 1, "nobody knows of what it was made"
 
 
 class TestRefused:
@@ -291,6 +301,24 @@ def _kill() -> None:
 
 def _fail() -> None:
     raise OSError("the disk is full")
+
+
+class TestDownloadThatFails:
+    """It leaves no claim where there was none: other runs would wait for a video that nobody makes."""
+
+    def test_after_a_clear(self, one, luma, tmp_path):
+        run = one()
+        run.clip(0)
+        luma.configure(faults=["file:refuse,code=404"])
+        assert not run.execute(DOWNLOAD, 0)
+        assert files(tmp_path) == [".sample.mp4.luma.json", "sample.mp4"]
+
+    def test_because_a_person_has_marked_the_job_as_a_success(self, one, luma, tmp_path):
+        run = one()
+        run.xcoms[MODIFY, 0, "return_value"] = "null"
+        assert "urls" in error_of(run, DOWNLOAD)
+        assert files(tmp_path) == []
+        assert len(one("run_2").todo) == 1
 
 
 class TestMapIndex:
