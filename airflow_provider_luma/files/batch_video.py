@@ -36,6 +36,9 @@ _MAX_SIZE = 256 * 1024
 #: Characters of a name in an error: Airflow's own names are no longer.
 _MAX_NAME = 250
 
+#: Characters of the hint, in an error, how to get the video of a job.
+_MAX_HINT = 500
+
 
 class Found(NamedTuple):
     """
@@ -110,16 +113,17 @@ class BatchVideo:
                 "no run is working on this clip"
             )
         dag_id, run_id, modify, index = _task_in(claim)
+        recovery = plain_text(read_text(claim.get("recovery")) or "")[:_MAX_HINT]
+        hint = f"{modify} [{index}]: {recovery}. " if recovery else ""
         if self._is_of_run(claim):
             return (
                 f"this run has submitted it as {modify} [{index}], before the list of clips became shorter, and there "
                 "is no video yet. To submit another job, set retry_failed"
             )
         return (
-            f"run {run_id} of {dag_id} has submitted it, and there is no video yet. If that run has ended, clear what "
-            f"has failed in it, {modify} [{index}] or {_download_of(modify)} [{index}]: a job that has not failed is "
-            "not paid for again. Clearing a modify that has succeeded would submit another job. To submit another one "
-            "here instead, set retry_failed"
+            f"run {run_id} of {dag_id} has submitted it, and there is no video yet. If that run has ended, look what "
+            f"has failed in it. Only {_download_of(modify)} [{index}]: clear that alone, and nothing is paid again. "
+            f"{hint}To submit another job here instead, set retry_failed"
         )
 
     def is_ours(self, document: Mapping[str, Any]) -> bool:
@@ -172,7 +176,8 @@ class BatchVideo:
         :param job: the job that made the video
         :raises AirflowException: the storage is unavailable
         """
-        self.manifest.write({**claim, **job, "video_version": self.version()})
+        kept = {name: value for name, value in claim.items() if name != "recovery"}
+        self.manifest.write({**kept, **job, "video_version": self.version()})
         if self.claim.read() == claim:
             self.claim.remove()
 
@@ -226,11 +231,14 @@ class VideoClaim:
 
     :param address: the video's
     :param run: what identifies the task: the keys of ``modify``, with its map index
+    :param recovery: how to get the video of the job if the task fails
     :param describe: returns what is submitted, see :func:`description_of`
     """
 
-    def __init__(self, address: str, run: Mapping[str, Any], describe: Callable[[], Mapping[str, Any]]) -> None:
-        self._address, self._run, self._describe = address, run, describe
+    def __init__(
+        self, address: str, run: Mapping[str, Any], recovery: str, describe: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self._address, self._run, self._recovery, self._describe = address, run, recovery, describe
         #: The claim that an earlier try of the task has left.
         self._earlier: Mapping[str, Any] | None = None
 
@@ -247,7 +255,7 @@ class VideoClaim:
         :raises AirflowException: the storage is unavailable
         """
         video, claim = self._video, self._video.claim
-        content = {**self._describe(), "run": dict(self._run), "reference": reference}
+        content = {**self._describe(), "run": dict(self._run), "reference": reference, "recovery": self._recovery}
         if not claim.create(content):
             found = claim.read()
             if found is None:

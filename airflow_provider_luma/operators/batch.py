@@ -392,7 +392,8 @@ class BatchModifyOperator(LumaModifyOperator):
 
         ti: Any = context["ti"]
         run = {**run_of(ti, ti.task_id), "map_index": ti.map_index}
-        return ClaimedStore(super().open_store(context, connection), VideoClaim(self.video, run, self._description))
+        store = super().open_store(context, connection)
+        return ClaimedStore(store, VideoClaim(self.video, run, store.recovery_hint, self._description))
 
     def _input_video(self, request: ModifyRequest, on_upload: Callable[[str], None]) -> InputVideo:
         self._input = super()._input_video(request, on_upload)

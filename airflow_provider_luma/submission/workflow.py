@@ -764,8 +764,8 @@ class SubmissionAttempt:
             ) from error
         if not (is_current and has_slot):
             raise AirflowException(
-                "The submission record changed while this try was about to submit: another try has taken over, or the "
-                "task was cleared. Nothing was sent"
+                "The submission record changed while this try was about to submit: another try has taken over, or "
+                "another run of the batch, or the task was cleared. Nothing was sent"
             )
 
     @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(SAVE_RETRY_DELAY), reraise=True)

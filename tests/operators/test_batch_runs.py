@@ -17,6 +17,7 @@ from airflow_provider_luma.compat import AirflowFailException, AirflowSkipExcept
 from airflow_provider_luma.files.batch_video import BatchVideo, Document, request_hash
 from airflow_provider_luma.files.storage import as_path
 from airflow_provider_luma.simulator import Simulator
+from airflow_provider_luma.submission.store import TaskStateSubmissionStore
 from tests.support.batch_run import COLLECT, DOWNLOAD, MODIFY, PLAN, BatchRun, failure, files, videos
 from tests.support.clips import clip as make_clip
 from tests.support.clips import with_broken_sound
@@ -139,7 +140,7 @@ class TestJobOfAnotherRun:
         table = run.run()
         assert (run.todo, luma.accepted, videos(table)) == ([], 3, ["a.mp4", None, "c.mp4"])
         assert "run run_1 of videos has submitted it" in table[1]["error"]
-        assert f"clear what has failed in it, {MODIFY} [1] or {DOWNLOAD} [1]" in table[1]["error"]
+        assert f"{MODIFY} [1]: {TaskStateSubmissionStore.recovery_hint}" in table[1]["error"]
 
     def test_is_repeated_if_the_dag_says_so(self, failed, batch, luma, folder):
         (run := batch("run_2", retry_failed=True, allowed_failures=1, resubmit_on_failure=False)).run()
