@@ -114,16 +114,16 @@ class BatchVideo:
             )
         dag_id, run_id, modify, index = _task_in(claim)
         recovery = plain_text(read_text(claim.get("recovery")) or "")[:_MAX_HINT]
-        hint = f"{modify} [{index}]: {recovery}. " if recovery else ""
+        hint = f"If {modify} [{index}]: {recovery}. A job that failed at Luma is submitted anew. " if recovery else ""
         if self._is_of_run(claim):
             return (
                 f"this run has submitted it as {modify} [{index}], before the list of clips became shorter, and there "
                 "is no video yet. To submit another job, set retry_failed"
             )
         return (
-            f"run {run_id} of {dag_id} has submitted it, and there is no video yet. If that run has ended, look what "
-            f"has failed in it. Only {_download_of(modify)} [{index}]: clear that alone, and nothing is paid again. "
-            f"{hint}To submit another job here instead, set retry_failed"
+            f"run {run_id} of {dag_id} has submitted it, and there is no video yet. If that run has ended, see which "
+            f"of its tasks has failed. If only {_download_of(modify)} [{index}], clear that alone: nothing is paid "
+            f"again. {hint}To submit another job here instead, set retry_failed"
         )
 
     def is_ours(self, document: Mapping[str, Any]) -> bool:

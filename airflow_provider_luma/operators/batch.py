@@ -50,7 +50,7 @@ VIDEO_KEY = "luma_video"
 _ANY_CLIP = "https://example.com/clip.mp4"
 
 #: Clips that an error lists, and characters of each reason.
-_MAX_LISTED, _MAX_REASON = 20, 500
+_MAX_LISTED, _MAX_REASON = 20, 800
 
 
 def check_folder(destination: object) -> None:

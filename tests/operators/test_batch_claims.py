@@ -65,7 +65,7 @@ class TestAdvice:
         run.plan()
         assert run.execute(MODIFY, 0)
         error = batch("run_2", allowed_failures=1).run()[0]["error"]
-        assert f"Only {DOWNLOAD} [0]: clear that alone, and nothing is paid again" in error
+        assert f"If only {DOWNLOAD} [0], clear that alone: nothing is paid again" in error
         assert luma.accepted == 3
         assert run.execute(DOWNLOAD, 0)
         assert videos(batch("run_3").run()) == ["a.mp4", "b.mp4", "c.mp4"]
