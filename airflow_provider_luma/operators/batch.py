@@ -335,7 +335,8 @@ def _refuse_folders(clips: Sequence[Clip], existing: Collection[str]) -> None:
     :param existing: the addresses of folders in the destination
     :raises LumaValidationError: there are such videos
     """
-    folders = {*existing, *(str(clip.video).rpartition("/")[0] for clip in clips)}
+    videos = [str(clip.video) for clip in clips]
+    folders = {*existing, *(video[:end] for video in videos for end, letter in enumerate(video) if letter == "/")}
     if blocked := [clip.video.name for clip in clips if str(clip.video) in folders]:
         raise LumaValidationError(
             None,

@@ -411,7 +411,7 @@ class TestFolders:
         assert "destination has folders where videos are to be written: 'a.mp4'" in failure(run)
 
     def test_that_a_clip_in_a_subfolder_would_make(self, luma, luma_conn, bucket: Bucket):
-        for name in ("a.mp4", "a.mp4/b.mp4"):
+        for name in ("a.mp4", "a.mp4/x/b.mp4"):
             bucket.s3.put_object(Bucket=BUCKET, Key=f"in/{name}", Body=make_clip())
         run = BatchRun(clips=f"s3://my_s3@{BUCKET}/in", destination=bucket.destination, pattern="**/*.mp4")
         assert "destination has folders where videos are to be written: 'a.mp4'" in failure(run)
