@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.sdk import Context, ObjectStoragePath
 
+    from airflow_provider_luma.client import LumaClient
     from airflow_provider_luma.connection import LumaConnection
     from airflow_provider_luma.core.job import ModifyRequest
     from airflow_provider_luma.files.batch_video import BatchVideo, Found
@@ -395,6 +396,11 @@ class BatchModifyOperator(LumaModifyOperator):
         run = {**run_of(ti, ti.task_id), "map_index": ti.map_index}
         store = super().open_store(context, connection)
         return ClaimedStore(store, VideoClaim(self.video, run, store.recovery_hint, self._description))
+
+    def _checked_request(self) -> tuple[LumaClient, ModifyRequest]:
+        """Return the request so that it is the same one after its clip's address was signed anew, as for the plan."""
+        client, request = super()._checked_request()
+        return client, replace(request, ignores_queries=True)
 
     def _input_video(self, request: ModifyRequest, on_upload: Callable[[str], None]) -> InputVideo:
         self._input = super()._input_video(request, on_upload)

@@ -10,9 +10,10 @@ there from just before the intent until it is certain that no job was accepted.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_luma.core.decision import SubmissionRecord
+from airflow_provider_luma.core.decision import Outcome, SubmissionRecord
 from airflow_provider_luma.submission.store import SubmissionStore
 
 if TYPE_CHECKING:
@@ -47,8 +48,15 @@ class ClaimedStore(SubmissionStore):
         self.is_durable, self.recovery_hint = store.is_durable, store.recovery_hint
 
     def load(self) -> SubmissionRecord | None:
-        """Return the record, if there is one."""
-        return self._store.load()
+        """
+        Return the record, if there is one.
+
+        While its claim is there, the video has not been written, so the result counts as not delivered.
+        """
+        record = self._store.load()
+        if record is not None and record.delivered is Outcome.RESULT and self._claim.is_held(record.reference):
+            return replace(record, delivered=None)
+        return record
 
     def begin(self, intent: SubmissionRecord) -> None:
         """Stake the claim, then write the intent."""
