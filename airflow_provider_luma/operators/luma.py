@@ -128,7 +128,8 @@ class LumaJobOperator(LumaBaseOperator):
 
     def recovery_hint(self, context: Context) -> str:
         """Return how to get the video without paying again, if the task has failed while its job was running."""
-        from airflow_provider_luma.submission.store import NO_RECORD_HINT, try_store
+        from airflow_provider_luma.core.decision import NO_RECORD_HINT
+        from airflow_provider_luma.submission.store import try_store
 
         store = try_store(self.log, self.open_store, context)
         return store.recovery_hint if store is not None else NO_RECORD_HINT
