@@ -188,9 +188,7 @@ class ModifyRequest:
 
     def fingerprint(self, luma_conn_id: str) -> str:
         """Return a hash of what distinguishes one job from another: everything but the callback address."""
-        identity: list[Any] = [self.prompt, self.video_url, self.watermark or None, luma_conn_id]
-        if self.options:
-            identity.append(self.options)
+        identity = [self.prompt, self.video_url, self.watermark or None, luma_conn_id, *filter(None, [self.options])]
         text = json.dumps(identity, sort_keys=True)
         return hashlib.sha256((without_queries(text) if self.ignores_queries else text).encode()).hexdigest()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,20 +25,18 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.redaction import shown_address, without_queries
-from airflow_provider_luma.core.wire import plain_text, read_json, read_object, read_text
-from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.core.wire import read_json, read_object, read_text
+from airflow_provider_luma.exceptions import RECOVERY_HINTS, LumaValidationError
 from airflow_provider_luma.files.creation import create_file
+from airflow_provider_luma.files.destination_names import OBJECT_STORES
 from airflow_provider_luma.files.storage import as_path, file_in, make_folder, remove_file, written
 from airflow_provider_luma.files.stored_file import StoredFile
 
 #: Maximum bytes of a file that is read: anybody who may write to the folder may have written it.
 _MAX_SIZE = 256 * 1024
 
-#: Characters of a name in an error: Airflow's own names are no longer.
+#: Characters of a name in an error or a table: Airflow's own names are no longer.
 _MAX_NAME = 250
-
-#: Characters of the hint, in an error, how to get the video of a job.
-_MAX_HINT = 500
 
 
 class Found(NamedTuple):
@@ -46,6 +45,7 @@ class Found(NamedTuple):
 
     :param is_foreign: a file that no batch has written
     :param is_made: the video that is wanted
+    :param of_another: whose video it is, if it is that of another clip or batch
     :param luma_task_id: the job that made it
     :param claim: the claim; None if there is none
     :param map_index: that of the clip, if this run has had it before
@@ -53,6 +53,7 @@ class Found(NamedTuple):
 
     is_foreign: bool = False
     is_made: bool = False
+    of_another: str | None = None
     luma_task_id: str | None = None
     claim: Mapping[str, Any] | None = None
     map_index: int | None = None
@@ -65,10 +66,13 @@ class BatchVideo:
 
     :param path: where it is, or will be
     :param run: what identifies the run: the keys of its task ``modify``, with or without a map index
+    :param is_new: this run cannot have left anything yet: what has its keys is of one that was deleted, or of another
+        Airflow
     """
 
     path: ObjectStoragePath
     run: Mapping[str, Any]
+    is_new: bool = False
 
     @property
     def manifest(self) -> Document:
@@ -80,10 +84,11 @@ class BatchVideo:
         """The record of the run whose job makes the video."""
         return Document(self._beside("luma-job"))
 
-    def look_up(self, request: Callable[[], str], existing: Container[str]) -> Found:
+    def look_up(self, clip: str, request: Callable[[], str], existing: Container[str]) -> Found:
         """
         Return what is in its place.
 
+        :param clip: the clip's address
         :param request: returns what is wanted, see :func:`request_hash`
         :param existing: the addresses of the files in the folder
         :raises AirflowException: the storage is unavailable
@@ -92,16 +97,32 @@ class BatchVideo:
         manifest, claim = (
             document.read() if str(document.path) in existing else None for document in (self.manifest, self.claim)
         )
-        if not manifest and not claim:
-            return Found(is_foreign=is_there, claim=claim)
+        if not manifest and claim is None:  # one that cannot be read may be the claim to this very video
+            return Found(is_foreign=is_there)
         if is_there and manifest and self.is_made(manifest, request()):
-            return Found(is_made=True, luma_task_id=read_text(manifest.get("luma_task_id")))
-        return Found(claim=claim, map_index=self._map_index_in(claim or manifest or {}))
+            return Found(is_made=True, luma_task_id=_text(manifest.get("luma_task_id")))
+        of_another = self.of_another(manifest, shown_address(clip)) if is_there and manifest else None
+        return Found(claim=claim, map_index=self._map_index_in(claim or manifest or {}), of_another=of_another)
 
     def is_made(self, manifest: Mapping[str, Any], request: str) -> bool:
         """Return whether another run has made the video, and it is still there. This run asks again if cleared."""
-        is_it = manifest.get("request") == request and not self._is_of_run(manifest)
-        return is_it and self.version() == manifest.get("video_version")
+        if manifest.get("request") != request or self._is_of_run(manifest):
+            return False
+        version = self.version()
+        return version is not None and version == manifest.get("video_version")
+
+    def of_another(self, manifest: Mapping[str, Any], clip: str) -> str | None:
+        """
+        Return whose video a manifest describes, if it is that of another clip or batch; else None.
+
+        :param clip: the clip's address, as claims and manifests have it
+        """
+        run, described = read_object(manifest.get("run")), read_text(manifest.get("clip"))
+        is_same_batch = all(run.get(key) == self.run[key] for key in ("dag_id", "task_id"))
+        if is_same_batch and (described is None or _place(described) == _place(clip)):
+            return None
+        dag_id, _, modify, _ = _task_in(manifest)
+        return f"{_text(described) or 'an unknown clip'}, made by {modify} of {dag_id}"
 
     def refusal(self, claim: Mapping[str, Any] | None) -> str | None:
         """Return what a person can do if another task may have a job for the video; None if none has a claim to it."""
@@ -109,21 +130,29 @@ class BatchVideo:
             return None
         if not read_object(claim.get("run")):
             return (
-                f"{shown_address(self.claim.path)} cannot be read, and may be the claim of another run: remove it if "
-                "no run is working on this clip"
+                f"{shown_address(self.claim.path)} cannot be read, and may be the claim of a run that has paid for "
+                "this video. If a run has modified this clip, remove the file, then clear the download of that run: "
+                "nothing is paid again. If none has, remove the file"
             )
         dag_id, run_id, modify, index = _task_in(claim)
-        recovery = plain_text(read_text(claim.get("recovery")) or "")[:_MAX_HINT]
-        hint = f"If {modify} [{index}]: {recovery}. A job that failed at Luma is submitted anew. " if recovery else ""
-        if self._is_of_run(claim):
+        luma_task_id = _text(claim.get("luma_task_id"))
+        job = f" (Luma task {luma_task_id})" if luma_task_id else ""
+        fetched = "A LumaTaskSensor with this luma_task_id fetches its video. " if luma_task_id else ""
+        if not self._has_keys_of_run(claim):
             return (
-                f"this run has submitted it as {modify} [{index}], before the list of clips became shorter, and there "
-                "is no video yet. To submit another job, set retry_failed"
+                f"run {run_id} of {dag_id} has submitted it{job}, and there is no video yet. If that run has ended, "
+                f"see which of its tasks has failed. If only {_download_of(modify)} [{index}], clear that alone: "
+                f"nothing is paid again. {_hint_in(claim)}{fetched}To submit another job here instead, set retry_failed"
+            )
+        if self.is_new:
+            return (
+                f"a run with the id of this one, deleted since or of another Airflow, has submitted it{job}, and there "
+                f"is no video yet. Do not clear this run, which may submit it again. {fetched}To submit another job, "
+                "set retry_failed for a new run"
             )
         return (
-            f"run {run_id} of {dag_id} has submitted it, and there is no video yet. If that run has ended, see which "
-            f"of its tasks has failed. If only {_download_of(modify)} [{index}], clear that alone: nothing is paid "
-            f"again. {hint}To submit another job here instead, set retry_failed"
+            f"this run has submitted it as {modify} [{index}]{job}, before the list of clips became shorter, and there "
+            f"is no video yet. {fetched}To submit another job, set retry_failed"
         )
 
     def is_ours(self, document: Mapping[str, Any]) -> bool:
@@ -132,40 +161,64 @@ class BatchVideo:
         return self._is_of_run(document) and index == self.run.get("map_index", index)
 
     def _is_of_run(self, document: Mapping[str, Any]) -> bool:
+        return not self.is_new and self._has_keys_of_run(document)
+
+    def _has_keys_of_run(self, document: Mapping[str, Any]) -> bool:
         run = read_object(document.get("run"))
         return all(run.get(key) == self.run[key] for key in ("dag_id", "run_id", "task_id"))
 
-    def own_claim(self) -> Mapping[str, Any] | None:
+    def description(self, luma_task_id: str) -> dict[str, Any]:
+        """
+        Return how the video of a job of this task is made; empty if a person has removed its claim.
+
+        :raises AirflowException: the storage is unavailable
+        """
+        claim = self.claim.read() or {}
+        if not self.is_ours(claim) or claim.get("luma_task_id", luma_task_id) != luma_task_id:
+            return {}
+        return {name: claim[name] for name in _DESCRIPTION if name in claim}
+
+    def own_claim(self, job: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """
         Return this task's claim; None if it was cleared after its download, or if a person has removed the claim.
 
-        :raises LumaValidationError: another run has claimed the video, or has made another one
+        :param job: how the video was made, see :meth:`description`
+        :raises LumaValidationError: another job was submitted for the video, by this task or another run, or another
+            run has made one
         :raises AirflowException: the storage is unavailable
         """
         claim = self.claim.read()
+        if claim is not None and not read_object(claim.get("run")):
+            raise LumaValidationError(
+                None,
+                f"destination: {shown_address(self.claim.path)} cannot be read. Remove it, and clear this task: "
+                "nothing is paid again",
+            )
         if claim is not None and not self.is_ours(claim):
             raise self._taken(claim)
+        if claim is not None and "reference" in job and job["reference"] != claim.get("reference"):
+            raise self._taken()
         manifest = self.manifest.read() or {}
         if claim is None and manifest and not self._is_of_run(manifest):
             raise self._taken(manifest)
         return claim
 
-    def hold(self, claim: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    def hold(self, claim: Mapping[str, Any] | None, job: Mapping[str, Any]) -> Mapping[str, Any]:
         """
         Return the claim, which is there from before the video is written until it is described.
 
         :param claim: what :meth:`own_claim` returned before the download
-        :raises LumaValidationError: another run has taken the video over meanwhile
+        :param job: how the video was made, see :meth:`description`
+        :raises LumaValidationError: another job was submitted for the video meanwhile
         :raises AirflowException: the storage is unavailable
         """
-        if self.own_claim() != claim:
-            raise self._taken({})
+        if self.own_claim(job) != claim:
+            raise self._taken()
         if claim is not None:
             return claim
-        manifest = self.manifest.read() or {}
-        held = {**{name: manifest[name] for name in _DESCRIPTION if name in manifest}, "run": dict(self.run)}
-        if not self.claim.create(held) and self.own_claim() != held:
-            raise self._taken({})
+        held = {**{name: job[name] for name in _DESCRIPTION if name in job}, "run": dict(self.run)}
+        if not self.claim.create(held) and self.own_claim(job) != held:
+            raise self._taken()
         return held
 
     def finish(self, claim: Mapping[str, Any], job: Mapping[str, Any]) -> None:
@@ -192,9 +245,10 @@ class BatchVideo:
         except LumaValidationError:
             return None
 
-    def _taken(self, document: Mapping[str, Any]) -> LumaValidationError:
-        dag_id, run_id, *_ = _task_in(document)
-        who = f"run {run_id} of {dag_id}" if document.get("run") else "another run"
+    def _taken(self, document: Mapping[str, Any] | None = None) -> LumaValidationError:
+        """Return the error of a download that came too late; the document is the claim or manifest of another run."""
+        dag_id, run_id, *_ = _task_in(document or {})
+        who = f"run {run_id} of {dag_id}" if document else "a later try of this run, or another run,"
         return LumaValidationError(
             None,
             f"destination: {who} has submitted another job for {shown_address(self.path)} meanwhile, so this one's "
@@ -212,13 +266,37 @@ class BatchVideo:
 
 
 #: What a claim and the manifest after it have in common.
-_DESCRIPTION = ("clip", "clip_version", "prompt", "request")
+_DESCRIPTION = ("clip", "clip_version", "prompt", "request", "reference")
+
+
+def _text(value: object) -> str | None:
+    """Return a text of a file, fit for an error and for the table: anybody may have written it."""
+    text = read_text(value)
+    return text and "".join(letter if letter.isprintable() else "\ufffd" for letter in text[:_MAX_NAME])
 
 
 def _task_in(document: Mapping[str, Any]) -> list[str]:
-    """Return DAG, run, task and map index that a document names, fit for an error: anybody may have written them."""
+    """Return DAG, run, task and map index that a document names."""
     run = read_object(document.get("run"))
-    return [plain_text(str(run.get(key)))[:_MAX_NAME] for key in ("dag_id", "run_id", "task_id", "map_index")]
+    return [_text(str(run.get(key))) or "" for key in ("dag_id", "run_id", "task_id", "map_index")]
+
+
+def _hint_in(claim: Mapping[str, Any]) -> str:
+    """Return what a claim says about a task ``modify`` that has failed; nothing if the text is not one of ours."""
+    recovery = claim.get("recovery")
+    if recovery not in RECOVERY_HINTS:
+        return ""
+    _, _, modify, index = _task_in(claim)
+    return (
+        f"If {modify} [{index}]: {recovery}. But see its log first: a Clear submits another job if the first has "
+        "failed at Luma, if its outcome is unknown, or if the clip or its prompt has changed since; and if the list of "
+        "clips has, the task may be that of another clip. "
+    )
+
+
+def _place(clip: str) -> str:
+    """Return a clip's address without the scheme of a local one, which some versions of Airflow write."""
+    return re.sub(r"^(file|local)://[^/]*", "", clip)
 
 
 def _download_of(modify_task_id: str) -> str:
@@ -233,18 +311,26 @@ class VideoClaim:
     :param run: what identifies the task: the keys of ``modify``, with its map index
     :param recovery: how to get the video of the job if the task fails
     :param describe: returns what is submitted, see :func:`description_of`
+    :param is_new: no earlier try of the task can have left a claim
     """
 
     def __init__(
-        self, address: str, run: Mapping[str, Any], recovery: str, describe: Callable[[], Mapping[str, Any]]
+        self,
+        address: str,
+        run: Mapping[str, Any],
+        recovery: str,
+        describe: Callable[[], Mapping[str, Any]],
+        *,
+        is_new: bool,
     ) -> None:
-        self._address, self._run, self._recovery, self._describe = address, run, recovery, describe
+        self._address, self._run, self._is_new = address, run, is_new
+        self._recovery, self._describe = recovery, describe
         #: The claim that an earlier try of the task has left.
         self._earlier: Mapping[str, Any] | None = None
 
     @cached_property
     def _video(self) -> BatchVideo:
-        return BatchVideo(as_path(self._address), self._run)
+        return BatchVideo(as_path(self._address), self._run, self._is_new)
 
     def stake(self, reference: str) -> None:
         """
@@ -263,14 +349,29 @@ class VideoClaim:
                     f"{shown_address(claim.path)} has just been removed by another run. Nothing was submitted; the "
                     "next try creates it"
                 )
-            if reason := video.refusal(found):
-                raise LumaValidationError(None, reason)
-            if found.get("reference") != reference:
+            if found.get("reference") != reference:  # otherwise this try has left it, and could not withdraw it
+                if reason := video.refusal(found):
+                    raise LumaValidationError(None, reason)
                 self._earlier = found
             claim.write(content)
         # After the claim: whoever had one before has described its video before giving it up.
-        if video.is_made(video.manifest.read() or {}, content["request"]):
+        manifest = video.manifest.read() or {}
+        if video.is_made(manifest, content["request"]):
             raise LumaValidationError(None, f"another run has just made {shown_address(video.path)}")
+        if manifest and (whose := video.of_another(manifest, content["clip"])) and video.version() is not None:
+            raise LumaValidationError(
+                None, f"destination: {shown_address(video.path)} is the video of {whose}: choose another folder"
+            )
+
+    def name_job(self, reference: str, luma_task_id: str) -> None:
+        """
+        Write the job's id into the claim, for the errors of other runs.
+
+        :raises AirflowException: the storage is unavailable
+        """
+        claim = self._video.claim.read() or {}
+        if claim.get("reference") == reference and claim.get("luma_task_id") != luma_task_id:
+            self._video.claim.write({**claim, "luma_task_id": luma_task_id})
 
     def is_held(self, reference: str) -> bool:
         """
@@ -349,8 +450,15 @@ class Document:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:
+            if self._is_empty():  # of which S3 returns no part
+                return {}
             raise AirflowException(f"{shown_address(self.path)} could not be read: {error}") from error
         return read_object(read_json(content[:_MAX_SIZE]))
+
+    def _is_empty(self) -> bool:
+        with suppress(Exception):
+            return bool(self.path.fs.info(self.path.path)["size"] == 0)
+        return False
 
     def create(self, content: Mapping[str, Any]) -> bool:
         """
@@ -358,6 +466,9 @@ class Document:
 
         :raises AirflowException: the storage is unavailable
         """
+        # A service like S3 may ignore the condition on which a file is created.
+        if self.path.protocol in OBJECT_STORES and self.read() is not None:
+            return False
         try:
             make_folder(self.path)
             self.path.fs.invalidate_cache()

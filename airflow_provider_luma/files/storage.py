@@ -265,21 +265,12 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
 
 def files_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
     """
-    Return the names of the files in a folder, sorted.
+    Return the names of the regular files in a folder, sorted.
 
     :param deep: also those in its subfolders, with the names of these
-    :raises AirflowException: the storage is unavailable
+    :raises AirflowException: the storage is unavailable, or does not list the folder
     """
-    inside = f"{folder.path.strip('/')}/".lstrip("/")
-    try:
-        folder.fs.invalidate_cache()
-        found = folder.fs.find(folder.path.rstrip("/") or "/", maxdepth=None if deep else 1)
-    except FileNotFoundError:
-        return []
-    except Exception as error:
-        raise AirflowException(f"{shown_address(folder)} could not be listed: {error}") from error
-    names = (path.lstrip("/").removeprefix(inside) for path in found if path.lstrip("/").startswith(inside))
-    return sorted(name for name in names if name and not name.endswith("/") and (deep or "/" not in name))
+    return _names_in(folder, "file", deep=deep)
 
 
 def folders_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
@@ -287,18 +278,51 @@ def folders_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
     Return the names of the folders in a folder. In an object store, these are parts of the names of files.
 
     :param deep: also those in its subfolders, with the names of these
-    :raises AirflowException: the storage is unavailable
+    :raises AirflowException: the storage is unavailable, or does not list the folder
     """
+    return _names_in(folder, "directory", deep=deep)
+
+
+def _names_in(folder: ObjectStoragePath, kind: str, *, deep: bool) -> list[str]:
     inside = f"{folder.path.strip('/')}/".lstrip("/")
     try:
-        maxdepth = None if deep else 1
-        found = folder.fs.find(folder.path.rstrip("/") or "/", maxdepth=maxdepth, withdirs=True, detail=True)
-    except FileNotFoundError:
-        return []
+        folder.fs.invalidate_cache()
+        found = _listed(folder, kind, deep=deep)
     except Exception as error:
         raise AirflowException(f"{shown_address(folder)} could not be listed: {error}") from error
-    names = (path.strip("/") for path, info in found.items() if info.get("type") == "directory")
-    return sorted(name.removeprefix(inside) for name in names if name.startswith(inside))
+    paths = (info["name"].lstrip("/") for info in found if _kind_of(folder.fs, info) == kind)
+    names = (path.removeprefix(inside).rstrip("/") for path in paths if path.startswith(inside) and path != inside)
+    return sorted({name for name in names if name and (deep or "/" not in name)})
+
+
+def _listed(folder: ObjectStoragePath, kind: str, *, deep: bool) -> list[dict[str, Any]]:
+    """
+    Return at least what is of a kind in a folder.
+
+    Not by fsspec's ``find`` alone, which leaves out what it is not allowed to list.
+    """
+    fs, path = folder.fs, folder.path.rstrip("/") or "/"
+    try:
+        found: list[dict[str, Any]] = list(fs.ls(path, detail=True))
+    except FileNotFoundError:
+        return []
+    if not deep:
+        return found
+    if folder.protocol in OBJECT_STORES:  # in few requests, of which each must succeed; a folder may be named as a file
+        return list(fs.find(path, withdirs=kind == "directory", detail=True).values())
+    for info in found:  # which grows meanwhile
+        if info["type"] == "directory" and info["name"].rstrip("/") != path:
+            found += fs.ls(info["name"], detail=True)
+    return found
+
+
+def _kind_of(fs: AbstractFileSystem, info: dict[str, Any]) -> str:
+    """Return the type of what is listed; that of a link on a local disk is the one of what it leads to."""
+    kind = str(info.get("type"))
+    if kind in ("file", "directory") or not isinstance(fs, LocalFileSystem):
+        return kind
+    path = Path(info["name"])
+    return "file" if path.is_file() else "directory" if path.is_dir() else kind
 
 
 def remove_folder(address: str) -> None:

@@ -17,6 +17,7 @@ from airflow.sdk import BaseOperator
 
 from airflow_provider_luma.compat import AirflowFailException, AirflowSkipException, conf
 from airflow_provider_luma.core.addresses import is_luma_file, is_web_address
+from airflow_provider_luma.core.redaction import shown_address
 from airflow_provider_luma.core.validation import check_no_outer_blanks, check_prompt, is_absolute
 from airflow_provider_luma.core.wire import plain_text, read_object, read_text
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.client import LumaClient
     from airflow_provider_luma.connection import LumaConnection
+    from airflow_provider_luma.core.deferral import JobFinished
     from airflow_provider_luma.core.job import ModifyRequest
     from airflow_provider_luma.files.batch_video import BatchVideo, Found
     from airflow_provider_luma.files.clip_list import Clip
@@ -51,7 +53,10 @@ VIDEO_KEY = "luma_video"
 _ANY_CLIP = "https://example.com/clip.mp4"
 
 #: Clips that an error lists, and characters of each reason.
-_MAX_LISTED, _MAX_REASON = 20, 800
+_MAX_LISTED, _MAX_REASON = 20, 1200
+
+#: What to do about clips that this run no longer has a task for.
+_NEW_RUN = "start a new run, which pays for no video that is there"
 
 
 def check_folder(destination: object) -> None:
@@ -162,16 +167,18 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
                 raise AirflowFailException(str(error)) from error
 
     def _plan(self, context: Context) -> list[dict[str, Any]]:
+        from airflow_provider_luma.files.batch_video import BatchVideo
         from airflow_provider_luma.files.clip_list import find_clips
         from airflow_provider_luma.files.destinations import folder_to_write
 
         ti: Any = context["ti"]
+        run = run_of(ti, self.modify_task_id)
         check_folder(self.destination)
         folder = folder_to_write("destination", self.destination, self.log)
         clips = find_clips(self._given_clips(), self.pattern, folder, self.log)
         prompts = self._prompts(clips)
         self._check(clips, prompts)
-        planned = self._look_up(clips, prompts, folder, run_of(ti, self.modify_task_id))
+        planned = self._look_up(clips, prompts, folder, partial(BatchVideo, run=run, is_new=ti.try_number == 1))
         todo = sorted((one for one in planned if one.map_index is not None), key=lambda one: one.map_index or 0)
         _check_map_length(len(todo))
         if self.retry_failed:
@@ -247,14 +254,17 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
                 raise LumaValidationError(None, f"keep_sound: the sound of {clip.address} cannot be read: leave it off")
 
     def _look_up(
-        self, clips: Sequence[Clip], prompts: Sequence[str], folder: ObjectStoragePath, run: Mapping[str, Any]
+        self,
+        clips: Sequence[Clip],
+        prompts: Sequence[str],
+        folder: ObjectStoragePath,
+        video_at: Callable[[ObjectStoragePath], BatchVideo],
     ) -> list[_Planned]:
         """
         Return what is to be done for each clip.
 
-        :raises LumaValidationError: a file would be replaced that is not of a batch, or a folder is in the way
+        :raises LumaValidationError: a file would be replaced that is not of this batch, or a folder is in the way
         """
-        from airflow_provider_luma.files.batch_video import BatchVideo
         from airflow_provider_luma.files.storage import file_in, files_in, folders_in
 
         deep = any("/" in clip.name for clip in clips)
@@ -262,17 +272,12 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
         _refuse_folders(clips, {str(file_in(folder, name)) for name in folders_in(folder, deep=deep)})
         planned = []
         for clip, prompt in zip(clips, prompts, strict=True):
-            video = BatchVideo(clip.video, run)
+            video = video_at(clip.video)
             check_destination(str(video.claim.path))
-            found = video.look_up(partial(self._request, clip, prompt), existing)
+            found = video.look_up(clip.address, partial(self._request, clip, prompt), existing)
             left = None if self.retry_failed or found.is_made else video.refusal(found.claim)
             planned.append(_Planned(clip, prompt, video, found, left))
-        if foreign := [one.clip.video.name for one in planned if one.found.is_foreign]:
-            raise LumaValidationError(
-                None,
-                f"destination has files that no batch has written, and that would be replaced: {_listed(foreign)}. "
-                "Remove them, or choose another folder",
-            )
+        _refuse_replacing(planned)
         return _with_map_indexes(planned)
 
     def _request(self, clip: Clip, prompt: str) -> str:
@@ -329,6 +334,27 @@ def _with_map_indexes(planned: Sequence[_Planned]) -> list[_Planned]:
     return [one._replace(map_index=indexes.get(number)) for number, one in enumerate(planned)]
 
 
+def _refuse_replacing(planned: Sequence[_Planned]) -> None:
+    """
+    Refuse to replace what this batch has not made.
+
+    :raises LumaValidationError: it would be replaced
+    """
+    if foreign := [one.clip.video.name for one in planned if one.found.is_foreign]:
+        raise LumaValidationError(
+            None,
+            f"destination has files that no batch has written, and that would be replaced: {_listed(foreign)}. "
+            "Remove them, or choose another folder",
+        )
+    others = [f"{one.clip.video.name} of {one.found.of_another}" for one in planned if one.found.of_another]
+    if others:
+        raise LumaValidationError(
+            None,
+            f"destination has videos of other clips or batches, which would be replaced: {_listed(others)}. Choose "
+            "another folder, such as a new one in it, or delete these videos if nobody needs them",
+        )
+
+
 def _refuse_folders(clips: Sequence[Clip], existing: Collection[str]) -> None:
     """
     Refuse videos whose names are those of folders.
@@ -382,6 +408,9 @@ class BatchModifyOperator(LumaModifyOperator):
     template_fields: Sequence[str] = (*LumaModifyOperator.template_fields, "video")
     custom_operator_name = "LumaModifyOperator"
 
+    #: Whether no earlier try can have left a claim. A task that resumes, after a queue, may find its own.
+    _is_new = False
+
     def __init__(self, *, video: str, keep_sound: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.video = video
@@ -395,7 +424,28 @@ class BatchModifyOperator(LumaModifyOperator):
         ti: Any = context["ti"]
         run = {**run_of(ti, ti.task_id), "map_index": ti.map_index}
         store = super().open_store(context, connection)
-        return ClaimedStore(store, VideoClaim(self.video, run, store.recovery_hint, self._description))
+        claim = VideoClaim(self.video, run, store.recovery_hint, self._description, is_new=self._is_new)
+        return ClaimedStore(store, claim)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Submit the job, and wait for it."""
+        self._is_new = context["ti"].try_number == 1
+        return super().execute(context)
+
+    def finished(self, job: JobFinished, context: Context, *, source: object = None) -> dict[str, Any]:
+        """Return the result, with what its download needs to know: where the video goes, and how it was made."""
+        from airflow_provider_luma.files.batch_video import BatchVideo
+        from airflow_provider_luma.files.storage import as_path
+
+        ti: Any = context["ti"]
+        result = super().finished(job, context, source=source)
+        run = {**run_of(ti, ti.task_id), "map_index": ti.map_index}
+        try:
+            made = BatchVideo(as_path(self.video), run).description(result["luma_task_id"])
+        except Exception:  # the job is paid for, and its result matters more
+            self.log.warning("Could not read how the video is made; a later run may not recognise it", exc_info=True)
+            made = {}
+        return {**result, "batch": {"video": self.video, **made}}
 
     def _checked_request(self) -> tuple[LumaClient, ModifyRequest]:
         """Return the request so that it is the same one after its clip's address was signed anew, as for the plan."""
@@ -439,15 +489,17 @@ class BatchDownloadOperator(LumaDownloadOperator):
         result = read_object(self.urls)
         self.urls = {**result, "result_urls": list(result.get("result_urls") or ())[:1]}  # a job may have made more
         run = {**run_of(ti, self.modify_task_id), "map_index": ti.map_index}
+        self._job = read_object(result.get("batch"))
         try:
+            _check_video(self._job, self.destination, result.get("luma_task_id"))
             self._video = BatchVideo(as_path(self.destination), run)
-            self._claim = self._video.own_claim()
+            self._claim = self._video.own_claim(self._job)
         except PERMANENT as error:
             raise AirflowFailException(str(error)) from error
         files = super()._download(context)
         job = {"luma_task_id": result.get("luma_task_id"), "service": result.get("service", DEFAULT_SERVICE)}
         self._video.finish(self._held, job)
-        made = {"map_index": ti.map_index, "video": files[0], "luma_task_id": result.get("luma_task_id")}
+        made = {"map_index": ti.map_index, "video": self.destination, "luma_task_id": result.get("luma_task_id")}
         ti.xcom_push(key=VIDEO_KEY, value={**made, "prompt": self._held.get("prompt")})
         return files
 
@@ -457,7 +509,22 @@ class BatchDownloadOperator(LumaDownloadOperator):
 
         :raises LumaValidationError: there is such a run
         """
-        self._held = self._video.hold(self._claim)
+        self._held = self._video.hold(self._claim, self._job)
+
+
+def _check_video(job: Mapping[str, Any], destination: str, luma_task_id: object) -> None:
+    """
+    Check that a job is for the video of a download. After a Clear of the plan alone, it may be that of another clip.
+
+    :raises LumaValidationError: it is not
+    """
+    if job.get("video", destination) != destination:
+        raise LumaValidationError(
+            None,
+            f"destination: Luma task {luma_task_id} is for {shown_address(job['video'])}, and not for "
+            f"{shown_address(destination)}: the list of clips has changed since it was submitted. A LumaTaskSensor "
+            "with this luma_task_id fetches its video. Start a new run for the clips that have none",
+        )
 
 
 class BatchCollectOperator(BaseOperator):
@@ -522,11 +589,14 @@ class BatchCollectOperator(BaseOperator):
         mapped = {row["map_index"]: row for row in rows if row["map_index"] is not None}
         for index, row in mapped.items():
             failed = next((step for step in steps if states.get(f"{step}_{index}") != "success"), None)
-            if failed is None:
-                row |= videos.get(index, {})  # a person may have marked the task as a success
-            else:
+            made = videos.get(index, {"video": row["video"]})  # a person may have marked the task as a success
+            if failed is not None:
                 without[index] = failed
                 row |= {"video": None, "error": f"{failed} [{index}] is {states.get(f'{failed}_{index}')}: see its log"}
+            elif made["video"] != row["video"]:
+                row |= {"video": None, "error": f"{self.download_task_id} [{index}] was for another clip: {_NEW_RUN}"}
+            else:
+                row |= made
         self._explain(ti, mapped, without)
         return rows
 
@@ -579,10 +649,10 @@ def _failure(failed: Sequence[Mapping[str, Any]], clips: int) -> str:
     lines = [f"{row['clip']}: {row['error']}" for row in failed[:_MAX_LISTED]]
     if len(failed) > _MAX_LISTED:
         lines.append(f"and {len(failed) - _MAX_LISTED} more: see the log, or the XCom return_value")
-    return "\n  ".join(
-        [
-            f"No video for {len(failed)} of {clips} clips. Correct what is wrong and clear the failed tasks: no other "
-            "clip is paid for again",
-            *lines,
-        ]
-    )
+    advice = "Correct what is wrong and clear the failed tasks: no other clip is paid for again"
+    if any(row["map_index"] is None for row in failed):
+        advice += (
+            f". For clips that are left to another run, do what is said about each, then {_NEW_RUN}. Clearing this "
+            "run's plan with what follows pays for its clips again"
+        )
+    return "\n  ".join([f"No video for {len(failed)} of {clips} clips. {advice}", *lines])

@@ -24,6 +24,7 @@ from airflow_provider_luma.core.validation import (
     check_video_address,
 )
 from airflow_provider_luma.exceptions import (
+    NO_RECORD_HINT,
     PERMANENT,
     LumaGenerationError,
     LumaRequestFailedError,
@@ -128,7 +129,6 @@ class LumaJobOperator(LumaBaseOperator):
 
     def recovery_hint(self, context: Context) -> str:
         """Return how to get the video without paying again, if the task has failed while its job was running."""
-        from airflow_provider_luma.core.decision import NO_RECORD_HINT
         from airflow_provider_luma.submission.store import try_store
 
         store = try_store(self.log, self.open_store, context)

@@ -28,6 +28,9 @@ class Claim(Protocol):
     def stake(self, reference: str) -> None:
         """Make the claim for a submission; raise if another task has one."""
 
+    def name_job(self, reference: str, luma_task_id: str) -> None:
+        """Write the job's id into the claim of a submission, for other runs."""
+
     def is_held(self, reference: str) -> bool:
         """Return whether the claim is still that of a submission."""
 
@@ -64,8 +67,14 @@ class ClaimedStore(SubmissionStore):
         self._store.begin(intent)
 
     def save(self, record: SubmissionRecord) -> None:
-        """Write the updated record."""
+        """Write the updated record, and a new id into the claim: once delivered, the job's download may have it."""
         self._store.save(record)
+        if record.luma_task_id is None or record.delivered is not None:
+            return
+        try:
+            self._claim.name_job(record.reference, record.luma_task_id)
+        except Exception:
+            log.warning("Could not write the job's id into the claim; other runs do not show it", exc_info=True)
 
     def forget(self, intent: SubmissionRecord, *, may_be_paid: bool = False) -> None:
         """

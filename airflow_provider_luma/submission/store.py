@@ -16,14 +16,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE, AirflowException
-from airflow_provider_luma.core.decision import (
-    CLEAR_HINT,
-    KEEP_STATE_HINT,
-    NO_RECORD_HINT,
-    RECORDS_KEPT,
-    SubmissionRecord,
-)
-from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.core.decision import RECORDS_KEPT, SubmissionRecord
+from airflow_provider_luma.exceptions import CLEAR_HINT, KEEP_STATE_HINT, NO_RECORD_HINT, LumaValidationError
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -139,7 +133,7 @@ class TaskStateSubmissionStore(SubmissionStore):
     def load(self) -> SubmissionRecord | None:
         """Return the record, if there is one."""
         record = self._read()
-        self._seen = record and record.reference
+        self._seen = record.reference if record else None
         return record
 
     def begin(self, intent: SubmissionRecord) -> None:
@@ -165,7 +159,7 @@ class TaskStateSubmissionStore(SubmissionStore):
         """Restore the record the intent replaced, unless another try has begun a submission since."""
         if self._state is None or not self._is_latest(intent):
             return
-        self._seen = intent.replaced and intent.replaced.reference
+        self._seen = intent.replaced.reference if intent.replaced else None
         if intent.replaced is None:
             self._state.delete(STORE_KEY)
         else:
