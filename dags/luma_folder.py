@@ -5,6 +5,9 @@
 Each clip becomes a video of the same name. Trigger the DAG again after new clips have arrived: only those are modified,
 and paid for. To have a video made anew, delete it.
 
+Give each folder of clips a destination of its own: videos of other clips or DAGs are not replaced. On a disk, the
+folder above the destination must exist.
+
 `collect` returns a table of clips and videos, and fails if more than 5 % of the clips have none. The *Luma result* page
 of any clip links to the gallery, which shows all clips of the run before and after.
 
@@ -45,7 +48,7 @@ with DAG(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),
             type="string",
             minLength=1,
-            description="Folder for the videos, on a disk or an object store.",
+            description="Folder for the videos of these clips alone, on a disk or in an object store.",
         ),
     },
 ):
@@ -53,7 +56,7 @@ with DAG(
         group_id="batch",
         clips="{{ params.clips }}",
         prompt="{{ params.prompt }}",
-        destination="{{ params.destination }}/{{ dag.dag_id }}",
+        destination="{{ params.destination }}",
         allowed_failures=0.05,
         pool="luma",
     )

@@ -49,6 +49,21 @@ def folder_to_write(parameter: str, address: object, log: Logger) -> ObjectStora
     return path
 
 
+def refuse_missing_parent(parameter: str, folder: ObjectStoragePath) -> None:
+    """
+    Refuse a local folder whose parent is missing: a disk that is not mounted would be taken for an empty one.
+
+    :param parameter: the operator's parameter that names the folder
+    :raises AirflowException: the parent is missing
+    """
+    parent = Path(folder.path).parent
+    if _are_local(folder) and not parent.is_dir():
+        raise AirflowException(
+            f"{parameter}: there is no folder {str(parent)!r}: its disk may not be mounted on this machine. Mount "
+            "it, or create the folder"
+        )
+
+
 def film_to_write(
     parameter: str, address: object, log: Logger, *, relative: bool = False, folder: str | None = None
 ) -> ObjectStoragePath:

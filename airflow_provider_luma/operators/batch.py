@@ -46,6 +46,9 @@ PROMPT_KEY = "prompt"
 #: XCom of the plan with the rows of the table; those of clips that are modified have a map index.
 TABLE_KEY = "luma_table"
 
+#: XCom of a task ``modify`` with the job whose result it has returned.
+JOB_KEY = "luma_job"
+
 #: XCom of a download with the video that it has written.
 VIDEO_KEY = "luma_video"
 
@@ -169,12 +172,13 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
     def _plan(self, context: Context) -> list[dict[str, Any]]:
         from airflow_provider_luma.files.batch_video import BatchVideo
         from airflow_provider_luma.files.clip_list import find_clips
-        from airflow_provider_luma.files.destinations import folder_to_write
+        from airflow_provider_luma.files.destinations import folder_to_write, refuse_missing_parent
 
         ti: Any = context["ti"]
         run = run_of(ti, self.modify_task_id)
         check_folder(self.destination)
         folder = folder_to_write("destination", self.destination, self.log)
+        refuse_missing_parent("destination", folder)
         clips = find_clips(self._given_clips(), self.pattern, folder, self.log)
         prompts = self._prompts(clips)
         self._check(clips, prompts)
@@ -439,6 +443,7 @@ class BatchModifyOperator(LumaModifyOperator):
 
         ti: Any = context["ti"]
         result = super().finished(job, context, source=source)
+        ti.xcom_push(key=JOB_KEY, value={"map_index": ti.map_index, "luma_task_id": result["luma_task_id"]})
         run = {**run_of(ti, ti.task_id), "map_index": ti.map_index}
         try:
             made = BatchVideo(as_path(self.video), run).description(result["luma_task_id"])
@@ -578,27 +583,39 @@ class BatchCollectOperator(BaseOperator):
         """
         Return the rows of the plan, with what has become of the clips that were to be modified.
 
-        Besides three requests for all clips, Airflow is asked for two XComs of each clip that has no video.
+        Besides four requests for all clips, Airflow is asked for two XComs of each clip that has no video.
         """
         steps = [self.modify_task_id, self.download_task_id]
         states = self._states(ti, [self.plan_task_id, *steps])
         rows: list[dict[str, Any]] = ti.xcom_pull(task_ids=self.plan_task_id, key=TABLE_KEY)
-        found = [read_object(video) for video in ti.xcom_pull(task_ids=[self.download_task_id], key=VIDEO_KEY) or ()]
-        videos = {video["map_index"]: video for video in found if video}
+        videos, jobs = _pushed(ti, self.download_task_id, VIDEO_KEY), _pushed(ti, self.modify_task_id, JOB_KEY)
         without: dict[int, str] = {}
         mapped = {row["map_index"]: row for row in rows if row["map_index"] is not None}
         for index, row in mapped.items():
             failed = next((step for step in steps if states.get(f"{step}_{index}") != "success"), None)
-            made = videos.get(index, {"video": row["video"]})  # a person may have marked the task as a success
             if failed is not None:
                 without[index] = failed
                 row |= {"video": None, "error": f"{failed} [{index}] is {states.get(f'{failed}_{index}')}: see its log"}
-            elif made["video"] != row["video"]:
-                row |= {"video": None, "error": f"{self.download_task_id} [{index}] was for another clip: {_NEW_RUN}"}
+            elif problem := self._mismatch(row, videos.get(index), jobs.get(index, {})):
+                row |= {"video": None, "error": problem}
             else:
-                row |= made
+                row |= videos.get(index, {})  # a person may have marked the task as a success
         self._explain(ti, mapped, without)
         return rows
+
+    def _mismatch(self, row: Mapping[str, Any], video: Mapping[str, Any] | None, job: Mapping[str, Any]) -> str | None:
+        """Return why a download is not that of its row, after a Clear of the plan or of ``modify`` alone."""
+        index = row["map_index"]
+        if video is None:
+            return None
+        if video["video"] != row["video"]:
+            return f"{self.download_task_id} [{index}] was for another clip: {_NEW_RUN}"
+        if job.get("luma_task_id", video["luma_task_id"]) != video["luma_task_id"]:
+            return (
+                f"{self.modify_task_id} [{index}] has made another video since, Luma task {job['luma_task_id']}: clear "
+                f"{self.download_task_id} [{index}], which costs nothing"
+            )
+        return None
 
     def _states(self, ti: Any, task_ids: list[str]) -> Mapping[str, str]:
         """
@@ -637,6 +654,12 @@ class BatchCollectOperator(BaseOperator):
         if isinstance(self.allowed_failures, float):
             return failed > 0 and failed / clips > self.allowed_failures
         return failed > self.allowed_failures
+
+
+def _pushed(ti: Any, task_id: str, key: str) -> dict[int, Mapping[str, Any]]:
+    """Return what the instances of a mapped task have pushed, by map index."""
+    found = [read_object(value) for value in ti.xcom_pull(task_ids=[task_id], key=key) or ()]
+    return {value["map_index"]: value for value in found if value}
 
 
 def _job(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -269,6 +269,29 @@ def test_service_that_ignores_the_condition_on_which_a_file_is_created(luma, lum
     assert luma.accepted == 1
 
 
+def test_share_that_is_not_mounted_is_not_taken_for_an_empty_one(batch, luma, tmp_path):
+    place = {"destination": f"{tmp_path}/share/videos/street"}
+    (tmp_path / "share" / "videos").mkdir(parents=True)
+    batch(**place).run()
+    (tmp_path / "share").rename(tmp_path / "elsewhere")
+    run = batch("run_2", **place)
+    assert not run.execute(PLAN)
+    assert "its disk may not be mounted on this machine" in str(run.errors[PLAN, -1])
+    assert not isinstance(run.errors[PLAN, -1], AirflowFailException), "it may be on the next try's machine"
+    assert luma.accepted == 3
+
+
+def test_video_that_was_made_anew_but_not_downloaded_is_missed(only_a, luma):
+    run = only_a(allowed_failures=0)
+    run.run()
+    assert run.execute(MODIFY, 0)
+    with pytest.raises(AirflowFailException, match=rf"Luma task {luma.jobs[1].task_id}: clear {DOWNLOAD} \[0\]"):
+        run.collect()
+    assert run.execute(DOWNLOAD, 0)
+    assert run.collect()[0]["luma_task_id"] == luma.jobs[1].task_id
+    assert luma.accepted == 2
+
+
 class TestFolderThatCannotBeListed:
     """It is not taken for an empty one: what is in it would be paid for again, or replaced."""
 
