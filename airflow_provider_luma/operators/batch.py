@@ -412,6 +412,8 @@ class BatchModifyOperator(LumaModifyOperator):
     template_fields: Sequence[str] = (*LumaModifyOperator.template_fields, "video")
     custom_operator_name = "LumaModifyOperator"
 
+    after_result = "once the video is downloaded, clearing this task submits a new job"
+
     #: Whether no earlier try can have left a claim. A task that resumes, after a queue, may find its own.
     _is_new = False
 

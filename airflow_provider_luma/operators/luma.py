@@ -68,6 +68,9 @@ class LumaJobOperator(LumaBaseOperator):
 
     resubmit_on_failure: bool
 
+    #: What a Clear does once Airflow has stored the result.
+    after_result = "clearing this task submits a new job"
+
     def open_store(self, context: Context, connection: LumaConnection | None = None) -> SubmissionStore:
         """
         Return the store that keeps the record of this task's submission.
@@ -105,7 +108,7 @@ class LumaJobOperator(LumaBaseOperator):
         from airflow_provider_luma.core.decision import Outcome
 
         if self._mark(self.result.get("luma_task_id"), Outcome.RESULT, context):
-            self.log.info("Airflow has stored the result; clearing this task submits a new job")
+            self.log.info("Airflow has stored the result; %s", self.after_result)
 
     @contextmanager
     def delivered_failure(self, context: Context) -> Iterator[None]:

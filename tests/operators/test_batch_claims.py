@@ -420,7 +420,7 @@ class TestFolders:
 
 @pytest.mark.parametrize("fault", [None, "submit:refuse,code=402,times=1"], ids=str)
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("number", range(1, 17))
+@pytest.mark.parametrize("number", range(1, 24))
 def test_wherever_a_task_is_killed_nothing_is_paid_twice_or_lost_and_nobody_waits_for_ever(
     luma, one, monkeypatch, tmp_path, set_connection, short_backoff, number, is_done, fault
 ):
