@@ -45,7 +45,7 @@ test: $(VENV)/.dev  ## Run all tests but the long ones, also on a running Airflo
 test-long: $(VENV)/.dev  ## Run the tests that take minutes: before a release, and when you touch their subject
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m long $(PYTEST_ARGS)
 
-# What knows nothing of Airflow behaves the same on each.
+# Code that does not use Airflow behaves the same on every version.
 test-versions: $(VENV)/.dev  ## Run the unit tests, and what behaves differently on another Airflow: AIRFLOW=3.1
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long and (not e2e or versions)" \
 		$(addprefix --ignore tests/,core services transport waiting media simulator test_architecture.py) $(PYTEST_ARGS)

@@ -132,9 +132,9 @@ def immediate_triggers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def debug_logs_on() -> Iterator[None]:
     """
-    Wait at the end of each test until no thread of it keeps DEBUG logs off.
+    Wait after each test until none of its threads keeps DEBUG logs off.
 
-    If caplog set a level meanwhile, it would turn them off again at its end, for all tests after it.
+    They are off for the whole process, and caplog restores at its end what it found when it set a level.
     """
     yield
     until(lambda: logging.root.manager.disable == logging.NOTSET)

@@ -13,9 +13,10 @@ no slot that somebody else holds by now: it names its own holder.
 
 A process killed between its claim and its intent leaves a slot for which there is no submission. The next try of its
 task becomes the next holder, also if all slots are in use. If there is an intent or an id, the slot stays in use: the
-submission may have been accepted. Once it was, the slot says so itself, because a person may remove the record to have
-the video made again. The killed process may be merely frozen. When it goes on, either it sees before it
-sends that its slot has another holder, or its intent came first, and the next try finds that another one is submitting.
+submission may have been accepted. After it was accepted, the slot's own file names the job, so that the slot stays in
+use even if somebody removes the record. The killed process may be merely frozen. When it goes on, either it sees before
+it sends that its slot has another holder, or its intent came first, and the next try finds that another one is
+submitting.
 """
 
 from __future__ import annotations
@@ -163,16 +164,17 @@ class RunBudget:
 
     def keep(self, claim: Claim, reference: str, luma_task_id: str) -> None:
         """
-        Keep a slot for good: the submission was accepted.
+        Record in a slot that its submission was accepted, so that no later try takes the slot over.
 
         :param reference: the submission that the slot was claimed for
-        :param luma_task_id: its job
+        :param luma_task_id: the job
+        :raises AirflowException: the storage is unavailable
         """
         if (document := self._read_own(claim, reference)) is not None:
             self._folder.replace(self._file(claim.slot), {**document, "luma_task_id": luma_task_id})
 
     def _read_own(self, claim: Claim, reference: str) -> dict[str, Any] | None:
-        """Return what a claim has written; None if a person has removed it, whoever may have claimed the slot since."""
+        """Return the file of a claim; None if it was removed, even if another task has claimed the same slot since."""
         with suppress(FileNotFoundError):
             document = self._folder.read(self._file(claim.slot))
             return document if document.get("reference") == reference else None
@@ -227,11 +229,13 @@ class RunBudget:
         claimed = {
             slot: (*(document.get("took_over") or ()), str(document.get("reference")))
             for slot, document in zip(in_use, documents, strict=True)
-            if all(document.get(name) == value for name, value in self._task.items())
-            and document.get("luma_task_id") is None
+            if self._is_own(document) and not _was_accepted(document)
         }
         paid = set(self._paid()) if claimed else set()
         return {slot: references for slot, references in claimed.items() if paid.isdisjoint(references)}
+
+    def _is_own(self, document: Mapping[str, Any]) -> bool:
+        return all(document.get(name) == value for name, value in self._task.items())
 
     def _spent(self, documents: Sequence[Mapping[str, Any]]) -> LumaJobLimitError:
         counts = Counter(str(document.get("task_id", "unknown")) for document in documents).most_common()
@@ -269,6 +273,10 @@ class RunBudget:
 
     def _file(self, slot: Slot, suffix: str = "") -> str:
         return f"{self._path}/{slot.number:06}-{slot.holder:03}{suffix}.json"
+
+
+def _was_accepted(document: Mapping[str, Any]) -> bool:
+    return "luma_task_id" in document
 
 
 def _in_use(holders: Mapping[int, tuple[int, bool]]) -> list[Slot]:

@@ -710,14 +710,35 @@ class SubmissionAttempt:
             raise
         self._log.info("Luma accepted the job as Luma task %s", luma_task_id)
         try_store(self._log, self._save, replace(self.intent, luma_task_id=luma_task_id, replaced=None))
-        if self._submitter.budget is not None and self._claim is not None:
-            try_store(self._log, self._submitter.budget.keep, self._claim, self.intent.reference, luma_task_id)
+        self._keep_slot(luma_task_id)
         return luma_task_id
 
     def _claim_slot(self) -> None:
         self.us_dollars = self.submission.price(self._submitter.client.connection.service)
         if self._submitter.budget is not None:
             self._claim = self._submitter.budget.claim(self.intent.reference, self.us_dollars)
+
+    def _keep_slot(self, luma_task_id: str) -> None:
+        """Record the job in its slot. The job is paid for, so no failure here may fail the task."""
+        budget, claim = self._submitter.budget, self._claim
+        if budget is None or claim is None:
+            return
+        try:
+            budget.keep(claim, self.intent.reference, luma_task_id)
+        except Exception:
+            self._log.warning(
+                "Could not record Luma task %s in its slot of max_jobs_per_run. If you remove the task's submission "
+                "record, the job no longer counts towards the limit",
+                luma_task_id,
+                exc_info=True,
+            )
+
+    def _has_slot(self) -> bool:
+        """Return whether no other task has this submission's slot; true without max_jobs_per_run."""
+        budget, claim = self._submitter.budget, self._claim
+        if budget is None or claim is None:
+            return True
+        return budget.is_held(claim, self.intent.reference)
 
     def _begin(self) -> None:
         try:
@@ -756,10 +777,8 @@ class SubmissionAttempt:
         self._submitter.fail_if_killed()
         if not self._store.is_durable:
             return
-        budget, claim = self._submitter.budget, self._claim
         try:
-            record = self._store.load()
-            has_slot = budget is None or claim is None or budget.is_held(claim, self.intent.reference)
+            record, has_slot = self._store.load(), self._has_slot()
         except Exception as error:
             raise AirflowException(
                 f"Could not check in the submission store whether another try has taken over: {error}. Nothing was sent"

@@ -282,6 +282,12 @@ class TestRun:
             task.run_try()
         assert (luma.accepted, run.jobs) == (1, 1)
 
+    def test_slot_that_cannot_be_updated_does_not_fail_a_paid_job(self, luma, run, monkeypatch, task_log):
+        monkeypatch.setattr(RunBudget, "keep", lambda *_: kill_storage())
+        assert run.task(0).run_try()["luma_task_id"] == luma.jobs[0].task_id
+        assert len(messages(task_log, f"Could not record Luma task {luma.jobs[0].task_id} in its slot")) == 1
+        assert run.jobs == 1
+
     def test_submission_that_was_given_up_keeps_its_slot(self, luma, run, set_connection):
         """Its callback has not come in time. It no longer counts for the task, but may be paid for."""
         set_connection(luma.base_url, submission_store=run.folder, callback_base_url="http://127.0.0.1:9")

@@ -94,7 +94,7 @@ class FileServer:
             def do_GET(self) -> None:
                 self.close_connection = True
                 outer._connections.add(self.connection)
-                # A client that needs no more closes the connection, and so does close().
+                # The connection ends when the client has read enough, or in close().
                 with suppress(OSError):
                     outer._answer(self)
                 outer._connections.discard(self.connection)
@@ -109,7 +109,7 @@ class FileServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End the server, and the answers that would never end."""
+        """Stop the server, including answers that would go on for ever."""
         self._server.shutdown()
         for connection in list(self._connections):
             with suppress(OSError):
