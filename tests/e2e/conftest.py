@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A real Airflow for the whole session, and one Luma for each rehearsal.
+A real Airflow for all of these tests, and one Luma for each rehearsal.
 
 Each group of tests shares an Airflow, so that groups run side by side: ``runs``, which watch what goes wrong at Luma,
-``kills``, ``pages``, which look at pages and the connection, and ``long``.
+``kills``, ``pages``, which look at pages and the connection, and ``long``. All of them end before a worker
+begins with the unit tests, which they would slow down.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ API_KEY = "the-key-that-must-not-be-seen-anywhere"
 WEBHOOK_SECRET = "and-neither-must-the-key-that-signs"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def to_rehearse(request: pytest.FixtureRequest) -> dict[str, Rehearsal]:
     """Return what is rehearsed: every day's, and what a test of this session is about."""
     selected = {
@@ -61,7 +62,7 @@ def to_rehearse(request: pytest.FixtureRequest) -> dict[str, Rehearsal]:
     return {name: rehearsal for name, rehearsal in REHEARSALS.items() if name in DAILY or name in selected}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lumas(to_rehearse: dict[str, Rehearsal]) -> Iterator[dict[str, Simulator]]:
     """Return a running Luma for each rehearsal, and ``default`` for the example DAGs."""
     with ExitStack() as running:
@@ -113,13 +114,13 @@ def luma(lumas: dict[str, Simulator]) -> Simulator:
     return lumas["default"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def crash_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder in which a task says that it stands still."""
     return tmp_path_factory.mktemp("stage")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def database() -> Iterator[dict[str, str]]:
     """Return the setting for a PostgreSQL; without one on this machine, Airflow takes SQLite."""
     programs = binaries()
@@ -131,7 +132,7 @@ def database() -> Iterator[dict[str, str]]:
         yield {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the example DAGs and with ours."""
     folder = tmp_path_factory.mktemp("dags")
@@ -143,13 +144,13 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lineage_events(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the file to which OpenLineage writes its events, a line each."""
     return tmp_path_factory.mktemp("lineage") / "events.jsonl"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def environment(
     to_rehearse: dict[str, Rehearsal],
     lumas: dict[str, Simulator],
@@ -206,7 +207,7 @@ def environment(
     return environment
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def airflow(
     dags: Path,
     environment: dict[str, str],
@@ -227,7 +228,7 @@ def airflow(
         _shared.remove(running)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rehearsals(to_rehearse: dict[str, Rehearsal], airflow: LocalAirflow, lumas: dict[str, Simulator]) -> dict[str, str]:
     """Return the ended run of each rehearsal."""
     to_come = deque(to_rehearse)

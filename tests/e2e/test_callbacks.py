@@ -47,7 +47,7 @@ AT_ONCE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def start(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Callable[..., tuple[str, str, Simulator]]:
     def start(name: str, **settings: Any) -> tuple[str, str, Simulator]:
         luma = lumas[f"callback_{name}"]
@@ -58,7 +58,7 @@ def start(airflow: LocalAirflow, lumas: dict[str, Simulator]) -> Callable[..., t
     return start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def runs(start: Any) -> dict[str, tuple[str, str, Simulator]]:
     """Return DAG, run and Luma of each of these."""
     return {name: start(name, **settings) for name, settings in AT_ONCE.items()}
