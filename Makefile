@@ -17,6 +17,9 @@ FOR_USERS = $(foreach extra,simulator s3 gcs azure openlineage,--extra $(extra))
 INSTALL = index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || echo "$$PIP_INDEX_URL"); \
 	$${index:+env UV_DEFAULT_INDEX=$$index} $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint $(PINS)
 
+# Containers often set this, and every process would then compile the sources of Airflow anew, which takes 5 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-cluster docs screenshots check test test-long test-versions test-matrix test-live smoke lint bench build constraints clean
 

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Clients of the service: :class:`LumaClient` for workers, :class:`LumaAsyncClient` for the triggerer.
+The client of the service for workers. The triggerer has its own, in :mod:`~airflow_provider_luma.async_client`.
 
 There are two kinds of call. *Reading* is safe to repeat, so transient errors are retried. *Submitting* costs money:
 it is repeated only if the service certainly accepted nothing.
 
 A :class:`LumaClient` is bound to one snapshot of a connection, so that all checks and requests of one submission
-attempt use the same settings. Waits and retries read the connection again, so that they notice a replaced key: workers
-create another client, and in the triggerer :class:`LumaAsyncClient` does it itself.
+attempt use the same settings. Waits and retries create another client, so that they notice a replaced key.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -33,30 +30,22 @@ from airflow_provider_luma.core.poll_state import Failed, Finished, PollAgain, P
 from airflow_provider_luma.exceptions import (
     LumaAuthError,
     LumaError,
-    LumaNotFoundError,
     LumaSubmissionUnknownError,
     LumaUnavailableError,
     LumaValidationError,
 )
-from airflow_provider_luma.transport import triggerer, workers
-from airflow_provider_luma.transport.options import Certificates, check_options, triggerer_proxy_of
+from airflow_provider_luma.transport import workers
+from airflow_provider_luma.transport.options import check_options, triggerer_proxy_of
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    import aiohttp
     from airflow.sdk.types import Logger
 
 T = TypeVar("T")
 
 #: Limits in seconds for a call that must not hold up a submission: without receiving a byte, and in total.
 QUICK_TIMEOUT, QUICK_DEADLINE = 5.0, 15.0
-
-#: Seconds after which the triggerer reads a connection again.
-CONNECTION_TTL = 60.0
-
-#: Seconds for which a status check waits for the connection to be read, because a job's deadline keeps running.
-READING_TIMEOUT = 30.0
 
 #: What a status check may raise: an error of the service, or of reading the connection.
 POLL_ERRORS = (LumaError, AirflowException, AirflowRuntimeError)
@@ -214,7 +203,7 @@ class LumaClient:
         """Check the status of a job once, and log any progress."""
         result: LumaTask | Exception
         try:
-            _check_service(self.connection, state)
+            check_service(self.connection, state)
             result = self.get_status(state.luma_task_id)
         except POLL_ERRORS as error:
             result = error
@@ -253,7 +242,7 @@ class LumaClient:
             raise
         except (OSError, ValueError) as error:  # ValueError: a malformed address, perhaps in a redirect
             # The message says it all; the traceback would only fill the task's log.
-            raise _unanswered(self.connection, workers.reason_of(error, self.connection)) from None
+            raise unanswered(self.connection, workers.reason_of(error, self.connection)) from None
         return read(response)
 
 
@@ -280,7 +269,7 @@ def retry_read(read: Callable[[], T]) -> T:
     return tenacity.Retrying(**backoff.retry_options(backoff.READ_RETRY_TIMEOUT))(read)
 
 
-def _check_service(connection: LumaConnection, state: PollState) -> None:
+def check_service(connection: LumaConnection, state: PollState) -> None:
     """
     Check that a job belongs to the connection's service.
 
@@ -290,7 +279,8 @@ def _check_service(connection: LumaConnection, state: PollState) -> None:
         raise LumaUnavailableError(None, problem)
 
 
-def _unanswered(connection: LumaConnection, reason: str) -> LumaUnavailableError:
+def unanswered(connection: LumaConnection, reason: str) -> LumaUnavailableError:
+    """Return the error of a request that got no response."""
     return LumaUnavailableError(None, f"the request to {connection.base_url} failed: {reason}")
 
 
@@ -391,160 +381,3 @@ def _ended(outcome: Finished | Failed, *, sends_metrics: bool = True) -> LumaTas
     if isinstance(outcome, Failed):
         raise outcome.reason
     return outcome.task
-
-
-class LumaAsyncClient:
-    """
-    A client of the service for the triggerer's event loop, with keep-alive connections that all status checks share.
-
-    :param read: reads the current connection
-    :param log: where progress is logged
-    """
-
-    def __init__(self, read: Callable[[], Awaitable[LumaConnection]], log: Logger) -> None:
-        self._read_connection, self._log = read, log
-        self._opened: triggerer.OpenConnection | None = None
-        #: Replaced sessions, and when the last request over each will have ended.
-        self._retired: list[tuple[aiohttp.ClientSession, float]] = []
-        self._reading: asyncio.Task[triggerer.OpenConnection] | None = None
-        #: When the connection was last read: the start of that read.
-        self._read_at = -math.inf
-
-    async def close(self) -> None:
-        """Close the session; a later call opens a new one."""
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
-        self._retire()
-        await self._close_retired(math.inf)
-
-    async def get_task(self, luma_task_id: str) -> LumaTask:
-        """
-        Check the status of a job. Transient errors are retried for at most a minute.
-
-        :raises LumaNotFoundError: the service does not know the id
-        :raises LumaError: any other refusal
-        """
-
-        async def get_status() -> LumaTask:
-            return await self._get_status(luma_task_id, await self._get_opened())
-
-        return await tenacity.AsyncRetrying(**backoff.retry_options(backoff.READ_RETRY_TIMEOUT))(get_status)
-
-    async def poll(self, state: PollState) -> PollOutcome:
-        """
-        Check the status of a job once, and log any progress.
-
-        It sends at most one request. If the key was refused and has since been replaced, the next check uses the new
-        one.
-        """
-        result: LumaTask | Exception
-        try:
-            opened = await self._get_opened()
-        except Exception as error:
-            return self.on_unreadable(state, error)
-        try:
-            _check_service(opened.connection, state)
-            result = await self._get_status(state.luma_task_id, opened)
-        except (LumaAuthError, LumaNotFoundError) as error:
-            # The key, or the whole account, may have been replaced during the wait.
-            try:
-                current = await self._read_again()
-            except Exception as unreadable:
-                return self.on_unreadable(state, unreadable)
-            if current.connection != opened.connection and not state.is_replacement_refused:
-                state.is_replacement_refused = True
-                return PollAgain(0.0)
-            result = error
-        except POLL_ERRORS as error:
-            result = error
-        return take_status(state, result, self._log, connection=opened.connection, can_be_called_back=True)
-
-    def on_unreadable(self, state: PollState, error: Exception) -> PollOutcome:
-        """Log that the connection cannot be read, and return the outcome for a waiting job."""
-        return take_status(state, error, self._log)
-
-    async def get_requests_per_second(self) -> float:
-        """
-        Return how many status checks per second the connection allows.
-
-        The next :meth:`poll` then sends its request without reading the connection first.
-
-        :raises Exception: the connection cannot be read
-        """
-        return (await self._get_opened()).connection.requests_per_second
-
-    async def _get_status(self, luma_task_id: str, opened: triggerer.OpenConnection) -> LumaTask:
-        service = opened.connection.service
-        try:
-            response = await opened.send(service.status(luma_task_id))
-        except triggerer.FAILURES as error:
-            raise _unanswered(opened.connection, triggerer.reason_of(error, opened.connection)) from None
-        if len(response.body) > triggerer.LONG_BODY:
-            return await asyncio.to_thread(service.read_status, response, luma_task_id)
-        return service.read_status(response, luma_task_id)
-
-    # -- the connection as it is now ----------------------------------------------------------------------------
-
-    async def _get_opened(self) -> triggerer.OpenConnection:
-        """Return the open connection; after a minute, read it again in the background."""
-        if self._opened is None:
-            return await self._read()
-        if time.monotonic() - self._read_at >= CONNECTION_TTL:
-            self._start_reading()
-        return self._opened
-
-    async def _read_again(self) -> triggerer.OpenConnection:
-        """Read the current connection; concurrent callers share one read."""
-        now, opened = time.monotonic(), await self._read()
-        while self._read_at < now:  # that read had started earlier, and may be outdated
-            opened = await self._read()
-        return opened
-
-    async def _read(self) -> triggerer.OpenConnection:
-        timeout = asyncio.timeout(READING_TIMEOUT)
-        try:
-            async with timeout:
-                # Shielded, because other triggers may be waiting for the same read.
-                return await asyncio.shield(self._start_reading())
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise TimeoutError(f"no response after {READING_TIMEOUT:g} s") from None
-
-    def _start_reading(self) -> asyncio.Task[triggerer.OpenConnection]:
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._reopen())
-            # Retrieve the error: nobody awaits it while the old connection is still in use.
-            self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
-        return self._reading
-
-    async def _reopen(self) -> triggerer.OpenConnection:
-        """
-        Read the connection, and reopen it if the connection or a certificate file has changed.
-
-        If that fails, the previous one is kept.
-        """
-        self._read_at = time.monotonic()
-        connection = await self._read_connection()
-        certificates = await asyncio.to_thread(Certificates.of, connection)
-        if self._opened is None or (self._opened.connection, self._opened.certificates) != (connection, certificates):
-            opened = await triggerer.OpenConnection.open(connection, certificates)
-            self._retire()
-            self._opened = opened
-            await self._close_retired(time.monotonic())
-            return opened
-        return self._opened
-
-    def _retire(self) -> None:
-        """Stop using the session for new calls; other status checks may still be waiting for responses on it."""
-        if self._opened is not None:
-            self._retired.append((self._opened.session, time.monotonic() + self._opened.connection.timeout))
-        self._opened = None
-
-    async def _close_retired(self, now: float) -> None:
-        """Close sessions that no request uses any more: a triggerer that runs for weeks may collect many."""
-        unused = [session for session, unused_at in self._retired if unused_at <= now]
-        for session in unused:
-            await session.close()
-        self._retired = [retired for retired in self._retired if retired[0] not in unused]

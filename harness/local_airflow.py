@@ -139,8 +139,10 @@ class LocalAirflow:
     def stop_all(self) -> None:
         """Stop every component; the scheduler first, so that it starts no new task."""
         running = [component for component in reversed(self.components) if component in self.processes]
+        # The API server has nothing to finish, and would use the processor for seconds only to free its memory.
+        how = {component: signal.SIGKILL if component == "api-server" else signal.SIGTERM for component in running}
         with uninterrupted():
-            families = {component: self._signal(component, signal.SIGTERM) for component in running}
+            families = {component: self._signal(component, how[component]) for component in running}
             for component, family in families.items():
                 self._wait_for_end(component, family)
 

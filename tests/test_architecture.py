@@ -27,7 +27,7 @@ LAYERS = (
     ("hooks",),
     ("receiver",),
     ("submission", "waiting", "files", "media"),
-    ("client",),
+    ("client", "async_client"),
     ("metrics",),
     ("transport",),
     ("connection",),

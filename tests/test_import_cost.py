@@ -33,6 +33,12 @@ def test_operators_and_sensors_load_no_http_library(module):
     assert modules & heavy == set()
 
 
+def test_a_task_that_submits_does_not_load_the_http_library_of_the_triggerer():
+    modules = loaded_by("airflow_provider_luma.hooks.luma, airflow_provider_luma.submission.workflow")
+    assert "airflow_provider_luma.transport.workers" in modules
+    assert modules & {"aiohttp", "airflow_provider_luma.async_client"} == set()
+
+
 def test_triggers_load_no_http_library_in_the_event_loop():
     modules = loaded_by("airflow_provider_luma.triggers.luma")
     assert modules & {"requests", "aiohttp", "airflow_provider_luma.waiting.poller"} == set()

@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-#: In place of ``airflow``: the API server does not end when asked to, as with a browser that keeps a connection open.
+#: In place of ``airflow``: the triggerer does not end when asked to, as with a trigger that holds it up.
 COMPONENT = f"""#!{sys.executable}
 import pathlib, signal, sys
 name = sys.argv[1]
 def end(*_):
     pathlib.Path(f"{{name}}.asked").touch()
-    if name != "api-server":
+    if name != "triggerer":
         sys.exit(0)
 signal.signal(signal.SIGTERM, end)
 pathlib.Path(f"{{name}}.running").touch()
@@ -91,7 +91,7 @@ def test_second_signal_leaves_no_process(tmp_path: Path, handling: str, second: 
     assert process.stdout.readline() == "up\n"
 
     process.send_signal(signal.SIGINT)
-    wait_for(process, tmp_path / "api-server.asked")
+    wait_for(process, tmp_path / "triggerer.asked")
     process.send_signal(second)
 
     assert process.wait(timeout=60) != 0, "the interrupt is raised once all is stopped"

@@ -2,7 +2,8 @@
 """
 The hooks: :class:`LumaHook` for workers, :class:`LumaAsyncHook` for the triggerer's event loop.
 
-They read the Airflow connection and leave the calls to the clients (:mod:`airflow_provider_luma.client`).
+They read the Airflow connection and leave the calls to the clients (:mod:`airflow_provider_luma.client`,
+:mod:`airflow_provider_luma.async_client`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from airflow.sdk.bases.hook import BaseHook
 
 import airflow_provider_luma
 from airflow_provider_luma.client import (
-    LumaAsyncClient,
     LumaClient,
     check_job,
     retry_read,
@@ -417,6 +417,8 @@ class LumaAsyncHook(_ConnectionType):
     """
 
     def __init__(self, luma_conn_id: str = _ConnectionType.default_conn_name) -> None:
+        from airflow_provider_luma.async_client import LumaAsyncClient
+
         super().__init__(luma_conn_id)
         self.client = LumaAsyncClient(self.get_luma_connection, self.log)
 

@@ -13,7 +13,6 @@ import importlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -237,15 +236,18 @@ class LumaCallbackTrigger(_LumaTrigger):
         yield TriggerEvent(DeferralExpired(state=self.state, at=time.time()))
 
 
-_imports: dict[asyncio.AbstractEventLoop, asyncio.Task[ModuleType]] = {}
+_imports: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+
+
+def _import_in_thread() -> None:
+    for module in ("async_client", "hooks.luma"):
+        importlib.import_module(f"airflow_provider_luma.{module}")
 
 
 async def _import_hooks() -> None:
     """Import the HTTP libraries in a thread, once for all triggers that start together: there may be a thousand."""
     loop = asyncio.get_running_loop()
     if loop not in _imports:
-        _imports[loop] = loop.create_task(
-            asyncio.to_thread(importlib.import_module, "airflow_provider_luma.hooks.luma")
-        )
+        _imports[loop] = loop.create_task(asyncio.to_thread(_import_in_thread))
         _imports[loop].add_done_callback(lambda _: _imports.pop(loop))
     await asyncio.shield(_imports[loop])

@@ -24,7 +24,7 @@ from airflow_provider_luma.metrics import Stats
 from airflow_provider_luma.services import SERVICES, kie
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.client import LumaAsyncClient
+    from airflow_provider_luma.async_client import LumaAsyncClient
 
 #: The metric that counts the triggers waiting for a job.
 WAITING_GAUGE = "luma.waiting"

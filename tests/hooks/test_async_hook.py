@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from airflow_provider_luma import client
+from airflow_provider_luma import async_client
 from airflow_provider_luma.core.poll_state import Failed, PollAgain, PollState
 from airflow_provider_luma.exceptions import LumaAuthError, LumaNotFoundError, LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.hooks import luma as hooks
@@ -65,7 +65,7 @@ class TestAirflowConnection:
         assert connection_reads == ["luma_default"]
 
     async def test_connection_is_read_again_after_its_ttl(self, submit, connection_reads, monkeypatch):
-        monkeypatch.setattr(client, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(async_client, "CONNECTION_TTL", 0.0)
         luma_task_id = submit(processing_seconds=60)
         async with LumaAsyncHook() as hook:
             async with asyncio.timeout(20):
@@ -114,7 +114,7 @@ class TestAirflowConnection:
     async def test_connection_is_read_again_while_status_checks_use_the_old_one(
         self, luma, submit, set_connection, monkeypatch
     ):
-        monkeypatch.setattr(client, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(async_client, "CONNECTION_TTL", 0.0)
         luma_task_id = submit(processing_seconds=60)
         read, begun, may_end = hooks.get_async_connection, asyncio.Event(), asyncio.Event()
 
@@ -137,7 +137,7 @@ class TestAirflowConnection:
                     await asyncio.sleep(0.01)
 
     async def test_connection_that_cannot_be_read_again_is_used_as_it_was(self, submit, monkeypatch, caplog):
-        monkeypatch.setattr(client, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(async_client, "CONNECTION_TTL", 0.0)
         luma_task_id, reads = submit(processing_seconds=60), itertools.count()
 
         async def fail(_: str) -> object:
@@ -178,7 +178,7 @@ class TestAirflowConnection:
     async def test_reading_that_began_before_the_refusal_is_not_taken_for_the_current_connection(
         self, luma, set_connection, monkeypatch
     ):
-        monkeypatch.setattr(client, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(async_client, "CONNECTION_TTL", 0.0)
         set_connection(luma.base_url, key="another-key")
         read, held, may_end = hooks.get_async_connection, [], asyncio.Event()
 
@@ -222,7 +222,7 @@ class TestAirflowConnection:
         assert "secrets backend" in str(outcomes[0].error)
 
     async def test_connection_that_is_never_read_to_its_end_holds_up_no_deadline(self, luma_conn, monkeypatch):
-        monkeypatch.setattr(client, "READING_TIMEOUT", 0.01)
+        monkeypatch.setattr(async_client, "READING_TIMEOUT", 0.01)
         monkeypatch.setattr(hooks, "get_async_connection", lambda _: asyncio.Event().wait())
         async with asyncio.timeout(20), LumaAsyncHook() as hook:
             outcome = await hook.client.poll(new_state())
@@ -237,12 +237,12 @@ class TestAirflowConnection:
         set_connection(luma.base_url, key="another-key")
         async with asyncio.timeout(20), LumaAsyncHook() as hook:
             await hook.client.get_requests_per_second()
-            monkeypatch.setattr(client, "READING_TIMEOUT", 0.01)
+            monkeypatch.setattr(async_client, "READING_TIMEOUT", 0.01)
             monkeypatch.setattr(hooks, "get_async_connection", lambda _: asyncio.Event().wait())
             assert "could not be read" in (await hook.client.poll(new_state())).error.msg
 
     async def test_slow_reading_serves_who_asks_later(self, luma, luma_conn, monkeypatch):
-        monkeypatch.setattr(client, "READING_TIMEOUT", 0.01)
+        monkeypatch.setattr(async_client, "READING_TIMEOUT", 0.01)
         read, may_end, reads = hooks.get_async_connection, asyncio.Event(), itertools.count()
 
         async def read_slowly(conn_id: str) -> object:
@@ -255,7 +255,7 @@ class TestAirflowConnection:
             for _ in range(3):
                 assert (await hook.client.poll(new_state())).error is not None
             may_end.set()
-            monkeypatch.setattr(client, "READING_TIMEOUT", 20.0)
+            monkeypatch.setattr(async_client, "READING_TIMEOUT", 20.0)
             assert await hook.client.get_requests_per_second() == 1000
         assert next(reads) == 1
 

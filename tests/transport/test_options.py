@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from airflow_provider_luma import client
+from airflow_provider_luma import async_client
 from airflow_provider_luma.core import backoff
 from airflow_provider_luma.core.poll_state import PollState
 from airflow_provider_luma.exceptions import LumaError, LumaUnavailableError, LumaValidationError
@@ -200,7 +200,7 @@ class TestReplacedFiles:
     async def test_triggerer_takes_up_a_replaced_file_while_it_waits(
         self, wires, set_connection, monkeypatch, mine, tmp_path, name
     ):
-        monkeypatch.setattr(client, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(async_client, "CONNECTION_TTL", 0.0)
         (tmp_path / "others").mkdir()
         others = make_certificates(tmp_path / "others")
         wire = wires.start(wires.running_job(), tls=server_context(mine, requires_client_certificate=True))
@@ -216,7 +216,7 @@ class TestReplacedFiles:
             assert (await hook.client.poll(state)).error is None
 
     async def test_file_that_is_missing_for_a_moment_ends_neither_wait(self, https, set_connection, monkeypatch, mine):
-        monkeypatch.setattr(client, "CONNECTION_TTL", 0.0)
+        monkeypatch.setattr(async_client, "CONNECTION_TTL", 0.0)
         bundle = mine / "authority.crt"
         set_connection(https.base_url, verify=str(bundle))
         state, whole = PollState("abc", poll_interval=1), bundle.read_bytes()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.client import LumaAsyncClient
+from airflow_provider_luma.async_client import LumaAsyncClient
 from airflow_provider_luma.connection import LumaConnection
 from airflow_provider_luma.core import callback_token, poll_state
 from airflow_provider_luma.core.decision import new_reference

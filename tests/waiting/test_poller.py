@@ -215,7 +215,7 @@ class TestPoller:
     async def test_a_connection_that_is_changed_while_others_wait_is_used(
         self, luma, submit, set_connection, monkeypatch
     ):
-        monkeypatch.setattr("airflow_provider_luma.client.CONNECTION_TTL", 0.3)
+        monkeypatch.setattr("airflow_provider_luma.async_client.CONNECTION_TTL", 0.3)
         old = submit(processing_seconds=60)
         waiting = asyncio.create_task(wait(old))
         await until_checked(luma)
