@@ -2,17 +2,15 @@
 """
 Small JSON files in a folder on any storage.
 
-Local disks, S3, Google Cloud Storage and Azure Blob Storage create a file only if none of that name exists, even if
-several processes try at once. Files are written as a whole, so a crash leaves either the old or the new one.
+They are created as in :mod:`~airflow_provider_luma.files.creation`, and written as a whole: a crash leaves either the
+old or the new one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
-import uuid
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import datetime
@@ -24,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 
 from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.decision import RECORDS_KEPT
+from airflow_provider_luma.files.creation import CREATING_SCHEMES, WholeLocalFile, create_file
 from airflow_provider_luma.files.storage import remove_file, storage_path
 
 #: Seconds between searches for expired files.
@@ -31,13 +30,6 @@ CLEANUP_INTERVAL = 86_400.0
 
 #: The keys under which storage systems report when a file was written: local disks, S3, Google, Azure.
 _MODIFIED_KEYS = ("mtime", "LastModified", "updated", "last_modified")
-
-#: Schemes of the object stores whose file systems ask the service itself to create a file only if it does not exist
-#: (s3fs: If-None-Match, gcsfs: ifGenerationMatch, adlfs: If-None-Match). Others look first and then write.
-_CREATING_SCHEMES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "adl"})
-
-#: How S3 and services like it call it if a file exists, or is just being created. s3fs recognises only Amazon's form.
-_CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 
 
 class InvalidFile(AirflowException):
@@ -68,7 +60,7 @@ class JsonFolder:
         """
         if self._is_local:
             return True
-        if self._root.protocol not in _CREATING_SCHEMES:
+        if self._root.protocol not in CREATING_SCHEMES:
             return False
         # Where there is no such file yet, the first request creates it.
         return any(not self._pipe_new("create-check.json", {}) for _ in range(2))
@@ -123,28 +115,16 @@ class JsonFolder:
             return False
 
     def _pipe_new(self, file: str, document: dict[str, Any]) -> bool:
-        path = self._full(file)
         try:
-            if not self._is_local:
-                self._root.fs.pipe_file(path, _encode(document), mode="create")
-            elif os.path.lexists(path):
-                return False
-            else:
-                with _WholeLocalFile(path, document) as part:
-                    _create_local(path, part)
-        except FileExistsError:
-            return False
+            return create_file(self._root.fs, self._full(file), _encode(document))
         except Exception as error:
-            if _code(error) in _CONFLICTS:
-                return False
             raise self._unusable("write to", error) from error
-        return True
 
     def replace(self, file: str, document: dict[str, Any]) -> None:
         """Write a file, whether or not it exists."""
         path = self._full(file)
         if self._is_local:
-            with _WholeLocalFile(path, document) as part:
+            with WholeLocalFile(path, _encode(document)) as part:
                 Path(part).replace(path)
         else:
             self._root.fs.pipe_file(path, _encode(document))
@@ -178,42 +158,6 @@ class JsonFolder:
             f"Could not {action} the submission_store {self.name}: {error}. Nothing was submitted. "
             "Check submission_store in the connection's extra, and the storage's own connection"
         )
-
-
-class _WholeLocalFile:
-    """A temporary file beside a path, which holds the complete document."""
-
-    def __init__(self, path: str, document: dict[str, Any]) -> None:
-        self._part = f"{path}.{uuid.uuid4().hex[:8]}.part"
-        self._document = document
-
-    def __enter__(self) -> str:
-        Path(self._part).parent.mkdir(parents=True, exist_ok=True)
-        with Path(self._part).open("xb") as file:
-            file.write(_encode(self._document))
-            file.flush()
-            os.fsync(file.fileno())
-        return self._part
-
-    def __exit__(self, *_: object) -> None:
-        Path(self._part).unlink(missing_ok=True)
-
-
-def _create_local(path: str, part: str) -> None:
-    """Give a complete file its final name, unless that is taken."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        with Path(path).open("xb") as file:
-            file.write(Path(part).read_bytes())
-
-
-def _code(error: Exception) -> object:
-    """Return what S3 calls an error."""
-    response = getattr(error.__cause__, "response", None)
-    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
 def _encode(document: dict[str, Any]) -> bytes:

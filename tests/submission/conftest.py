@@ -2,7 +2,7 @@
 """Fixtures of the tests of submit-once."""
 
 from tests.support.metrics_recorder import recorder
-from tests.support.operator_fixtures import context, modify
+from tests.support.operator_fixtures import context, frozen_before, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
 from tests.support.stored_clips import clip, s3_clip
 from tests.support.submission_fixtures import (
@@ -23,6 +23,7 @@ __all__ = [
     "clip",
     "context",
     "folder",
+    "frozen_before",
     "leave_ended",
     "leave_running",
     "modify",

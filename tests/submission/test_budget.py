@@ -24,7 +24,7 @@ from s3fs import S3FileSystem
 from airflow_provider_luma.client import LumaClient
 from airflow_provider_luma.core.decision import RECORDS_KEPT, SubmissionRecord
 from airflow_provider_luma.exceptions import LumaRateLimitError, LumaTimeoutError
-from airflow_provider_luma.submission import json_folder
+from airflow_provider_luma.files import creation
 from airflow_provider_luma.submission.budget import Claim, RunBudget, Slot
 from airflow_provider_luma.submission.json_folder import JsonFolder
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
@@ -362,7 +362,7 @@ def test_wherever_a_task_is_killed_it_takes_one_slot_and_the_other_remains(
         return call
 
     killed, other, late = (run.task(index, limit=2, deferrable=deferrable) for index in range(3))
-    written = json_folder._WholeLocalFile
+    written = creation.WholeLocalFile
     with monkeypatch.context() as patched:
         for method in ("__enter__", "__exit__"):
             patched.setattr(written, method, killing(getattr(written, method)))
@@ -417,22 +417,6 @@ class TestFrozen:
         task = run.task(0)
         task.ti.try_number = 1
         return task
-
-    @pytest.fixture
-    def frozen_before(self, monkeypatch):
-        """Lets something happen once, when a process is about to call a method."""
-
-        def freeze(kind: type, name: str, meanwhile: Callable[[], None]) -> None:
-            method = getattr(kind, name)
-
-            def thawed(*arguments: Any, **options: Any) -> Any:
-                monkeypatch.setattr(kind, name, method)
-                meanwhile()
-                return method(*arguments, **options)
-
-            monkeypatch.setattr(kind, name, thawed)
-
-        return freeze
 
     def test_after_its_claim_while_the_next_try_submits(self, luma, run, later, frozen_before):
         frozen_before(ObjectSubmissionStore, "begin", later.run_try)

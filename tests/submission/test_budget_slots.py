@@ -19,7 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from airflow_provider_luma.core.decision import SubmissionRecord, new_reference
 from airflow_provider_luma.exceptions import LumaJobLimitError
-from airflow_provider_luma.submission import budget, json_folder
+from airflow_provider_luma.files import creation
+from airflow_provider_luma.submission import budget
 from airflow_provider_luma.submission.budget import Claim, RunBudget, Slot, Usage
 from airflow_provider_luma.submission.json_folder import JsonFolder
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
@@ -146,7 +147,7 @@ class TestClaims:
         used: list[str] = []
         for name in ("ls", "cat_file"):
             monkeypatch.setattr(LocalFileSystem, name, counted(used, name, getattr(LocalFileSystem, name)))
-        monkeypatch.setattr(json_folder, "_create_local", counted(used, "create", json_folder._create_local))
+        monkeypatch.setattr(creation, "_create_local", counted(used, "create", creation._create_local))
         own = budget_of(str(tmp_path), 1, limit=9, is_first_try=True)
         own.check()
         own.claim("second", None)

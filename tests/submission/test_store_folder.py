@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from airflow_provider_luma.client import LumaClient
 from airflow_provider_luma.core.decision import RECORDS_KEPT, Outcome, SubmissionRecord, new_reference
 from airflow_provider_luma.exceptions import LumaTimeoutError
+from airflow_provider_luma.files import creation
 from airflow_provider_luma.submission import json_folder
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore, record_callback
 from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore
@@ -339,7 +340,7 @@ def test_process_that_is_killed_around_any_write_pays_for_nothing_twice(
         return call
 
     task = TaskRun(lambda **changes: modify(deferrable=False, **changes), None)
-    written = json_folder._WholeLocalFile
+    written = creation.WholeLocalFile
     with monkeypatch.context() as patched:
         for method in ("__enter__", "__exit__"):
             patched.setattr(written, method, killing(getattr(written, method)))

@@ -39,3 +39,20 @@ def modify(luma: Simulator, luma_conn: str) -> Callable[..., LumaModifyOperator]
         return LumaModifyOperator(task_id="modify", **{**parameters, **changes})
 
     return _modify
+
+
+@pytest.fixture
+def frozen_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, str, Callable[[], Any]], None]:
+    """Lets something happen once, when a process is about to call a method."""
+
+    def freeze(kind: type, name: str, meanwhile: Callable[[], Any]) -> None:
+        method = getattr(kind, name)
+
+        def thawed(*arguments: Any, **options: Any) -> Any:
+            monkeypatch.setattr(kind, name, method)
+            meanwhile()
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(kind, name, thawed)
+
+    return freeze
