@@ -19,6 +19,37 @@ from airflow_provider_luma.core.wire import plain_text, read_integer
 #: Maximum characters of a message: it goes into logs, events, XComs and pages.
 MAX_MSG_LENGTH = 2000
 
+#: What a person can do, without paying for another job, if a task has failed while its job is running.
+CLEAR_HINT = "Clear this task to wait for it again: nothing new is billed"
+
+#: The same where a Clear discards the record by default.
+KEEP_STATE_HINT = (
+    "Clear this task with 'Keep task state and resume' ticked to wait for it again: nothing new is billed. "
+    "Otherwise, the Clear discards the job's record, and another job is billed"
+)
+
+#: The same where nothing keeps the record.
+NO_RECORD_HINT = (
+    "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
+    "separately billed, job, because Airflow before 3.3 keeps no task state: to avoid that, set submission_store "
+    "in the connection"
+)
+
+#: The same where a claim beside the video keeps the task from submitting another job.
+CLAIMED_HINTS = {
+    KEEP_STATE_HINT: (
+        "Clear this task with 'Keep task state and resume' ticked to wait for it again: nothing new is billed. "
+        "Otherwise, the Clear discards the job's record, and the task can no longer fetch its video"
+    ),
+    NO_RECORD_HINT: (
+        "A LumaTaskSensor with this luma_task_id fetches its result. This task cannot, because Airflow before 3.3 "
+        "keeps no task state: to avoid that, set submission_store in the connection"
+    ),
+}
+
+#: No other text is taken for such advice.
+RECOVERY_HINTS = frozenset({CLEAR_HINT, KEEP_STATE_HINT, NO_RECORD_HINT, *CLAIMED_HINTS.values()})
+
 
 class LumaError(Exception):
     """

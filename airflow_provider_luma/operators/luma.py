@@ -24,6 +24,7 @@ from airflow_provider_luma.core.validation import (
     check_video_address,
 )
 from airflow_provider_luma.exceptions import (
+    NO_RECORD_HINT,
     PERMANENT,
     LumaGenerationError,
     LumaRequestFailedError,
@@ -67,6 +68,9 @@ class LumaJobOperator(LumaBaseOperator):
 
     resubmit_on_failure: bool
 
+    #: What a Clear does once Airflow has stored the result.
+    after_result = "clearing this task submits a new job"
+
     def open_store(self, context: Context, connection: LumaConnection | None = None) -> SubmissionStore:
         """
         Return the store that keeps the record of this task's submission.
@@ -104,7 +108,7 @@ class LumaJobOperator(LumaBaseOperator):
         from airflow_provider_luma.core.decision import Outcome
 
         if self._mark(self.result.get("luma_task_id"), Outcome.RESULT, context):
-            self.log.info("Airflow has stored the result; clearing this task submits a new job")
+            self.log.info("Airflow has stored the result; %s", self.after_result)
 
     @contextmanager
     def delivered_failure(self, context: Context) -> Iterator[None]:
@@ -128,7 +132,7 @@ class LumaJobOperator(LumaBaseOperator):
 
     def recovery_hint(self, context: Context) -> str:
         """Return how to get the video without paying again, if the task has failed while its job was running."""
-        from airflow_provider_luma.submission.store import NO_RECORD_HINT, try_store
+        from airflow_provider_luma.submission.store import try_store
 
         store = try_store(self.log, self.open_store, context)
         return store.recovery_hint if store is not None else NO_RECORD_HINT

@@ -15,9 +15,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE
+from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE, AirflowException
 from airflow_provider_luma.core.decision import RECORDS_KEPT, SubmissionRecord
-from airflow_provider_luma.exceptions import LumaValidationError
+from airflow_provider_luma.exceptions import CLEAR_HINT, KEEP_STATE_HINT, NO_RECORD_HINT, LumaValidationError
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -28,13 +28,6 @@ T = TypeVar("T")
 
 #: The key of the record in the task state store.
 STORE_KEY = "luma_submission"
-
-#: What a person can do if nothing keeps the record of a job.
-NO_RECORD_HINT = (
-    "A LumaTaskSensor with this luma_task_id fetches its result. A retry or a Clear of this task submits another, "
-    "separately billed, job, because Airflow before 3.3 keeps no task state: to avoid that, set submission_store "
-    "in the connection"
-)
 
 #: The key of the upload's details.
 UPLOAD_KEY = "luma_upload"
@@ -50,7 +43,7 @@ class SubmissionStore(ABC):
     is_durable = True
 
     #: What a person can do, without paying for another job, if a task has failed while its job is running.
-    recovery_hint = "Clear this task to wait for it again: nothing new is billed"
+    recovery_hint = CLEAR_HINT
 
     @abstractmethod
     def load(self) -> SubmissionRecord | None:
@@ -71,6 +64,14 @@ class SubmissionStore(ABC):
 
         :param may_be_paid: it may have been accepted, and so keeps its slot in the run's budget
         """
+
+    def is_current(self, intent: SubmissionRecord) -> bool:
+        """
+        Return whether an intent still counts: no later try has taken over, and nobody has removed its record.
+
+        Asked just before the submission is sent. Where nothing is kept, there is nothing to compare.
+        """
+        return not self.is_durable or self.load() == intent
 
     @abstractmethod
     def callback_task_id(self, reference: str) -> str | None:
@@ -120,23 +121,34 @@ class TaskStateSubmissionStore(SubmissionStore):
     """
 
     if CLEAR_DISCARDS_TASK_STATE:
-        recovery_hint = (
-            "Clear this task with 'Keep task state and resume' ticked to wait for it again: nothing new is billed. "
-            "Otherwise, the Clear discards the job's record, and another job is billed"
-        )
+        recovery_hint = KEEP_STATE_HINT
 
     def __init__(self, state: Any) -> None:
         self._state = state
+        #: The submission that this process has seen last: any other one is from another try.
+        self._seen: str | None = None
         if state is None:
             self.is_durable, self.recovery_hint = False, NO_RECORD_HINT
 
     def load(self) -> SubmissionRecord | None:
         """Return the record, if there is one."""
-        return SubmissionRecord.load(self._get(STORE_KEY))
+        record = self._read()
+        self._seen = record.reference if record else None
+        return record
 
     def begin(self, intent: SubmissionRecord) -> None:
-        """Write the intent in place of an earlier submission's record."""
+        """
+        Write the intent in place of an earlier submission's record.
+
+        :raises AirflowException: another try has begun a submission since, whose record must stay
+        """
+        stored = self._read()
+        if stored is not None and stored.reference != self._seen:
+            raise AirflowException(
+                "Another try of this task has begun to submit since this one has looked. This try submitted nothing"
+            )
         self._set(STORE_KEY, intent.as_dict())
+        self._seen = intent.reference
 
     def save(self, record: SubmissionRecord) -> None:
         """Write the record, unless another try has begun a submission since."""
@@ -147,13 +159,14 @@ class TaskStateSubmissionStore(SubmissionStore):
         """Restore the record the intent replaced, unless another try has begun a submission since."""
         if self._state is None or not self._is_latest(intent):
             return
+        self._seen = intent.replaced.reference if intent.replaced else None
         if intent.replaced is None:
             self._state.delete(STORE_KEY)
         else:
             self._set(STORE_KEY, intent.replaced.as_dict())
 
     def _is_latest(self, record: SubmissionRecord) -> bool:
-        stored = self.load()
+        stored = self._read()
         return stored is None or stored.reference == record.reference
 
     def callback_task_id(self, reference: str) -> str | None:
@@ -168,6 +181,9 @@ class TaskStateSubmissionStore(SubmissionStore):
     def save_upload(self, upload: dict[str, Any]) -> None:
         """Keep an upload."""
         self._set(UPLOAD_KEY, upload)
+
+    def _read(self) -> SubmissionRecord | None:
+        return SubmissionRecord.load(self._get(STORE_KEY))
 
     def _get(self, key: str) -> dict[str, Any] | None:
         return None if self._state is None else self._state.get(key)

@@ -775,18 +775,16 @@ class SubmissionAttempt:
         outcome as unknown, and a person may have cleared the task.
         """
         self._submitter.fail_if_killed()
-        if not self._store.is_durable:
-            return
         try:
-            record, has_slot = self._store.load(), self._has_slot()
+            is_current, has_slot = self._store.is_current(self.intent), self._has_slot()
         except Exception as error:
             raise AirflowException(
-                f"Could not check in the submission store whether another try has taken over: {error}. Nothing was sent"
+                f"Could not check whether another try or run has taken over: {error}. Nothing was sent"
             ) from error
-        if record != self.intent or not has_slot:
+        if not (is_current and has_slot):
             raise AirflowException(
-                "The submission record changed while this try was about to submit: another try has taken over, or the "
-                "task was cleared. Nothing was sent"
+                "The submission record changed while this try was about to submit: another try has taken over, or "
+                "another run of the batch, or the task was cleared. Nothing was sent"
             )
 
     @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(SAVE_RETRY_DELAY), reraise=True)

@@ -10,6 +10,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_luma.client import LumaClient
+from airflow_provider_luma.submission.store import TaskStateSubmissionStore
+from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
 from tests.support.task_instance import TaskRun, TaskStateStore
 from tests.support.task_logs import messages
 
@@ -145,3 +147,21 @@ class TestIntentThatCannotBeWritten:
         with pytest.raises(ConnectionError):
             task.run_try(prompt="make it rain")
         assert state.record["luma_task_id"] == job
+
+
+def test_record_of_a_try_that_has_begun_meanwhile_stays(luma, tasks, monkeypatch):
+    frozen, later = tasks
+    kind = TaskStateSubmissionStore if frozen.store is not None else ObjectSubmissionStore
+    begin = kind.begin
+
+    def thawed(*arguments: Any) -> None:
+        monkeypatch.setattr(kind, "begin", begin)
+        later.ti.try_number = 1
+        later.run_try()
+        begin(*arguments)
+
+    monkeypatch.setattr(kind, "begin", thawed)
+    with pytest.raises(AirflowException, match="nother try of this task"):
+        frozen.run_try()
+    later.run_try()
+    assert luma.accepted == 1

@@ -7,9 +7,9 @@ import pytest
 
 from airflow_provider_luma.compat import CLEAR_DISCARDS_TASK_STATE
 from airflow_provider_luma.core import backoff
-from airflow_provider_luma.exceptions import LumaTimeoutError, LumaUnavailableError
+from airflow_provider_luma.exceptions import NO_RECORD_HINT, LumaTimeoutError, LumaUnavailableError
 from airflow_provider_luma.links.luma import ERROR_KEY, REQUEST_KEY
-from airflow_provider_luma.submission.store import NO_RECORD_HINT, TaskStateSubmissionStore
+from airflow_provider_luma.submission.store import TaskStateSubmissionStore
 from harness.deferrals import deferral_of
 from tests.support.submission_fixtures import ENDLESS
 from tests.support.task_instance import TaskInstance, TaskRun, TaskStateStore
