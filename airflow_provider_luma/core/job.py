@@ -17,7 +17,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from airflow_provider_luma.core.redaction import without_signatures
+from airflow_provider_luma.core.redaction import without_queries, without_signatures
 from airflow_provider_luma.exceptions import LumaGenerationError, LumaRequestFailedError
 
 #: The service of jobs, records and deferrals that name no service, such as those from before version 2.0.0.
@@ -176,6 +176,7 @@ class ModifyRequest:
     :param watermark: text to put into the video, if any (kie.ai only)
     :param callback_url: public address that the service calls when the job ends, if any (kie.ai only)
     :param options: further fields of the service's own request, if any
+    :param ignores_queries: whether addresses that differ in their queries alone are the same, such as signed ones
     """
 
     prompt: str
@@ -183,13 +184,13 @@ class ModifyRequest:
     watermark: str | None = None
     callback_url: str | None = field(default=None, repr=False)  # it may hold a token
     options: Mapping[str, Any] | None = None
+    ignores_queries: bool = False
 
     def fingerprint(self, luma_conn_id: str) -> str:
         """Return a hash of what distinguishes one job from another: everything but the callback address."""
-        identity: list[Any] = [self.prompt, self.video_url, self.watermark or None, luma_conn_id]
-        if self.options:
-            identity.append(self.options)
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        identity = [self.prompt, self.video_url, self.watermark or None, luma_conn_id, *filter(None, [self.options])]
+        text = json.dumps(identity, sort_keys=True)
+        return hashlib.sha256((without_queries(text) if self.ignores_queries else text).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,21 @@ def folder_to_write(parameter: str, address: object, log: Logger) -> ObjectStora
     return path
 
 
+def refuse_missing_parent(parameter: str, folder: ObjectStoragePath) -> None:
+    """
+    Refuse a local folder whose parent is missing: a disk that is not mounted would be taken for an empty one.
+
+    :param parameter: the operator's parameter that names the folder
+    :raises AirflowException: the parent is missing
+    """
+    parent = Path(folder.path).parent
+    if _are_local(folder) and not parent.is_dir():
+        raise AirflowException(
+            f"{parameter}: there is no folder {str(parent)!r}: its disk may not be mounted on this machine. Mount "
+            "it, or create the folder"
+        )
+
+
 def film_to_write(
     parameter: str, address: object, log: Logger, *, relative: bool = False, folder: str | None = None
 ) -> ObjectStoragePath:
@@ -79,17 +94,26 @@ def refuse_inside(parameter: str, path: ObjectStoragePath, folder: str | None) -
     """
     if folder is None:
         return
-    outer = as_path(folder, "work_dir")
-    if _are_local(path, outer):
-        is_inside = Path(os.path.realpath(path.path)).is_relative_to(os.path.realpath(outer.path))
-    else:
-        is_inside = _share_storage(path, outer) and path.path.startswith(f"{outer.path.rstrip('/')}/")
-    if is_inside:
+    if is_inside(path, as_path(folder, "work_dir")):
         raise LumaValidationError(
             None,
             f"{parameter}: {shown_address(path)} is in the folder {shown_address(folder)}, which will be removed "
             "at the end: choose another folder",
         )
+
+
+def location(path: ObjectStoragePath) -> tuple[str, str]:
+    """Return what two paths have in common if they lead to the same file: a bucket is the same over any connection."""
+    if _are_local(path):
+        return "", os.path.realpath(path.path)
+    kind = type(path.fs).__name__
+    return kind if path.protocol in OBJECT_STORES else f"{kind} {hash(path.fs)}", path.path.rstrip("/")
+
+
+def is_inside(path: ObjectStoragePath, folder: ObjectStoragePath) -> bool:
+    """Return whether a path is a folder, or leads to something in it."""
+    (storage, inner), (outer_storage, outer) = location(path), location(folder)
+    return storage == outer_storage and f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def refuse_overwriting(

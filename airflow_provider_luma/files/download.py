@@ -117,6 +117,7 @@ class Download:
     :param luma_task_id: the job that made the file, if known
     :param results_kept: seconds for which the service's addresses of results are valid
     :param sound: the sound to add to the video, if any
+    :param before_writing: called when the complete file is about to get its name; if it raises, nothing is written
     """
 
     session: Callable[[], requests.Session]
@@ -127,6 +128,7 @@ class Download:
     luma_task_id: str | None = None
     results_kept: float = 14 * 86_400.0
     sound: SoundSource | None = None
+    before_writing: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._source = FileSource(self.session, self.timeout, self.service_is_public)
@@ -155,6 +157,7 @@ class Download:
             size = self._fetch(url, path, part)
             if self.sound is not None:
                 size = self._add_sound(self.sound, url, path, part)
+            self.before_writing()
             self._finish(path, part, overwrite=overwrite)
         except BaseException:
             # Also when the task times out. An error while removing must not hide the original one.

@@ -28,7 +28,7 @@ from airflow_provider_luma.core.redaction import shown_address, without_secrets
 from airflow_provider_luma.exceptions import LumaError, LumaNotFoundError, LumaValidationError
 from airflow_provider_luma.files.masking import mask_query
 from airflow_provider_luma.files.source import FileSource, beginning, content_length
-from airflow_provider_luma.files.stored_file import StoredFile
+from airflow_provider_luma.files.stored_file import StoredFile, content_version
 from airflow_provider_luma.files.upload import Upload
 from airflow_provider_luma.media.input_check import check_video_head
 from airflow_provider_luma.media.signatures import HEAD_LENGTH
@@ -95,6 +95,11 @@ class InputVideo:
     def shown(self) -> str:
         """The address, fit for a log."""
         return shown_address(self.address)
+
+    @property
+    def version(self) -> str:
+        """What distinguishes the content that is submitted from others at its address."""
+        return content_version(self.address, lambda: self._file)
 
     def fingerprint(self, request: str, recorded: Collection[str]) -> str:
         """

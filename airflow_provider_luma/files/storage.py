@@ -26,6 +26,7 @@ from airflow.sdk import ObjectStoragePath
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.core.addresses import split_address
 from airflow_provider_luma.core.redaction import shown_address, without_secrets
 from airflow_provider_luma.exceptions import LumaValidationError
@@ -260,6 +261,68 @@ def written(target: ObjectStoragePath) -> Iterator[Path]:
             with suppress(Exception):
                 remove_file(target.fs, part)
             raise
+
+
+def files_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
+    """
+    Return the names of the regular files in a folder, sorted.
+
+    :param deep: also those in its subfolders, with the names of these
+    :raises AirflowException: the storage is unavailable, or does not list the folder
+    """
+    return _names_in(folder, "file", deep=deep)
+
+
+def folders_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
+    """
+    Return the names of the folders in a folder. In an object store, these are parts of the names of files.
+
+    :param deep: also those in its subfolders, with the names of these
+    :raises AirflowException: the storage is unavailable, or does not list the folder
+    """
+    return _names_in(folder, "directory", deep=deep)
+
+
+def _names_in(folder: ObjectStoragePath, kind: str, *, deep: bool) -> list[str]:
+    inside = f"{folder.path.strip('/')}/".lstrip("/")
+    try:
+        folder.fs.invalidate_cache()
+        found = _listed(folder, kind, deep=deep)
+    except Exception as error:
+        raise AirflowException(f"{shown_address(folder)} could not be listed: {error}") from error
+    paths = (info["name"].lstrip("/") for info in found if _kind_of(folder.fs, info) == kind)
+    names = (path.removeprefix(inside).rstrip("/") for path in paths if path.startswith(inside) and path != inside)
+    return sorted({name for name in names if name and (deep or "/" not in name)})
+
+
+def _listed(folder: ObjectStoragePath, kind: str, *, deep: bool) -> list[dict[str, Any]]:
+    """
+    Return at least what is of a kind in a folder.
+
+    Not by fsspec's ``find`` alone, which leaves out what it is not allowed to list.
+    """
+    fs, path = folder.fs, folder.path.rstrip("/") or "/"
+    try:
+        found: list[dict[str, Any]] = list(fs.ls(path, detail=True))
+    except FileNotFoundError:
+        return []
+    if not deep:
+        return found
+    if folder.protocol in OBJECT_STORES:  # in few requests, of which each must succeed; a folder may be named as a file
+        return list(fs.find(path, withdirs=kind == "directory", detail=True).values())
+    for info in found:  # which grows meanwhile
+        if info["type"] == "directory" and info["name"].rstrip("/") != path:
+            found += fs.ls(info["name"], detail=True)
+    return found
+
+
+def _kind_of(fs: AbstractFileSystem, info: dict[str, Any]) -> str:
+    """Return the type of what is listed; that of a link on a local disk is the one of what it leads to."""
+    kind = str(info.get("type"))
+    if kind in ("file", "directory") or not isinstance(fs, LocalFileSystem):
+        return kind
+    path = Path(info["name"])
+    return "file" if path.is_file() else "directory" if path.is_dir() else kind
 
 
 def remove_folder(address: str) -> None:

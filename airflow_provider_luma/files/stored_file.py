@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from airflow_provider_luma.compat import AirflowException
-from airflow_provider_luma.core.addresses import is_web_address
-from airflow_provider_luma.core.redaction import shown_address
+from airflow_provider_luma.core.addresses import is_luma_file, is_web_address
+from airflow_provider_luma.core.redaction import shown_address, without_secrets
 from airflow_provider_luma.exceptions import LumaError, LumaValidationError
 from airflow_provider_luma.files.masking import without_debug_logs
 from airflow_provider_luma.files.storage import as_path
@@ -154,6 +155,20 @@ class StoredFile:
         if not isinstance(url, str) or not is_web_address(url):
             return None
         return quote(url, safe="%/:?#[]@!$&'()*+,;=~")  # some do not encode the file's name
+
+
+def content_version(address: str, find: Callable[[], StoredFile]) -> str:
+    """
+    Return what distinguishes one content of a video from others at its address.
+
+    That of a public video is its address, without the query: a server may give the same file another ETag each time.
+
+    :param address: a public one, or a file in a storage
+    :param find: finds that file
+    """
+    if is_web_address(address):
+        return without_secrets(address)
+    return address if is_luma_file(address) else find().version
 
 
 def _percent_hint(address: str) -> str:

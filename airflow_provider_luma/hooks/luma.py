@@ -330,6 +330,7 @@ class LumaHook(_ConnectionType):
         luma_task_id: str | None = None,
         service: str | None = None,
         sound_from: str | ObjectStoragePath | SoundSource | None = None,
+        before_writing: Callable[[], None] = lambda: None,
     ) -> ObjectStoragePath:
         """
         Stream a file, such as a result, to any storage that Airflow supports. The API key is not sent.
@@ -347,16 +348,17 @@ class LumaHook(_ConnectionType):
         :param service: the name of the job's service, ``kie`` or ``luma``; by default the connection's
         :param sound_from: a video whose sound is added to the downloaded one: a file in any storage, or a public
             address. This needs the extra ``media``, and the file becomes an MP4
+        :param before_writing: called when the complete file is about to get its name; if it raises, nothing is written
         :returns: the path of the file
-        :raises LumaValidationError: the address is not an http(s) address or leads to a private network, or the file
-            is larger than 10 GiB
+        :raises LumaValidationError: the address is not http(s) or leads to a private network; the file is over 10 GiB
         :raises LumaNotFoundError: there is no such file, e.g. because the result has expired
         :raises LumaUnavailableError: the file could not be downloaded completely
         :raises FileExistsError: a file that may be different has that name, and ``overwrite`` is off
         """
         with nullcontext(sound_from) if isinstance(sound_from, SoundSource) else self.open_sound(sound_from) as sound:
             renew = partial(self.get_download_url, luma_task_id=luma_task_id, service=service)
-            download = self._download(service, renew=renew, luma_task_id=luma_task_id, sound=sound)
+            options = {"renew": renew, "luma_task_id": luma_task_id, "sound": sound, "before_writing": before_writing}
+            download = self._download(service, **options)
             return download.run(url, destination, name=name, overwrite=overwrite)
 
     def _download(self, service: str | None, **parameters: Any) -> Download:

@@ -257,8 +257,12 @@ class LumaDownloadOperator(LumaBaseOperator):
             luma_task_id=result.luma_task_id,
             service=result.service,
             sound_from=sound,
+            before_writing=self.before_writing,
         )
         return str(file)
+
+    def before_writing(self) -> None:
+        """Let a subclass raise, so that a complete file does not get its name, and replaces nothing."""
 
 
 def _names(results: Sequence[ResultFile], destination: str) -> list[str | None]:

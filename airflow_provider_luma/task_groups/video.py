@@ -4,22 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 from airflow.sdk import TaskGroup, XComArg, task
 
 from airflow_provider_luma.compat import literal
-from airflow_provider_luma.core.validation import PROMPT_FILE_EXTENSIONS, check_no_outer_blanks
+from airflow_provider_luma.core.validation import check_no_outer_blanks
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.files.destination_names import check_film_destination
 from airflow_provider_luma.operators.base import LiteralValue, is_literal, items_of
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 from airflow_provider_luma.operators.video import FILM_KEY, PLAN_KEY, VideoJoinOperator, VideoSplitOperator
-
-#: Each task needs all tasks before it, whatever default_args says: the clips are removed once the film exists.
-_RULE = "all_success"
+from airflow_provider_luma.task_groups.parameters import (
+    FOR_ALL_TASKS,
+    NEEDS_ALL,
+    given,
+    sorted_by_task,
+    with_included_file,
+)
 
 
 class LongVideoGroup(TaskGroup):
@@ -81,7 +84,7 @@ def _add_tasks(
     luma: Mapping[str, Any],
     operator_kwargs: Mapping[str, Any],
 ) -> None:
-    parameters = sorted_by_task(operator_kwargs)
+    parameters = sorted_by_task(operator_kwargs, GOES_TO, group="modify_long_video", page="docs/long-videos.md")
     # Not through the constructor, which copies callbacks.
     group.default_args.update({**(operator_kwargs.get("default_args") or {}), **parameters["all"]})
     folder, options = splitting["work_dir"], given(options=operator_kwargs.get("options"))
@@ -107,7 +110,7 @@ def _download(modify: Any, folder: str, parameters: Mapping[str, Any]) -> Any:
         task_id="download",
         destination=f"{folder}/modified/clip-{{{{ ti.map_index }}}}.mp4",
         overwrite=True,  # a cleared clip comes back as another video
-        trigger_rule=_RULE,
+        trigger_rule=NEEDS_ALL,
         **parameters,
     ).expand(urls=modify.output.map(_with_first_video))
 
@@ -120,7 +123,7 @@ def _join(split: VideoSplitOperator, download: Any, parameters: dict[str, Any]) 
         source=split.source,
         destination=_as_rendered_by(split),
         plan=split.output[PLAN_KEY],  # type: ignore[index]
-        trigger_rule=_RULE,
+        trigger_rule=NEEDS_ALL,
         **parameters,
     )
 
@@ -139,22 +142,16 @@ def _modify(split: VideoSplitOperator, prompt: Any, parameters: dict[str, Any]) 
     """Return the mapped task that modifies the clips."""
     if isinstance(prompt, Sequence) and not prompt:
         raise LumaValidationError(None, "prompt is empty: pass one prompt, or a list with one per clip")
-    parameters = {**parameters, "trigger_rule": _RULE, "wait_for_completion": True}  # whatever default_args says
+    parameters = {**parameters, "trigger_rule": NEEDS_ALL, "wait_for_completion": True}  # whatever default_args says
     if isinstance(prompt, (str, LiteralValue)):
         return LumaModifyOperator.partial(task_id="modify", prompt=prompt, **parameters).expand(video_url=split.output)
     if isinstance(prompt, Sequence):
-        prompt = [_included(one) for one in prompt]
+        prompt = [with_included_file(one) for one in prompt]
     pairs = _pairs(split.output, prompt, luma_conn_id=split.luma_conn_id).map(_as_literals)  # type: ignore[arg-type]
     return LumaModifyOperator.partial(task_id="modify", **parameters).expand_kwargs(pairs)
 
 
-def _included(prompt: Any) -> Any:
-    """Return a prompt for the next task to render: Airflow only reads a file for the task whose parameter names it."""
-    is_file = isinstance(prompt, str) and prompt.endswith(PROMPT_FILE_EXTENSIONS)
-    return f"{{% filter trim %}}{{% include {prompt!r} %}}{{% endfilter %}}" if is_file else prompt
-
-
-@task(task_id="prompts", trigger_rule=_RULE)
+@task(task_id="prompts", trigger_rule=NEEDS_ALL)
 def _pairs(clips: Sequence[str], prompts: Sequence[str], luma_conn_id: str) -> list[dict[str, str]]:
     """Pair each clip with its prompt; templates in the DAG author's own prompts have been rendered."""
     from airflow_provider_luma.core.job import ModifyRequest
@@ -177,7 +174,7 @@ def _pairs(clips: Sequence[str], prompts: Sequence[str], luma_conn_id: str) -> l
     return pairs
 
 
-@task(task_id="clean_up", trigger_rule=_RULE)
+@task(task_id="clean_up", trigger_rule=NEEDS_ALL)
 def _clean_up(folder: str) -> None:
     """Remove the files that the run no longer needs."""
     from airflow_provider_luma.files.storage import remove_empty_folder, remove_folder
@@ -203,38 +200,7 @@ def _with_first_video(result: dict[str, Any]) -> dict[str, Any]:
 #: Parameters of every Airflow operator that ``modify`` does not get, by the tasks that get them: see
 #: docs/long-videos.md.
 GOES_TO: Mapping[str, frozenset[str]] = {
-    "all": frozenset(
-        "depends_on_past email email_on_failure email_on_retry end_date executor executor_config "
-        "ignore_first_depends_on_past inlets max_retry_delay on_failure_callback on_retry_callback on_skipped_callback "
-        "owner priority_weight queue resources retries retry_delay retry_exponential_backoff retry_policy run_as_user "
-        "start_date wait_for_downstream wait_for_past_depends_before_skipping weight_rule".split()
-    ),
+    "all": FOR_ALL_TASKS,
     "split": frozenset({"on_execute_callback", "trigger_rule"}),
     "join": frozenset({"on_success_callback", "outlets"}),
 }
-
-#: Parameters of :class:`LumaModifyOperator` that the group sets itself.
-NOT_TAKEN = frozenset("dag do_xcom_push task_group task_id video_url wait_for_completion".split())
-
-
-def given(**parameters: Any) -> dict[str, Any]:
-    """Return the parameters that are not None: whatever is passed on overrides ``default_args``."""
-    return {name: value for name, value in parameters.items() if value is not None}
-
-
-def sorted_by_task(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """
-    Return the parameters for all tasks, and those for single tasks.
-
-    :raises TypeError: there is no such parameter
-    """
-    goes_to = {name: task for task, names in GOES_TO.items() for name in names}
-    classes = LumaModifyOperator.__mro__ if parameters else ()
-    known = {name for kind in classes for name in signature(kind.__init__).parameters} - NOT_TAKEN  # type: ignore[misc]
-    found: dict[str, dict[str, Any]] = {task: {} for task in (*GOES_TO, "modify")}
-    for name, value in parameters.items():
-        if name not in known:
-            raise TypeError(f"modify_long_video() has no parameter {name!r}; docs/long-videos.md lists all of them")
-        if name != "default_args":
-            found[goes_to.get(name, "modify")][name] = value
-    return found

@@ -118,6 +118,20 @@ def test_decorated_functions_succeed_under_dag_test_even_after_a_queue(
 
 
 @pytest.mark.long
+def test_new_clips_of_a_folder_are_modified_under_dag_test(
+    unstarted: LocalAirflow, luma: Simulator, tmp_path: Path
+) -> None:
+    luma.reset()
+    places = json.dumps({"clips": str(tmp_path), "destination": f"{tmp_path}/videos"})
+    for clips, accepted in ((["a", "b"], 2), ([], 2), (["c"], 3)):
+        for name in clips:
+            (tmp_path / f"{name}.mp4").write_bytes((unstarted.home / "clip.mp4").read_bytes())
+        output = unstarted.run("dags", "test", "luma_folder", "--conf", places)
+        assert luma.accepted == accepted, output
+    assert sorted(path.name for path in (tmp_path / "videos").rglob("*.mp4")) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+@pytest.mark.long
 def test_film_is_modified_under_dag_test(unstarted: LocalAirflow, luma: Simulator) -> None:
     luma.reset()
     unstarted.run("dags", "test", "luma_long_video")
@@ -172,6 +186,7 @@ def test_files_of_the_example_dags_are_all_run() -> None:
         "luma_asset",
         "luma_batch",
         "luma_decorator",
+        "luma_folder",
         "luma_long_video",
         "luma_modify",
         "luma_restyle",

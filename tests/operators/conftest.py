@@ -1,10 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of operators."""
 
+from tests.support.batch_run import batch, folder
 from tests.support.metrics_recorder import recorder
-from tests.support.operator_fixtures import context, modify
+from tests.support.operator_fixtures import context, frozen_before, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
 from tests.support.stored_clips import clip
 from tests.support.submission_fixtures import sync_task
 
-__all__ = ["bucket", "clip", "context", "modify", "recorder", "s3_endpoint", "sync_task"]
+__all__ = [
+    "batch",
+    "bucket",
+    "clip",
+    "context",
+    "folder",
+    "frozen_before",
+    "modify",
+    "recorder",
+    "s3_endpoint",
+    "sync_task",
+]

@@ -12,6 +12,7 @@ import pytest
 from airflow_provider_luma import receiver
 from airflow_provider_luma.decorators.luma import _LumaModifyDecoratedOperator
 from airflow_provider_luma.links.luma import FETCHED_KEY
+from airflow_provider_luma.operators.batch import BatchModifyOperator
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from airflow_provider_luma.services import SERVICES
@@ -74,7 +75,8 @@ def test_pages_know_for_how_long_each_service_keeps_the_address_of_a_result():
 def test_overview_looks_for_all_tasks_that_have_jobs_and_for_what_downloads_record():
     script = (Path(receiver.__file__).parent / "pages" / "overview.js").read_text()
     [operators] = re.findall(r"const OPERATORS = \[(.*)\];", script)
-    expected = [kind.__name__ for kind in (LumaModifyOperator, _LumaModifyDecoratedOperator, LumaTaskSensor)]
+    kinds = (LumaModifyOperator, _LumaModifyDecoratedOperator, BatchModifyOperator, LumaTaskSensor)
+    expected = [kind.__name__ for kind in kinds]
     assert re.findall(r'"(\w+)"', operators) == expected
     assert re.findall(r'const FETCHED = "(\w+)"', script) == [FETCHED_KEY]
     [days] = re.findall(r"const DAYS = (\d+);", script)

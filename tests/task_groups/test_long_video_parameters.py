@@ -16,7 +16,8 @@ from airflow.sdk import DAG, Asset, BaseOperator, TaskGroup, task
 from airflow_provider_luma.exceptions import LumaValidationError
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 from airflow_provider_luma.operators.video import FILM_KEY
-from airflow_provider_luma.task_groups.video import GOES_TO, NOT_TAKEN, modify_long_video
+from airflow_provider_luma.task_groups.parameters import NOT_TAKEN
+from airflow_provider_luma.task_groups.video import GOES_TO, modify_long_video
 
 FILM = {
     "group_id": "film",

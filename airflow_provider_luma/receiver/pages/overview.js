@@ -14,7 +14,7 @@ const PAGE_SIZE = 50;
 const CANDIDATES = 20; // checked at a time, of each kind that may need a hand
 const READERS = 4; // concurrent readers of XComs
 const RETRY_MS = 4000;
-const OPERATORS = ["LumaModifyOperator", "_LumaModifyDecoratedOperator", "LumaTaskSensor"];
+const OPERATORS = ["LumaModifyOperator", "_LumaModifyDecoratedOperator", "BatchModifyOperator", "LumaTaskSensor"];
 const FETCHED = "luma_fetched_"; // the key of the XCom of a download begins with this, and ends with the job's id
 
 // Tasks that never ran had no job. Airflow takes their missing start for now, so they would be listed for ever.
