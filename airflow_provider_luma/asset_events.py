@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.files.results import ResultFile
 
 
-def tell_outlets(
+def update_outlets(
     operator: BaseOperator, context: Context, files: Sequence[str], jobs: Iterable[Mapping[str, Any]], **facts: Any
 ) -> None:
     """
@@ -64,7 +64,7 @@ def tell_outlets(
             operator.log.warning("The asset event of outlet %r will not describe the video", outlet, exc_info=True)
 
 
-def tell_of_job(
+def update_outlets_of_job(
     operator: BaseOperator,
     context: Context,
     result: Mapping[str, Any],
@@ -94,7 +94,7 @@ def tell_of_job(
     except Exception:  # the job is paid for
         operator.log.warning("The asset events will omit the jobs of the DAG run", exc_info=True)
         further = {}
-    tell_outlets(operator, context, [shown(url) for url in result["result_urls"]], [job], **further)
+    update_outlets(operator, context, [shown(url) for url in result["result_urls"]], [job], **further)
 
 
 def jobs_of_results(

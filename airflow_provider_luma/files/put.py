@@ -83,7 +83,9 @@ def put(connection: LumaConnection, target: SendFile, body: Body) -> Response:
         except ValueError:  # its text may quote the whole address
             raise LumaValidationError(None, f"the service gave an invalid upload address at {host}") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise LumaUnavailableError(None, f"{host} did not take the file: {reason_of(error, connection)}") from None
+            raise LumaUnavailableError(
+                None, f"{host} did not accept the file: {reason_of(error, connection)}"
+            ) from None
 
 
 def _checked(url: str, connection: LumaConnection) -> tuple[str, str]:

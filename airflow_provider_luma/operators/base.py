@@ -91,9 +91,9 @@ class LumaBaseOperator(TemplatedOperator):
 
         mask_queries(result.get("result_urls"))
         if self.outlets:
-            from airflow_provider_luma.asset_events import tell_of_job
+            from airflow_provider_luma.asset_events import update_outlets_of_job
 
-            tell_of_job(self, context, result, prompt=prompt, source=source, facts=self.facts_of_run)
+            update_outlets_of_job(self, context, result, prompt=prompt, source=source, facts=self.facts_of_run)
         self.result = result
 
     def facts_of_run(self, context: Context) -> dict[str, Any]:

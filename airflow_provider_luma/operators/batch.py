@@ -615,9 +615,9 @@ class BatchCollectOperator(BaseOperator):
             context["ti"].xcom_push(key="return_value", value=table)
             raise AirflowFailException(_failure(failed, len(rows)))
         if self.outlets:
-            from airflow_provider_luma.asset_events import tell_outlets
+            from airflow_provider_luma.asset_events import update_outlets
 
-            tell_outlets(self, context, [row["video"] for row in made], map(_job, made))
+            update_outlets(self, context, [row["video"] for row in made], map(_job, made))
         return table
 
     def _rows(self, ti: Any) -> list[dict[str, Any]]:

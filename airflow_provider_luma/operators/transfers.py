@@ -168,10 +168,10 @@ class LumaDownloadOperator(LumaBaseOperator):
         except (*PERMANENT, FileExistsError) as error:
             raise AirflowFailException(str(error)) from error
         if self.outlets:
-            from airflow_provider_luma.asset_events import jobs_of_results, tell_outlets
+            from airflow_provider_luma.asset_events import jobs_of_results, update_outlets
 
             jobs = jobs_of_results(self, context, list(zip(results, files, strict=True)))
-            tell_outlets(self, context, files, jobs)
+            update_outlets(self, context, files, jobs)
         self.files = files
         return files
 

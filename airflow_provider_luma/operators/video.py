@@ -325,7 +325,7 @@ class VideoJoinOperator(_FilmOperator):
         for warning in film_made.warnings:
             self.log.warning("%s: %s", film.shown, warning)
         self.log.info("Wrote %s: %.1f s, sound %s", target, film_made.seconds, film_made.sound)
-        self._tell_outlets(context, str(target), film_made.seconds)
+        self._update_outlets(context, str(target), film_made.seconds)
         self.files = [str(target)]
         return str(target)
 
@@ -335,13 +335,15 @@ class VideoJoinOperator(_FilmOperator):
 
         return task_lineage([self.source, *_flat(self.clips)], self.files)
 
-    def _tell_outlets(self, context: Context, film: str, seconds: float) -> None:
+    def _update_outlets(self, context: Context, film: str, seconds: float) -> None:
         if self.outlets:
-            from airflow_provider_luma.asset_events import jobs_of_clips, tell_outlets
+            from airflow_provider_luma.asset_events import jobs_of_clips, update_outlets
             from airflow_provider_luma.lineage import asset_uri
 
             jobs = jobs_of_clips(self, context, _flat(self.clips))
-            tell_outlets(self, context, [film], jobs, sources=[asset_uri(str(self.source))], seconds=round(seconds, 3))
+            update_outlets(
+                self, context, [film], jobs, sources=[asset_uri(str(self.source))], seconds=round(seconds, 3)
+            )
 
     def _log_misfits(self, clips: list[str], lacking: Sequence[float]) -> None:
         for clip, seconds in zip(clips, lacking, strict=True):

@@ -634,21 +634,21 @@ def _wait_until_ready(file_id: str) -> Generator[UploadStep, Response, Mapping[s
         try:
             file = _read_file((yield Call(Request("GET", f"/v1/files/{file_id}"), delay)), file_id)
         except TRANSIENT as error:
-            retry_after, told = error.retry_after, error.msg
+            retry_after, reason = error.retry_after, error.msg
         else:
             if file["state"] == "ready":
                 return file
             if file["state"] == "failed":
                 reason = read_text(file.get("failure_reason")) or "the service gave no reason"
                 raise LumaValidationError(None, f"Luma refused the uploaded file: {reason}")
-            told = f"its state is {str(file['state'])[:40]!r}"
+            reason = f"its state is {str(file['state'])[:40]!r}"
         delay = max(pause, min(retry_after or 0.0, MAX_RETRY_AFTER))
         pause = min(2 * pause, LONGEST_CHECK_DELAY)
         waited += delay
         if waited > CHECK_TIMEOUT:
             raise LumaError(
                 None,
-                f"the file was uploaded, but is not ready after {CHECK_TIMEOUT:g} s: {told}. Nothing was submitted",
+                f"the file was uploaded, but is not ready after {CHECK_TIMEOUT:g} s: {reason}. Nothing was submitted",
             )
 
 

@@ -218,8 +218,8 @@ class Submitter:
         record = self._load_record()
         fingerprint = submission.fingerprint(self._conn_id, record)
         record = self._put_back(record, fingerprint)
-        status, told = self._ask(record) if must_ask(record, fingerprint) else (None, None)
-        decision = self._decide(record, fingerprint, status, told)
+        status, answer = self._ask(record) if must_ask(record, fingerprint) else (None, None)
+        decision = self._decide(record, fingerprint, status, answer)
         if decision.step is Step.SUBMIT:
             if record is None and deferral.upload is None:  # after a failed job, the clip is uploaded again
                 deferral = deferral._replace(upload=try_store(self.log, self.store.load_upload))
@@ -230,15 +230,15 @@ class Submitter:
         if decision.step is Step.AWAIT_CALLBACK:
             return self._await_callback(record.reference, deferral)
         if decision.step in (Step.WAIT, Step.TAKE_RESULT):
-            return self._continue(record, None if isinstance(told, LumaError) else told, deferral)
-        raise self._refusal(decision, record, told)
+            return self._continue(record, None if isinstance(answer, LumaError) else answer, deferral)
+        raise self._refusal(decision, record, answer)
 
     def _decide(
         self,
         record: SubmissionRecord | None,
         fingerprint: str,
         status: JobStatus | None,
-        told: LumaTask | LumaError | None,
+        answer: LumaTask | LumaError | None,
     ) -> Decision:
         """Return what to do, and log why."""
         decision = decide(
@@ -249,28 +249,28 @@ class Submitter:
             status=status,
             can_await_callback=self.can_defer,
             resubmit_on_unknown=self.resubmit_on_unknown,
-            resubmit_on_failure=self.resubmit_on_failure and not isinstance(told, LumaRequestFailedError),
+            resubmit_on_failure=self.resubmit_on_failure and not isinstance(answer, LumaRequestFailedError),
         )
         if self.store.is_durable:
             self.log.info(decision.reason)
         else:
             self.log.info(
-                "Every try of this task submits a new job: Airflow before 3.3 keeps no task state, and the "
-                "connection's extra does not set submission_store"
+                "This try knows nothing of earlier ones: Airflow before 3.3 keeps no task state, and the connection's "
+                "extra does not set submission_store"
             )
         return decision
 
     def _refusal(
-        self, decision: Decision, record: SubmissionRecord, told: LumaTask | LumaError | None
+        self, decision: Decision, record: SubmissionRecord, answer: LumaTask | LumaError | None
     ) -> LumaError | AirflowFailException:
         """Return the error to raise if the decision is neither to submit nor to wait."""
         if decision.step is Step.ASK_LATER:
-            return LumaUnavailableError(None, f"{decision.reason} ({told})", luma_task_id=record.luma_task_id)
+            return LumaUnavailableError(None, f"{decision.reason} ({answer})", luma_task_id=record.luma_task_id)
         if decision.step is Step.NOT_FOUND:
             advice = "If this is the right account, delete the task's submission record; the next try submits a new job"
             return LumaNotFoundError(None, f"{decision.reason}. {advice}", luma_task_id=record.luma_task_id)
-        if decision.step is Step.RAISE_FAILURE and isinstance(told, LumaError):
-            return told
+        if decision.step is Step.RAISE_FAILURE and isinstance(answer, LumaError):
+            return answer
         unknown = LumaSubmissionUnknownError(None, decision.reason)
         unknown.remedy = self._service.unknown_outcome_remedy(record.reference, record.submitted_at)
         return self._reported(unknown, record.reference)
