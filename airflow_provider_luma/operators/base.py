@@ -61,6 +61,24 @@ class TemplatedOperator(BaseOperator):
         return super().render_template(content, context, jinja_env, seen_oids)
 
 
+class MaskingOperator(BaseOperator):
+    """An operator whose rendered fields may hold signed addresses, which Airflow stores and shows. Inherit it first."""
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render a template, and mask the signatures of addresses in the result."""
+        from airflow_provider_luma.files.masking import mask_queries
+
+        rendered = super().render_template(content, context, jinja_env, seen_oids)
+        mask_queries(rendered)
+        return rendered
+
+
 class LumaBaseOperator(TemplatedOperator):
     """An operator that waits for Luma jobs in the triggerer."""
 

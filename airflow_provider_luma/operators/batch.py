@@ -23,12 +23,11 @@ from airflow_provider_luma.core.wire import plain_text, read_object, read_text
 from airflow_provider_luma.exceptions import CLAIMED_HINTS, PERMANENT, LumaValidationError
 from airflow_provider_luma.files.destination_names import check_destination, names_a_file
 from airflow_provider_luma.links.luma import ERROR_KEY, pushed_failure
-from airflow_provider_luma.operators.base import LiteralValue, TemplatedOperator, is_literal, items_of
+from airflow_provider_luma.operators.base import LiteralValue, MaskingOperator, TemplatedOperator, is_literal, items_of
 from airflow_provider_luma.operators.luma import LumaModifyOperator, PromptOperator
 from airflow_provider_luma.operators.transfers import LumaDownloadOperator
 
 if TYPE_CHECKING:
-    import jinja2
     from airflow.sdk import Context, ObjectStoragePath
 
     from airflow_provider_luma.client import LumaClient
@@ -92,7 +91,7 @@ def check_allowed_failures(allowed: object) -> None:
         )
 
 
-class BatchPlanOperator(PromptOperator, TemplatedOperator):
+class BatchPlanOperator(MaskingOperator, PromptOperator, TemplatedOperator):
     """
     Find the clips of a batch, and say which of them are to be modified.
 
@@ -151,20 +150,6 @@ class BatchPlanOperator(PromptOperator, TemplatedOperator):
             raise LumaValidationError(None, f"keep_sound is {keep_sound!r}: give True or False")
         if not isinstance(retry_failed, str) or is_literal(retry_failed):
             _is_true("retry_failed", retry_failed)
-
-    def render_template(
-        self,
-        content: Any,
-        context: Context,
-        jinja_env: jinja2.Environment | None = None,
-        seen_oids: set[int] | None = None,
-    ) -> Any:
-        """Render a template; mask the signatures of addresses before Airflow stores and shows what was rendered."""
-        from airflow_provider_luma.files.masking import mask_queries
-
-        rendered = super().render_template(content, context, jinja_env, seen_oids)
-        mask_queries(rendered)
-        return rendered
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Return the clips to modify."""

@@ -19,10 +19,9 @@ from airflow_provider_luma.core.validation import check_file_address
 from airflow_provider_luma.exceptions import PERMANENT, LumaValidationError
 from airflow_provider_luma.files.destination_names import check_destination, names_a_file
 from airflow_provider_luma.links.luma import push_fetched, pushed_failure
-from airflow_provider_luma.operators.base import LumaBaseOperator, is_literal, items_of
+from airflow_provider_luma.operators.base import LumaBaseOperator, MaskingOperator, is_literal, items_of
 
 if TYPE_CHECKING:
-    import jinja2
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
@@ -90,7 +89,7 @@ class LumaUploadOperator(LumaBaseOperator):
         return task_lineage([self.source], [self.result.get("url")])
 
 
-class LumaDownloadOperator(LumaBaseOperator):
+class LumaDownloadOperator(MaskingOperator, LumaBaseOperator):
     """
     Download results, or any files from the web, to a storage that Airflow supports: a disk, S3, GCS, Azure …
 
@@ -212,20 +211,6 @@ class LumaDownloadOperator(LumaBaseOperator):
 
         super().on_kill()
         end_all()
-
-    def render_template(
-        self,
-        content: Any,
-        context: Context,
-        jinja_env: jinja2.Environment | None = None,
-        seen_oids: set[int] | None = None,
-    ) -> Any:
-        """Render a template; mask the signatures of addresses before Airflow stores and shows what was rendered."""
-        from airflow_provider_luma.files.masking import mask_queries
-
-        rendered = super().render_template(content, context, jinja_env, seen_oids)
-        mask_queries(rendered)
-        return rendered
 
     def _results(self) -> list[ResultFile]:
         """
