@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from tests.support.batch_run import DOWNLOAD, MODIFY, BatchRun, failure, files, 
 from tests.support.clips import clip as make_clip
 from tests.support.storages import BUCKET, Bucket, SftpFileSystem
 from tests.support.submission_fixtures import ENDLESS
-from tests.support.task_instance import Killed, TaskRun, TaskStateStore
+from tests.support.task_instance import Killed, TaskRun, TaskStateStore, killed_at
 
 
 @pytest.fixture
@@ -417,35 +416,16 @@ class TestFolders:
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(1, 24))
 def test_wherever_a_task_is_killed_nothing_is_paid_twice_or_lost_and_nobody_waits_for_ever(
-    luma, one, monkeypatch, tmp_path, set_connection, short_backoff, number, is_done, fault
+    luma, one, tmp_path, set_connection, short_backoff, number, is_done, fault
 ):
     """Kills before and after each change of the small files and of the record, and before each is looked at."""
     set_connection(luma.base_url, submission_store=f"file://{tmp_path}/store", requests_per_second=1000)
     luma.configure(faults=[fault] if fault else [])
-    calls = iter(range(1, 1000))
-
-    def killing(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            is_due = next(calls) == number
-            if is_due and not is_done:
-                raise Killed
-            result = function(*arguments, **options)
-            if is_due:
-                raise Killed
-            return result
-
-        return call
-
     run = one()
-    with monkeypatch.context() as patched:
-        for kind, names in (
-            (creation.WholeLocalFile, ("__enter__", "__exit__")),
-            (Document, ("create", "read", "write", "remove")),
-        ):
-            for name in names:
-                patched.setattr(kind, name, killing(getattr(kind, name)))
-        with suppress(Killed):  # after the task has ended
-            run.clip(0)
+    methods = [(creation.WholeLocalFile, name) for name in ("__enter__", "__exit__")]
+    methods += [(Document, name) for name in ("create", "read", "write", "remove")]
+    with killed_at(number, *methods, is_done=is_done):
+        run.clip(0)
     paid = luma.accepted
     assert paid <= 1
     other = one("run_2")

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partialmethod
 from pathlib import Path
-from typing import Any
 from unittest.mock import ANY
 
 import pytest
@@ -23,7 +21,7 @@ from tests.support.batch_run import COLLECT, DOWNLOAD, MODIFY, PLAN, BatchRun, f
 from tests.support.clips import clip as make_clip
 from tests.support.clips import with_broken_sound
 from tests.support.storages import BUCKET, Bucket
-from tests.support.task_instance import Killed
+from tests.support.task_instance import killed_at
 
 CLIP = make_clip()
 
@@ -547,28 +545,14 @@ def test_sound_that_cannot_be_read_is_refused_before_anything_is_paid(batch, lum
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("task_id", [MODIFY, DOWNLOAD])
-def test_retry_after_a_kill_pays_for_nothing_again(batch, luma, monkeypatch, task_id, number, is_done):
+def test_retry_after_a_kill_pays_for_nothing_again(batch, luma, task_id, number, is_done):
     """At each change of the small files beside the video."""
-    changes = []
-
-    def changed(self: Document, *content: Any, change: Any) -> Any:
-        changes.append(change)
-        if len(changes) == number and not is_done:
-            raise Killed
-        result = change(self, *content)
-        if len(changes) == number:
-            raise Killed
-        return result
-
     run = batch(clips=[luma.sample_url])
     run.plan()
     if task_id == DOWNLOAD:
         run.execute(MODIFY, 0)
-    with monkeypatch.context() as patch:
-        for name in ("create", "write", "remove"):
-            patch.setattr(Document, name, partialmethod(changed, change=getattr(Document, name)))
-        was_killed = not run.execute(task_id, 0)
-    assert was_killed
+    with killed_at(number, *((Document, name) for name in ("create", "write", "remove")), is_done=is_done):
+        assert not run.execute(task_id, 0)
     assert run.execute(task_id, 0, is_retry=True)
     assert run.execute(DOWNLOAD, 0, is_retry=task_id == DOWNLOAD)
     assert videos(run.collect()) == ["sample.mp4"]

@@ -31,7 +31,7 @@ from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
 from harness.deferrals import deferral_of, expiry_event, resume
 from tests.support.budgets import DAG_ID, budget_of, jobs_of
 from tests.support.storages import Sftp, SftpFileSystem
-from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore
+from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore, killed_at
 from tests.support.task_logs import messages
 
 
@@ -343,31 +343,14 @@ class TestRun:
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(1, 13))
 def test_wherever_a_task_is_killed_it_takes_one_slot_and_the_other_remains(
-    luma, run, monkeypatch, short_backoff, number, is_done, fault, deferrable
+    luma, run, short_backoff, number, is_done, fault, deferrable
 ):
     """Kills before and after each file is written, and after it has got its name."""
     luma.configure(faults=[fault] if fault else [])
-    calls = iter(range(1, 1000))
-
-    def killing(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            is_due = next(calls) == number
-            if is_due and not is_done:
-                raise Killed
-            result = function(*arguments, **options)
-            if is_due:
-                raise Killed
-            return result
-
-        return call
-
     killed, other, late = (run.task(index, limit=2, deferrable=deferrable) for index in range(3))
-    written = creation.WholeLocalFile
-    with monkeypatch.context() as patched:
-        for method in ("__enter__", "__exit__"):
-            patched.setattr(written, method, killing(getattr(written, method)))
-        with suppress(Killed):
-            killed.run_try()
+    whole_file = creation.WholeLocalFile
+    with killed_at(number, (whole_file, "__enter__"), (whole_file, "__exit__"), is_done=is_done):
+        killed.run_try()
     for _ in range(2):
         with suppress(AirflowFailException):  # it is unknown whether the killed one was accepted
             killed.run_try()

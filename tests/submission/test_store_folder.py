@@ -22,7 +22,7 @@ from airflow_provider_luma.exceptions import LumaTimeoutError
 from airflow_provider_luma.files import creation
 from airflow_provider_luma.submission import json_folder
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore, record_callback
-from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore
+from tests.support.task_instance import TaskInstance, TaskRun, TaskStateStore, killed_at
 
 TASK = ("films", "manual__2026-11-24T20:00:00+00:00", "modify", -1)
 JOB = "0123456789abcdef0123456789abcdef"
@@ -320,32 +320,15 @@ class TestSubmitOnce:
 @pytest.mark.parametrize("number", range(1, 7))
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 def test_process_that_is_killed_around_any_write_pays_for_nothing_twice(
-    luma, modify, luma_conn, set_connection, monkeypatch, tmp_path, number, is_done
+    luma, modify, luma_conn, set_connection, tmp_path, number, is_done
 ):
     """Kills before and after each file is written, and after it has got its name."""
     set_connection(luma.base_url, submission_store=str(tmp_path))
     luma.configure(processing_seconds=0)
-    calls = iter(range(1, 100))
-
-    def killing(function):
-        def call(*arguments, **options):
-            is_due = next(calls) == number
-            if is_due and not is_done:
-                raise Killed
-            result = function(*arguments, **options)
-            if is_due:
-                raise Killed
-            return result
-
-        return call
-
     task = TaskRun(lambda **changes: modify(deferrable=False, **changes), None)
-    written = creation.WholeLocalFile
-    with monkeypatch.context() as patched:
-        for method in ("__enter__", "__exit__"):
-            patched.setattr(written, method, killing(getattr(written, method)))
-        with suppress(Killed):
-            task.run_try()
+    whole_file = creation.WholeLocalFile
+    with killed_at(number, (whole_file, "__enter__"), (whole_file, "__exit__"), is_done=is_done):
+        task.run_try()
     for _ in range(2):
         with suppress(AirflowFailException):  # it is unknown whether the killed one was accepted
             task.run_try()

@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_luma.operators.luma import LumaModifyOperator
@@ -70,6 +72,34 @@ class XComSequence(Sequence[Any]):
 
 class Killed(BaseException):
     """The worker's process has ended, from one instruction to the next."""
+
+
+@contextmanager
+def killed_at(number: int, *methods: tuple[type, str], is_done: bool) -> Iterator[None]:
+    """
+    Kill the process once, around a call of one of some methods, and go on as a process that starts after that.
+
+    :param number: which of the calls of all these methods it is, counted from 1
+    :param is_done: kill it after the call instead of before
+    """
+    calls = itertools.count(1)
+
+    def killing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            is_due = next(calls) == number
+            if is_due and not is_done:
+                raise Killed
+            result = method(*arguments, **options)
+            if is_due:
+                raise Killed
+            return result
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patched, suppress(Killed):
+        for kind, name in methods:
+            patched.setattr(kind, name, killing(getattr(kind, name)))
+        yield
 
 
 class TaskStateStore:
