@@ -14,15 +14,16 @@ from harness.cluster import AirflowCluster, services
 
 
 @contextmanager
-def cluster_of(luma: Simulator, folder: Path, dag: str) -> Iterator[AirflowCluster]:
+def cluster_of(luma: Simulator, folder: Path, dag: str, **environment: str) -> Iterator[AirflowCluster]:
     """
     Run a cluster whose jobs are called back, with the records of submissions in ``store`` in the folder.
 
     :param dag: the DAG file
+    :param environment: further variables of all components
     """
     (folder / "dags").mkdir()
-    (folder / "dags" / "many.py").write_text(dag)
-    environment = {
+    (folder / "dags" / "dag.py").write_text(dag)
+    environment |= {
         "AIRFLOW__CORE__MAX_MAP_LENGTH": "10000",
         # So that what is killed is missed soon.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",

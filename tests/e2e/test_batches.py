@@ -7,9 +7,7 @@ A batch in a bucket, on a cluster whose workers are killed: each clip is paid on
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import struct
 import time
 from collections.abc import Iterator
@@ -18,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_luma.simulator import Settings, Simulator
-from harness.cluster import WORKERS, AirflowCluster, services
+from harness.cluster import WORKERS, AirflowCluster
+from tests.e2e.clusters import cluster_of, restart_after_a_kill
 from tests.support.clips import clip as make_clip
 from tests.support.clips import with_broken_sound
 from tests.support.storages import BUCKET, Bucket, aws_connection
@@ -83,26 +82,8 @@ def put_clip(bucket: Bucket, name: str, content: bytes) -> None:
 @pytest.fixture
 def cluster(luma: Simulator, s3_endpoint: str, tmp_path: Path) -> Iterator[AirflowCluster]:
     """A cluster whose jobs are called back."""
-    (tmp_path / "dags").mkdir()
-    (tmp_path / "dags" / "folder.py").write_text(DAG)
-    environment = {
-        "AIRFLOW_CONN_E2E_S3": aws_connection(s3_endpoint),
-        # So that what is killed is missed soon.
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-    }
-    with services() as addresses:
-        airflow = AirflowCluster(tmp_path / "airflow", tmp_path / "dags", environment, *addresses)
-        airflow.environment["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(
-            {
-                "conn_type": "luma",
-                "host": luma.base_url,
-                "password": luma.settings.api_key,
-                "extra": {"callback_base_url": airflow.url, "submission_store": f"file://{tmp_path}/store"},
-            }
-        )
-        with airflow:
-            yield airflow
+    with cluster_of(luma, tmp_path, DAG, AIRFLOW_CONN_E2E_S3=aws_connection(s3_endpoint)) as airflow:
+        yield airflow
 
 
 def finish(cluster: AirflowCluster, run_id: str) -> None:
@@ -119,8 +100,7 @@ def test_each_clip_is_paid_once_though_workers_are_killed_and_a_later_run_pays_f
     run_id, began = cluster.trigger("folder"), time.monotonic()
     for worker, part in zip(WORKERS, (0.3, 0.6), strict=True):
         cluster.wait_until(lambda part=part: luma.accepted >= CLIPS * part, f"{part} of the jobs", seconds=1800)
-        cluster.stop(worker, signal.SIGKILL)
-        cluster.start(worker)
+        restart_after_a_kill(cluster, worker)
     finish(cluster, run_id)
     print(f"{CLIPS} clips in {time.monotonic() - began:.0f} s")
 
