@@ -401,8 +401,10 @@ class VideoClaim:
                     f"{shown_address(claim.path)} has just been removed by another run. Nothing was submitted; the "
                     "next try creates it"
                 )
-            mine = (reference, self._replaces)  # this try has left it and could not withdraw it, or may take it over
-            if found.get("reference") not in mine and (reason := video.refusal(found, known_job)):
+            # This try has left it and could not withdraw it, or may take it over. An unreadable one has no reference.
+            theirs = found.get("reference")
+            is_free = theirs is not None and theirs in (reference, self._replaces)
+            if not is_free and (reason := video.refusal(found, known_job)):
                 raise LumaValidationError(None, reason)
             claim.write({**content, "replaced": _replaced_by(reference, found)})
         # After the claim: whoever had one before has described its video before giving it up.

@@ -224,6 +224,19 @@ class TestFilesOfOthers:
         assert only_a("run_2").plan() == []
 
 
+class TestClaimThatCannotBeRead:
+    @pytest.mark.parametrize("content", [b"", b"{", b'{"run": {"run_id": "run_1"}}', b'{"reference": []}'])
+    def test_keeps_a_run_that_has_planned_before_from_paying(self, only_a, luma, tmp_path, content):
+        first, second = only_a(), only_a("run_2")
+        assert len(first.plan()) == len(second.plan()) == 1
+        assert first.execute(MODIFY, 0)
+        (tmp_path / "videos" / ".a.mp4.luma-job.json").write_bytes(content)
+        assert not second.execute(MODIFY, 0)
+        assert isinstance(second.errors[MODIFY, 0], AirflowFailException)
+        assert (tmp_path / "videos" / ".a.mp4.luma-job.json").read_bytes() == content
+        assert luma.accepted == 1
+
+
 class TestRunOfTheSameId:
     def test_pays_for_no_video_that_is_there_though_its_plan_is_retried(self, only_a, luma):
         only_a().run()
