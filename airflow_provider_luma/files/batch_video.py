@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,28 @@ class Found(NamedTuple):
     claim: Mapping[str, Any] | None = None
     map_index: int | None = None
     has_video: bool = False
+
+
+class Owner(Enum):
+    """
+    Whose a claim or a manifest is, as a run or one of its tasks sees it.
+
+    Decided by run and map index, not by the submission's reference: a task that was killed between its claim and its
+    record, or that nothing keeps a record for, does not know the reference of the claim that it has left.
+    """
+
+    #: This task; for the plan, which is not one of the mapped tasks, any of this run.
+    US = auto()
+    #: A task of this run with another map index: the list of clips has changed since.
+    ANOTHER_INDEX = auto()
+    #: A run with the id of this one, deleted since or of another Airflow.
+    NAMESAKE = auto()
+    ANOTHER_RUN = auto()
+
+    @property
+    def is_this_run(self) -> bool:
+        """Whether it is this run's, under whichever map index."""
+        return self in (Owner.US, Owner.ANOTHER_INDEX)
 
 
 @dataclass(frozen=True)
@@ -119,7 +142,7 @@ class BatchVideo:
 
     def is_made(self, manifest: Mapping[str, Any], request: str) -> bool:
         """Return whether a video that is there was made by another run as wanted. This run asks again if cleared."""
-        return manifest.get("request") == request and not self._is_of_run(manifest)
+        return manifest.get("request") == request and not self.owner_of(manifest).is_this_run
 
     def _is_described_by(self, manifest: Mapping[str, Any]) -> bool:
         """Return whether a manifest is about the video that is there, which a person may have replaced or edited."""
@@ -144,8 +167,13 @@ class BatchVideo:
 
         :param known_job: the latest job of this task that its record knows; of no use where only a run is known
         """
-        if claim is None or (self.is_ours(claim) and self._is_known(claim, known_job)):
+        if claim is None:
             return None
+        owner = self.owner_of(claim)
+        return None if owner is Owner.US and self._is_known(claim, known_job) else self._advice(claim, owner)
+
+    def _advice(self, claim: Mapping[str, Any], owner: Owner) -> str:
+        """Return what a person can do about a claim that keeps a task from submitting."""
         if not read_object(claim.get("run")):
             return (
                 f"{shown_address(self.claim.path)} cannot be read, and may be the claim of a run that has paid for "
@@ -156,19 +184,19 @@ class BatchVideo:
         luma_task_id = _text(claim.get("luma_task_id"))
         job = f" (Luma task {luma_task_id})" if luma_task_id else ""
         fetched = "A LumaTaskSensor with this luma_task_id fetches its video. " if luma_task_id else ""
-        if self.is_ours(claim):
+        if owner is Owner.US:
             return (
                 f"{modify} [{index}] has submitted it before{job}, and no longer has a record of that. {fetched}To "
                 f"submit another job, set retry_failed, or remove {shown_address(self.claim.path)} if there is no such "
                 "job"
             )
-        if not self._has_keys_of_run(claim):
+        if owner is Owner.ANOTHER_RUN:
             return (
                 f"run {run_id} of {dag_id} has submitted it{job}, and there is no video yet. If that run has ended, "
                 f"see which of its tasks has failed. If only {_download_of(modify)} [{index}], clear that alone: "
                 f"nothing is paid again. {_hint_in(claim)}{fetched}To submit another job here instead, set retry_failed"
             )
-        if self.is_new:
+        if owner is Owner.NAMESAKE:
             return (
                 f"a run with the id of this one, deleted since or of another Airflow, has submitted it{job}, and there "
                 f"is no video yet. Do not clear this run, which may submit it again. {fetched}To submit another job, "
@@ -179,23 +207,24 @@ class BatchVideo:
             f"is no video yet. {fetched}To submit another job, set retry_failed"
         )
 
-    def is_ours(self, document: Mapping[str, Any]) -> bool:
-        """Return whether a claim is of this task; of this run, if only that is given."""
-        index = read_object(document.get("run")).get("map_index")
-        return self._is_of_run(document) and index == self.run.get("map_index", index)
+    def owner_of(self, document: Mapping[str, Any]) -> Owner:
+        """Return whose a claim or a manifest is."""
+        run = read_object(document.get("run"))
+        if any(run.get(key) != self.run[key] for key in ("dag_id", "run_id", "task_id")):
+            return Owner.ANOTHER_RUN
+        if self.is_new:
+            return Owner.NAMESAKE
+        index = run.get("map_index")
+        return Owner.US if index == self.run.get("map_index", index) else Owner.ANOTHER_INDEX
 
     def _is_known(self, claim: Mapping[str, Any], known_job: str | None) -> bool:
-        """Return whether the record of this task knows what became of its claim."""
-        luma_task_id = claim.get("luma_task_id")
+        """
+        Return whether the record of this task knows what became of its claim, so that it can decide what to do.
+
+        The plan knows no records: it leaves that to the task.
+        """
         is_task = "map_index" in self.run
-        return not is_task or luma_task_id in (None, known_job) or claim.get("has_failed") is True
-
-    def _is_of_run(self, document: Mapping[str, Any]) -> bool:
-        return not self.is_new and self._has_keys_of_run(document)
-
-    def _has_keys_of_run(self, document: Mapping[str, Any]) -> bool:
-        run = read_object(document.get("run"))
-        return all(run.get(key) == self.run[key] for key in ("dag_id", "run_id", "task_id"))
+        return not is_task or claim.get("luma_task_id") in (None, known_job) or claim.get("has_failed") is True
 
     def description(self, luma_task_id: str) -> dict[str, Any]:
         """
@@ -204,7 +233,7 @@ class BatchVideo:
         :raises AirflowException: the storage is unavailable
         """
         claim = self.claim.read() or {}
-        if not self.is_ours(claim) or claim.get("luma_task_id", luma_task_id) != luma_task_id:
+        if self.owner_of(claim) is not Owner.US or claim.get("luma_task_id", luma_task_id) != luma_task_id:
             return {}
         return {name: claim[name] for name in _DESCRIPTION if name in claim}
 
@@ -224,12 +253,12 @@ class BatchVideo:
                 f"destination: {shown_address(self.claim.path)} cannot be read. Remove it, and clear this task: "
                 "nothing is paid again",
             )
-        if claim is not None and not self.is_ours(claim):
+        if claim is not None and self.owner_of(claim) is not Owner.US:
             raise self._taken(claim)
         if claim is not None and "reference" in job and job["reference"] != claim.get("reference"):
             raise self._taken()
         manifest = self.manifest.read() or {}
-        if claim is None and manifest and not self._is_of_run(manifest):
+        if claim is None and manifest and not self.owner_of(manifest).is_this_run:
             raise self._taken(manifest)
         return claim
 
@@ -303,7 +332,7 @@ class BatchVideo:
         )
 
     def _map_index_in(self, document: Mapping[str, Any]) -> int | None:
-        if not self._is_of_run(document):
+        if not self.owner_of(document).is_this_run:
             return None
         index = read_object(document.get("run")).get("map_index")
         return index if isinstance(index, int) and not isinstance(index, bool) and index >= 0 else None
