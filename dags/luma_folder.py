@@ -3,10 +3,10 @@
 ### Modify all clips of a folder
 
 Each clip becomes a video of the same name. Trigger the DAG again after new clips have arrived: only those are modified,
-and paid for. To have a video made anew, delete it.
+and paid for. To have a video made again, delete it.
 
-Give each folder of clips a destination of its own: videos of other clips or DAGs are not replaced. On a disk, the
-folder above the destination must exist.
+Give each folder of clips its own destination: videos of other clips or DAGs are not replaced. On a disk, the folder
+above the destination must exist.
 
 `collect` returns a table of clips and videos, and fails if more than 5 % of the clips have none. The *Luma result* page
 of any clip links to the gallery, which shows all clips of the run before and after.
