@@ -3,40 +3,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG, Asset, TaskGroup, task
 
 from airflow_provider_luma.exceptions import LumaValidationError
-from airflow_provider_luma.task_groups.batch import GOES_TO, modify_videos
-from airflow_provider_luma.task_groups.parameters import NOT_TAKEN
+from airflow_provider_luma.task_groups.batch import modify_videos
 from tests.support import fresh_python
-from tests.task_groups.test_long_video_parameters import OF_EVERY_OPERATOR, VALUES, value_of
-
-BATCH: dict[str, Any] = {
-    "group_id": "batch",
-    "clips": "s3://my_aws@clips/",
-    "prompt": "make it snow",
-    "destination": "s3://my_aws@videos/",
-}
-TASKS = ["clip.download", "clip.modify", "collect", "plan"]
-
-
-def tasks_of(**parameters: Any) -> dict[str, Any]:
-    with DAG("videos", schedule=None) as dag:
-        modify_videos(**{**BATCH, **parameters})
-    return {name: dag.get_task(f"batch.{name}") for name in TASKS}
-
-
-def documented() -> dict[str, set[str]]:
-    """Return the parameters of the table in the documentation, by the tasks that get them."""
-    text = (Path(__file__).parents[2] / "docs/batches.md").read_text()
-    section = text.partition("## Which task gets which parameter")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `?(all|plan|collect|modify)`? \| (.*) \|$", section, re.MULTILINE)
-    return {tasks: set(re.findall(r"`(\w+)`", names)) for tasks, names in rows}
+from tests.support.task_groups import BATCH
 
 
 def test_tasks_and_their_order():
@@ -45,7 +20,7 @@ def test_tasks_and_their_order():
         @task
         def publish(table: Any) -> None: ...
 
-        publish(modify_videos(**BATCH).output)
+        publish(modify_videos(**BATCH.parameters).output)
     order = sorted((before, after) for before in dag.task_ids for after in dag.get_task(before).downstream_task_ids)
     assert order == [
         ("batch.clip.download", "batch.collect"),
@@ -56,16 +31,17 @@ def test_tasks_and_their_order():
         ("batch.plan", "batch.collect"),
     ]
     rules = {
-        name: one.trigger_rule.value for name, one in tasks_of(default_args={"trigger_rule": "one_failed"}).items()
+        name: one.trigger_rule.value
+        for name, one in BATCH.tasks_of(default_args={"trigger_rule": "one_failed"}).items()
     }
-    assert rules == dict(zip(TASKS, ("all_success", "all_success", "all_done", "one_failed"), strict=True))
+    assert rules == dict(zip(BATCH.tasks, ("all_success", "all_success", "all_done", "one_failed"), strict=True))
 
 
 def test_two_batches_in_two_groups_of_one_dag():
     with DAG("videos", schedule=None) as dag:
         for name in ("one", "two"):
             with TaskGroup(name):
-                modify_videos(**BATCH)
+                modify_videos(**BATCH.parameters)
     for name in ("one", "two"):
         collect = dag.get_task(f"{name}.batch.collect")
         ids = {collect.plan_task_id, collect.modify_task_id, collect.download_task_id}
@@ -76,40 +52,13 @@ def test_two_batches_in_two_groups_of_one_dag():
         }
 
 
-def test_documentation_says_what_the_code_does():
-    table = documented()
-    assert {tasks: table[tasks] for tasks in GOES_TO} == GOES_TO
-    assert set(OF_EVERY_OPERATOR) <= set().union(*table.values())
-    assert sum(map(len, table.values())) == len(set().union(*table.values())), "each is in one row"
-
-
-@pytest.mark.filterwarnings("ignore:Setting email")
-@pytest.mark.parametrize("name", OF_EVERY_OPERATOR)
-def test_parameter_of_every_operator_goes_where_the_documentation_says(name):
-    before, after = tasks_of(), tasks_of(**{name: VALUES.get(name, "mine")})
-    (where,) = (tasks for tasks, names in documented().items() if name in names)
-    expected = TASKS if where == "all" else [name for name in TASKS if name.rpartition(".")[2] == where]
-    if name == "params":  # which Airflow merges into those of the DAG
-        assert [one for one in TASKS if "key" in after[one].params] == expected
-    elif name in ("sla", "logger_name"):  # which no task shows
-        assert expected == ["clip.modify"]
-    else:
-        assert [one for one in TASKS if value_of(before[one], name) != value_of(after[one], name)] == expected
-
-
-@pytest.mark.parametrize("name", ["luma_connection_id", "sound_from", "video", "modify_task_id", *sorted(NOT_TAKEN)])
-def test_unknown_parameter_is_refused_when_the_dag_is_parsed(name):
-    with pytest.raises(TypeError, match=rf"modify_videos\(\) has no parameter '{name}'; docs/batches.md"):
-        tasks_of(**{name: "mine"})
-
-
 @pytest.mark.parametrize("place", ["the call", "default_args"])
 def test_lumas_own_parameters(place):
     own = {
         **{"luma_conn_id": "studio", "watermark": "ours", "options": {"a": 1}, "timeout": 60},
         **{"keep_sound": True, "retry_failed": True, "pattern": "*.mov", "allowed_failures": 0.5},
     }
-    tasks = tasks_of(**(own if place == "the call" else {"default_args": own}))
+    tasks = BATCH.tasks_of(**(own if place == "the call" else {"default_args": own}))
     modify, download, collect, plan = (tasks[name] for name in ("clip.modify", "clip.download", "collect", "plan"))
     assert {modify.luma_conn_id, download.luma_conn_id, plan.luma_conn_id} == {"studio"}
     assert {modify.watermark, plan.watermark} == {"ours"}
@@ -119,32 +68,20 @@ def test_lumas_own_parameters(place):
 
 
 def test_without_anything_given_the_operators_defaults_apply():
-    tasks = tasks_of()
+    tasks = BATCH.tasks_of()
     assert {tasks[name].luma_conn_id for name in ("clip.modify", "clip.download", "plan")} == {"luma_default"}
     assert (tasks["plan"].pattern, tasks["plan"].retry_failed, tasks["collect"].allowed_failures) == (None, False, 0)
 
 
 def test_clip_is_always_waited_for_and_its_video_replaced():
-    tasks = tasks_of(default_args={"wait_for_completion": False, "overwrite": False})
+    tasks = BATCH.tasks_of(default_args={"wait_for_completion": False, "overwrite": False})
     assert tasks["clip.modify"].wait_for_completion is True
     assert tasks["clip.download"].overwrite is True
 
 
-@pytest.mark.parametrize("name", ["clip.modify", "clip.download"])
-def test_callback_is_not_copied(name):
-    class Notifier:
-        def __init__(self) -> None:
-            self.lines = (line for line in "ab")  # which cannot be copied
-
-        def __call__(self, _: Any) -> None: ...
-
-    notifier = Notifier()
-    assert list(tasks_of(on_failure_callback=notifier)[name].on_failure_callback) == [notifier]
-
-
 def test_outlets_are_those_of_the_last_task():
-    assert [name for name, one in tasks_of(outlets=[Asset("videos")]).items() if one.outlets] == ["collect"]
-    by_default = tasks_of(default_args={"outlets": [Asset("videos")]})
+    assert [name for name, one in BATCH.tasks_of(outlets=[Asset("videos")]).items() if one.outlets] == ["collect"]
+    by_default = BATCH.tasks_of(default_args={"outlets": [Asset("videos")]})
     assert [name for name, one in by_default.items() if one.outlets] == ["collect"]
 
 
@@ -172,7 +109,7 @@ def test_outlets_are_those_of_the_last_task():
 )
 def test_invalid_parameter_is_refused_when_the_dag_is_parsed(changes, names):
     with pytest.raises(LumaValidationError, match=names):
-        tasks_of(**changes)
+        BATCH.tasks_of(**changes)
 
 
 @pytest.mark.xdist_group("fresh Python")
