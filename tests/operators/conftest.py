@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of operators."""
 
-from tests.support.batch_run import batch, folder
+from tests.support.batch_run import batch, folder, only_a
 from tests.support.metrics_recorder import recorder
 from tests.support.operator_fixtures import context, frozen_before, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
@@ -16,6 +16,7 @@ __all__ = [
     "folder",
     "frozen_before",
     "modify",
+    "only_a",
     "recorder",
     "s3_endpoint",
     "sync_task",

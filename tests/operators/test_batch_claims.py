@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from airflow_provider_luma.operators.batch import BatchModifyOperator
 from airflow_provider_luma.submission.claimed_store import ClaimedStore
 from airflow_provider_luma.submission.store import TaskStateSubmissionStore
 from airflow_provider_luma.triggers.luma import LumaSubmissionTrigger
-from tests.support.batch_run import DOWNLOAD, MODIFY, BatchRun, failure, files, videos
+from tests.support.batch_run import DOWNLOAD, MODIFY, BatchRun, claim_in, failure, files, videos
 from tests.support.clips import clip as make_clip
 from tests.support.storages import BUCKET, Bucket, SftpFileSystem
 from tests.support.submission_fixtures import ENDLESS
@@ -42,12 +41,6 @@ def one(luma, luma_conn, tmp_path) -> Callable[..., BatchRun]:
         return run
 
     return _one
-
-
-def claim_in(tmp_path: Path, name: str = "sample.mp4") -> Any:
-    """Return the claim beside a video; None if there is none."""
-    file = tmp_path / "videos" / f".{name}.luma-job.json"
-    return json.loads(file.read_text()) if file.exists() else None
 
 
 def error_of(run: BatchRun, task_id: str = MODIFY, index: int = 0) -> str:

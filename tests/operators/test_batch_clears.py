@@ -63,16 +63,6 @@ def test_job_is_continued_though_the_address_of_its_clip_was_signed_anew(batch, 
     assert luma.accepted == 1
 
 
-@pytest.fixture
-def only_a(batch) -> Any:
-    """Makes a run of one of the clips."""
-
-    def _only_a(run_id: str = "run_1", **parameters: Any) -> BatchRun:
-        return batch(run_id, **{"pattern": "a.*", "allowed_failures": 1, **parameters})
-
-    return _only_a
-
-
 def error_for_another_run(only_a) -> str:
     """Return what a later run says about a clip that it leaves to an earlier one."""
     [row] = only_a("later").run()
@@ -81,7 +71,7 @@ def error_for_another_run(only_a) -> str:
 
 
 class TestVideoOfAnotherClipOrBatch:
-    """It is paid for, so it is not replaced: each batch has a destination of its own."""
+    """It is paid for, so it is not replaced: each batch has its own destination."""
 
     def test_of_the_same_name_in_another_folder_is_not_replaced(self, luma, luma_conn, tmp_path):
         for seconds, day in enumerate(("day1", "day2"), 1):

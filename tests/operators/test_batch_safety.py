@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,20 +17,10 @@ from airflow_provider_luma.files import storage
 from airflow_provider_luma.files.batch_video import VideoClaim
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.submission.store import TaskStateSubmissionStore
-from tests.support.batch_run import COLLECT, DOWNLOAD, MODIFY, PLAN, failure, files, videos
+from tests.support.batch_run import COLLECT, DOWNLOAD, MODIFY, PLAN, claim_in, failure, files, videos
 from tests.support.clips import clip as make_clip
 from tests.support.submission_fixtures import ENDLESS
 from tests.support.task_instance import Killed
-
-
-@pytest.fixture
-def only_a(batch) -> Any:
-    """Makes a run of one of the clips."""
-
-    def _only_a(run_id: str = "run_1", **parameters: Any) -> Any:
-        return batch(run_id, **{"pattern": "a.*", "allowed_failures": 1, **parameters})
-
-    return _only_a
 
 
 @pytest.fixture
@@ -44,10 +32,6 @@ def submitted(only_a, luma) -> Any:
     run.dag.get_task(MODIFY).timeout = 0.05
     assert not run.execute(MODIFY, 0)
     return run
-
-
-def claim_in(tmp_path: Path) -> Any:
-    return json.loads((tmp_path / "videos" / ".a.mp4.luma-job.json").read_text())
 
 
 class TestLostRecord:
@@ -88,11 +72,11 @@ class TestRequestThatIsGivenUp:
     @pytest.fixture
     def changed(self, submitted, luma, folder, tmp_path) -> Any:
         """The run after another submission was begun for the changed clip."""
-        first = claim_in(tmp_path)
+        first = claim_in(tmp_path, "a.mp4")
         os.utime(folder / "a.mp4", (1, 1))
         luma.configure(faults=["submit:cut,times=1"])
         assert not submitted.execute(MODIFY, 0)
-        assert claim_in(tmp_path)["replaced"] == first
+        assert claim_in(tmp_path, "a.mp4")["replaced"] == first
         return submitted
 
     @pytest.fixture
@@ -127,12 +111,12 @@ class TestRequestThatIsGivenUp:
         run = only_a()
         run.plan()
         assert run.execute(MODIFY, 0)
-        first = claim_in(tmp_path)
+        first = claim_in(tmp_path, "a.mp4")
         os.utime(folder / "a.mp4", (1, 1))
         with monkeypatch.context() as patched:
             patched.setattr(TaskStateSubmissionStore, "begin", lambda *_: kill())
             assert not run.execute(MODIFY, 0)
-        assert claim_in(tmp_path)["replaced"] == first
+        assert claim_in(tmp_path, "a.mp4")["replaced"] == first
         os.utime(folder / "a.mp4", ns=(self.time_of_clip, self.time_of_clip))
         run.clip(0)
         assert videos(run.collect()) == ["a.mp4"]
@@ -183,13 +167,13 @@ class TestRetryFailed:
         assert "retry_failed is 'maybe': give True or False" in failure(run)
 
     def test_keeps_the_claim_that_it_could_not_replace(self, submitted, only_a, luma, tmp_path):
-        claim = claim_in(tmp_path)
+        claim = claim_in(tmp_path, "a.mp4")
         luma.configure(faults=["submit:refuse,code=402"])
         run = only_a("run_2", retry_failed=True)
         run.plan()
-        assert claim_in(tmp_path) == claim, "the plan itself takes nothing over"
+        assert claim_in(tmp_path, "a.mp4") == claim, "the plan itself takes nothing over"
         assert not run.execute(MODIFY, 0)
-        assert claim_in(tmp_path) == claim
+        assert claim_in(tmp_path, "a.mp4") == claim
         assert only_a("run_3").plan() == []
         assert luma.accepted == 1
 

@@ -190,10 +190,26 @@ def batch(folder: Path, tmp_path: Path) -> Callable[..., BatchRun]:
     return _batch
 
 
+@pytest.fixture
+def only_a(batch: Callable[..., BatchRun]) -> Callable[..., BatchRun]:
+    """Makes a run that modifies one of the clips of the folder."""
+
+    def _only_a(run_id: str = "run_1", **parameters: Any) -> BatchRun:
+        return batch(run_id, **{"pattern": "a.*", "allowed_failures": 1, **parameters})
+
+    return _only_a
+
+
 def files(tmp_path: Path) -> list[str]:
     """Return the names of the files that a batch has written."""
     folder = tmp_path / "videos"
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def claim_in(tmp_path: Path, name: str = "sample.mp4") -> Any:
+    """Return the claim beside a video; None if there is none."""
+    file = tmp_path / "videos" / f".{name}.luma-job.json"
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def videos(table: Any) -> list[str | None]:
