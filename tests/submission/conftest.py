@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of submit-once."""
 
+import pytest
+
 from tests.support.metrics_recorder import recorder
 from tests.support.operator_fixtures import context, frozen_before, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
@@ -15,6 +17,8 @@ from tests.support.submission_fixtures import (
     sync_task,
     task,
 )
+
+pytest.register_assert_rewrite("tests.support.uploaded_once")
 
 __all__ = [
     "await_job_ends",

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma.exceptions import LumaError, LumaInsufficientCreditsError, LumaTimeoutError
+from airflow_provider_luma.exceptions import LumaError, LumaInsufficientCreditsError
 from airflow_provider_luma.operators.luma import LumaUploadOperator
 from airflow_provider_luma.services import luma as service
 from airflow_provider_luma.simulator import media
-from airflow_provider_luma.submission.store import UPLOAD_KEY
 from tests.support.operator_fixtures import new_context
 from tests.support.stored_clips import digest, uploads
 from tests.support.task_instance import Killed, TaskRun, TaskStateStore
 from tests.support.task_logs import messages
+from tests.support.uploaded_once import UploadedOnce
 
 FILE = "luma-file:3f1c7a90-8d2b-4b7e-a5c1-6f0e9d8b7a65"
 
@@ -49,7 +49,7 @@ def run(modify, lead_to, file) -> TaskRun:
     return task
 
 
-class TestSubmission:
+class TestSubmission(UploadedOnce):
     @pytest.mark.parametrize("check_video", [True, False])
     @pytest.mark.parametrize("deferrable", [True, False])
     def test_file_is_uploaded_and_modified(self, luma, run, file, deferrable, check_video):
@@ -72,20 +72,6 @@ class TestSubmission:
         run.run_try()
         assert "price" not in run.ti.pushed["luma_request"]
 
-    def test_retry_neither_uploads_nor_pays_again(self, luma, run):
-        luma.configure(processing_seconds=3600)
-        for _ in range(3):
-            with pytest.raises(LumaTimeoutError):
-                run.run_try(timeout=0.05)
-        assert (luma.accepted, len(uploads(luma))) == (1, 1)
-
-    def test_retry_after_a_refused_submission_uses_the_same_upload(self, luma, run):
-        luma.configure(faults=["submit:refuse,code=402,times=1"])
-        with pytest.raises(LumaInsufficientCreditsError):
-            run.run_try()
-        run.run_try()
-        assert (luma.accepted, len(uploads(luma))) == (1, 1)
-
     def test_task_that_waits_in_the_queue_uploads_once(self, luma, run, short_backoff):
         luma.configure(faults=["submit:refuse,code=429,retry_after=0,times=3"])
         run.run_try()
@@ -99,24 +85,6 @@ class TestSubmission:
         assert (luma.accepted, len(uploads(luma))) == (0, 1)
         run.run_try()
         assert (luma.accepted, len(uploads(luma))) == (1, 1)
-
-    @pytest.mark.parametrize("crash", [(n, is_done) for n in (1, 2, 3) for is_done in (False, True)], ids=str)
-    def test_task_that_is_killed_around_any_write_submits_once(self, luma, run, crash):
-        run.store.crash_at(crash)
-        with suppress(Killed):
-            run.run_try()
-        run.store.crash_at(None)
-        with suppress(AirflowFailException):
-            run.run_try()
-        assert luma.accepted == (0 if crash == (2, True) else 1), "an intent alone is reported, and nothing is sent"
-
-    def test_upload_that_has_expired_is_repeated(self, luma, run):
-        luma.configure(faults=["submit:refuse,code=402,times=1"])
-        with pytest.raises(LumaInsufficientCreditsError):
-            run.run_try()
-        run.store.set(UPLOAD_KEY, {**run.store.get(UPLOAD_KEY), "expires_at": "2026-01-01T00:00:00+00:00"})
-        run.run_try()
-        assert (luma.accepted, len(uploads(luma))) == (1, 2)
 
     @pytest.mark.parametrize(("before", "after"), [("kie", "luma"), ("luma", "kie")])
     def test_upload_for_another_service_is_not_used(self, luma, run, lead_to, before, after):

@@ -24,8 +24,9 @@ from tests.support.clips import clip as make_clip
 from tests.support.operator_fixtures import new_context
 from tests.support.storages import BUCKET, aws_connection
 from tests.support.stored_clips import digest, uploads
-from tests.support.task_instance import Killed, TaskRun, TaskStateStore
+from tests.support.task_instance import TaskRun, TaskStateStore
 from tests.support.task_logs import messages
+from tests.support.uploaded_once import UploadedOnce
 
 
 def touch(path: Path, content: bytes) -> None:
@@ -91,14 +92,7 @@ class TestStorages:
         assert (luma.accepted, len(uploads(luma))) == (2, 2)
 
 
-class TestSubmitOnce:
-    def test_retry_neither_uploads_nor_pays_again(self, luma, run):
-        luma.configure(processing_seconds=3600)
-        for _ in range(3):
-            with pytest.raises(LumaTimeoutError):
-                run.run_try(timeout=0.05)
-        assert (luma.accepted, len(uploads(luma))) == (1, 1)
-
+class TestSubmitOnce(UploadedOnce):
     def test_changed_file_is_another_request(self, luma, run, clip):
         run.run_try()
         touch(clip, clip.read_bytes())
@@ -124,28 +118,11 @@ class TestSubmitOnce:
             run.run_try(prompt="make it a sunny day")
         assert luma.accepted == 1
 
-    def test_retry_after_a_refused_submission_uses_the_same_upload(self, luma, run):
-        luma.configure(faults=["submit:refuse,code=402,times=1"])
-        with pytest.raises(LumaInsufficientCreditsError):
-            run.run_try()
-        run.run_try()
-        assert (luma.accepted, len(uploads(luma))) == (1, 1)
-
     @pytest.mark.parametrize("new_store", [TaskStateStore, lambda: None], ids=["with a store", "without a store"])
     def test_task_that_waits_in_the_queue_uploads_once(self, luma, modify, clip, new_store, short_backoff):
         luma.configure(faults=["submit:refuse,code=429,times=3"])
         TaskRun(lambda: modify(video_url=str(clip)), new_store()).run_try()
         assert (luma.accepted, len(uploads(luma))) == (1, 1)
-
-    def test_upload_that_has_expired_before_the_submission_is_repeated(self, luma, run):
-        luma.configure(faults=["submit:refuse,code=402,times=1"])
-        with pytest.raises(LumaInsufficientCreditsError):
-            run.run_try()
-        values = run.store._values
-        kept = json.loads(values[UPLOAD_KEY])
-        values[UPLOAD_KEY] = json.dumps({**kept, "expires_at": "2026-01-01T00:00:00+00:00"})
-        run.run_try()
-        assert (luma.accepted, len(uploads(luma))) == (1, 2)
 
     def test_upload_of_a_job_that_has_failed_is_repeated(self, luma, run):
         luma.configure(outcome="generate_failed")
@@ -189,16 +166,6 @@ class TestSubmitOnce:
         touch(clip, clip.read_bytes())
         run.run_try()
         assert (luma.accepted, len(uploads(luma))) == (1, 2)
-
-    @pytest.mark.parametrize("crash", [(n, is_done) for n in (1, 2, 3) for is_done in (False, True)], ids=str)
-    def test_task_that_is_killed_around_any_write_submits_once(self, luma, run, crash):
-        run.store.crash_at(crash)
-        with suppress(Killed):
-            run.run_try()
-        run.store.crash_at(None)
-        with suppress(AirflowFailException):
-            run.run_try()
-        assert luma.accepted == (0 if crash == (2, True) else 1), "an intent alone is reported, and nothing is sent"
 
     def test_broken_upload_is_repeated_and_submitted_once(self, luma, run, short_backoff):
         luma.configure(faults=["upload:cut,times=2"])
