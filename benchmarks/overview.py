@@ -9,12 +9,11 @@ downloads of their results. Times count from the start of the page's own navigat
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,13 +21,13 @@ from typing import Any
 
 import requests
 
+from harness.chromium import chromium
 from harness.local_airflow import LocalAirflow
 from harness.postgres import binaries, postgres
 
 DAGS, RUNS, TASKS = 20, 200, 5
 DAYS = 28
 VISITS = 7
-FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --window-size=1280,1000"
 
 #: Notes when something first appears on the page, in milliseconds since its navigation.
 WATCH = """
@@ -80,7 +79,7 @@ def _answers(airflow: LocalAirflow) -> bool:
 
 
 def _measure(database: str, airflow: LocalAirflow, folder: Path) -> None:
-    with _chromium(folder) as browser:
+    with chromium(folder, "--window-size=1280,1000") as browser:
         browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
         browser.get(f"{airflow.url}/auth/token/login?next={airflow.url}/luma/static/common.css")
         visits = [_visit(browser, f"{airflow.url}/luma/overview") for _ in range(VISITS)]
@@ -99,25 +98,6 @@ def _visit(browser: Any, address: str) -> dict[str, float]:
     seen = browser.execute_script("return window.seen")
     requests = "return performance.getEntriesByType('resource').filter(entry => entry.name.includes('/api/v2/')).length"
     return {**{name: seen[name] for name in ("jobs", "details", "hands")}, "n": browser.execute_script(requests)}
-
-
-@contextmanager
-def _chromium(folder: Path) -> Iterator[Any]:
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options, driver = ChromeOptions(), shutil.which("chromedriver")
-    binary = shutil.which("chromium")
-    if binary is None or driver is None:
-        sys.exit("Chromium and its driver are needed: apt-get install chromium chromium-driver")
-    options.binary_location = binary
-    for flag in (*FLAGS.split(), f"--user-data-dir={folder / 'browser'}"):
-        options.add_argument(flag)
-    browser = Chrome(options=options, service=Service(driver))
-    try:
-        yield browser
-    finally:
-        browser.quit()
 
 
 # -- the history -----------------------------------------------------------------------------------------------------

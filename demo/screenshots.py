@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import signal
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from urllib.parse import urlencode
@@ -23,17 +19,16 @@ from urllib.request import urlretrieve
 
 import av
 from selenium.common.exceptions import WebDriverException
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from airflow_provider_luma.simulator import Settings, Simulator
+from harness.chromium import chromium
 from harness.local_airflow import LocalAirflow
 
 REPOSITORY = Path(__file__).parent.parent
 IMAGES = REPOSITORY / "docs" / "images"
-FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --hide-scrollbars"
 PROMPT = "Make it a rainy night with neon lights"
 STILL = """
     return document.getAnimations().every(
@@ -56,7 +51,10 @@ def main() -> None:
             "LUMA_VIDEO": str(film),
             "LUMA_DESTINATION": f"file://{home}/videos",
         }
-        with LocalAirflow(home / "airflow", REPOSITORY / "dags", environment) as airflow, chromium(home) as browser:
+        with (
+            LocalAirflow(home / "airflow", REPOSITORY / "dags", environment) as airflow,
+            chromium(home, "--hide-scrollbars") as browser,
+        ):
             airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
             take_all(Camera(browser, airflow))
 
@@ -80,23 +78,6 @@ def make_film(luma: Simulator, folder: Path) -> Path:
                     count += 1
         written.mux(stream.encode(None))
     return film
-
-
-@contextmanager
-def chromium(folder: Path) -> Iterator[Chrome]:
-    """Start a browser with an empty profile."""
-    options, driver = ChromeOptions(), shutil.which("chromedriver")
-    binary = shutil.which("chromium")
-    if binary is None or driver is None:
-        sys.exit("Chromium and its driver are needed: apt-get install chromium chromium-driver")
-    options.binary_location = binary
-    for flag in (*FLAGS.split(), f"--user-data-dir={folder / 'browser'}"):
-        options.add_argument(flag)
-    browser = Chrome(options=options, service=Service(driver))
-    try:
-        yield browser
-    finally:
-        browser.quit()
 
 
 class Camera:

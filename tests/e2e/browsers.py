@@ -4,49 +4,39 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from selenium.common.exceptions import WebDriverException
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 from selenium_axe_python import Axe
 
+from harness.chromium import chromium, programs
 from harness.local_airflow import LocalAirflow
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000"
-)
-
 T = TypeVar("T")
+
+
+def skip_without_chromium() -> None:
+    """Skip a test on a machine that has no Chromium, unless it has to have one."""
+    if programs() is None:
+        assert not os.environ.get("CI"), "Chromium and its driver are needed here; they are not on this machine"
+        pytest.skip("needs Chromium and its driver")
 
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> Iterator[Chrome]:
     """Return a browser that has never been anywhere. One that all tests shared hung at times."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        assert not os.environ.get("CI"), "Chromium and its driver are needed here; they are not on this machine"
-        pytest.skip("needs Chromium and its driver")
-    options = ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'chromium'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Chrome(options=options, service=Service(driver))
-    try:
+    skip_without_chromium()
+    with chromium(tmp_path, "--window-size=1280,1000") as browser:
         browser.set_script_timeout(60)
         yield browser
-    finally:
-        browser.quit()
 
 
 @pytest.fixture

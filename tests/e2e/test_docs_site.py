@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +11,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 
+from harness.chromium import chromium
+from tests.e2e.browsers import skip_without_chromium
 from tests.e2e.conftest import REPOSITORY
 
 pytestmark = pytest.mark.xdist_group("docs")
-
-FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage"
 
 
 class Page(HTMLParser):
@@ -127,20 +124,9 @@ def test_every_public_name_has_its_place_in_the_api(pages: dict[Path, Page], sit
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        assert not os.environ.get("CI"), "Chromium and its driver are needed here; they are not on this machine"
-        pytest.skip("needs Chromium and its driver")
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Chrome(options=options, service=Service(driver))
-    try:
+    skip_without_chromium()
+    with chromium(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
-    finally:
-        browser.quit()
 
 
 @pytest.mark.browser
