@@ -39,10 +39,14 @@ class _LumaTrigger(BaseTrigger):
 
     arguments: ClassVar[tuple[str, ...]]
 
+    #: Those that are left out if unset: earlier versions do not accept them.
+    newer_arguments: ClassVar[tuple[str, ...]] = ()
+
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and arguments that recreate this trigger."""
         arguments = {name: getattr(self, name) for name in self.arguments}
-        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+        newer = {name: value for name in self.newer_arguments if (value := getattr(self, name))}
+        return f"{type(self).__module__}.{type(self).__qualname__}", {**arguments, **newer}
 
 
 class LumaTaskTrigger(_LumaTrigger):
@@ -63,6 +67,7 @@ class LumaTaskTrigger(_LumaTrigger):
     """
 
     arguments = ("luma_task_id", "luma_conn_id", "poll_interval", "end_time")
+    newer_arguments = ("created_at", "service")
 
     def __init__(
         self,
@@ -80,16 +85,6 @@ class LumaTaskTrigger(_LumaTrigger):
         self.end_time = end_time
         self.created_at = created_at
         self.service = service
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """
-        Return the class path and arguments that recreate this trigger.
-
-        The last two are left out if unset: earlier versions do not accept them.
-        """
-        path, arguments = super().serialize()
-        newer = {"created_at": self.created_at, "service": self.service}
-        return path, {**arguments, **{name: value for name, value in newer.items() if value is not None}}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll the job until the wait has ended; then yield one event."""
@@ -150,6 +145,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
     """
 
     arguments = ("luma_conn_id", "state", "until", "permitted_at", "not_before")
+    newer_arguments = ("has_too_many_jobs", "requests_per_minute")
 
     def __init__(
         self,
@@ -169,16 +165,6 @@ class LumaSubmissionTrigger(_LumaTrigger):
         self.not_before = not_before
         self.has_too_many_jobs = has_too_many_jobs
         self.requests_per_minute = requests_per_minute
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """
-        Return the class path and arguments that recreate this trigger.
-
-        The last two are left out if unset: earlier versions do not accept them.
-        """
-        path, arguments = super().serialize()
-        newer = {"has_too_many_jobs": self.has_too_many_jobs, "requests_per_minute": self.requests_per_minute}
-        return path, {**arguments, **{name: value for name, value in newer.items() if value}}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait in the queue; then yield one event."""
