@@ -167,6 +167,41 @@ def test_older_jobs_are_listed_page_by_page_and_details_are_read_only_for_rows_i
     assert api.asked.count("luma_request") < 100
 
 
+def test_prompts_that_airflow_lists_are_shown_before_any_detail_is_read(stranger: Chrome, api: AirflowRestApi) -> None:
+    not_yet_rendered = ("Truncated. You can remove this behaviour", "DYNAMIC (set during execution)", {"toString": 1})
+    for age, prompt in enumerate(("listed", *not_yet_rendered)):
+        api.add_job(
+            "films", "success", started=(age + 1) * HOUR, luma_request=request(), return_value=result("a", HOUR)
+        )
+        api.jobs[-1]["rendered_fields"] = {"prompt": prompt}
+    api.faults = {"return_value": "hold"}
+    open_page(stranger, api)
+    until(stranger, lambda: prompts(stranger) == ["listed", "", "", ""], "the prompt in the list")
+    api.faults = {}
+    until(stranger, lambda: prompts(stranger) == ["listed", PROMPT, PROMPT, PROMPT], "all prompts")
+    until(stranger, lambda: [row[-1] for row in rows(stranger, "jobs")] == ["no"] * 4, "the details")
+    assert api.asked.count("luma_request") == 3
+
+
+def test_first_visit_makes_few_requests(stranger: Chrome, api: AirflowRestApi) -> None:
+    for number in range(25):
+        finished, expires, failed = f"finished-{number}", f"expires-{number}", f"failed-{number}"
+        add_finished(api, "films", finished, HOUR)
+        add_finished(api, "films", expires, 13 * DAY + HOUR)
+        error = {**TIMED_OUT, "luma_task_id": failed}
+        api.add_job("films", "failed", started=2 * DAY, luma_request=request(), luma_error=error)
+        for job in (finished, expires, failed):
+            add_download(api, job)
+    for job in api.jobs:
+        job["rendered_fields"] = {"prompt": PROMPT}
+    open_page(stranger, api)
+    wait_for_hands(stranger, "None of the 40 jobs checked so far")
+    until(stranger, lambda: rows(stranger, "jobs")[0][-1] == "yes", "the details of the first job")
+    assert len(api.asked) <= 75
+    assert api.asked.count("luma_error") == 20
+    assert api.asked.count("luma_request") == 0
+
+
 def test_filter_by_dag_and_state_is_kept_in_the_address(stranger: Chrome, api: AirflowRestApi) -> None:
     api.add_job("films", "success", luma_request=request(prompt="a"))
     api.add_job("films", "failed", luma_request=request(prompt="b"), luma_error=REFUSED)
@@ -241,11 +276,17 @@ def test_jobs_that_need_a_hand_come_first_and_say_what_to_do(stranger: Chrome, a
             "Clearing it submits another, separately billed, job.",
         ),
     ]
-    assert complaints(stranger) == []
+    # Asking first what a task has pushed would cost a request for each failed task. A killed one has pushed no error.
+    assert all("/killed/" in words and "luma_error" in words for words in complaints(stranger))
     assert barriers(stranger) == []
 
 
-def test_jobs_that_are_fetched_or_have_nothing_to_fetch_need_no_hand(stranger: Chrome, api: AirflowRestApi) -> None:
+@pytest.mark.parametrize("takes_prefixes", [True, False])
+def test_jobs_that_are_fetched_or_have_nothing_to_fetch_need_no_hand(
+    stranger: Chrome, api: AirflowRestApi, takes_prefixes: bool
+) -> None:
+    api.takes_prefixes = takes_prefixes
+    api.add_job("others", "success", operator="BashOperator", **{f"key_{number}": number for number in range(120)})
     add_finished(api, "films", "job-1", 13 * DAY + HOUR)
     api.add_job("films", "failed", luma_request=request(), luma_task_id="job-2", luma_error=TIMED_OUT)
     for job in ("job-1", "job-2"):
@@ -265,10 +306,25 @@ def test_many_failures_are_checked_in_steps(stranger: Chrome, api: AirflowRestAp
         api.add_job("films", "failed", started=(number + 1) * HOUR, luma_error=REFUSED)
     api.jobs[-1]["xcoms"] = {"luma_error": UNKNOWN}
     open_page(stranger, api)
-    wait_for_hands(stranger, "None among the newest")
-    click(stranger, "//button[normalize-space()='Check older jobs']")
+    wait_for_hands(stranger, "None of the 20 jobs checked so far")
+    click(stranger, "//button[normalize-space()='Check more jobs']")
     wait_for_hands(stranger, "1")
     assert not field(stranger, "more-hands").is_displayed()
+
+
+def test_results_that_will_expire_are_checked_before_those_that_have_expired(
+    stranger: Chrome, api: AirflowRestApi
+) -> None:
+    add_finished(api, "expired", "job", 14 * DAY + 5 * HOUR)
+    for number in range(21):
+        add_finished(api, "expires", f"job-{number}", 13 * DAY + (number + 1) * HOUR)
+    open_page(stranger, api)
+    wait_for_hands(stranger, "20 of the 20 jobs checked so far")
+    wait_for_text(stranger, "state", "21 jobs, 20 to look at")
+    assert rows(stranger, "hands")[0][1].startswith("Expires in 2 h")
+    click(stranger, "//button[normalize-space()='Check more jobs']")
+    wait_for_hands(stranger, "22")
+    assert rows(stranger, "hands")[-1][1].startswith("Expired 5 h ago")
 
 
 def test_result_that_was_fetched_since_needs_no_hand_after_the_filter_is_set_anew(
@@ -352,6 +408,7 @@ def test_text_from_outside_is_shown_as_text(stranger: Chrome, api: AirflowRestAp
     error = {"type": "LumaSubmissionUnknownError", "msg": MARKUP, "remedy": MARKUP, "code": MARKUP}
     asked = {"prompt": MARKUP, "video_url": "javascript:hit", "price": MARKUP}
     api.add_job(MARKUP, "failed", luma_request=asked, luma_error=error)
+    api.jobs[-1]["rendered_fields"] = {"prompt": MARKUP}
     value = {"luma_task_id": MARKUP, "result_urls": ["javascript:hit"], "completed_at": MARKUP, "service": MARKUP}
     api.add_job("films", "success", luma_request=asked, return_value=value)
     open_page(stranger, api)

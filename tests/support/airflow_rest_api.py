@@ -37,6 +37,7 @@ class AirflowRestApi:
         a sign-in page elsewhere, ``page`` for that page itself, or ``hold`` for no
         answer as long as it says so
     :ivar asked: the ends of the paths that were asked for
+    :ivar takes_prefixes: whether it lists XComs by the beginnings of their keys, as Airflow 3.3 does; 3.1 ignores that
     """
 
     def __init__(self, clip: Path) -> None:
@@ -46,6 +47,7 @@ class AirflowRestApi:
         self.questions: list[Any] = []
         self.faults: dict[str, Any] = {}
         self.asked: list[str] = []
+        self.takes_prefixes = True
         self.url = ""
 
     @property
@@ -91,6 +93,7 @@ class AirflowRestApi:
     def reset(self) -> None:
         self.tasks, self.faults, self.questions, self.jobs = {}, {}, [], []
         self.asked.clear()
+        self.takes_prefixes = True
 
     @contextmanager
     def running(self) -> Iterator[AirflowRestApi]:
@@ -131,7 +134,7 @@ class AirflowRestApi:
         if run_id == "~" and rest[0] == "":
             return self._list(dag_id, query)
         if run_id == "~":
-            return {"total_entries": sum(query["xcom_key"] in job["xcoms"] for job in self.jobs)}
+            return self._xcoms_of_all(query)
         map_index = int(query.get("map_index", -1))
         for job in self.jobs:
             if (job["dag_id"], job["dag_run_id"], job["map_index"]) == (dag_id, run_id, map_index):
@@ -158,6 +161,14 @@ class AirflowRestApi:
         if key not in instance["xcoms"]:
             raise HTTPException(404)
         return {"key": key, "value": instance["xcoms"][key]}
+
+    def _xcoms_of_all(self, query: QueryParams) -> Any:
+        keys = [key for job in self.jobs for key in job["xcoms"]]
+        if "xcom_key" in query:
+            keys = [key for key in keys if key == query["xcom_key"]]
+        elif self.takes_prefixes:
+            keys = [key for key in keys if key.startswith(tuple(query["xcom_key_prefix_pattern"].split("|")))]
+        return {"xcom_entries": [{"key": key} for key in keys[: int(query["limit"])]], "total_entries": len(keys)}
 
     def _list(self, dag_id: str, query: QueryParams) -> Any:
         def is_listed(job: dict[str, Any]) -> bool:

@@ -181,13 +181,15 @@ export const NO_JOB = {
   urls: [], error: {},
 };
 
-/** Return what a task instance has pushed about its job. Unless the job is complete, first check which keys exist. */
-export async function readJob(place, keys, { isComplete = false } = {}) {
-  const pushed = isComplete ? null : await ask(`${place.path}/xcomEntries?${place.query}&limit=100`);
-  const known = new Set(isComplete ? keys : (pushed?.xcom_entries ?? []).map((entry) => entry.key));
-  const values = await Promise.all(keys.map((key) => (known.has(key) ? xcom(key, place) : null)));
-  const value = Object.fromEntries(keys.map((key, i) => [key, values[i]]));
-  const [request, result] = [asObject(value.luma_request), asObject(value.return_value)];
+/** Return what a task instance has pushed under these keys; null where it has pushed nothing. */
+export async function readXComs(place, keys) {
+  const values = await Promise.all(keys.map((key) => xcom(key, place)));
+  return Object.fromEntries(keys.map((key, i) => [key, values[i]]));
+}
+
+/** What the XComs of a task instance say about its job. */
+export function jobIn(value) {
+  const [request, result, error] = [value.luma_request, value.return_value, value.luma_error].map(asObject);
   const isFilm = isAboutFilm(request);
   return {
     isFilm,
@@ -198,12 +200,19 @@ export async function readJob(place, keys, { isComplete = false } = {}) {
     recovery: text(request.recovery),
     price: typeof request.price === "number" ? request.price : NaN,
     modifyTaskIds: texts(request.modify_task_ids),
-    id: text(value.luma_task_id) || text(result.luma_task_id),
+    id: text(value.luma_task_id) || text(result.luma_task_id) || text(error.luma_task_id),
     result,
     film: text(value.return_value), // its address; a browser can only open an http(s) address
     urls: [...texts(result.result_urls), text(value.return_value)].map(webAddress).filter(Boolean),
-    error: asObject(value.luma_error),
+    error,
   };
+}
+
+/** Return what a task instance has pushed about its job. First check which of the keys exist. */
+export async function readJob(place, keys) {
+  const pushed = await ask(`${place.path}/xcomEntries?${place.query}&limit=100`);
+  const known = new Set((pushed?.xcom_entries ?? []).map((entry) => entry.key));
+  return jobIn(await readXComs(place, keys.filter((key) => known.has(key))));
 }
 
 /** States of a task that is not running or waiting. A task that resumes passes through them, and keeps its XComs. */
@@ -212,7 +221,7 @@ const IDLE = new Set([null, "scheduled", "queued", "upstream_failed", "skipped",
 /** Return what a task instance in this state has pushed, asking only for what there may be. */
 export async function readJobIn(state, place, before = null) {
   if (IDLE.has(state)) return before ?? NO_JOB;
-  if (state === "success") return readJob(place, ["luma_request", "return_value"], { isComplete: true });
+  if (state === "success") return jobIn(await readXComs(place, ["luma_request", "return_value"]));
   const failed = ENDED_BADLY.has(state) || state === "up_for_retry";
   return readJob(place, ["luma_request", "luma_task_id", ...(failed ? ["luma_error", "return_value"] : [])]);
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The overview of the Luma jobs of all DAGs: their task instances, found by their operators. One list query finds the
-// newest, and two find those that may need a hand; XComs are read only for these, and for rows in view.
+// newest, and two find those that may need a hand; XComs are read only for these, and for rows in view. Each request
+// costs the API server about 30 ms, so the page makes few.
 import {
-  ENDED_BADLY, FETCH, NO_JOB, Refused, airflowPage, ask, byId, element, errorWords, expiry, isFetchable, isOver, isRenewable, labelOf,
-  leavingTab, pageOf, placeOf, priceWords, readJobIn, refusals, regionOf, root, setText, showBadge, showProblem, showTrouble, signIn,
+  ENDED_BADLY, FETCH, Refused, airflowPage, ask, byId, element, errorWords, expiry, isFetchable, isOver, isRenewable, jobIn, labelOf,
+  leavingTab, pageOf, placeOf, priceWords, readJobIn, readXComs, refusals, regionOf, root, setText, showBadge, showProblem, showTrouble, signIn,
   stateWords, text, troubleWords, webAddress, withoutSecrets,
 } from "./common.js";
 
@@ -11,8 +12,8 @@ const TITLE = "Luma jobs";
 const DAY_MS = 86400000;
 const DAYS = 14;
 const PAGE_SIZE = 50;
-const CANDIDATES = 20; // checked at a time, of each kind that may need a hand
-const READERS = 4; // concurrent readers of XComs
+const CHECKED = 20; // candidates at a time, of each kind that may need a hand
+const BATCH = 10; // details of so many jobs are read at a time, and one query looks for all their downloads
 const RETRY_MS = 4000;
 const OPERATORS = ["LumaModifyOperator", "_LumaModifyDecoratedOperator", "BatchModifyOperator", "LumaTaskSensor"];
 const FETCHED = "luma_fetched_"; // the key of the XCom of a download begins with this, and ends with the job's id
@@ -53,7 +54,7 @@ function writeFilter({ dag, group, operators }) {
 
 // -- lists of task instances ---------------------------------------------------------------------------------------
 
-const since = (days) => new Date(Date.now() - days * DAY_MS).toISOString();
+const before = (now, days) => new Date(now - days * DAY_MS).toISOString();
 
 /** Return a page of the task instances that fulfil the conditions; a DAG that a user may not see has none. */
 async function list({ dag, operators }, conditions, limit, offset = 0) {
@@ -69,59 +70,109 @@ async function list({ dag, operators }, conditions, limit, offset = 0) {
   }
 }
 
-/** The lists of jobs that may need a hand. Results of kie.ai expire after 14 days; other results can be renewed. */
-const candidates = () => [
-  [["state", "failed"], ["start_date_gte", since(DAYS)], ["order_by", "-start_date"]],
-  [["state", "success"], ["end_date_gte", since(DAYS + 1)], ["end_date_lte", since(DAYS - 1)], ["order_by", "end_date"]],
+/**
+ * The lists of jobs that may need a hand, most urgent first. Results of kie.ai expire after 14 days; other results can
+ * be renewed.
+ */
+const CANDIDATES = [
+  (now) => [["state", "failed"], ["start_date_gte", before(now, DAYS)], ["order_by", "-start_date"]],
+  (now) => [["state", "success"], ["end_date_gte", before(now, DAYS)], ["end_date_lte", before(now, DAYS - 1)], ["order_by", "end_date"]],
+  (now) => [["state", "success"], ["end_date_gte", before(now, DAYS + 1)], ["end_date_lte", before(now, DAYS)], ["order_by", "-end_date"]],
 ];
+const EXPIRED = 2;
 
 // -- details of a job ----------------------------------------------------------------------------------------------
 
-const details = new Map();
+const known = new Map();
 
-/** Return what a task instance has pushed, and whether a download task has fetched its result; each is read once. */
-function detailsOf(instance) {
-  const key = [instance.id, instance.state, instance.try_number].join();
-  if (!details.has(key)) details.set(key, readDetails(instance).catch((error) => (details.delete(key), Promise.reject(error))));
-  return details.get(key);
+/** Read something about a task instance once. */
+function once(instance, what, readIt) {
+  const name = [instance.id, instance.state, instance.try_number, what].join();
+  if (!known.has(name)) known.set(name, readIt().catch((error) => (known.delete(name), Promise.reject(error))));
+  return known.get(name);
 }
 
-async function readDetails(instance) {
-  const job = await readJobIn(instance.state, placeOf(instance));
-  return { job, isFetched: isOver(instance) && Boolean(job.id) && (await isFetched(job.id)) };
+const xcom = (instance, key) => once(instance, key, () => readXComs(placeOf(instance), [key]));
+
+/** The prompt as Airflow lists it: only in the newest runs, not if it is long, and not before the task has computed it. */
+function listedPrompt({ rendered_fields: fields }) {
+  const prompt = text(fields?.prompt);
+  return /^(Truncated\. |DYNAMIC \()/.test(prompt) ? "" : prompt;
 }
 
-async function isFetched(id) {
-  const query = new URLSearchParams({ xcom_key: FETCHED + id, limit: 1 });
-  const found = await ask(`/api/v2/dags/~/dagRuns/~/taskInstances/~/xcomEntries?${query}`);
-  return (found?.total_entries ?? 0) > 0;
+// Where most tasks say how they ended. A killed one has pushed no error.
+const ENDS = { success: "return_value", failed: "luma_error" };
+
+/** Return what a task instance has pushed about its job: its request only if a row shows more of it than the prompt. */
+async function readJobOf(instance, isRow) {
+  const { state } = instance;
+  const end = Object.hasOwn(ENDS, state) ? await xcom(instance, ENDS[state]) : {};
+  const [job, prompt] = [jobIn(end), listedPrompt(instance)];
+  if (state !== "success" && !job.id) return once(instance, "all", () => readJobIn(state, placeOf(instance)));
+  const needsPrice = isRow && (state === "failed" || isRenewable(job)); // an error does not name the service
+  const needsWords = isRow ? !prompt : state === "failed" && !text(job.error.remedy);
+  return needsPrice || needsWords ? jobIn({ ...end, ...(await xcom(instance, "luma_request")) }) : { ...job, prompt };
+}
+
+const fetched = new Map(); // by the key of the XCom of a download
+let takesPrefixes = true;
+
+const downloads = (query) => ask(`/api/v2/dags/~/dagRuns/~/taskInstances/~/xcomEntries?${new URLSearchParams(query)}`);
+
+/** Find out whether the results of these jobs were fetched; from Airflow 3.3 on, by one query. */
+async function lookForDownloads(ids) {
+  const keys = ids.filter((id) => /^[\w.-]{1,256}$/.test(id)).map((id) => FETCHED + id).filter((key) => !fetched.has(key));
+  if (!keys.length) return;
+  const found = takesPrefixes ? await downloads({ xcom_key_prefix_pattern: keys.join("|"), limit: 100 }) : null;
+  const present = (found?.xcom_entries ?? []).map((entry) => entry.key);
+  takesPrefixes &&= present.every((key) => text(key).startsWith(FETCHED)); // an older Airflow returns any XComs
+  const isComplete = found !== null && found.total_entries === present.length;
+  const isThere = async (key) => (await downloads({ xcom_key: key, limit: 1 }))?.total_entries > 0;
+  await Promise.all(keys.map(async (key) => fetched.set(key, present.includes(key) || (!isComplete && (await isThere(key))))));
 }
 
 const waiting = new Set();
-let readers = 0;
+let isReading = false;
 
-/** Read the details of an entry as soon as a reader is free, unless the entry has left the view before. */
+/** Read the details of an entry after those that are more urgent, unless the entry has left the view before. */
 function read(entry) {
   waiting.add(entry);
-  if (readers < READERS) readNext();
+  if (!isReading) readWaiting();
 }
 
-async function readNext() {
-  readers += 1;
+async function readWaiting() {
+  isReading = true;
   try {
-    for (const entry of waiting) {
-      waiting.delete(entry);
-      if (entry.view !== shown || !entry.isWanted()) continue;
-      const known = await detailsOf(entry.instance).catch((error) => failToRead(entry, error));
-      if (known) entry.onDetails(known);
+    await null; // more entries are added at the same time
+    while (waiting.size) {
+      for (const entry of waiting) if (entry.view !== shown || !entry.isWanted()) waiting.delete(entry);
+      const batch = [...waiting].sort((one, other) => one.urgency - other.urgency).slice(0, BATCH);
+      for (const entry of batch) waiting.delete(entry);
+      await readBatch(batch);
     }
   } finally {
-    readers -= 1;
+    isReading = false;
+  }
+}
+
+async function readBatch(entries) {
+  const jobs = await Promise.all(
+    entries.map((entry) => readJobOf(entry.instance, entry.isRow).catch((error) => failToRead(entry, error))),
+  );
+  const read = entries.map((entry, i) => ({ entry, job: jobs[i] })).filter(({ job }) => job);
+  try {
+    await lookForDownloads(read.filter(({ entry }) => isOver(entry.instance)).map(({ job }) => job.id));
+  } catch (error) {
+    return read.forEach(({ entry }) => failToRead(entry, error));
+  }
+  for (const { entry, job } of read) {
+    if (entry.view === shown) entry.onDetails({ job, isFetched: fetched.get(FETCHED + job.id) ?? false });
   }
 }
 
 /** Try again, unless the user may not see the XComs of this DAG, or is not signed in. */
 function failToRead(entry, error) {
+  if (entry.view !== shown) return;
   if (error instanceof Refused && error.message === NO_ACCESS) return entry.onNoAccess();
   if (error instanceof Refused) return refuse(error);
   entry.onTrouble(troubleWords(error));
@@ -133,7 +184,7 @@ function failToRead(entry, error) {
 const observer = new IntersectionObserver(
   (changes) => changes.forEach(({ target: { entry }, isIntersecting }) => {
     entry.isInView = isIntersecting;
-    if (isIntersecting && !entry.isRead) read(entry);
+    if (isIntersecting) read(entry);
   }),
   { rootMargin: "200px 0px" },
 );
@@ -161,13 +212,11 @@ function newRow(instance, cells) {
   return { row, part };
 }
 
-function addJob(view, instance) {
-  const { row, part } = newRow(instance, ["state", "age", "prompt", "cost", "expires", "fetched"]);
-  const entry = { view, instance, isInView: false, isRead: false, isWanted: () => entry.isInView && !entry.isRead };
-  row.dataset.group = groupOf(instance);
-  row.querySelector(".state").textContent = stateWords(instance);
+/** Read the details of a row's job once the row is in view. */
+function readInView(row, view, instance, onDetails) {
+  const entry = { view, instance, isRow: true, urgency: 1, isInView: false, isWanted: () => entry.isInView };
   const end = () => {
-    entry.isRead = true;
+    entry.isInView = false;
     observer.unobserve(row);
   };
   entry.onTrouble = (words) => showPrompt(row, words);
@@ -175,18 +224,28 @@ function addJob(view, instance) {
     end();
     showPrompt(row, "You may not see the XComs of this DAG");
   };
-  entry.onDetails = ({ job, isFetched }) => {
+  entry.onDetails = (details) => {
     end();
+    onDetails(details);
+  };
+  row.entry = entry;
+  observer.observe(row);
+}
+
+function addJob(view, instance) {
+  const { row, part } = newRow(instance, ["state", "age", "prompt", "cost", "expires", "fetched"]);
+  row.dataset.group = groupOf(instance);
+  row.querySelector(".state").textContent = stateWords(instance);
+  showPrompt(row, listedPrompt(instance));
+  byId("jobs").querySelector("tbody").append(row);
+  readInView(row, view, instance, ({ job, isFetched }) => {
     const hasResult = job.urls.length > 0 || (ENDED_BADLY.has(instance.state) && isFetchable(job));
     showPrompt(row, job.prompt || (webAddress(job.source) ? "" : withoutSecrets(job.source)));
     row.querySelector(".state").textContent = stateWords(instance, job.urls.length > 0);
     part("cost").textContent = priceWords(job);
     part("fetched").textContent = isFetched ? "yes" : hasResult ? "no" : "";
     if (job.urls.length) showExpiry(part("expires"), job);
-  };
-  row.entry = entry;
-  byId("jobs").querySelector("tbody").append(row);
-  observer.observe(row);
+  });
 }
 
 function showPrompt(row, words) {
@@ -225,41 +284,48 @@ function needOf(instance, { job, isFetched }) {
   return [3, `Expired ${span(-ms)} ago, and no download task had fetched it`, "Clearing it submits another, separately billed, job"];
 }
 
-/** Read the next candidates of each list, and show those that need a hand. */
+/** Check the next candidates, and show those that need a hand. */
 async function checkHands(view) {
   byId("more-hands").hidden = true;
-  const pages = await Promise.all(
-    candidates().map((conditions, kind) => list(view.filter, conditions, CANDIDATES, view.checked[kind] ?? 0)),
-  );
-  if (view !== shown) return;
-  view.checked = pages.map((page, kind) => (view.checked[kind] ?? 0) + page.task_instances.length);
-  view.mayBeMore = pages.some((page, kind) => page.task_instances.length && view.checked[kind] < page.total_entries);
-  const fresh = pages.flatMap((page) => page.task_instances).filter(({ id }) => !view.candidateIds.has(id));
-  for (const instance of fresh) {
-    view.candidateIds.add(instance.id);
-    view.unchecked += 1;
-    const order = view.candidateIds.size;
-    const entry = { view, instance, isWanted: () => true, onTrouble: (words) => setText(byId("hands-note"), `${words}; trying again`) };
-    entry.onNoAccess = () => {
-      view.unchecked -= 1;
-      showHands(view);
-    };
-    entry.onDetails = (known) => {
-      view.unchecked -= 1;
-      const need = needOf(instance, known);
-      if (need) addHand(view, instance, known.job, order, need);
-      showHands(view);
-    };
-    read(entry);
+  view.isListing = true;
+  for (const [kind, conditions] of CANDIDATES.entries()) {
+    if (kind === EXPIRED && view.left[kind - 1] > 0) continue; // results that will expire come first
+    const { task_instances: page, total_entries: total } = await list(view.filter, conditions(view.now), CHECKED, view.checked[kind]);
+    if (view !== shown) return;
+    view.checked[kind] += page.length;
+    view.left[kind] = page.length ? total - view.checked[kind] : 0;
+    for (const instance of page) if (!view.candidateIds.has(instance.id)) check(view, instance, kind ? 2 : 0);
   }
+  view.isListing = false;
   showHands(view);
+}
+
+/** Find out whether a job needs a hand. */
+function check(view, instance, urgency) {
+  view.candidateIds.add(instance.id);
+  view.unchecked += 1;
+  const order = view.candidateIds.size;
+  const end = () => {
+    view.unchecked -= 1;
+    showHands(view);
+  };
+  read({
+    view, instance, urgency, isRow: false, isWanted: () => true, onNoAccess: end,
+    onTrouble: (words) => setText(byId("hands-note"), `${words}; trying again`),
+    onDetails: (details) => {
+      const need = needOf(instance, details);
+      if (need) addHand(view, instance, details.job, order, need);
+      end();
+    },
+  });
 }
 
 /** Show a job among those that are as urgent, in the order of the lists. */
 function addHand(view, instance, job, order, [urgency, ...sentences]) {
   const { row, part } = newRow(instance, ["advice", "age", "prompt"]);
   part("advice").textContent = sentences.filter(Boolean).map((words) => `${words.replace(/[.\s]+$/, "")}.`).join(" ");
-  showPrompt(row, job.prompt);
+  showPrompt(row, job.prompt || listedPrompt(instance));
+  if (!job.prompt) readInView(row, view, instance, ({ job: { prompt } }) => showPrompt(row, prompt));
   view.hands.push({ urgency, order, row });
   view.hands.sort((one, other) => one.urgency - other.urgency || one.order - other.order);
   const next = view.hands[view.hands.findIndex((hand) => hand.row === row) + 1];
@@ -271,9 +337,11 @@ const NEEDS = "outcomes that are unknown, videos that are paid for but not fetch
 function showHands(view) {
   const { length } = view.hands;
   byId("hands").hidden = !length;
-  byId("more-hands").hidden = view.unchecked > 0 || !view.mayBeMore;
-  const found = length || (view.mayBeMore ? "None among the newest" : "None");
-  setText(byId("hands-note"), view.unchecked ? "Checking …" : `${found}: ${NEEDS}.`);
+  const isChecking = view.isListing || view.unchecked > 0;
+  const isAll = view.left.every((count) => count <= 0);
+  byId("more-hands").hidden = isChecking || isAll;
+  const found = `${length || "None"}${isAll ? "" : ` of the ${view.candidateIds.size} jobs checked so far`}`;
+  setText(byId("hands-note"), isChecking ? "Checking …" : `${found}: ${NEEDS}.`);
   if (view.total !== null) showTotal(view);
 }
 
@@ -283,7 +351,7 @@ async function loadJobs(view) {
   byId("more-jobs").hidden = true;
   const groups = Object.keys(GROUPS).filter((group) => [group, ""].includes(view.filter.group));
   const states = groups.flatMap((group) => GROUPS[group][1]);
-  const conditions = [...states.map((state) => ["state", state]), ["start_date_gte", view.since], ["order_by", "-start_date"]];
+  const conditions = [...states.map((state) => ["state", state]), ["start_date_gte", before(view.now, DAYS)], ["order_by", "-start_date"]];
   const page = await list(view.filter, conditions, PAGE_SIZE, view.asked);
   if (view !== shown) return;
   view.asked += page.task_instances.length;
@@ -325,9 +393,9 @@ function offerDag(dagId) {
 let shown = null;
 
 function begin(filter) {
-  details.clear(); // a result may have been fetched since
+  for (const cache of [known, fetched]) cache.clear(); // a result may have been fetched since
   shown = {
-    filter, since: since(DAYS), asked: 0, total: null, ids: new Set(), checked: [], mayBeMore: false, candidateIds: new Set(), unchecked: 0, hands: [],
+    filter, now: Date.now(), asked: 0, total: null, ids: new Set(), checked: [0, 0, 0], left: [1, 1, 1], candidateIds: new Set(), isListing: true, unchecked: 0, hands: [],
   };
   for (const id of ["jobs", "hands"]) byId(id).querySelector("tbody").replaceChildren();
   byId("hands").hidden = true;
