@@ -192,8 +192,8 @@ def test_first_visit_makes_few_requests(stranger: Chrome, api: AirflowRestApi) -
         api.add_job("films", "failed", started=2 * DAY, luma_request=request(), luma_error=error)
         for job in (finished, expires, failed):
             add_download(api, job)
-    for job in api.jobs:
-        job["rendered_fields"] = {"prompt": PROMPT}
+    for instance in api.jobs:
+        instance["rendered_fields"] = {"prompt": PROMPT}
     open_page(stranger, api)
     wait_for_hands(stranger, "None of the 40 jobs checked so far")
     until(stranger, lambda: rows(stranger, "jobs")[0][-1] == "yes", "the details of the first job")
@@ -286,7 +286,8 @@ def test_jobs_that_are_fetched_or_have_nothing_to_fetch_need_no_hand(
     stranger: Chrome, api: AirflowRestApi, takes_prefixes: bool
 ) -> None:
     api.takes_prefixes = takes_prefixes
-    api.add_job("others", "success", operator="BashOperator", **{f"key_{number}": number for number in range(120)})
+    others: dict[str, Any] = {f"key_{number}": number for number in range(120)}
+    api.add_job("others", "success", operator="BashOperator", **others)
     add_finished(api, "films", "job-1", 13 * DAY + HOUR)
     api.add_job("films", "failed", luma_request=request(), luma_task_id="job-2", luma_error=TIMED_OUT)
     for job in ("job-1", "job-2"):

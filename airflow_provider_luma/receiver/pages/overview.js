@@ -119,7 +119,7 @@ let takesPrefixes = true;
 
 const downloads = (query) => ask(`/api/v2/dags/~/dagRuns/~/taskInstances/~/xcomEntries?${new URLSearchParams(query)}`);
 
-/** Find out whether the results of these jobs were fetched; from Airflow 3.3 on, by one query. */
+/** Find out whether the results of these jobs were fetched: by one query, if Airflow can (3.3 can, 3.1 cannot). */
 async function lookForDownloads(ids) {
   const keys = ids.filter((id) => /^[\w.-]{1,256}$/.test(id)).map((id) => FETCHED + id).filter((key) => !fetched.has(key));
   if (!keys.length) return;
