@@ -357,6 +357,7 @@ def test_user_who_may_not_see_the_xcoms_of_one_dag_sees_the_jobs_of_others(
     api.faults = {"luma_error": 403}
     open_page(stranger, api)
     wait_for_hands(stranger, "None")
+    assert text(stranger, "hands-note").endswith("Not checked, since you may not see their XComs: 1.")
     words = "You may not see the XComs of this DAG"
     until(stranger, lambda: prompts(stranger) == [PROMPT, words], "the refusal in its row alone")
 

@@ -310,8 +310,12 @@ function check(view, instance, urgency) {
     showHands(view);
   };
   read({
-    view, instance, urgency, isRow: false, isWanted: () => true, onNoAccess: end,
+    view, instance, urgency, isRow: false, isWanted: () => true,
     onTrouble: (words) => setText(byId("hands-note"), `${words}; trying again`),
+    onNoAccess: () => {
+      view.unreadable += 1;
+      end();
+    },
     onDetails: (details) => {
       const need = needOf(instance, details);
       if (need) addHand(view, instance, details.job, order, need);
@@ -340,8 +344,9 @@ function showHands(view) {
   const isChecking = view.isListing || view.unchecked > 0;
   const isAll = view.left.every((count) => count <= 0);
   byId("more-hands").hidden = isChecking || isAll;
-  const found = `${length || "None"}${isAll ? "" : ` of the ${view.candidateIds.size} jobs checked so far`}`;
-  setText(byId("hands-note"), isChecking ? "Checking …" : `${found}: ${NEEDS}.`);
+  const found = `${length || "None"}${isAll ? "" : ` of the ${view.candidateIds.size - view.unreadable} jobs checked so far`}`;
+  const unreadable = view.unreadable ? ` Not checked, since you may not see their XComs: ${view.unreadable}.` : "";
+  setText(byId("hands-note"), isChecking ? "Checking …" : `${found}: ${NEEDS}.${unreadable}`);
   if (view.total !== null) showTotal(view);
 }
 
@@ -395,7 +400,8 @@ let shown = null;
 function begin(filter) {
   for (const cache of [known, fetched]) cache.clear(); // a result may have been fetched since
   shown = {
-    filter, now: Date.now(), asked: 0, total: null, ids: new Set(), checked: [0, 0, 0], left: [1, 1, 1], candidateIds: new Set(), isListing: true, unchecked: 0, hands: [],
+    filter, now: Date.now(), asked: 0, total: null, ids: new Set(), checked: [0, 0, 0], left: [1, 1, 1], candidateIds: new Set(), isListing: true, unchecked: 0,
+    unreadable: 0, hands: [],
   };
   for (const id of ["jobs", "hands"]) byId(id).querySelector("tbody").replaceChildren();
   byId("hands").hidden = true;
