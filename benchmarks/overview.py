@@ -26,6 +26,7 @@ from harness.local_airflow import LocalAirflow
 from harness.postgres import binaries, postgres
 
 DAGS, RUNS, TASKS = 20, 200, 5
+RUNS_RENDERED = 30
 DAYS = 28
 VISITS = 7
 
@@ -39,7 +40,9 @@ WATCH = """
         const inView = rows.filter(row => isInView(row.getBoundingClientRect()));
         const now = {
             jobs: rows.length > 0,
-            details: rows.length > 0 && inView.every(row => row.children[3].textContent),
+            prompts: rows.length > 0 && inView.every(row => row.children[3].textContent),
+            details: rows.length > 0 && inView.every(row => row.children[6].textContent),
+            firstHand: document.querySelector('#hands tbody tr') !== null,
             hands: texts('#hands-note').some(words => words && words !== 'Checking …'),
         };
         for (const name in now) if (now[name]) window.seen[name] ??= performance.now();
@@ -52,8 +55,9 @@ def main() -> None:
     print(
         f"{DAGS * RUNS * TASKS:,} task instances of {DAYS} days, of which {DAGS * RUNS:,} are jobs; {VISITS} visits:\n"
     )
-    print("| database | | jobs listed, ms | rows in view complete, ms | checked for what needs a hand, ms | requests |")
-    print("|---|---|---:|---:|---:|---:|")
+    columns = "listed | prompts in view | rows in view complete | first that needs a hand | first 40 checked"
+    print(f"| database | visit | {columns} | requests |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     programs = binaries()
     for name, database in {"SQLite": nullcontext(None), "PostgreSQL": programs and postgres(programs)}.items():
         if database is None:
@@ -93,11 +97,14 @@ def _visit(browser: Any, address: str) -> dict[str, float]:
 
     browser.get(address)
     WebDriverWait(browser, 120, poll_frequency=0.2).until(
-        lambda opened: opened.execute_script("return Object.keys(window.seen).length === 3"), "the page to be complete"
+        lambda opened: opened.execute_script("return Object.keys(window.seen).length === 5"), "the page to be complete"
     )
     seen = browser.execute_script("return window.seen")
     requests = "return performance.getEntriesByType('resource').filter(entry => entry.name.includes('/api/v2/')).length"
-    return {**{name: seen[name] for name in ("jobs", "details", "hands")}, "n": browser.execute_script(requests)}
+    return {
+        **{name: seen[name] for name in ("jobs", "prompts", "details", "firstHand", "hands")},
+        "n": browser.execute_script(requests),
+    }
 
 
 # -- the history -----------------------------------------------------------------------------------------------------
@@ -108,6 +115,7 @@ def fill() -> None:
     from airflow.models.dag import DagModel
     from airflow.models.dagbundle import DagBundleModel
     from airflow.models.dagrun import DagRun
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
@@ -127,6 +135,7 @@ def fill() -> None:
         runs = connection.execute(select(DagRun.__table__.c["dag_id", "run_id", "id"]))
         ids = {(dag_id, run_id): number for dag_id, run_id, number in runs}
         connection.execute(insert(TaskInstance.__table__), tasks)
+        connection.execute(insert(RenderedTaskInstanceFields.__table__), list(_rendered()))
         of_runs = ({**xcom, "dag_run_id": ids[xcom["dag_id"], xcom["run_id"]]} for xcom in xcoms)
         connection.execute(insert(XComModel.__table__), list(of_runs))
 
@@ -142,6 +151,15 @@ def _runs() -> Iterator[dict[str, Any]]:
             times = {"run_after": at, "logical_date": at, "start_date": at, "queued_at": at}
             named = {"dag_id": f"dag_{dag}", "run_id": f"run_{run}"}
             yield {**named, **times, "run_type": "scheduled", "state": "success", "clear_number": 0}
+
+
+def _rendered() -> Iterator[dict[str, Any]]:
+    """Return the rendered fields of the newest runs of each DAG: Airflow keeps no more."""
+    for dag in range(DAGS):
+        for run in range(RUNS - RUNS_RENDERED, RUNS):
+            fields = {"prompt": f"Prompt {run}", "video_url": "https://e.com/v.mp4"}
+            named = {"dag_id": f"dag_{dag}", "run_id": f"run_{run}", "task_id": "modify", "map_index": -1}
+            yield {**named, "rendered_fields": fields, "k8s_pod_yaml": None}
 
 
 def _tasks_and_xcoms() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -163,7 +181,13 @@ def _tasks_and_xcoms() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
                 **{"luma_task_id": job, "status": "SUCCESS", "result_urls": [f"https://e.com/{job}.mp4"]},
                 **{"origin_urls": [], "created_at": began.isoformat(), "completed_at": ended.isoformat()},
             }
-            error = {"type": "LumaTimeoutError", "msg": "not finished", "code": None, "luma_task_id": job, "remedy": ""}
+            error = {
+                "type": "LumaTimeoutError",
+                "msg": "not finished",
+                "code": None,
+                "luma_task_id": job,
+                "remedy": "Clear it",
+            }
             ending = {"luma_error": error, "luma_task_id": job} if is_bad else {"return_value": result, **result}
             written = [f"/videos/{job}.mp4"]
             downloaded = {} if is_bad else {f"luma_fetched_{job}": written, "return_value": written}
