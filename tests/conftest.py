@@ -34,6 +34,7 @@ from urllib.parse import quote, urlsplit
 import hypothesis
 import pytest
 import structlog.testing
+from airflow.sdk._shared.secrets_masker import reset_secrets_masker
 
 from airflow_provider_luma.simulator import Settings, Simulator
 from tests.support.wire import Wires
@@ -127,6 +128,13 @@ def immediate_triggers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trigger end as soon as it can: there is no scheduler here that must notice the deferral first."""
     monkeypatch.setattr("airflow_provider_luma.triggers.luma.SHORTEST_DEFERRAL", 0.0)
     monkeypatch.setattr("airflow_provider_luma.submission.queue.SUBMISSION_WINDOW", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def secrets_forgotten() -> Iterator[None]:
+    """Forget after each test what it masked: Airflow compiles all secrets into one pattern whenever one is added."""
+    yield
+    reset_secrets_masker()
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,9 @@
 """
 A real Airflow for all of these tests, and one Luma for each rehearsal.
 
-Each group of tests shares an Airflow, so that groups run side by side: ``runs``, which watch what goes wrong at Luma,
-``kills``, ``pages``, which look at pages and the connection, and ``long``. All of them end before a worker
-begins with the unit tests, which they would slow down.
+Each group of tests shares an Airflow, so that groups run side by side: ``runs``, which watch runs of DAGs whatever goes
+wrong, ``pages``, which look at pages and the connection, and ``long``. All of them end before a worker begins with the
+unit tests, which they would slow down.
 """
 
 from __future__ import annotations

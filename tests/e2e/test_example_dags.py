@@ -20,7 +20,7 @@ from tests.support.clips import clip as make_clip
 from tests.support.clips import with_broken_sound
 from tests.support.file_server import FileServer, Reply
 
-pytestmark = pytest.mark.xdist_group("kills")
+pytestmark = pytest.mark.xdist_group("runs")
 
 
 @pytest.fixture

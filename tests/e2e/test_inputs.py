@@ -17,7 +17,7 @@ from tests.e2e.videos import assert_modified
 from tests.support.clips import clip as make_clip
 from tests.support.storages import BUCKET
 
-pytestmark = pytest.mark.xdist_group("kills")
+pytestmark = pytest.mark.xdist_group("runs")
 
 
 @pytest.mark.long

@@ -27,7 +27,7 @@ from tests.e2e.runs import (
     want,
 )
 
-pytestmark = pytest.mark.xdist_group("kills")
+pytestmark = pytest.mark.xdist_group("runs")
 
 #: Beside the daily tests: further places to be killed at, and what the unit tests cover as well.
 long = pytest.mark.long

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of operators."""
 
-from tests.support.batch_run import batch, folder, only_a
+from tests.support.batch_run import batch, folder, only_a, unopened_clips
 from tests.support.metrics_recorder import recorder
 from tests.support.operator_fixtures import context, frozen_before, modify
 from tests.support.s3_fixtures import bucket, s3_endpoint
@@ -20,4 +20,5 @@ __all__ = [
     "recorder",
     "s3_endpoint",
     "sync_task",
+    "unopened_clips",
 ]

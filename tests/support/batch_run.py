@@ -13,6 +13,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_luma.compat import AirflowFailException
+from airflow_provider_luma.media import input_check
 from airflow_provider_luma.plugins import listener
 from airflow_provider_luma.task_groups.batch import modify_videos
 from tests.support.clips import clip as make_clip
@@ -168,7 +169,13 @@ class BatchRun:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, luma_conn: str) -> Path:
+def unopened_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check clips by their size and first bytes, as without PyAV: to open one takes a process that imports it."""
+    monkeypatch.setattr(input_check, "_has_pyav", lambda: False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, luma_conn: str, unopened_clips: None) -> Path:
     """A folder with three clips, two of which have the same content."""
     folder = tmp_path / "clips"
     folder.mkdir()
