@@ -56,7 +56,7 @@ def main() -> None:
             chromium(home, "--hide-scrollbars") as browser,
         ):
             airflow.run("pools", "set", "--include-deferred", "luma", "20", "Jobs running at Luma")
-            take_all(Camera(browser, airflow))
+            take_all(Camera(browser, airflow), luma)
 
 
 def make_film(luma: Simulator, folder: Path) -> Path:
@@ -134,8 +134,12 @@ class Camera:
         print(f"{file.relative_to(REPOSITORY)}: {file.stat().st_size / 1000:.0f} kB", flush=True)
 
 
-def take_all(camera: Camera) -> None:
-    """Take one screenshot after the other."""
+def take_all(camera: Camera, luma: Simulator) -> None:
+    """
+    Take one screenshot after the other.
+
+    :param luma: the service of the DAGs
+    """
     run_id = camera.finish("luma_modify", prompt=PROMPT)
     camera.open(
         f"/luma/result?{urlencode({'dag_id': 'luma_modify', 'run_id': run_id, 'task_id': 'modify'})}", (1280, 960)
@@ -166,9 +170,16 @@ def take_all(camera: Camera) -> None:
     camera.until("return document.body.innerText.includes('3 of 3 finished')")
     camera.take("gallery")
 
-    camera.open("/luma/overview", (1280, 620))
-    rows = "[...document.querySelectorAll('#jobs tbody tr')]"
-    camera.until(f"return {rows}.length >= 7 && {rows}.every(row => row.lastElementChild.textContent === 'yes')")
+    luma.configure(faults=["submit:cut,after_accept=true,times=1"])
+    camera.finish("luma_modify", prompt=PROMPT)
+    camera.open("/luma/overview", (1280, 860))
+    camera.until("return document.querySelectorAll('#hands tbody tr').length === 1")
+    rows = (
+        "[...document.querySelectorAll('#jobs tbody tr')].filter(row => row.getBoundingClientRect().top < innerHeight)"
+    )
+    camera.until(
+        f"return {rows}.length > 3 && {rows}.slice(1).every(row => row.lastElementChild.textContent === 'yes')"
+    )
     camera.take("overview")
 
     camera.open("/connections", (1280, 1000))

@@ -324,10 +324,12 @@ function check(view, instance, urgency) {
   });
 }
 
+const asSentence = (words) => `${words[0].toUpperCase()}${words.slice(1).replace(/[.\s]+$/, "")}.`;
+
 /** Show a job among those that are as urgent, in the order of the lists. */
 function addHand(view, instance, job, order, [urgency, ...sentences]) {
   const { row, part } = newRow(instance, ["advice", "age", "prompt"]);
-  part("advice").textContent = sentences.filter(Boolean).map((words) => `${words.replace(/[.\s]+$/, "")}.`).join(" ");
+  part("advice").textContent = sentences.filter(Boolean).map(asSentence).join(" ");
   showPrompt(row, job.prompt || listedPrompt(instance));
   if (!job.prompt) readInView(row, view, instance, ({ job: { prompt } }) => showPrompt(row, prompt));
   view.hands.push({ urgency, order, row });
