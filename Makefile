@@ -48,12 +48,13 @@ test: $(VENV)/.dev  ## Run all tests but the long ones, also on a running Airflo
 test-long: $(VENV)/.dev  ## Run the tests that take minutes: before a release, and when you touch their subject
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m long $(PYTEST_ARGS)
 
-# Code that does not use Airflow behaves the same on every version. So do these tests, which take long: what they are
-# about is in our own files, programs and use of memory.
+# Code that does not use Airflow behaves the same on every version. So do some tests of code that does, which take long:
+# their subjects are our own files and programs, and the responses of servers.
 SAME_EVERYWHERE = $(addprefix tests/,core services transport waiting media simulator test_architecture.py \
 	test_live_check.py test_local_airflow.py) \
-	$(addprefix tests/files/test_,download_memory.py download_sound.py uploads_to_luma.py) \
-	$(addprefix tests/operators/test_batch_,claims.py clears.py safety.py)
+	$(addprefix tests/files/test_,download_sound.py download_existing_files.py download_hostile_servers.py \
+	download_renewal.py uploads_to_luma.py) tests/submission/test_budget_slots.py \
+	$(addprefix tests/operators/test_,film_destinations.py batch_claims.py batch_clears.py batch_safety.py)
 
 test-versions: $(VENV)/.dev  ## Run the unit tests, and what behaves differently on another Airflow: AIRFLOW=3.1
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long and (not e2e or versions)" \

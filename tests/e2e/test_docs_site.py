@@ -133,9 +133,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 @pytest.mark.parametrize(
     ("width", "theme"),
     [
-        (1280, "light"),
         (390, "dark"),
-        *(pytest.param(*one, marks=pytest.mark.long) for one in ((1280, "dark"), (390, "light"))),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in ((1280, "light"), (1280, "dark"), (390, "light"))),
     ],
 )
 def test_every_page_fits_the_screen_in_both_themes(

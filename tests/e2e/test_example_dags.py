@@ -31,10 +31,10 @@ def web() -> Iterator[FileServer]:
 
 
 @pytest.mark.parametrize(
-    # test_no_secrets runs luma_submit_and_wait every time.
+    # The demo runs luma_modify every time, and test_no_secrets luma_submit_and_wait.
     "dag_id",
     [
-        "luma_modify",
+        pytest.param("luma_modify", marks=pytest.mark.long),
         pytest.param("luma_submit_and_wait", marks=pytest.mark.long),
         pytest.param("own_api_luma_submit_and_wait", marks=pytest.mark.long),
     ],

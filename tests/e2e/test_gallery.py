@@ -21,7 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from airflow_provider_luma.simulator import Simulator
 from harness.local_airflow import LocalAirflow
-from tests.e2e.browsers import barriers, click, complaints, find, press, text, until, wait_for_text
+from tests.e2e.browsers import barriers, click, complaints, find, press, text, until, wait_for_text, wait_for_videos
 from tests.e2e.conftest import REPOSITORY
 from tests.e2e.runs import finish
 
@@ -161,6 +161,7 @@ def test_gallery_shows_each_result_with_its_original_and_prompt(
     until(browser, lambda: "Luma is processing the video" in card(browser, 7).text, "the card of a job that is running")
 
 
+@pytest.mark.long
 def test_gallery_plays_under_the_mouse(browser: Chrome, of_200: str) -> None:
     browser.get(of_200)
     wait_for_picture(browser, 1)
@@ -187,6 +188,7 @@ def test_gallery_shows_only_those_that_failed_and_leads_to_page_and_log(browser:
     assert text(browser, "gallery-link") == "All 200 of this task"
 
 
+@pytest.mark.long
 def test_keyboard_moves_among_cards_plays_and_opens(browser: Chrome, of_200: str) -> None:
     browser.get(of_200)
     wait_for_text(browser, "state", "160 of 200 finished")
@@ -256,6 +258,21 @@ def test_result_page_of_one_of_many_leads_to_all_and_back(browser: Chrome, airfl
     wait_for_text(browser, "state", "3 of 3 finished")
 
 
+def test_result_page_of_a_mapped_task_shows_its_own_video(
+    browser: Chrome, airflow: LocalAirflow, luma: Simulator, batch: str
+) -> None:
+    link = airflow.xcom("luma_batch", batch, "clip.modify", "_link_LumaResultLink", map_index=1)
+
+    browser.get(airflow.url + link)
+    wait_for_videos(browser)
+
+    result = airflow.xcom("luma_batch", batch, "clip.modify", map_index=1)
+    assert browser.find_element(By.ID, "modified").get_attribute("src") == result["result_urls"][0]
+    assert browser.find_element(By.ID, "original").get_attribute("src") == luma.sample_url.replace("sample", "sample-2")
+    assert "1 · sample-2.mp4" in text(browser, "facts")
+    assert text(browser, "task-link").endswith("/ clip.modify [1]")
+
+
 def test_gallery_says_that_there_is_nothing_yet_or_no_such_run(browser: Chrome, airflow: LocalAirflow) -> None:
     run_id = airflow.trigger("gallery_to_come")
     browser.get(address(airflow, "gallery_to_come", run_id))
@@ -267,6 +284,7 @@ def test_gallery_says_that_there_is_nothing_yet_or_no_such_run(browser: Chrome, 
 # -- what is expired, and what means harm ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_gallery_says_that_a_video_has_expired(browser: Chrome, airflow: LocalAirflow, luma: Simulator) -> None:
     run_id = airflow.trigger("gallery_of_3")
     gone = {"result_urls": [f"{luma.base_url}/files/gone.mp4"], "completed_at": "2020-01-01T00:00:00+00:00"}

@@ -124,6 +124,7 @@ def test_overview_lists_the_jobs_of_all_dags_newest_first_with_what_is_known(
     assert barriers(stranger) == []
 
 
+@pytest.mark.long
 def test_each_job_leads_to_its_result_page_and_its_log(stranger: Chrome, api: AirflowRestApi) -> None:
     region = {"region_id": "0198c0de-0000-7000-8000-000000000001", "region_index": 4}
     api.add_job("films & more", "success", map_index=3)
@@ -147,6 +148,7 @@ def test_each_job_leads_to_its_result_page_and_its_log(stranger: Chrome, api: Ai
     assert queries == [mapped, {}, {**looped, **as_text}, as_text]
 
 
+@pytest.mark.long
 def test_older_jobs_are_listed_page_by_page_and_details_are_read_only_for_rows_in_view(
     stranger: Chrome, api: AirflowRestApi
 ) -> None:
@@ -167,6 +169,7 @@ def test_older_jobs_are_listed_page_by_page_and_details_are_read_only_for_rows_i
     assert api.asked.count("luma_request") < 100
 
 
+@pytest.mark.long
 def test_prompts_that_airflow_lists_are_shown_before_any_detail_is_read(stranger: Chrome, api: AirflowRestApi) -> None:
     not_yet_rendered = ("Truncated. You can remove this behaviour", "DYNAMIC (set during execution)", {"toString": 1})
     for age, prompt in enumerate(("listed", *not_yet_rendered)):
@@ -235,6 +238,7 @@ def test_filter_by_dag_and_state_is_kept_in_the_address(stranger: Chrome, api: A
     assert barriers(stranger) == []
 
 
+@pytest.mark.long
 def test_subclasses_are_listed_if_the_address_names_them(stranger: Chrome, api: AirflowRestApi) -> None:
     api.add_job("films", "success", operator="OurModifyOperator", luma_request=request())
     open_page(stranger, api, "?operator=OurModifyOperator")
@@ -244,6 +248,7 @@ def test_subclasses_are_listed_if_the_address_names_them(stranger: Chrome, api: 
     wait_for_text(stranger, "state", "1 job")
 
 
+@pytest.mark.long
 def test_without_jobs_the_page_says_how_to_get_some(stranger: Chrome, api: AirflowRestApi) -> None:
     open_page(stranger, api)
     wait_for_text(stranger, "empty", "Run a DAG with a LumaModifyOperator, @task.luma_modify or a LumaTaskSensor")
@@ -302,6 +307,7 @@ def test_jobs_that_are_fetched_or_have_nothing_to_fetch_need_no_hand(
     assert rows(stranger, "hands") == []
 
 
+@pytest.mark.long
 def test_many_failures_are_checked_in_steps(stranger: Chrome, api: AirflowRestApi) -> None:
     for number in range(30):
         api.add_job("films", "failed", started=(number + 1) * HOUR, luma_error=REFUSED)
@@ -328,6 +334,7 @@ def test_results_that_will_expire_are_checked_before_those_that_have_expired(
     assert rows(stranger, "hands")[-1][1].startswith("Expired 5 h ago")
 
 
+@pytest.mark.long
 def test_result_that_was_fetched_since_needs_no_hand_after_the_filter_is_set_anew(
     stranger: Chrome, api: AirflowRestApi
 ) -> None:
@@ -339,6 +346,7 @@ def test_result_that_was_fetched_since_needs_no_hand_after_the_filter_is_set_ane
     wait_for_hands(stranger, "None")
 
 
+@pytest.mark.long
 def test_values_that_are_no_text_spoil_no_other_job(stranger: Chrome, api: AirflowRestApi) -> None:
     hostile: Any = {"toString": 1}
     add_finished(api, "films", "job-1", 13 * DAY + HOUR, service=hostile)
@@ -378,6 +386,7 @@ def test_error_of_airflow_is_named_and_waited_out(stranger: Chrome, api: Airflow
     assert not field(stranger, "problem").is_displayed()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "title"), [(403, "You may not see any jobs"), (401, "You are not signed in"), ("login", "not signed in")]
 )
@@ -393,6 +402,7 @@ def test_refusal_is_named(stranger: Chrome, api: AirflowRestApi, fault: Any, tit
         assert parse_qs(urlsplit(link).query)["next"] == [stranger.current_url]
 
 
+@pytest.mark.long
 def test_filter_outlives_a_sign_in_that_shortens_the_address(stranger: Chrome, api: AirflowRestApi) -> None:
     api.faults = {"": 401}
     open_page(stranger, api, "?dag_id=films&state=good")

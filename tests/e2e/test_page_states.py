@@ -61,6 +61,7 @@ def is_shown(browser: Chrome, element_id: str) -> bool:
 # -- what a task is about --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_clip_from_a_disk_is_no_film_and_plays_as_uploaded(stranger: Chrome, api: AirflowRestApi) -> None:
     for kind in ({"kind": "clip"}, {}):  # 1.1.0 told none
         asked = {"prompt": PROMPT, "video_url": api.clip_url, "source": "/data/clip.mp4", **kind}
@@ -74,6 +75,7 @@ def test_clip_from_a_disk_is_no_film_and_plays_as_uploaded(stranger: Chrome, api
     assert complaints(stranger) == []
 
 
+@pytest.mark.long
 def test_clip_in_a_storage_that_was_not_uploaded_is_named(stranger: Chrome, api: AirflowRestApi) -> None:
     stored = "s3://user:secret@bucket/clip.mp4"
     api.show("success", luma_request=request(api, video_url=stored), return_value=result(api.clip_url))
@@ -84,6 +86,7 @@ def test_clip_in_a_storage_that_was_not_uploaded_is_named(stranger: Chrome, api:
     assert "secret" not in stranger.page_source
 
 
+@pytest.mark.long
 def test_clip_uploaded_to_lumas_own_api_is_named_and_not_played(stranger: Chrome, api: AirflowRestApi) -> None:
     for source in ({}, {"source": "/data/clip.mp4"}):
         asked = {**request(api, video_url="luma-file:3f1c7a90"), **source}
@@ -159,6 +162,7 @@ def test_failure_without_anything_to_fetch_promises_nothing(stranger: Chrome, ap
     wait_for_text(stranger, "problem-words", "An upstream task failed")
 
 
+@pytest.mark.long
 def test_video_that_cannot_be_loaded_has_expired_only_after_its_time(stranger: Chrome, api: AirflowRestApi) -> None:
     asked = request(api, video_url=NOWHERE)
     api.show("success", luma_request=asked, return_value=result(NOWHERE))
@@ -223,6 +227,7 @@ def test_sign_in_page_of_a_proxy_is_recognised(stranger: Chrome, api: AirflowRes
             wait_for_text(stranger, "state", state)
 
 
+@pytest.mark.long
 def test_slow_answers_are_asked_for_side_by_side_and_shown_as_they_come(stranger: Chrome, api: AirflowRestApi) -> None:
     api.show("deferred", luma_request=request(api), luma_task_id="job-1")
     api.faults = {"": "hold"}
@@ -241,6 +246,7 @@ def test_slow_answers_are_asked_for_side_by_side_and_shown_as_they_come(stranger
     assert complaints(stranger) == []
 
 
+@pytest.mark.long
 def test_slow_gallery_asks_for_all_cards_at_once(stranger: Chrome, api: AirflowRestApi) -> None:
     for number in range(2):
         api.show("success", map_index=number, luma_request=request(api), return_value=result(api.clip_url))
@@ -253,6 +259,7 @@ def test_slow_gallery_asks_for_all_cards_at_once(stranger: Chrome, api: AirflowR
     wait_for_videos(stranger, 4)
 
 
+@pytest.mark.long
 def test_result_that_came_while_the_end_was_read_is_shown(stranger: Chrome, api: AirflowRestApi) -> None:
     api.show("success", luma_request=request(api), luma_task_id="job-1")
     api.faults = {"hitlDetails": "hold"}
@@ -267,6 +274,7 @@ def test_result_that_came_while_the_end_was_read_is_shown(stranger: Chrome, api:
 # -- looking closely -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_arrow_keys_step_by_the_frames_of_the_video(stranger: Chrome, api: AirflowRestApi) -> None:
     def frame() -> int:
         until(stranger, lambda: stranger.execute_script("return !modified.seeking"), "the picture")
@@ -282,6 +290,7 @@ def test_arrow_keys_step_by_the_frames_of_the_video(stranger: Chrome, api: Airfl
     assert seen == [1, 2, 3, 2, 72, 71]
 
 
+@pytest.mark.long
 def test_cards_without_names_are_called_after_their_files_or_prompts(stranger: Chrome, api: AirflowRestApi) -> None:
     script = "return [...document.querySelectorAll('.open')].map(link => link.textContent)"
     for differ, names in {

@@ -226,6 +226,7 @@ def test_run_that_does_not_end_is_killed_with_its_child_processes_and_the_next_o
     assert run_dag("variables").state == "success"
 
 
+@pytest.mark.long
 def test_next_test_finds_nothing_of_a_run_that_was_killed(run_dag: DagRunner, luma_airflow: AirflowProcess) -> None:
     run_dag("store")
     with pytest.raises(AirflowProblem, match="crash: its process has ended"):
@@ -262,6 +263,7 @@ with AirflowProcess(Path({str(tmp_path)!r}), Path({str(luma_dags_folder)!r}), {{
     until(lambda: not is_running(pid))
 
 
+@pytest.mark.long
 def test_run_whose_process_ends_is_an_error_with_its_log_and_the_next_one_runs(run_dag: DagRunner) -> None:
     with pytest.raises(AirflowProblem, match=r"crash: its process has ended(?s:.*)gone"):
         run_dag("crash")

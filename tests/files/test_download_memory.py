@@ -23,7 +23,9 @@ for destination in destinations:
 """
 
 
-@pytest.mark.parametrize("blocks", [64, pytest.param(500, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("blocks", [64, 500])
 def test_download_takes_little_memory_whatever_it_is_written_to(
     blocks: int, disk: Disk, bucket: Bucket, server: FileServer, set_connection: Callable[..., None]
 ) -> None:

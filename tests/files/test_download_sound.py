@@ -95,7 +95,7 @@ def test_file_with_other_sound_or_none_is_not_taken_for_this_one(
     another = tmp_path / "another.mp4"
     another.write_bytes(film(frames=90, sound="aac"))
     choices = (None, source, str(another))
-    for before, now in [*pairwise(choices), *pairwise(reversed(choices))]:
+    for before, now in pairwise((*choices, None)):
         run(urls=result, destination=disk.destination, sound_from=before, overwrite=True)
         with pytest.raises(AirflowFailException, match="already exists"):
             run(urls=result, destination=disk.destination, sound_from=now)

@@ -276,9 +276,9 @@ for small, large in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
-@pytest.mark.parametrize(
-    "size", [48_000_000, pytest.param(3_000_000_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("size", [48_000_000, 3_000_000_000])
 def test_upload_takes_little_more_memory_than_that_of_a_small_file(discarding_service, tmp_path, size):
     small, large = tmp_path / "small.mp4", tmp_path / "large.mp4"
     small.write_bytes(CONTENT)

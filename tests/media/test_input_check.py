@@ -169,7 +169,9 @@ def test_size_limit_differs_between_an_address_and_a_file():
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mov", "avi"])
-@pytest.mark.parametrize("seconds", [9.9, 10.0, 10.4, 10.8, 11.0])
+@pytest.mark.parametrize(
+    "seconds", [10.4, 10.8, *(pytest.param(seconds, marks=pytest.mark.long) for seconds in (9.9, 10.0, 11.0))]
+)
 def test_videos_are_too_long_for_the_check_where_they_are_for_the_simulated_service(kind, seconds, tmp_path):
     video = clip(kind, seconds=seconds, sound="mp3" if kind == "avi" else "aac")
     (tmp_path / "clip").write_bytes(video)

@@ -168,7 +168,9 @@ def test_film_without_sound_has_none_afterwards(output):
         assert [stream.type for stream in container.streams] == ["video"]
 
 
-@pytest.mark.parametrize("sound", ["aac", "libmp3lame", "pcm_s16le"])
+@pytest.mark.parametrize(
+    "sound", ["aac", *(pytest.param(sound, marks=pytest.mark.long) for sound in ("libmp3lame", "pcm_s16le"))]
+)
 @pytest.mark.parametrize("span", [(0.0, 2.2), (0.0, 4.1), (0.0, 4.3), (0.0, 6.0), (1.2, 4.0), (1.2, 6.0)])
 def test_sound_that_begins_late_or_ends_early_or_late(sound, span, output):
     """The film ends when both pictures and sound have ended. Sound as short as an encoder's padding does not count."""

@@ -405,7 +405,9 @@ class TestFolders:
         assert "destination has folders where videos are to be written: 'a.mp4'" in failure(run)
 
 
-@pytest.mark.parametrize("fault", [None, "submit:refuse,code=402,times=1"], ids=str)
+@pytest.mark.parametrize(
+    "fault", [None, pytest.param("submit:refuse,code=402,times=1", marks=pytest.mark.long)], ids=["accepted", "refused"]
+)
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(1, 24))
 def test_wherever_a_task_is_killed_nothing_is_paid_twice_or_lost_and_nobody_waits_for_ever(

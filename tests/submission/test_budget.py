@@ -337,7 +337,7 @@ class TestRun:
 
 @pytest.mark.parametrize(
     ("fault", "deferrable"),
-    [(None, False), ("submit:refuse,code=429,times=1", True)],
+    [(None, False), pytest.param("submit:refuse,code=429,times=1", True, marks=pytest.mark.long)],
     ids=["accepted", "refused, queued and accepted"],
 )
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
