@@ -185,7 +185,7 @@ def test_gallery_shows_only_those_that_failed_and_leads_to_page_and_log(browser:
     card(browser, 5).find_element(By.CLASS_NAME, "screen").click()
     wait_for_text(browser, "problem-words", "GENERATE_FAILED: The model gave up. (code 501)")
     assert text(browser, "task-link").endswith("/ modify [5]")
-    assert text(browser, "gallery-link") == "All 200 of this task"
+    wait_for_text(browser, "gallery-link", "All 200 of this task")
 
 
 @pytest.mark.long
