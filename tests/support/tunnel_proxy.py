@@ -64,7 +64,9 @@ def _socks_target(client: socket.socket) -> tuple[tuple[str, int], bytes]:
 def _connect_target(client: socket.socket, first: bytes) -> tuple[tuple[str, int], bytes]:
     head = first
     while not head.endswith(b"\r\n\r\n"):
-        head += client.recv(1)
+        if not (byte := client.recv(1)):
+            raise ConnectionAbortedError("the client has closed the connection")
+        head += byte
     host, _, port = head.split()[1].decode().rpartition(":")
     return (host, int(port)), b"HTTP/1.1 200 OK\r\n\r\n"
 
