@@ -106,7 +106,7 @@ def jobs_of_results(
     :param files: the results that those tasks returned, each with the address of the file it was written to
     """
     for task_id in sorted(operator.upstream_task_ids):
-        # Usually it is the job with the same map index; otherwise, all of them must be read.
+        # Usually, the job with the same map index made them. If it did not make all, every job must be read.
         own = context["ti"].map_index
         for map_index in (None,) if own in (None, -1) else (own, None):
             found = [(job, _files_of(job, files)) for job in _jobs(context, task_id, map_index) if job]

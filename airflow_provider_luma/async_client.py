@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The client of the service for the triggerer.
+The client that the triggerer uses to call the service.
 
-It is a module of its own because it imports aiohttp, for which workers have no use: it would cost each task a fifth of
-a second of processor time.
+It is a module of its own because it imports aiohttp, which workers do not need: importing that would cost each task a
+fifth of a second of processor time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The client of the service for workers. The triggerer has its own, in :mod:`~airflow_provider_luma.async_client`.
+The client that workers use to call the service. The triggerer uses :mod:`~airflow_provider_luma.async_client`.
 
 There are two kinds of call. *Reading* is safe to repeat, so transient errors are retried. *Submitting* costs money:
 it is repeated only if the service certainly accepted nothing.
@@ -93,7 +93,7 @@ class LumaClient:
         """
         Return Airflow's address for the service to call when a job has ended; None if jobs are only polled.
 
-        :param reference: a name for the submission that nobody can guess
+        :param reference: an unguessable name for the submission
         :param task_instance_id: the try that submits; it makes callbacks cheaper to handle
         """
         if not self.connection.service.has_callbacks:
@@ -164,7 +164,7 @@ class LumaClient:
         return self._read(service.balance(), service.read_balance)
 
     def credits_left(self) -> float | None:
-        """Return the account's remaining credits, or None if they cannot be read (quickly); never raises."""
+        """Return the account's remaining credits, or None if reading them fails or takes too long; never raises."""
         if not self.connection.service.has_balance:
             return None
         try:
@@ -248,7 +248,7 @@ class LumaClient:
 
 def retry_submission(attempt: Callable[[], str], timeout: float, log: Logger) -> str:
     """
-    Retry a submission while it is certainly not accepted, for a transient reason.
+    Retry a submission as long as it fails for a transient reason, and was certainly not accepted.
 
     During a service outage, retries stop two minutes after its start.
 
@@ -353,7 +353,7 @@ def check_job(
 
     :param poll: checks the status once
     :param retry_timeout: seconds for which transient errors are retried; 0 to raise the first
-    :param sends_metrics: whether to count a job that has ended in Airflow's metrics; False if it already was
+    :param sends_metrics: whether to record the end of the job in Airflow's metrics; False if it was already
     :param service: the name of the job's service; None if it is that of the connection
     :returns: the job, which is running, or has succeeded and lists a video
     :raises LumaGenerationError: the job failed

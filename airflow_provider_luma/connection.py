@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 #: Seconds until a call times out, unless the connection's extra says otherwise.
 DEFAULT_TIMEOUT = 30.0
 
-#: Seconds for which a signed input address is valid, unless the connection's extra says otherwise: the service may not
-#: fetch the video until the job starts.
+#: Seconds for which a signed input address is valid, unless the connection's extra says otherwise: the service might
+#: fetch the video only once the job starts.
 DEFAULT_SIGNATURE_EXPIRY = 6 * 3600.0
 
-#: Shorter signatures may expire before the service fetches; S3 and Google create longer ones, but then refuse them.
+#: Shorter ones may expire before the service fetches the video. S3 and Google create longer ones, but refuse them.
 SHORTEST_SIGNATURE, LONGEST_SIGNATURE = 60.0, 7 * 86_400.0
 
 #: What to tell users whose connection is a URI (in the environment or a secrets backend) that lost its key.

@@ -47,7 +47,7 @@ CLAIMED_HINTS = {
     ),
 }
 
-#: No other text is taken for such advice.
+#: Only these texts are shown as advice if they come from a claim in storage.
 RECOVERY_HINTS = frozenset({CLEAR_HINT, KEEP_STATE_HINT, NO_RECORD_HINT, *CLAIMED_HINTS.values()})
 
 
@@ -107,7 +107,7 @@ class LumaAuthError(LumaError):
 class LumaInsufficientCreditsError(LumaError):
     """402, or fewer credits than ``min_credits``. Nothing was started; a retry works once the account is topped up."""
 
-    remedy = "Top up the Luma account, then let the task retry or clear it"
+    remedy = "Top up the Luma account, then let the task retry, or clear it"
 
 
 class LumaKeyLimitError(LumaInsufficientCreditsError):
@@ -143,7 +143,7 @@ class LumaRateLimitError(LumaError):
     #: Whether too many jobs are running: the next submission is accepted once one of them has ended.
     has_too_many_jobs = False
 
-    #: How many requests a minute the service allows, if it said so.
+    #: How many requests a minute the service allows, if it stated the limit.
     requests_per_minute: int | None = None
 
 
@@ -189,7 +189,7 @@ class LumaSubmissionUnknownError(LumaError):
     )
 
 
-#: Errors that a later call may not raise again.
+#: Errors that may pass: a later call may succeed.
 TRANSIENT = (LumaRateLimitError, LumaUnavailableError)
 
 #: Errors that the same submission would always raise again.

@@ -28,7 +28,7 @@ def dataset_name(address: str) -> tuple[str, str]:
     """
     Return the namespace and name of a file in OpenLineage.
 
-    :param address: an address on the web or in a storage, a path on this machine, or an upload or result at Luma's own
+    :param address: an address on the web or in storage, a path on this machine, or an upload or result at Luma's own
         API, as ``luma-file:ID`` or ``luma-job:ID``
     """
     if is_luma_file(address):

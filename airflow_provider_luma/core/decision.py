@@ -33,7 +33,7 @@ class Outcome(StrEnum):
 
     #: Airflow has stored the result.
     RESULT = "result"
-    #: The task has failed with the service's own failure.
+    #: The task has failed because the job failed at the service.
     FAILURE = "failure"
     #: Either of these; records of version 1.1.0 do not say which.
     EITHER = "either"
@@ -95,7 +95,7 @@ class SubmissionRecord:
 
 
 def new_reference() -> str:
-    """Return a unique name for a submission that nobody can guess."""
+    """Return a unique, unguessable name for a submission."""
     return uuid.uuid4().hex
 
 
@@ -237,7 +237,7 @@ TABLE = (
     Row(Job(ANY, JobStatus.NOT_FOUND), Step.NOT_FOUND,
         "Luma does not know Luma task {id}, submitted by try {number}, although it may exist; nothing is submitted"),
 
-    # A Clear asks for a new video only if the one already paid for was seen. A status check shows if there is one.
+    # A Clear asks for a new video only if the one already paid for was seen. A status check shows if it exists.
     Row(Job(Try.CLEARED, JobStatus.RUNNING), Step.WAIT,
         "Task cleared, but Luma task {id} of try {number} is still running, cannot be cancelled, and is paid for; "
         "continuing it, nothing new is billed"),
@@ -296,7 +296,7 @@ TABLE = (
     # Neither service knows the other's jobs, and the connection may have been switched by mistake.
     Row(JobOfAnotherService(), Step.REFUSE,
         "Try {number} submitted to the service {service!r}, but the connection now leads to {current!r}; no request is "
-        "sent. Point the connection back to it, or delete this task's submission record to submit a new job"),
+        "sent. Point the connection back to {service!r}, or delete this task's submission record to submit a new job"),
 )  # fmt: skip
 
 
@@ -350,7 +350,7 @@ def decide(
     :param clear_number: how often the DAG run has been cleared so far
     :param status: the status of the recorded job, where :func:`must_ask` is true
     :param can_await_callback: whether the task can be deferred to wait for a callback
-    :param resubmit_on_unknown: the user would rather pay twice than have a person check the account
+    :param resubmit_on_unknown: whether to risk paying twice rather than have a person check the account
     :param resubmit_on_failure: submit again after a failed job; if off, only on a Clear after the failure was reported
     """
     situation: Situation = NoRecord()
@@ -376,9 +376,9 @@ def is_cleared(
     Return whether a person has cleared the task since its record was written; otherwise this try is a retry.
 
     Airflow has no flag for this. A Clear sets the task's ``max_tries`` to the tries so far plus ``retries``, and a
-    retry leaves it unchanged. But a Clear with fewer ``retries`` can yield the same number: the DAG run's
-    ``clear_number`` reveals that. It also counts Clears of other tasks, so it is used only if the record shows that
-    this task had ended for good: with a result, by asking a person, or with a failed job that is not retried.
+    retry leaves it unchanged. But a Clear with fewer ``retries`` can yield the same number; then only the DAG run's
+    ``clear_number`` reveals the Clear. That also counts Clears of other tasks, so it is used only if the record shows
+    that this task had ended for good: with a result, by asking a person, or with a failed job that is not retried.
 
     :param fails_for_good: whether a failed job ends the task without using its retries
     """
@@ -396,7 +396,7 @@ def _seen(record: SubmissionRecord, status: JobStatus | None) -> Seen:
     """
     Return whether a person can know how a job ended.
 
-    A report of a missing video, or of a failure that the service has since reversed, does not mean the video was seen.
+    A report that the video was missing, or of a failure since reversed, does not mean that anybody has seen the video.
     """
     if status is JobStatus.FAILED:
         return Seen(record.delivered is not None)

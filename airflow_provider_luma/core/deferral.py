@@ -57,7 +57,7 @@ class DeferralState(NamedTuple):
     service: str | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
-        """Return the set fields as JSON values. Airflow does not encrypt them; :meth:`is_resumed_by` relies on that."""
+        """Return all fields but None as JSON values. :meth:`is_resumed_by` relies on Airflow not encrypting them."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     @classmethod

@@ -34,10 +34,10 @@ class JobDurations:
 
     def likely_end(self, age: float) -> float | None:
         """
-        Return the age at which checking a job, still running at ``age``, is expected to be a second late.
+        Return the age at which a status check of a job, last seen running at ``age``, comes a second late on average.
 
-        The expectation is taken over the sampled jobs that took longer than ``age``. A job that would still be running
-        counts as zero seconds late.
+        The average is taken over the sampled jobs that took longer than ``age``. For a job that would still be running,
+        the check counts as zero seconds late.
 
         :param age: seconds since the job was created
         :returns: seconds since the job was created; None if too few sampled jobs took that long

@@ -26,7 +26,7 @@ DEFAULT_SERVICE = "kie"
 
 class LumaTaskStatus(IntEnum):
     """
-    A job's status: kie.ai's names (https://docs.kie.ai/luma-api/get-luma-modify-details), also for Luma's own API.
+    A job's status at any service, as kie.ai names it (https://docs.kie.ai/luma-api/get-luma-modify-details).
 
     An undocumented status becomes a member named ``UNDOCUMENTED_…`` and counts as running: it must not end the wait
     for a job that is paid for.
@@ -176,7 +176,7 @@ class ModifyRequest:
     :param watermark: text to put into the video, if any (kie.ai only)
     :param callback_url: public address that the service calls when the job ends, if any (kie.ai only)
     :param options: further fields of the service's own request, if any
-    :param ignores_queries: whether addresses that differ in their queries alone are the same, such as signed ones
+    :param ignores_queries: whether addresses that differ only in their queries, as signed ones do, count as the same
     """
 
     prompt: str

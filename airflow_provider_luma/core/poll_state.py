@@ -42,7 +42,7 @@ NOT_FOUND_GRACE = 30.0
 #: How many times a success that lists no video yet is checked again.
 POLLS_FOR_MISSING_URLS = 3
 
-#: Poll intervals between two status checks of a job whose callback is expected.
+#: How many poll intervals pass between two status checks of a job whose callback is expected.
 INTERVALS_WITH_CALLBACK = 10
 
 #: Time between two log lines about a job with an unchanged status: in seconds, or as a fraction of its age if longer.

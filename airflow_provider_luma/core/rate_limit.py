@@ -61,11 +61,11 @@ class RequestRate:
     of the limit: how many requests may count at a time. Shares are whole numbers, because whole shares that add up to
     the limit fit into every second, whenever their requests are sent. After a 429, a share above half the limit drops
     to half the limit. A smaller one drops to what the service accepted in the last second, but by at least one request
-    and at most half. Nothing is sent for a second, so that one 429 is enough. The share is raised by a tenth of the
-    limit, or at least one request, 30 to 45 s later, and then every 3 s until the next 429. The next request is then
-    sent at once: if the limit is used up, the service usually refuses this one, not another event loop's, and the raise
-    is undone. Then a share above half the limit gives up one more request, and a smaller one sometimes does: at half
-    the limit one time in four, at a fifth one time in 25. So large shares shrink and small ones grow until equal.
+    and at most half. Nothing is sent for a second, so that one 429 is enough. After 30 to 45 s, and then every 3 s
+    until the next 429, the share is raised by a tenth of the limit, but at least by one request. After each raise, the
+    next request is sent at once: if the limit is used up, the service usually refuses this one, not another event
+    loop's, and the raise is undone. A share above half the limit then gives up one more request; a smaller one does so
+    one time in four at half the limit, one time in 25 at a fifth. So large shares shrink and small ones grow.
 
     :param limit: requests per second that the service allows
     :param usable: the fraction of the limit to use

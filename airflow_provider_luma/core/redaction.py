@@ -15,7 +15,7 @@ _USER_IN_ADDRESS = r"(?<=//)[^/\s?#]*@"
 #: The token in a callback's address.
 _SIGNED_CALLBACK = r"(?i)(?<=token)(=|%3D)[0-9a-f]{64}"
 
-#: A web address, without its query and with it. Scans each character only once: a text may have 256 kB.
+#: A web address (group 1) and its query (group 2), if any. Scans each character only once: a text may have 256 kB.
 _ADDRESS_WITH_QUERY = r"""(?i)(https?:(?:\\*/){2}[^\s"'<>?]*+)(\?[^\s"'<>]*+)?"""
 
 

@@ -132,31 +132,32 @@ def check_video_address(
     elif isinstance(video_url, str) and is_web_address(video_url):
         check_video_url(video_url, containers=containers, service_is_public=service_is_public)
     else:
-        check_file_address("video_url", video_url, containers=containers)
+        check_file_address("video_url", video_url, containers=containers, or_public=True)
 
 
-def check_file_address(parameter: str, address: object, *, containers: Collection[str] | None = None) -> None:
+def check_file_address(
+    parameter: str, address: object, *, containers: Collection[str] | None = None, or_public: bool = False
+) -> None:
     """
     Check the address of a video in storage.
 
     :param containers: extensions that the service accepts; None for a film, or if the service is not known yet
+    :param or_public: whether the parameter also accepts public addresses, which are checked elsewhere
     :raises LumaValidationError: it is not an absolute path or address, or its extension is not accepted
     """
     text = str(address) if hasattr(address, "as_uri") else address
-    what_it_is = (
-        f"{parameter} must be a file in storage, such as /data/clip.mp4, file:///data/clip.mp4 or "
-        "s3://my_aws@bucket/clip.mp4"
-    )
+    public = ", or a public address that starts with http:// or https://" if or_public else ""
+    what_it_is = f"{parameter} must be a file in storage, such as /data/clip.mp4 or s3://my_aws@bucket/clip.mp4{public}"
     if not isinstance(text, str) or not text.strip():
-        raise LumaValidationError(None, f"{what_it_is}, or a public http(s) address, not {address!r}")
+        raise LumaValidationError(None, f"{what_it_is}, not {address!r}")
     check_text(parameter, text)
     if is_web_address(text):
-        raise LumaValidationError(None, f"{what_it_is}; a public address needs no upload: {text!r}")
+        raise LumaValidationError(
+            None, f"{what_it_is}. Pass a public clip as video_url; download a film first: {text!r}"
+        )
     check_no_outer_blanks(parameter, text)
     if not is_absolute(text):
-        raise LumaValidationError(
-            None, f"{what_it_is}, or a public address that starts with http:// or https://: {text!r}"
-        )
+        raise LumaValidationError(None, f"{what_it_is}: {text!r}")
     _check_extension(parameter, PurePosixPath(text).suffix, text, containers)
 
 

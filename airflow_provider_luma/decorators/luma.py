@@ -106,7 +106,7 @@ class _LumaModifyDecoratedOperator(DecoratedOperator, LumaModifyOperator):
             rendered = self.render_template(value, merged, env)
             # A deferral cannot carry an ObjectStoragePath.
             self._returned[name] = str(rendered) if hasattr(rendered, "as_uri") else rendered
-            setattr(self, name, self._returned[name])  # now: equal strings may be one object
+            setattr(self, name, self._returned[name])  # before the next, which may be the same string object
         for name in ("prompt", "video_url"):
             if isinstance(getattr(self, name), SetDuringExecution):
                 raise LumaValidationError(

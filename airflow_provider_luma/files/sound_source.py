@@ -123,7 +123,7 @@ def _found(address: str, folder: Path, fetch: Callable[[str, Path], object]) -> 
             raise type(error)(error.code, f"sound_from: {error.msg.removeprefix('urls: ')}") from error
         file = str(next(folder.iterdir()))
     else:
-        check_file_address("sound_from", address)
+        check_file_address("sound_from", address, or_public=True)
     found = StoredFile.find(file, "sound_from")
     with found.open() as opened:
         return SoundSource(found.open, shown, identity(found.size, opened.read(HEAD_SIZE)))

@@ -128,7 +128,7 @@ class LumaHook(_ConnectionType):
         return LumaClient(self.get_luma_connection(), self.log)
 
     def get_checked_client(self) -> LumaClient:
-        """Return a client like :meth:`get_client`, but refuse a connection whose files cannot be read here."""
+        """Return a client like :meth:`get_client`, but refuse unreadable certificates or a malformed proxy address."""
         client = self.get_client()
         check_options(client.connection)
         return client

@@ -31,8 +31,8 @@ REQUEST_KEY = "luma_request"
 #: The kind of a request. Version 1.1.0 pushed requests for clips only, without a kind.
 CLIP, FILM = "clip", "film"
 
-#: XCom with the files to which a download wrote a job's results. Its key ends with the job's id, by which a list of
-#: XComs finds it: lists have keys, but no values.
+#: XCom with the files to which a download wrote a job's results. Its key ends with the job's id, so that a list of
+#: XComs, which has keys but no values, shows whose results were fetched.
 FETCHED_KEY = "luma_fetched_"
 
 #: XCom with the error that failed the task, from Luma or from this package.
@@ -120,7 +120,7 @@ def push_fetched(context: Context, luma_task_id: str, files: Sequence[str]) -> N
 
 @contextmanager
 def pushed_failure(context: Context) -> Iterator[None]:
-    """Show an error and its remedy on the result page; an error from Luma keeps its own text."""
+    """Show an error of Luma and its remedy on the result page, even if an exception of Airflow wraps it."""
     try:
         yield
     except Exception as error:

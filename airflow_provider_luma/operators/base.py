@@ -62,7 +62,11 @@ class TemplatedOperator(BaseOperator):
 
 
 class MaskingOperator(BaseOperator):
-    """An operator whose rendered fields may hold signed addresses, which Airflow stores and shows. Inherit it first."""
+    """
+    An operator whose rendered fields may hold signed addresses, which Airflow stores and shows.
+
+    List it first among the base classes, so that it masks what the others render.
+    """
 
     def render_template(
         self,

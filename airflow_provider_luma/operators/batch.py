@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The operators of a batch: what is to be done, one clip, and what came of it.
+The operators of a batch: plan it, modify and download each clip, and collect the outcome.
 
 :func:`~airflow_provider_luma.task_groups.batch.modify_videos` combines them. DAG files are parsed every 30 seconds, so
 this module imports what reads and writes files only when a task runs.
@@ -52,14 +52,14 @@ JOB_KEY = "luma_job"
 #: XCom of a download with the video that it has written.
 VIDEO_KEY = "luma_video"
 
-#: A public clip that any service takes, for checks of the other parameters.
+#: A public clip that any service accepts, for checks of the other parameters.
 _ANY_CLIP = "https://example.com/clip.mp4"
 
-#: Clips that an error lists, and characters of each reason.
+#: How many clips an error lists at most, and how many characters of each clip's reason are kept.
 _MAX_LISTED, _MAX_REASON = 20, 1200
 
 #: What to do about clips that this run no longer has a task for.
-_NEW_RUN = "start a new run, which pays for no video that is there"
+_NEW_RUN = "start a new run, which does not pay again for videos that are already there"
 
 
 def check_folder(destination: object) -> None:
@@ -71,7 +71,7 @@ def check_folder(destination: object) -> None:
     text, remedy = str(destination or ""), "give a folder, such as s3://my_aws@bucket/videos"
     check_no_outer_blanks("destination", text)
     if not text or is_web_address(text) or not is_absolute(text):
-        raise LumaValidationError(None, f"destination is {text!r}: {remedy}, or one with an absolute path")
+        raise LumaValidationError(None, f"destination is {text!r}: {remedy}, or an absolute path")
     if names_a_file(text):
         raise LumaValidationError(None, f"destination is a file, {text!r}: {remedy}")
     check_destination(text)
@@ -93,20 +93,21 @@ def check_allowed_failures(allowed: object) -> None:
 
 class BatchPlanOperator(MaskingOperator, PromptOperator, TemplatedOperator):
     """
-    Find the clips of a batch, and say which of them are to be modified.
+    Find the clips of a batch, and decide which of them to modify.
 
-    Returns a dict for each of these. Nothing is paid for if the clips, the prompts or the destination cannot work.
+    Returns a dict for each clip to modify. If the clips, the prompts or the destination cannot work, the task fails
+    before anything is paid for.
 
     :param clips: a folder, or the addresses of clips (templated)
-    :param prompt: one prompt or the name of a file with it; a list with a prompt for each clip; or a dict with a prompt
-        for each name of a clip (templated)
+    :param prompt: one prompt or the name of a file with it; a list with a prompt for each clip; or a dict of prompts by
+        clip name (templated)
     :param destination: the folder for the videos (templated)
     :param modify_task_id: the task that modifies the clips
     :param pattern: which files of a folder are clips (templated)
-    :param watermark: that of the jobs (templated)
-    :param options: those of the jobs (templated)
+    :param watermark: the jobs' watermark (templated)
+    :param options: the jobs' options (templated)
     :param keep_sound: put the sound of each clip under its video
-    :param retry_failed: submit clips for which another run may have a job (templated)
+    :param retry_failed: also submit clips for which another run may have a job (templated)
     :param luma_conn_id: the connection of the jobs (templated)
     :raises LumaValidationError: a parameter cannot work
     """
@@ -192,7 +193,7 @@ class BatchPlanOperator(MaskingOperator, PromptOperator, TemplatedOperator):
         return [self._parameters(one) for one in todo]
 
     def _parameters(self, one: _Planned) -> dict[str, Any]:
-        """Return what the tasks of one clip get. Each of them reads it for all clips, so it is short."""
+        """Return the parameters of one clip's tasks. They are short, because each task reads those of all clips."""
         address = one.clip.address
         prompt = {} if self.has_one_prompt else {"prompt": one.prompt}
         return {
@@ -219,7 +220,7 @@ class BatchPlanOperator(MaskingOperator, PromptOperator, TemplatedOperator):
         if isinstance(given, Mapping) and not self.has_one_prompt:
             missing = [clip.name for clip in clips if clip.name not in given]
             if missing:
-                raise LumaValidationError(None, f"prompt has no prompt for {_listed(missing)}: add {missing[0]!r}")
+                raise LumaValidationError(None, f"prompt has no prompt for {_listed(missing)}: add each as a key")
             return [given[clip.name] for clip in clips]
         if self.has_one_prompt or not isinstance(given, Iterable) or isinstance(given, bytes):
             raise LumaValidationError(None, f"prompt is {given!r}: give one prompt, or one for each clip")
@@ -230,12 +231,16 @@ class BatchPlanOperator(MaskingOperator, PromptOperator, TemplatedOperator):
                 "prompt is a list, but the clips of a folder have no order: give a dict, with names of clips as keys",
             )
         if len(prompts) != len(clips):
-            raise LumaValidationError(None, f"prompt contains {len(prompts)} prompts for {len(clips)} clips")
+            raise LumaValidationError(
+                None, f"prompt contains {len(prompts)} prompts for {len(clips)} clips: give one for each clip"
+            )
         return prompts
 
     def _check(self, clips: Sequence[Clip], prompts: Sequence[str]) -> None:
         """
-        Refuse what would fail every job, or a download after its job. A clip is checked by the task that modifies it.
+        Refuse what would make every job fail, or a download after its job.
+
+        The clips themselves are checked later, each by the task that modifies it.
 
         :raises LumaError: a parameter or the connection cannot work
         """
@@ -249,7 +254,9 @@ class BatchPlanOperator(MaskingOperator, PromptOperator, TemplatedOperator):
             client.check_request(ModifyRequest(prompt, _ANY_CLIP, self.watermark, options=self.options))
         for clip in clips:
             if self.keep_sound and is_luma_file(clip.address):
-                raise LumaValidationError(None, f"keep_sound: the sound of {clip.address} cannot be read: leave it off")
+                raise LumaValidationError(
+                    None, f"keep_sound is on, but the sound of {clip.address} cannot be read: turn keep_sound off"
+                )
 
     def _look_up(
         self,
@@ -261,7 +268,7 @@ class BatchPlanOperator(MaskingOperator, PromptOperator, TemplatedOperator):
         """
         Return what is to be done for each clip.
 
-        :raises LumaValidationError: a file would be replaced that is not of this batch, or a folder is in the way
+        :raises LumaValidationError: a file that is not from this batch would be replaced, or a folder is in the way
         """
         from airflow_provider_luma.files.storage import file_in, files_in, folders_in
 
@@ -291,10 +298,10 @@ class _Planned(NamedTuple):
     """
     What is to be done for a clip.
 
-    :param found: what is in the place of its video
+    :param found: what exists at the place for its video
     :param left: what a person can do, if another run may have a job for it
     :param replaces_claim: the submission whose claim is taken over, if any
-    :param map_index: that of the tasks that modify it; None if none do
+    :param map_index: the map index of the clip's tasks; None if the clip is not modified
     """
 
     clip: Clip
@@ -317,9 +324,10 @@ class _Planned(NamedTuple):
 
 def _with_map_indexes(planned: Sequence[_Planned]) -> list[_Planned]:
     """
-    Give the clips to modify a map index, after a Clear the same as before if possible: their records have it.
+    Assign a map index to each clip that is to be modified.
 
-    A clip that gets another one because there are fewer clips is refused by its task, if there may be a job for it.
+    After a Clear, a clip keeps its index if possible, because its record is found by it. If it gets another index,
+    because there are fewer clips now, its task refuses it if there may already be a job for it.
     """
     todo = [number for number, one in enumerate(planned) if not (one.found.is_made or one.left)]
     earlier = {planned[number].found.map_index: number for number in todo}
@@ -338,7 +346,7 @@ def _refuse_replacing(planned: Sequence[_Planned]) -> None:
     if foreign := [one.clip.video.name for one in planned if one.found.is_foreign]:
         raise LumaValidationError(
             None,
-            "destination has files that no batch has written, or that were changed since, and that would be replaced: "
+            "destination has files that would be replaced, but that no batch has written, or that were changed since: "
             f"{_listed(foreign)}. Remove them, or choose another folder",
         )
     others = [f"{one.clip.video.name} of {one.found.of_another}" for one in planned if one.found.of_another]
@@ -346,7 +354,7 @@ def _refuse_replacing(planned: Sequence[_Planned]) -> None:
         raise LumaValidationError(
             None,
             f"destination has videos of other clips or batches, which would be replaced: {_listed(others)}. Choose "
-            "another folder, such as a new one in it, or delete these videos if nobody needs them",
+            "another folder, such as a new subfolder, or delete these videos if nobody needs them",
         )
 
 
@@ -369,7 +377,7 @@ def _refuse_folders(clips: Sequence[Clip], existing: Collection[str]) -> None:
 
 def _is_true(parameter: str, value: object) -> bool:
     """
-    Return what a parameter says that may be rendered from a template.
+    Return the value of a boolean parameter, which may be a string rendered from a template.
 
     :raises LumaValidationError: it is neither true nor false
     """
@@ -382,16 +390,16 @@ def _is_true(parameter: str, value: object) -> bool:
 
 def _check_map_length(clips: int) -> None:
     """
-    Check whether Airflow maps a task over so many clips.
+    Check that Airflow can map a task over this many clips.
 
-    :raises LumaValidationError: it does not
+    :raises LumaValidationError: it cannot
     """
     longest = conf.getint("core", "max_map_length", fallback=1024)
     if clips > longest:
         raise LumaValidationError(
             None,
-            f"clips: {clips} are to be modified, and [core] max_map_length lets Airflow map a task over {longest}: "
-            "raise it, or take fewer clips at a time, for example with pattern",
+            f"clips: {clips} are to be modified, but [core] max_map_length lets Airflow map a task over at most "
+            f"{longest}: raise it, or take fewer clips at a time, for example with pattern",
         )
 
 
@@ -419,7 +427,7 @@ class BatchModifyOperator(LumaModifyOperator):
 
     after_result = "once the video is downloaded, clearing this task submits a new job"
 
-    #: Whether no earlier try can have left a claim. A task that resumes, after a queue, may find its own.
+    #: Whether no earlier try can have left a claim. False if the task resumes from the queue: it may find its own.
     _is_new = False
 
     def __init__(self, *, video: str, keep_sound: bool = False, replaces: str | None = None, **kwargs: Any) -> None:
@@ -474,7 +482,7 @@ class BatchModifyOperator(LumaModifyOperator):
         return super()._mark(luma_task_id, outcome, context)
 
     def _checked_request(self) -> tuple[LumaClient, ModifyRequest]:
-        """Return the request so that it is the same one after its clip's address was signed anew, as for the plan."""
+        """Let the request ignore queries, as the plan does: a clip whose address was signed anew is still the same."""
         client, request = super()._checked_request()
         return client, replace(request, ignores_queries=True)
 
@@ -483,7 +491,7 @@ class BatchModifyOperator(LumaModifyOperator):
         return self._input
 
     def _description(self) -> dict[str, Any]:
-        """Describe what is submitted: the content that this try has read, even if the clip was replaced since."""
+        """Describe what is submitted: the content that this try read, even if the clip has been replaced since."""
         from airflow_provider_luma.files.batch_video import description_of
 
         clip = self._input
@@ -536,16 +544,16 @@ class BatchDownloadOperator(LumaDownloadOperator):
 
     def before_writing(self) -> None:
         """
-        Leave the video of a run that has taken over during the download.
+        Refuse to overwrite the video if another run took over during the download.
 
-        :raises LumaValidationError: there is such a run
+        :raises LumaValidationError: another run took over
         """
         self._held = self._video.hold(self._claim, self._job)
 
 
 def _check_video(job: Mapping[str, Any], destination: str, luma_task_id: object) -> None:
     """
-    Check that a job is for the video of a download. After a Clear of the plan alone, it may be that of another clip.
+    Check that a job is for the video of a download. After a Clear of the plan alone, it may be for another clip.
 
     :raises LumaValidationError: it is not
     """
@@ -566,7 +574,7 @@ class BatchCollectOperator(BaseOperator):
     :param modify_task_id: the task that modified them
     :param download_task_id: the task that downloaded the videos
     :param allowed_failures: the number or share of clips that may be without a video
-    :raises LumaValidationError: ``allowed_failures`` is neither
+    :raises LumaValidationError: ``allowed_failures`` is neither a number nor a share
     """
 
     ui_color = "#f5ead7"
@@ -609,7 +617,7 @@ class BatchCollectOperator(BaseOperator):
         """
         Return the rows of the plan, with what has become of the clips that were to be modified.
 
-        Besides four requests for all clips, Airflow is asked for two XComs of each clip that has no video.
+        This takes four requests to Airflow for all clips, and two XComs for each clip that has no video.
         """
         steps = [self.modify_task_id, self.download_task_id]
         states = self._states(ti, [self.plan_task_id, *steps])
@@ -632,7 +640,7 @@ class BatchCollectOperator(BaseOperator):
         return rows
 
     def _mismatch(self, row: Mapping[str, Any], video: Mapping[str, Any] | None, job: Mapping[str, Any]) -> str | None:
-        """Return why a download is not that of its row, after a Clear of the plan or of ``modify`` alone."""
+        """Return why a download does not match its row, after a Clear of the plan or of ``modify`` alone."""
         index = row["map_index"]
         if video is None:
             return None
@@ -703,7 +711,7 @@ def _failure(failed: Sequence[Mapping[str, Any]], clips: int) -> str:
     advice = "Correct what is wrong and clear the failed tasks: no other clip is paid for again"
     if any(row["map_index"] is None for row in failed):
         advice += (
-            f". For clips that are left to another run, do what is said about each, then {_NEW_RUN}. Clearing this "
-            "run's plan with what follows pays for its clips again"
+            f". For clips that are left to another run, follow the advice for each, then {_NEW_RUN}. Clearing this "
+            "run's plan with its downstream tasks pays for its clips again"
         )
     return "\n  ".join([f"No video for {len(failed)} of {clips} clips. {advice}", *lines])

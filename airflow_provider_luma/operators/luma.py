@@ -420,7 +420,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         return str(self.video_url)
 
     def facts_of_run(self, context: Context) -> dict[str, Any]:
-        """Return how many jobs the DAG run has submitted, and their price if it is known, if it has a limit."""
+        """If the DAG run has a limit, return how many jobs it has submitted, and their price if that is known."""
         if self.max_jobs_per_run is None:
             return {}
         usage = self.open_store(context).run_budget(self.max_jobs_per_run, self.luma_conn_id).usage()
@@ -428,7 +428,7 @@ class LumaModifyOperator(PromptOperator, LumaJobOperator):
         return {name: value for name, value in facts.items() if value is not None}
 
     def on_kill(self) -> None:
-        """Send no submission after this; log that the job is not cancelled, with its id."""
+        """Send no submission after this; log the job's id, and that the job is not cancelled."""
         super().on_kill()
         if self._luma_task_id is None:
             self.log.warning(

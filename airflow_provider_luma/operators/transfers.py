@@ -91,7 +91,7 @@ class LumaUploadOperator(LumaBaseOperator):
 
 class LumaDownloadOperator(MaskingOperator, LumaBaseOperator):
     """
-    Download results, or any files from the web, to a storage that Airflow supports: a disk, S3, GCS, Azure …
+    Download results, or any files from the web, to any storage that Airflow supports: a disk, S3, GCS, Azure …
 
     The files are streamed. An incomplete file has a temporary name, and an interrupted download is resumed. A file that
     has already been downloaded is not fetched again.
@@ -102,8 +102,8 @@ class LumaDownloadOperator(MaskingOperator, LumaBaseOperator):
 
     Returns the list of files.
 
-    For each job, the files are also pushed as the XCom ``luma_fetched_<luma_task_id>``, by which the overview of all
-    jobs knows that its result has been fetched. Of addresses, the job is not known.
+    For each job, the files are also pushed as the XCom ``luma_fetched_<luma_task_id>``, which tells the overview of all
+    jobs that its result has been fetched. If only an address is given, its job is unknown, and nothing is pushed.
 
     The asset events of its ``outlets`` list these files. If ``urls`` come from Luma tasks directly upstream, the events
     also contain the jobs that made the files, their sources and prompts, and when the results expire. These are read
@@ -145,7 +145,7 @@ class LumaDownloadOperator(MaskingOperator, LumaBaseOperator):
         self.overwrite = overwrite
         self.sound_from = sound_from
         if sound_from and is_literal(sound_from) and not is_web_address(str(sound_from)):
-            check_file_address("sound_from", sound_from)
+            check_file_address("sound_from", sound_from, or_public=True)
         if is_literal(destination):
             check_destination(destination)
 
@@ -247,7 +247,7 @@ class LumaDownloadOperator(MaskingOperator, LumaBaseOperator):
         return str(file)
 
     def before_writing(self) -> None:
-        """Let a subclass raise, so that a complete file does not get its name, and replaces nothing."""
+        """Let a subclass raise when a complete file is about to get its name: then no file is replaced."""
 
 
 def _names(results: Sequence[ResultFile], destination: str) -> list[str | None]:

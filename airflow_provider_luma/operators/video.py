@@ -222,7 +222,7 @@ class VideoSplitOperator(_FilmOperator):
         :raises LumaValidationError: there are more clips than ``max_clips``
         """
         count = plan.clips
-        self.log.info("%s lasts %.1f s. Clips, each a submission to Luma: %d", shown, plan.seconds, count)
+        self.log.info("%s lasts %.1f s. Clips to submit to Luma: %d", shown, plan.seconds, count)
         context["ti"].xcom_push(key="clip_count", value=count)
         if self.max_clips is None and count > MANY_CLIPS:
             self.log.warning(

@@ -9,7 +9,7 @@ from typing import Any
 from airflow.listeners import hookimpl
 
 
-@hookimpl(tryfirst=True)  # a listener that fails prevents the calls of those after it
+@hookimpl(tryfirst=True)  # if a listener fails, those after it are not called
 def on_task_instance_success(task_instance: Any) -> None:
     """Record that the result was delivered, if the task is one of ours."""
     operators = sys.modules.get("airflow_provider_luma.operators.luma")  # if not loaded, the task is not ours

@@ -194,8 +194,8 @@ class Service(Protocol):
         """
         Upload a file, step by step: yield what to send, be sent the response, and return the uploaded file.
 
-        If there is no response, :class:`~airflow_provider_luma.exceptions.LumaUnavailableError` is thrown in. If the
-        generator raises a transient error, the upload starts again with a new generator.
+        If there is no response, :class:`~airflow_provider_luma.exceptions.LumaUnavailableError` is thrown into the
+        generator. If it raises a transient error, the upload starts again with a new one.
 
         :param name: the file's name at the service
         :param size: its size in bytes

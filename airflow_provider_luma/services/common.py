@@ -16,7 +16,7 @@ def check_options(options: object, *, reserved: Mapping[str, str]) -> None:
     """
     Check further fields of a service's request.
 
-    :param reserved: the fields that the operator sets from other parameters, and those parameters
+    :param reserved: the fields that must not be set here, each with the parameter that sets it instead
     :raises LumaValidationError: they are not JSON values, hold null, or set a reserved field
     """
     if options is None:

@@ -7,9 +7,9 @@ response (a :class:`Response`) into a value or a typed error. It does no I/O. Fa
 https://docs.kie.ai/luma-api/quickstart and its neighbouring pages.
 
 A response is an *envelope*, JSON ``{"code": int, "msg": str, "data": ...}``. A refusal comes as an HTTP status or as
-HTTP 200 with the code inside. An edge in front of the service may respond with HTML, with nothing, or with half a
-document. The response to a submission is read more strictly than others (:func:`read_submission`): what matters is
-whether the service may have accepted, and billed, the job.
+HTTP 200 with the code inside. The edge server in front of the service (Cloudflare) may respond with HTML, with nothing,
+or with half a document. The response to a submission is read more strictly than others (:func:`read_submission`): what
+matters is whether the service may have accepted, and billed, the job.
 
 Files are uploaded to a separate host, with the same API key (https://docs.kie.ai/file-upload-api/quickstart). The
 response to an upload comes in two shapes. The pages disagree on whether a file is kept for 24 hours or three days, so
@@ -167,7 +167,7 @@ _UPLOAD_REFUSALS: dict[int, type[LumaError]] = {
 #: What to tell users when the endpoint is not found (`docs/connection.md`).
 ENDPOINT_MISSING = (
     f"There is no Luma endpoint at the connection's address. If the connection's Host is not {host}, correct it; "
-    "otherwise, kie.ai has probably withdrawn the endpoint: it is missing from copies of the documentation since "
+    "otherwise, kie.ai has probably withdrawn the endpoint: it has been missing from copies of the documentation since "
     "April 2026"
 )
 

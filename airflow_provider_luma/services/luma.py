@@ -208,7 +208,7 @@ def _member(options: Mapping[str, Any], field: str, path: str) -> Mapping[str, A
 
 
 def submission(request: ModifyRequest, reference: str) -> Request:
-    """Build the request that submits a job; by its ``X-Request-Id``, Luma's support can find it in their logs."""
+    """Build the request that submits a job. Luma's support can find it in their logs by its ``X-Request-Id``."""
     options = request.options or {}
     video = _member(options, "video", "options")
     edit = _member(video, "edit", "options['video']")
@@ -336,12 +336,12 @@ FAILURES = {
     "content_moderated": Failure("Luma's moderation refused the prompt, the clip or the result; refunded", True),
     "generation_failed": Failure("refunded; the same request may succeed as a new job", False),
     "output_not_found": Failure("the result was lost; refunded; the same request may succeed as a new job", False),
-    "budget_exhausted": Failure("the account ran out of money, and may have been charged in part: top it up", False),
-    "rate_limited": Failure("the service was overloaded, and may have charged the job", False),
-    "image_too_large": Failure("an input image is too large; the job may have been charged", True),
-    "unsupported_format": Failure("the clip's format is not supported; the job may have been charged", True),
-    "corrupt_input": Failure("the clip is damaged; the job may have been charged", True),
-    "invalid_request": Failure("the request is invalid; the job may have been charged", True),
+    "budget_exhausted": Failure("the account ran out of money, and may have been billed in part: top it up", False),
+    "rate_limited": Failure("the service was overloaded, and may have billed the job", False),
+    "image_too_large": Failure("an input image is too large; the job may have been billed", True),
+    "unsupported_format": Failure("the clip's format is not supported; the job may have been billed", True),
+    "corrupt_input": Failure("the clip is damaged; the job may have been billed", True),
+    "invalid_request": Failure("the request is invalid; the job may have been billed", True),
 }
 
 _STATES = {
@@ -499,8 +499,9 @@ def _rate_limited(response: Response, *, is_submission: bool) -> LumaRateLimitEr
     """
     Return the error for a 429, which shows which limit was reached: requests a minute, or jobs at a time.
 
-    Only the former comes with ``X-RateLimit`` headers. Without them, a refused submission has reached the latter,
-    unless the response is not the service's own. A refused status check has reached neither.
+    Only a refusal for too many requests a minute has ``X-RateLimit`` headers. A submission refused without them has
+    reached the limit of jobs at a time, unless the response is not the service's own. A status check refused without
+    them has reached neither limit.
     """
     limit, remaining, reset = (
         read_integer(response.headers.get(f"x-ratelimit-{part}")) for part in ("limit", "remaining", "reset")
@@ -623,7 +624,7 @@ def _read_completed(response: Response) -> None:
 
 def _wait_until_ready(file_id: str) -> Generator[UploadStep, Response, Mapping[str, Any]]:
     """
-    Wait until the service has checked a file. Requests for its state that fail are repeated.
+    Wait until the service has checked a file. A failed request for its state is repeated.
 
     :raises LumaValidationError: the service refuses the file
     :raises LumaError: it is still pending after :data:`CHECK_TIMEOUT` seconds of waiting

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The budget of a DAG run, ``max_jobs_per_run``: at most so many paid submissions, over all its tasks.
+The budget of a DAG run, ``max_jobs_per_run``: the most paid submissions that all its tasks together may make.
 
 Before each submission, a task claims a numbered slot in the connection's ``submission_store``:
 ``budgets/DAG/RUN-HASH/000007-001.json`` is the first holder of slot 7, and names its task and its submission. A holder
-that was certainly refused gives its slot back with ``000007-001-free.json``, and the next one is ``000007-002.json``.
+whose submission was certainly not accepted gives the slot back with ``000007-001-free.json``; the next holder is
+``000007-002.json``.
 A slot is in use if its latest holder has not given it back.
 
-Each claim is created only if there is no file of that name, and no file is removed until it expires. So of several
-tasks that want a slot, one gets it. A process that was frozen, or a request that the storage's client repeats, can free
-no slot that somebody else holds by now: it names its own holder.
+Each claim is created only if there is no file of that name, and no file is removed until it expires. So if several
+tasks want the same slot, only one gets it. A process that was frozen, or a request that the storage's client repeats,
+cannot free a slot that somebody else holds by now, because it names its own holder number.
 
 A process killed between its claim and its intent leaves a slot for which there is no submission. The next try of its
-task becomes the next holder, also if all slots are in use. If there is an intent or an id, the slot stays in use: the
-submission may have been accepted. After it was accepted, the slot's own file names the job, so that the slot stays in
-use even if somebody removes the record. The killed process may be merely frozen. When it goes on, either it sees before
-it sends that its slot has another holder, or its intent came first, and the next try finds that another one is
+task becomes the next holder, even if all slots are in use. If there is an intent or an id, the slot stays in use: the
+submission may have been accepted. Once it is accepted, the slot's own file names the job, so that the slot stays in use
+even if somebody removes the record. A process that seems killed may only be frozen. When it resumes, either it sees,
+before it sends, that its slot has another holder; or its intent came first, and the next try sees that another try is
 submitting.
 """
 
@@ -35,13 +36,13 @@ from airflow_provider_luma.compat import AirflowException
 from airflow_provider_luma.exceptions import LumaJobLimitError
 from airflow_provider_luma.submission.json_folder import InvalidFile, JsonFolder, path_part
 
-#: How often to list the slots anew, if others take each slot that was free, before leaving it to a retry of the task.
+#: How many times to list the slots, if others take every free one first, before leaving it to a retry of the task.
 MAX_LISTINGS = 20
 
-#: Files that are read at a time: a request to an object store takes some hundredths of a second.
+#: How many files to read at a time: a request to an object store takes some hundredths of a second.
 READS_AT_A_TIME = 16
 
-#: Tasks that an error names.
+#: How many tasks an error names at most.
 MAX_TASKS_NAMED = 10
 
 _FILE = re.compile(r"(\d{6,})-(\d{3,})(-free)?\.json")
@@ -51,8 +52,8 @@ class Slot(NamedTuple):
     """
     A slot and one of its holders.
 
-    :param number: the slot's, from 1 to the limit
-    :param holder: the holder's: the first is 1
+    :param number: the slot's number, from 1 to the limit
+    :param holder: the holder's number; the first is 1
     """
 
     number: int
@@ -75,7 +76,7 @@ class Usage(NamedTuple):
     What a DAG run has submitted, or is submitting.
 
     :param jobs: how many jobs
-    :param us_dollars: their estimated price; None if that of one of them is unknown
+    :param us_dollars: their estimated total price; None if the price of any of them is unknown
     """
 
     jobs: int
@@ -202,7 +203,8 @@ class RunBudget:
         """
         Return the claims to try, in order: the slot that an earlier try has left, or all that are free.
 
-        Tasks with a lower limit count all slots, too. If fewer are in use than the limit, one up to the limit is free.
+        Limits may differ between tasks, and each task counts all slots in use. If these are fewer than its own limit, a
+        slot with a number up to that limit is free.
 
         :raises LumaJobLimitError: all slots are in use
         """
@@ -225,7 +227,11 @@ class RunBudget:
     def _left_by_earlier_tries(
         self, in_use: Sequence[Slot], documents: Sequence[Mapping[str, Any]]
     ) -> dict[Slot, tuple[str, ...]]:
-        """Return the slots that this task instance holds for nothing, with the submissions they were claimed for."""
+        """
+        Return the slots that this task instance holds although nothing was accepted.
+
+        :returns: by slot, the submissions that it was claimed for
+        """
         claimed = {
             slot: (*(document.get("took_over") or ()), str(document.get("reference")))
             for slot, document in zip(in_use, documents, strict=True)
@@ -244,8 +250,8 @@ class RunBudget:
             named.append(f"{more} more tasks")
         return LumaJobLimitError(
             None,
-            f"max_jobs_per_run={self._limit}: this DAG run has submitted {len(documents)} jobs, or is submitting them "
-            f"({', '.join(named)}). Nothing was submitted",
+            f"max_jobs_per_run={self._limit}: this DAG run has submitted, or is submitting, {len(documents)} jobs "
+            f"({', '.join(named)}). This try submitted nothing",
         )
 
     def _in_use(self) -> list[Slot]:
@@ -261,7 +267,7 @@ class RunBudget:
         return found
 
     def _documents(self, slots: Sequence[Slot]) -> Iterator[dict[str, Any]]:
-        """Yield what the holders of slots have written; nothing is known of those that cannot be read."""
+        """Yield what the holder of each slot has written; an empty dict if that cannot be read."""
         with ThreadPoolExecutor(READS_AT_A_TIME) as readers:
             for start in range(0, len(slots), READS_AT_A_TIME):
                 yield from readers.map(self._read, slots[start : start + READS_AT_A_TIME])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Jobs for a video that several runs may want: only one of them pays for it.
+Claims: if several runs want the same video, only one of them pays for a job.
 
-A submission store belongs to one task instance of one run. In a batch, a later run, or one at the same time, may find
-the same clip without a video. So the store is given a claim that all runs see, and which follows the record: it is
-there from just before the intent until it is certain that no job was accepted.
+A submission store belongs to one task instance of one run. In a batch, a later or simultaneous run may find the same
+clip, still without a video. So the store gets a claim that all runs can see. It is made just before the intent is
+written, and kept until it is certain that no job was accepted.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Claim(Protocol):
         """Write the job's id into the claim of a submission, for other runs."""
 
     def is_held(self, reference: str) -> bool:
-        """Return whether the claim is still that of a submission."""
+        """Return whether a submission still holds the claim."""
 
     def regain(self, reference: str) -> bool:
-        """Return whether the claim is that of a submission, after putting it back if a later one has replaced it."""
+        """Put a submission's claim back if a later one has replaced it; return whether the submission holds it now."""
 
     def withdraw(self, reference: str) -> None:
         """Undo :meth:`stake`, unless another task has taken the claim over."""
@@ -76,20 +76,24 @@ class ClaimedStore(SubmissionStore):
         self._store.begin(intent)
 
     def save(self, record: SubmissionRecord) -> None:
-        """Write the updated record, and a new id into the claim: once delivered, the job's download may have it."""
+        """
+        Write the updated record, and a new job id into the claim.
+
+        Once the outcome has been delivered, the claim is left alone: the job's download may hold it by then.
+        """
         self._store.save(record)
         if record.luma_task_id is None or record.delivered is not None:
             return
         try:
             self._claim.name_job(record.reference, record.luma_task_id)
         except Exception:
-            log.warning("Could not write the job's id into the claim; other runs do not show it", exc_info=True)
+            log.warning("Could not write the job's id into the claim, so other runs cannot show it", exc_info=True)
 
     def forget(self, intent: SubmissionRecord, *, may_be_paid: bool = False) -> None:
         """
         Drop the intent, and withdraw the claim unless there may be a job.
 
-        A claim that cannot be withdrawn costs nothing: the next try takes it up, and other runs say whose it is.
+        A claim that cannot be withdrawn costs nothing: the next try takes it over, and other runs say whose it is.
         """
         self._store.forget(intent, may_be_paid=may_be_paid)
         try:
@@ -98,7 +102,9 @@ class ClaimedStore(SubmissionStore):
             elif intent.replaced is not None:
                 self._claim.regain(intent.replaced.reference)
         except Exception:
-            log.warning("Could not withdraw the claim to the video; other runs do not submit its clip", exc_info=True)
+            log.warning(
+                "Could not withdraw the claim to the video, so other runs will not submit its clip", exc_info=True
+            )
 
     def is_current(self, intent: SubmissionRecord) -> bool:
         """Return whether an intent and its claim still count."""

@@ -3,7 +3,7 @@
 Small JSON files in a folder on any storage.
 
 They are created as in :mod:`~airflow_provider_luma.files.creation`, and written as a whole: a crash leaves either the
-old or the new one.
+old content or the new.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class JsonFolder:
         """
         Return whether, of several processes that create a file at once, only one can succeed.
 
-        Services that resemble S3 may ignore the condition, so an object store has to refuse to create a file again:
-        that takes one request.
+        S3-compatible services may ignore the condition. So this tries to create a file that exists, which the object
+        store must refuse: that takes one request.
         """
         if self._is_local:
             return True

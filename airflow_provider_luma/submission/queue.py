@@ -28,7 +28,8 @@ SUBMISSION_WINDOW = 10.0
 #: The fraction of the service's rate to use, because the time a worker takes to start and submit varies.
 USABLE_PART = 0.9
 
-#: Maximum seconds from a refusal until the rate is raised: most last until a job ends, which may happen at any time.
+#: Maximum seconds from a refusal until the rate is raised. Most refusals last until a job ends, which is
+#: unpredictable.
 RAISE_AFTER = 10.0
 
 #: Maximum pause in seconds after a permitted submission, and the factor by which each submission reduces it.
@@ -79,7 +80,7 @@ class SubmissionQueue:
         :param not_before: the earliest time at which the service accepts another one, in seconds since the epoch
         :param permitted_at: when this queue permitted the submission, in seconds since the epoch; None if it did not
         :param has_too_many_jobs: whether it was refused because too many jobs are running
-        :param requests_per_minute: the account's limit, if the service said so
+        :param requests_per_minute: the account's limit, if the service stated it
         """
         now = time.time()
         retry_after = max(0.0, not_before - now)

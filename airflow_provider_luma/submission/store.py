@@ -140,12 +140,13 @@ class TaskStateSubmissionStore(SubmissionStore):
         """
         Write the intent in place of an earlier submission's record.
 
-        :raises AirflowException: another try has begun a submission since, whose record must stay
+        :raises AirflowException: another try has begun a submission in the meantime, and its record must stay
         """
         stored = self._read()
         if stored is not None and stored.reference != self._seen:
             raise AirflowException(
-                "Another try of this task has begun to submit since this one has looked. This try submitted nothing"
+                "Another try of this task has begun to submit since this one read the record. This try submitted "
+                "nothing"
             )
         self._set(STORE_KEY, intent.as_dict())
         self._seen = intent.reference
@@ -198,7 +199,7 @@ def no_budget(conn_id: str, what_it_has: str) -> LumaValidationError:
     """Return the error for a store that cannot keep the budget of a DAG run."""
     return LumaValidationError(
         None,
-        "max_jobs_per_run needs a submission_store in which only one of several workers can create a file: a disk that "
+        "max_jobs_per_run needs a submission_store that lets only one of several workers create a file: a disk that "
         f"all workers share, Amazon S3, Google Cloud Storage or Azure Blob Storage. Connection {conn_id!r} "
         f"{what_it_has}. Nothing was submitted. Set submission_store in its extra, or remove max_jobs_per_run",
     )

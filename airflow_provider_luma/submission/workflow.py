@@ -106,7 +106,7 @@ class Enqueue(NamedTuple):
     :param until: when to try for the last time
     :param not_before: the earliest time at which the service accepts another submission
     :param has_too_many_jobs: whether it refused because too many jobs are running
-    :param requests_per_minute: how many requests a minute it allows, if it said so
+    :param requests_per_minute: how many requests a minute it allows, if it stated the limit
     """
 
     state: DeferralState
@@ -440,7 +440,7 @@ class Submitter:
     def _await_callback(self, reference: str, deferral: DeferralState, named: str | None = None) -> AwaitCallback:
         now = time.time()
         end_time = deferral.end_time or now + self.timeout
-        # While the connection leads to another service, the deferral still names its own.
+        # Even if the connection leads to another service now, the deferral names the one that was submitted to.
         state = DeferralState(None, reference, named, end_time, deferral.execution_deadline, service=deferral.service)
         return AwaitCallback(state, min(end_time, now + INTERVALS_WITH_CALLBACK * self.poll_interval))
 
@@ -456,7 +456,7 @@ class Submitter:
             may_renew = may_renew and isinstance(error, (LumaAuthError, LumaNotFoundError)) and attempt.is_forgotten
             if may_renew and self._finds_another_connection(submission.request):
                 again = replace(submission, deferral=attempt.submission.deferral)
-                return self._submit(again, intent, may_renew=False)  # only once: the key may change at every reading
+                return self._submit(again, intent, may_renew=False)  # only once: each read may find another key
             if attempt.submission.deferral.upload is not None:
                 try_store(self.log, self.store.save_upload, {})  # a Clear of this task needs a new upload
             _fail(error)
@@ -734,7 +734,7 @@ class SubmissionAttempt:
             )
 
     def _has_slot(self) -> bool:
-        """Return whether no other task has this submission's slot; true without max_jobs_per_run."""
+        """Return whether this submission still holds its slot; true without max_jobs_per_run."""
         budget, claim = self._submitter.budget, self._claim
         if budget is None or claim is None:
             return True
@@ -783,8 +783,8 @@ class SubmissionAttempt:
             ) from error
         if not (is_current and has_slot):
             raise AirflowException(
-                "The submission record changed while this try was about to submit: another try has taken over, or "
-                "another run of the batch, or the task was cleared. Nothing was sent"
+                "The submission record changed while this try was about to submit: another try, or another run of the "
+                "batch, has taken over, or the task was cleared. Nothing was sent"
             )
 
     @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(SAVE_RETRY_DELAY), reraise=True)
@@ -795,7 +795,7 @@ class SubmissionAttempt:
         self.is_forgotten = try_store(self._log, self._forget) is True
 
     def _forget(self) -> bool:
-        """Drop the intent, then give the slot back: in between, a killed process leaves it to the next try."""
+        """Drop the intent, then give the slot back. If the process is killed in between, the next try takes it over."""
         self._store.forget(self.intent)
         if self._submitter.budget is not None and self._claim is not None:
             self._submitter.budget.release(self._claim, self.intent.reference)

@@ -26,7 +26,7 @@ from airflow_provider_luma.task_groups.parameters import (
 
 #: Parameters that ``modify`` does not get, by the tasks that do: see docs/batches.md.
 GOES_TO: Mapping[str, frozenset[str]] = {
-    # Those that templates of the plan and of modify are rendered with.
+    # The last two affect how the templates of the plan and of modify are rendered.
     "all": FOR_ALL_TASKS | {"params", "render_template_as_native_obj"},
     "plan": frozenset({"on_execute_callback", "trigger_rule"}),
     "collect": frozenset({"on_success_callback", "outlets"}),
@@ -66,13 +66,13 @@ def modify_videos(
     A later run modifies only what has no video yet. Parameters that are not given come from ``default_args``.
 
     :param clips: a folder in any storage, a list of clips, or a task's output with either (templated)
-    :param prompt: one prompt, or the name of a file with it; or one for each clip: a list, a dict by names of clips,
-        or a task's output (templated)
-    :param destination: the folder for the videos, used for batches alone (templated)
+    :param prompt: one prompt, or the name of a file with it; or one for each clip: a list, a dict by clip name, or
+        a task's output (templated)
+    :param destination: the folder for the videos, used only for batches (templated)
     :param pattern: which files of a folder are clips, such as ``*.mp4`` or ``**/*.mov`` (templated)
     :param allowed_failures: how many clips may fail, as a number or as a share such as ``0.05``; none by default
     :param keep_sound: put each clip's sound under its video, which needs the extra ``media``
-    :param retry_failed: submit clips for which another run may have a paid job, too (templated)
+    :param retry_failed: also submit clips for which another run may have a paid job (templated)
     :param luma_conn_id: the connection of type Luma; ``luma_default`` by default (templated)
     :param operator_kwargs: parameters of the operators, such as ``pool``; see the documentation of batches
     """
@@ -93,12 +93,12 @@ def _add_tasks(group: BatchGroup, own: Mapping[str, Mapping[str, Any]], operator
     """
     Add the tasks.
 
-    :param own: the parameters of each that are the group's
+    :param own: the parameters that the group itself sets, by task
     """
     parameters = sorted_by_task(operator_kwargs, GOES_TO, group="modify_videos", page="docs/batches.md")
-    # Not through the groups, the inner one of which would get a copy, even of callbacks.
+    # Not set on the groups: the inner group would get copies, even of callbacks.
     defaults: dict[str, Any] = {"default_args": {**(operator_kwargs.get("default_args") or {}), **parameters["all"]}}
-    steps = {**defaults, "outlets": []}  # those of default_args are updated once, by collect
+    steps = {**defaults, "outlets": []}  # outlets in default_args are updated once, by collect
     job = given(watermark=operator_kwargs.get("watermark"), options=operator_kwargs.get("options"))
     modify, download = (f"{group.group_id}.clip.{step}" for step in ("modify", "download"))
     with group:
@@ -145,16 +145,16 @@ def _clip(plan: BatchPlanOperator, modifying: Mapping[str, Any], downloading: Ma
         )
 
     group = task_group(group_id="clip", tooltip="Modify one clip, and download its video")(clip)
-    # The one prompt for all clips is not among what is mapped, of which each task reads everything.
+    # A single prompt for all clips is not mapped, because each task reads everything that is mapped.
     one_prompt = {"prompt": plan.output[PROMPT_KEY]} if plan.has_one_prompt else {}  # type: ignore[index]
     return group.partial(**one_prompt).expand_kwargs(plan.output)
 
 
 def _rendered_by_plan(prompt: Any) -> Any:
     """
-    Return prompts that the plan can render: of a list or a dict, Airflow would not read files.
+    Return prompts that the plan can render. Airflow would not read prompt files that a list or a dict names.
 
-    :raises LumaValidationError: there is none
+    :raises LumaValidationError: there is no prompt
     """
     if not isinstance(prompt, XComArg) and isinstance(prompt, (Sequence, Mapping)) and not prompt:
         raise LumaValidationError(None, "prompt is empty: give one prompt, or one for each clip")

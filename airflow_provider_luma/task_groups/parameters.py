@@ -10,7 +10,7 @@ from typing import Any
 from airflow_provider_luma.core.validation import PROMPT_FILE_EXTENSIONS
 from airflow_provider_luma.operators.luma import LumaModifyOperator
 
-#: What a task needs whose work depends on all tasks before it, whatever default_args says.
+#: The trigger rule of tasks that need the results of all tasks before them, whatever default_args says.
 NEEDS_ALL = "all_success"
 
 #: Parameters of every Airflow operator that all tasks of a group get. The documentation of each group has a table.

@@ -69,7 +69,7 @@ def modify_long_video(
     """
     _check_addresses(destination, work_dir)
     group = LongVideoGroup(group_id=group_id, tooltip="Split, modify, download, join")
-    # The full group id includes the groups around it, another of which may contain a film with the same name.
+    # The full group id includes the enclosing groups: groups with different parents may have the same name.
     folder = f"{work_dir.rstrip('/')}/{{{{ dag.dag_id }}}}/{{{{ run_id }}}}/{group.group_id}"
     places = {"source": source, "film_destination": destination, "work_dir": folder}
     cutting = given(clip_seconds=clip_seconds, detect_scenes=detect_scenes, max_clips=max_clips)

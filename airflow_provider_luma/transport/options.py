@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The proxy and certificates that a connection uses, chosen as requests does, but for aiohttp as well.
+The proxy and certificates that a connection uses. The choice is that of ``requests``, but also applies to ``aiohttp``.
 
-A worker submits a job with requests, and the triggerer waits for it with aiohttp. If only requests trusted the server
-or found the proxy, the triggerer could never see the end of a job that is paid for.
+A worker submits a job with ``requests``, and the triggerer waits for it with ``aiohttp``. If ``requests`` alone trusted
+the server or found the proxy, the triggerer could never see the end of a job that is paid for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-HTTP in workers, with requests: one session per call, with only the connection's options, and bounded in time.
+HTTP in workers, with ``requests``: one session per call, with only the connection's options, and bounded in time.
 
 See :mod:`~airflow_provider_luma.transport.options` for proxies and certificates.
 """
@@ -34,7 +34,7 @@ T = TypeVar("T")
 #: Maximum bytes read of a response. The service's own have a few thousand; a response cut off here is unreadable.
 MAX_BODY_SIZE = 256 * 1024
 
-#: Seconds, from its first byte on, within which a worker must have received a response.
+#: Seconds within which a worker must have received a response, counted from the response's first byte.
 ANSWER_TIMEOUT = 120.0
 
 #: Minimum seconds to wait for the response to an upload: the service may store the whole file before it responds.
@@ -72,8 +72,8 @@ class _ApiSession(Session):
     """
     A session that sends the API key, and ignores redirects it must not follow.
 
-    requests would fail on a malformed target after sending the request. It also logs every target it follows, so a
-    target that contains the API key is not followed.
+    With a malformed target, the ``requests`` library would fail after the request was sent. It also logs every target
+    that it follows, so a target that contains the API key is not followed.
     """
 
     def __init__(self, api_key: str) -> None:

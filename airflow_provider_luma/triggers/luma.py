@@ -130,7 +130,7 @@ class LumaTaskTrigger(_LumaTrigger):
 
 class LumaSubmissionTrigger(_LumaTrigger):
     """
-    Fire when a task whose submission Luma has refused for now may submit again.
+    Fire when a task may submit again, after Luma has refused its submission for now.
 
     Nothing has been accepted or billed yet.
 
@@ -141,7 +141,7 @@ class LumaSubmissionTrigger(_LumaTrigger):
         the submission did not wait in a trigger
     :param not_before: the earliest time at which Luma accepts another submission, in seconds since the epoch
     :param has_too_many_jobs: whether Luma refused because too many jobs are running
-    :param requests_per_minute: how many requests a minute the account is allowed, if Luma said so
+    :param requests_per_minute: how many requests a minute the account is allowed, if Luma stated the limit
     """
 
     arguments = ("luma_conn_id", "state", "until", "permitted_at", "not_before")

@@ -159,7 +159,7 @@ class Poller:
         if task.created_at is not None and task.completed_at is not None:
             seconds = (task.completed_at - task.created_at).total_seconds()
             if running_at is not None and _is_only_polled(state):
-                # The service does not report the end: assume the middle between the last two status checks.
+                # The service does not report the end: assume that it was midway between the last two status checks.
                 seconds -= (task.completed_at.timestamp() - running_at) / 2
             self._durations.add(seconds)
         return True

@@ -74,6 +74,6 @@ def test_run_submits_no_more_jobs_than_it_may_though_workers_and_triggerers_are_
     assert luma.accepted == states["success"] == LIMIT - unknown
     said = {error["msg"] for error in errors if error["type"] == "LumaJobLimitError"}
     assert said == {
-        f"max_jobs_per_run={LIMIT}: this DAG run has submitted {LIMIT} jobs, or is submitting them (modify: {LIMIT}). "
-        "Nothing was submitted"
+        f"max_jobs_per_run={LIMIT}: this DAG run has submitted, or is submitting, {LIMIT} jobs (modify: {LIMIT}). "
+        "This try submitted nothing"
     }

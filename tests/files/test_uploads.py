@@ -278,7 +278,7 @@ def test_storage_that_answers_nonsense_is_left_to_a_retry(hook, uploads, file, m
     ("source", "says"),
     [
         ("clip.mp4", "must be a file in storage"),
-        ("https://example.com/clip.mp4", "needs no upload"),
+        ("https://example.com/clip.mp4", "must be a file in storage.*Pass a public clip as video_url"),
         ("/data/clip.webm", "only MP4, MOV and AVI"),
         ("", "must be a file in storage"),
         (None, "must be a file in storage"),

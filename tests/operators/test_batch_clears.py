@@ -239,10 +239,10 @@ class TestClipLeftToAnotherRun:
         assert first.execute(MODIFY, 0)
         second = batch("run_2")
         with pytest.raises(
-            AirflowFailException, match="start a new run, which pays for no video that is there"
+            AirflowFailException, match="start a new run, which does not pay again for videos that are already there"
         ) as failed:
             second.run()
-        assert "Clearing this run's plan with what follows pays for its clips again" in str(failed.value)
+        assert "Clearing this run's plan with its downstream tasks pays for its clips again" in str(failed.value)
         assert first.execute(DOWNLOAD, 0)
         assert videos(batch("run_3").run()) == ["a.mp4", "b.mp4", "c.mp4"]
         assert luma.accepted == 3

@@ -329,7 +329,9 @@ class TestPlan:
 
     def test_refuses_more_clips_than_airflow_maps(self, batch, monkeypatch):
         monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
-        assert r"3 are to be modified, and [core] max_map_length lets Airflow map a task over 2" in failure(batch())
+        assert r"3 are to be modified, but [core] max_map_length lets Airflow map a task over at most 2" in failure(
+            batch()
+        )
 
     def test_counts_clips_that_have_their_video_for_nothing(self, batch, monkeypatch, folder):
         batch().run()
@@ -353,7 +355,7 @@ class TestPlan:
         (tmp_path / "videos").mkdir()
         (tmp_path / "videos" / "b.mp4").write_bytes(b"mine")
         assert (
-            "that no batch has written, or that were changed since, and that would be replaced: 'b.mp4'. Remove"
+            "would be replaced, but that no batch has written, or that were changed since: 'b.mp4'. Remove"
             in failure(batch())
         )
 

@@ -86,7 +86,7 @@ def test_film_that_makes_too_many_clips_is_refused_before_one_is_written(film, t
     with pytest.raises(AirflowFailException, match="makes 3 clips, but max_clips is 2"):
         split(str(film), str(tmp_path / "clips"), max_clips=2)
     assert not (tmp_path / "clips").exists()
-    assert len(messages(task_log, "Clips, each a submission to Luma: 3")) == 1
+    assert len(messages(task_log, "Clips to submit to Luma: 3")) == 1
 
 
 @pytest.mark.parametrize(

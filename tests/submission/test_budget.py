@@ -139,7 +139,9 @@ class TestRun:
         for index in range(2):
             run.task(index, limit=2, deferrable=deferrable).run_try()
         calls, late = len(luma.calls), run.task(2, limit=2, deferrable=deferrable)
-        with pytest.raises(AirflowFailException, match=r"max_jobs_per_run=2: .* \(modify: 2\). Nothing was submitted"):
+        with pytest.raises(
+            AirflowFailException, match=r"max_jobs_per_run=2: .* \(modify: 2\). This try submitted nothing"
+        ):
             late.run_try()
         assert (luma.accepted, len(luma.calls)) == (2, calls)
         pushed = late.ti.pushed["luma_error"]

@@ -271,9 +271,9 @@ class TestSpent:
         with pytest.raises(LumaJobLimitError) as caught:
             budget_of(folder, 4, limit=4).check()
         assert str(caught.value) == (
-            "max_jobs_per_run=4: this DAG run has submitted 4 jobs, or is submitting them (modify: 3, retouch: 1). "
-            "Nothing was submitted. To submit more jobs in this run, raise max_jobs_per_run and clear this task. To "
-            "free the slot of a job that was not accepted, see 'Limit what a run may cost' in the documentation"
+            "max_jobs_per_run=4: this DAG run has submitted, or is submitting, 4 jobs (modify: 3, retouch: 1). "
+            "This try submitted nothing. To submit more jobs in this run, raise max_jobs_per_run and clear this task. "
+            "To free the slot of a job that was not accepted, see 'Limit what a run may cost' in the documentation"
         )
 
     def test_error_names_the_tasks_with_most_jobs(self, tmp_path):
