@@ -39,8 +39,8 @@ docs: $(VENV)/.docs  ## Build the documentation site into docs/_build
 screenshots: $(VENV)/.dev  ## Take the pictures of the documentation anew, from a running demo
 	$(BIN)/python -m demo.screenshots
 
-check: lint  ## Check style and types, and run the unit tests: the loop of a contributor
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not e2e and not long" $(PYTEST_ARGS)
+check: lint  ## Check style and types, and run the unit tests but the slow ones: the loop of a contributor
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not (e2e or slow or long)" $(PYTEST_ARGS)
 
 test: $(VENV)/.dev  ## Run all tests but the long ones, also on a running Airflow
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long" $(PYTEST_ARGS)
@@ -48,16 +48,14 @@ test: $(VENV)/.dev  ## Run all tests but the long ones, also on a running Airflo
 test-long: $(VENV)/.dev  ## Run the tests that take minutes: before a release, and when you touch their subject
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m long $(PYTEST_ARGS)
 
-# Code that does not use Airflow behaves the same on every version. So do some tests of code that does, which take long:
-# their subjects are our own files and programs, and the responses of servers.
+# Code that does not use Airflow behaves the same on every version. So do some tests of code that does: their subjects are
+# our own files and programs, and the responses of servers. Slow files count as such, unless they are marked `versions`.
 SAME_EVERYWHERE = $(addprefix tests/,core services transport waiting media simulator test_architecture.py \
-	test_live_check.py test_local_airflow.py) \
-	$(addprefix tests/files/test_,download_sound.py download_existing_files.py download_hostile_servers.py \
-	download_renewal.py uploads_to_luma.py) tests/submission/test_budget_slots.py \
-	$(addprefix tests/operators/test_,film_destinations.py batch_claims.py batch_clears.py batch_safety.py)
+	test_live_check.py test_local_airflow.py operators/test_batch_safety.py) \
+	$(addprefix tests/files/test_download_,existing_files.py hostile_servers.py renewal.py) tests/files/test_uploads_to_luma.py
 
 test-versions: $(VENV)/.dev  ## Run the unit tests, and what behaves differently on another Airflow: AIRFLOW=3.1
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long and (not e2e or versions)" \
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not long and (versions or not (e2e or slow))" \
 		$(addprefix --ignore ,$(SAME_EVERYWHERE)) $(PYTEST_ARGS)
 
 test-matrix:  ## Run the tests, without the long ones, on every supported Airflow

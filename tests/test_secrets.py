@@ -25,6 +25,8 @@ from airflow_provider_luma.transport.options import Certificates
 from airflow_provider_luma.transport.triggerer import OpenConnection
 from tests.support.task_instance import TaskInstance, TaskStateStore
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 FAULTS = {
     "nothing": {},
     # As an HTTP status and in the body, alternately.

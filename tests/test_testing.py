@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 REPOSITORY = Path(__file__).parent.parent
 LOADED = 'pytest_plugins = ["airflow_provider_luma.testing"]\n'
 

@@ -21,6 +21,8 @@ from tests.support.films import clicks, film, modified, pictures, stream_seconds
 from tests.support.storages import Disk, Storage
 from tests.support.task_logs import messages
 
+pytestmark = pytest.mark.slow
+
 #: Four seconds, whose pictures begin at a second of their own clock.
 SOURCE = film(frames=120, first=30, sound="aac")
 RESULT = modified(film(frames=120))

@@ -23,6 +23,8 @@ from airflow_provider_luma.task_groups.video import modify_long_video
 from tests.support.file_server import BLOCK, FILM, OTHER_FILM, FileServer, Reply
 from tests.support.storages import BUCKET, Bucket, Disk, Sftp, Storage
 
+pytestmark = pytest.mark.slow
+
 
 def write(storage: Storage, name: str, content: bytes) -> None:
     with written(ObjectStoragePath(f"{storage.destination}/{name}")) as file:

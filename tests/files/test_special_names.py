@@ -20,6 +20,8 @@ from airflow_provider_luma.hooks.luma import LumaHook
 from tests.support.file_server import FILM, FileServer, Reply
 from tests.support.storages import BUCKET, Bucket, Disk, Storage
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 NAMES = [
     *("Take #1", "What now?", "a?b#c?d", "[1] {2} *", "100%", "a%20b", "a;b&c=d", "a::b", "a:b@c", "~x", "a\nb\tc"),
     *(" blanks ", "élan 映画", "a\\b", "'\"`$(x)", "a#", "a?", "..a"),

@@ -26,6 +26,8 @@ from tests.support.storages import BUCKET
 from tests.support.task_logs import messages
 from tests.support.upload_server import UploadServer
 
+pytestmark = pytest.mark.slow
+
 CONTENT = random.Random(7).randbytes(3_500_000)
 URL = "https://files.example.com/clip.mp4"
 

@@ -23,7 +23,7 @@ from tests.support.reverse_proxy import reverse_proxy
 from tests.support.tls import server_context
 
 #: Starting an API server takes seconds.
-pytestmark = pytest.mark.xdist_group("callback check")
+pytestmark = [pytest.mark.slow, pytest.mark.versions, pytest.mark.xdist_group("callback check")]
 
 KEY = "sk-of-the-callback-check-0123456789"
 SECRET = "whsec-of-the-receiver-012345"

@@ -30,6 +30,8 @@ from airflow_provider_luma.media.split_plan import SplitPlan
 from tests.support.clips import clip
 from tests.support.films import film, openers, pictures
 
+pytestmark = pytest.mark.slow
+
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's data")
 
 #: Frames of a film that is split into two clips of a second.

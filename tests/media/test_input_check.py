@@ -44,6 +44,8 @@ from tests.support.clips import (
 )
 from tests.support.storages import BUCKET
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LOG = logging.getLogger(__name__)
 

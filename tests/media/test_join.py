@@ -34,6 +34,8 @@ from tests.support.films import (
     with_tracks,
 )
 
+pytestmark = pytest.mark.slow
+
 #: Seconds that a clip of these tests may last, and frames, 30 a second, that make a second one.
 CLIP_SECONDS, TWO_CLIPS = 4, 121
 

@@ -20,6 +20,8 @@ from tests.support import fresh_python
 from tests.support.clips import clip, with_fields
 from tests.support.films import NTSC, film, kept_file, pictures, size_of, stream_seconds
 
+pytestmark = pytest.mark.slow
+
 #: Transfer functions of a high dynamic range, by their numbers in H.273.
 PQ, HLG = 16, 18
 

@@ -30,6 +30,8 @@ from tests.support.storages import BUCKET, Bucket, SftpFileSystem
 from tests.support.submission_fixtures import ENDLESS
 from tests.support.task_instance import Killed, TaskRun, TaskStateStore, killed_at
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def one(luma, luma_conn, tmp_path) -> Callable[..., BatchRun]:

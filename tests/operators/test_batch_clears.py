@@ -17,6 +17,8 @@ from tests.support.batch_run import DOWNLOAD, MODIFY, PLAN, BatchRun, failure, f
 from tests.support.clips import clip as make_clip
 from tests.support.submission_fixtures import ENDLESS
 
+pytestmark = pytest.mark.slow
+
 
 class TestVideoThatWasNotWritten:
     """It is paid for, so a Clear returns it: only what has been written is made anew."""

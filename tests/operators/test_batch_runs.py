@@ -23,6 +23,8 @@ from tests.support.clips import with_broken_sound
 from tests.support.storages import BUCKET, Bucket
 from tests.support.task_instance import killed_at
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 CLIP = make_clip()
 
 

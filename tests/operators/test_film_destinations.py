@@ -24,6 +24,8 @@ from tests.support.operator_fixtures import new_context
 from tests.support.storages import BUCKET, Bucket, aws_connection
 from tests.support.task_logs import messages
 
+pytestmark = pytest.mark.slow
+
 CONTENT = make_clip()
 
 #: Addresses to which no film can be written, and what the error says.

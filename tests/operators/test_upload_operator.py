@@ -15,6 +15,8 @@ from airflow_provider_luma.operators.luma import LumaUploadOperator
 from tests.support.operator_fixtures import new_context
 from tests.support.stored_clips import uploads
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 
 def test_upload_returns_what_a_modify_task_needs(luma, luma_conn, clip, context):
     result = LumaUploadOperator(task_id="upload", source=str(clip)).execute(context)

@@ -26,6 +26,8 @@ from tests.support.storages import BUCKET
 from tests.support.task_instance import XComSequence
 from tests.support.task_logs import messages
 
+pytestmark = pytest.mark.slow
+
 
 def seconds(video: bytes) -> float:
     with av.open(io.BytesIO(video)) as container:

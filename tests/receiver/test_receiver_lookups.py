@@ -18,6 +18,8 @@ from harness.api_server import ENDED, KEY, api_server_process, proof
 from harness.metadata_db import operator_awaiting_job
 from tests.support.secrets_backend import BACKEND, SecretsBackend
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 #: What the secrets backend holds; what other tests use, it does not.
 KEPT_SECRET = {"kept_secret": f"luma://:{KEY}@", "hanging_secret": f"luma://:{KEY}@"}
 

@@ -18,6 +18,8 @@ from luma_agents import Luma
 
 from airflow_provider_luma.simulator import Simulator
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "simulator.md"
 
 #: Rows of the documented table: what happens to each POST, and the faults that do it.

@@ -25,6 +25,8 @@ from airflow_provider_luma.simulator.account import Account
 from airflow_provider_luma.simulator.job_runner import JobRunner
 from airflow_provider_luma.simulator.services import kie
 
+pytestmark = pytest.mark.slow
+
 
 def frames(video: bytes) -> np.ndarray:
     """Decode every fifth frame."""

@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from airflow_provider_luma.simulator import Settings, Simulator
 from airflow_provider_luma.simulator.__main__ import build_parser, main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "airflow_provider_luma.simulator"]
 

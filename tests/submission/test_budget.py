@@ -34,6 +34,8 @@ from tests.support.storages import Sftp, SftpFileSystem
 from tests.support.task_instance import Killed, TaskInstance, TaskRun, TaskStateStore, killed_at
 from tests.support.task_logs import messages
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 
 class TestStorages:
     """Slots need a storage in which only one process can create a file."""

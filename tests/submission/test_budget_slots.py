@@ -26,6 +26,8 @@ from airflow_provider_luma.submission.json_folder import JsonFolder
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore
 from tests.support.budgets import DAG_ID, RUN_ID, budget_of, jobs_of, store_of
 
+pytestmark = pytest.mark.slow
+
 
 def claim_if_possible(folder: str, map_index: int, limit: int) -> Claim | None:
     try:

@@ -21,6 +21,8 @@ from tests.support.task_instance import Killed, TaskRun, TaskStateStore
 from tests.support.task_logs import messages
 from tests.support.uploaded_once import UploadedOnce
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 FILE = "luma-file:3f1c7a90-8d2b-4b7e-a5c1-6f0e9d8b7a65"
 
 

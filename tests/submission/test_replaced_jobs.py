@@ -14,6 +14,8 @@ from tests.support.submission_fixtures import ENDLESS
 from tests.support.task_instance import Killed, TaskRun, TaskStateStore
 from tests.support.task_logs import messages
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 OTHER = {"prompt": "make it rain"}
 
 

@@ -15,6 +15,8 @@ from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.submission.store import STORE_KEY
 from tests.support.task_instance import TaskRun, TaskStateStore
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 BOTH = pytest.mark.parametrize(("before", "after"), [("kie", "luma"), ("luma", "kie")])
 
 

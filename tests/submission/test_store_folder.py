@@ -24,6 +24,8 @@ from airflow_provider_luma.submission import json_folder
 from airflow_provider_luma.submission.store_folder import ObjectSubmissionStore, record_callback
 from tests.support.task_instance import TaskInstance, TaskRun, TaskStateStore, killed_at
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 TASK = ("films", "manual__2026-11-24T20:00:00+00:00", "modify", -1)
 JOB = "0123456789abcdef0123456789abcdef"
 

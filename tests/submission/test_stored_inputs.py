@@ -28,6 +28,8 @@ from tests.support.task_instance import TaskRun, TaskStateStore
 from tests.support.task_logs import messages
 from tests.support.uploaded_once import UploadedOnce
 
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 
 def touch(path: Path, content: bytes) -> None:
     """Write a file anew, with another time."""

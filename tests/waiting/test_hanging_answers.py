@@ -19,6 +19,8 @@ from airflow_provider_luma.exceptions import LumaUnavailableError
 from airflow_provider_luma.waiting.poller import Poller
 from harness.simulated_clock import run
 
+pytestmark = pytest.mark.slow
+
 #: Seconds between two status checks, and after which a client gives one up.
 POLL_INTERVAL, TIMEOUT = 30.0, 30.0
 

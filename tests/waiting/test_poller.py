@@ -25,6 +25,8 @@ from airflow_provider_luma.waiting.per_loop import shared
 from airflow_provider_luma.waiting.poller import WAITING_GAUGE, Poller
 from tests.support.calls import status_checks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_shared() -> Iterator[None]:

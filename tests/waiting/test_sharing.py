@@ -15,6 +15,8 @@ from airflow_provider_luma.core import rate_limit
 from airflow_provider_luma.core.rate_limit import RateLimiter
 from harness.simulated_clock import run
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 10
 #: Seconds of a request's way to the service, and of its answer's way back; each is longer by chance.
 DISTANCE, JITTER = 0.02, 0.004
