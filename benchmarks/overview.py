@@ -2,33 +2,22 @@
 """
 How long the overview of all jobs takes in a browser, with a history of 20,000 task instances.
 
-An API server on SQLite and, where it is installed, on PostgreSQL; a fifth of the task instances are jobs, and a fifth
-downloads of their results. Times count from the start of the page's own navigation, and come from the page itself.
+A fifth of the task instances are jobs, and a fifth downloads of their results.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import requests
-
-from harness.chromium import chromium
-from harness.local_airflow import LocalAirflow
-from harness.postgres import binaries, postgres
+from benchmarks.pages import measure
 
 DAGS, RUNS, TASKS = 20, 200, 5
 RUNS_RENDERED = 30
 DAYS = 28
-VISITS = 7
 
 #: Notes when something first appears on the page, in milliseconds since its navigation.
 WATCH = """
@@ -50,61 +39,20 @@ WATCH = """
     new MutationObserver(look).observe(document, { childList: true, subtree: true, characterData: true });"""
 
 
+#: What the script notes, and the columns of the table.
+NAMES = {
+    "jobs": "listed",
+    "prompts": "prompts in view",
+    "details": "rows in view complete",
+    "firstHand": "first that needs a hand",
+    "hands": "first 40 checked",
+}
+
+
 def main() -> None:
     """Measure, and print a table."""
-    print(
-        f"{DAGS * RUNS * TASKS:,} task instances of {DAYS} days, of which {DAGS * RUNS:,} are jobs; {VISITS} visits:\n"
-    )
-    columns = "listed | prompts in view | rows in view complete | first that needs a hand | first 40 checked"
-    print(f"| database | visit | {columns} | requests |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
-    programs = binaries()
-    for name, database in {"SQLite": nullcontext(None), "PostgreSQL": programs and postgres(programs)}.items():
-        if database is None:
-            continue
-        with TemporaryDirectory() as folder, database as address:
-            environment = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address} if address else {}
-            airflow = LocalAirflow(Path(folder), Path(folder, "dags"), environment)
-            airflow.run("db", "migrate")
-            subprocess.run([sys.executable, "-m", "benchmarks.overview", "fill"], env=airflow.environment, check=True)
-            airflow.start("api-server")
-            try:
-                airflow.wait_until(lambda airflow=airflow: _answers(airflow), "the API server to answer")
-                _measure(name, airflow, Path(folder))
-            finally:
-                airflow.stop_all()
-
-
-def _answers(airflow: LocalAirflow) -> bool:
-    try:
-        return requests.get(f"{airflow.url}/luma/overview", timeout=30).ok
-    except requests.ConnectionError:
-        return False
-
-
-def _measure(database: str, airflow: LocalAirflow, folder: Path) -> None:
-    with chromium(folder, "--window-size=1280,1000") as browser:
-        browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
-        browser.get(f"{airflow.url}/auth/token/login?next={airflow.url}/luma/static/common.css")
-        visits = [_visit(browser, f"{airflow.url}/luma/overview") for _ in range(VISITS)]
-    for which, seen in {"first": visits[:1], "median of the others": visits[1:]}.items():
-        cells = [f"{statistics.median(visit[name] for visit in seen):.0f}" for name in visits[0]]
-        print(f"| {database} | {which} | {' | '.join(cells)} |", flush=True)
-
-
-def _visit(browser: Any, address: str) -> dict[str, float]:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    browser.get(address)
-    WebDriverWait(browser, 120, poll_frequency=0.2).until(
-        lambda opened: opened.execute_script("return Object.keys(window.seen).length === 5"), "the page to be complete"
-    )
-    seen = browser.execute_script("return window.seen")
-    requests = "return performance.getEntriesByType('resource').filter(entry => entry.name.includes('/api/v2/')).length"
-    return {
-        **{name: seen[name] for name in ("jobs", "prompts", "details", "firstHand", "hands")},
-        "n": browser.execute_script(requests),
-    }
+    print(f"{DAGS * RUNS * TASKS:,} task instances of {DAYS} days, of which {DAGS * RUNS:,} are jobs:\n")
+    measure("benchmarks.overview", "/luma/overview", WATCH, NAMES)
 
 
 # -- the history -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 Several triggerers on one account, which share the limit of 10 status calls a second without being told of each other.
 
 Each is a process of its own with an event loop of its own and the default settings, against one simulator. First, all
-of them wait for 500 jobs until the last has ended; ``SHARING_LOOPS=1,2,2,2`` sets how many there are in each run. Then
+of them wait for 500 jobs until the last has ended; ``SHARING_LOOPS=1,2`` sets how many there are in each run. Then
 two wait for jobs that do not end, and one is killed.
 """
 
@@ -26,11 +26,11 @@ from typing import Any
 import httpx
 
 from airflow_provider_luma.triggers import luma as triggers
-from benchmarks.waiting import FASTEST, NO_LIMIT, SPREAD, ours
+from benchmarks.waiting import FASTEST, LIMIT, NO_LIMIT, SPREAD, ours
 from demo.__main__ import simulator
 
-LIMIT, JOBS = 10, int(os.environ.get("SHARING_JOBS", "500"))
-LOOPS = os.environ.get("SHARING_LOOPS", "1,2,2,2")
+JOBS = int(os.environ.get("SHARING_JOBS", "500"))
+LOOPS = os.environ.get("SHARING_LOOPS", "1,2")
 #: Seconds until one of two is killed, and after that until the other one's rate is measured, and for which it is.
 KILLED_AFTER, SETTLED_AFTER, MEASURED = 90, 60, 20
 

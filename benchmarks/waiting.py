@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Many jobs waiting in one event loop, with and without the service's limit of 10 status calls a second.
+Many jobs waiting in one event loop, under the service's limit of 10 status calls a second.
 
 Ours beside the HTTP provider's deferrable sensor (its trigger, with the smallest check of the body that makes it wait
 for a job at all), and beside the loop of the service's quickstart, made asynchronous. Each runs in a process of its own
-with a simulator of its own, so that processor time and memory are those of the waiting alone; the HTTP provider's after
-the others, as under the limit it keeps a processor busy. ``WAITING_JOBS=100,500,1000`` sets how many jobs, and
-``WAITING_LIMITS=10,0`` how many calls a second are allowed (0: any); the plot shows the course of the greatest number.
+with a simulator of its own, so that processor time and memory are those of the waiting alone. ``WAITING_JOBS=500`` sets
+how many jobs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import resource
@@ -38,7 +36,10 @@ from demo.__main__ import simulator
 
 #: Seconds: how long jobs take, at least and up to so much longer, and after which a contender is stopped.
 FASTEST, SPREAD, TIMEOUT = 60, 60, 240
+JOBS = int(os.environ.get("WAITING_JOBS", "500"))
 POLL_INTERVAL = 5
+#: Status calls that the service allows in a second.
+LIMIT = 10
 NO_LIMIT = 1_000_000
 PICTURE = Path(__file__).parent.parent / "docs" / "waiting.svg"
 
@@ -94,21 +95,6 @@ async def quickstart(luma_task_id: str) -> None:
             await asyncio.sleep(POLL_INTERVAL)
 
 
-bare_session: list[aiohttp.ClientSession] = []
-
-
-async def bare_loop(luma_task_id: str) -> None:
-    """Do nothing but poll, over kept connections: the least that polling can cost with aiohttp. No limit, no errors."""
-    if not bare_session:
-        bare_session.append(aiohttp.ClientSession(headers={"Authorization": f"Bearer {os.environ['BENCH_KEY']}"}))
-    url = f"{os.environ['BENCH_LUMA']}/api/v1/modify/record-info"
-    while True:
-        async with bare_session[0].get(url, params={"taskId": luma_task_id}) as answer:
-            if (await answer.json())["data"]["successFlag"]:
-                return
-        await asyncio.sleep(POLL_INTERVAL)
-
-
 CONTENDERS: dict[str, Callable[[str], Awaitable[None]]] = {
     "ours": ours,
     "http sensor": http_sensor,
@@ -116,8 +102,6 @@ CONTENDERS: dict[str, Callable[[str], Awaitable[None]]] = {
 }
 #: Keeps a processor busy under the limit, as it asks again at once, so the others are measured before it.
 BUSY = "http sensor"
-#: Measured without a limit only.
-FLOOR = {"bare loop": bare_loop}
 
 
 @dataclass
@@ -156,66 +140,47 @@ class Outcome:
 
 def main() -> None:
     """Measure, print a table, and draw."""
-    numbers = [int(number) for number in os.environ.get("WAITING_JOBS", "100,500,1000").split(",")]
-    print(f"Jobs of {FASTEST} to {FASTEST + SPREAD} s waiting in one event loop, polled every {POLL_INTERVAL} s;")
-    print(f"stopped after {TIMEOUT} s:\n")
     print(
-        "| jobs | calls allowed | | seen | late: mean s | p50 / p95 / p99 s | calls a job | refused "
+        f"{JOBS} jobs of {FASTEST} to {FASTEST + SPREAD} s waiting in one event loop, polled every {POLL_INTERVAL} s;"
+    )
+    print(f"{LIMIT} calls a second allowed; stopped after {TIMEOUT} s:\n")
+    print(
+        "| | seen | late: mean s | p50 / p95 / p99 s | calls a job | refused "
         "| most calls in a second | CPU ms a call | connections | MB more |"
     )
-    print("|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
-    limited: dict[int, dict[str, Outcome]] = {}
-    limits = [int(limit) or NO_LIMIT for limit in os.environ.get("WAITING_LIMITS", "10,0").split(",")]
-    for limit, number in itertools.product(limits, numbers):
-        outcomes = _side_by_side(number, limit)
-        for name, outcome in outcomes.items():
-            print(f"| {number} | {'any' if limit == NO_LIMIT else f'{limit}/s'} | {name} {outcome.row()}", flush=True)
-        if limit != NO_LIMIT:
-            limited[number] = outcomes
-    if limited:
-        draw(limited)
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    outcomes = {
+        **_at_the_same_time([name for name in CONTENDERS if name != BUSY]),
+        **_at_the_same_time([BUSY]),
+    }
+    for name in CONTENDERS:
+        print(f"| {name} {outcomes[name].row()}", flush=True)
+    draw({name: outcomes[name] for name in CONTENDERS})
 
 
-def draw(limited: dict[int, dict[str, Outcome]]) -> None:
-    """Draw how the ends of jobs were seen, and how late, under the limit."""
+def draw(outcomes: dict[str, Outcome]) -> None:
+    """Draw how the ends of jobs were seen."""
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "luma"  # the same picture is the same file
-    figure, (course, lateness) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    most = max(limited)
-    ended = sorted(end for end, _ in limited[most]["ours"].ends)
+    figure, course = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    ended = sorted(end for end, _ in outcomes["ours"].ends)
     course.step(ended, range(1, len(ended) + 1), color="0.6", label="ended at Luma")
-    for name, outcome in limited[most].items():
+    for name, outcome in outcomes.items():
         seen = sorted(seen for _, seen in outcome.ends if seen is not None)
         until = max([TIMEOUT, *seen])
         course.step([0, *seen, until], [0, *range(1, len(seen) + 1), len(seen)], where="post", label=name)
-    course.set(title=f"{most} jobs, 10 calls a second", xlabel="seconds", ylabel="jobs", ylim=(0, None))
+    course.set(title=f"{JOBS} jobs, {LIMIT} calls a second", xlabel="seconds", ylabel="jobs", ylim=(0, None))
     course.legend()
-    width = 0.25
-    for i, name in enumerate(CONTENDERS):
-        shares = [100 * len(outcomes[name].late) / number for number, outcomes in limited.items()]
-        bars = lateness.bar([x + (i - 1) * width for x in range(len(limited))], shares, width, label=name)
-        late = [statistics.mean(outcomes[name].late or [0]) for outcomes in limited.values()]
-        lateness.bar_label(bars, [f"{seconds:.0f} s" for seconds in late], fontsize=8)
-    lateness.set(title="Ends seen, and how late on average", xlabel="jobs", ylabel="%", ylim=(0, 110))
-    lateness.set_xticks(range(len(limited)), [str(number) for number in limited])
     figure.savefig(PICTURE, metadata={"Date": None})
     print(f"\nDrawn: {PICTURE.name}")
 
 
-def _side_by_side(number: int, limit: int) -> dict[str, Outcome]:
-    """Let all contenders wait."""
-    names = [*CONTENDERS, *(FLOOR if limit == NO_LIMIT else ())]
-    others, busy = [name for name in names if name != BUSY], [BUSY]
-    outcomes = {**_at_the_same_time(others, number, limit), **_at_the_same_time(busy, number, limit)}
-    return {name: outcomes[name] for name in names}
-
-
-def _at_the_same_time(names: list[str], number: int, limit: int) -> dict[str, Outcome]:
-    command = [sys.executable, "-m", "benchmarks.waiting", str(number), str(limit)]
+def _at_the_same_time(names: list[str]) -> dict[str, Outcome]:
+    command = [sys.executable, "-m", "benchmarks.waiting"]
     environment = {**os.environ, "AIRFLOW__LOGGING__LOGGING_LEVEL": "CRITICAL"}  # each refusal would be a line
     running = {name: subprocess.Popen([*command, name], stdout=subprocess.PIPE, env=environment) for name in names}
     outputs = {name: process.communicate()[0] for name, process in running.items()}
@@ -223,14 +188,14 @@ def _at_the_same_time(names: list[str], number: int, limit: int) -> dict[str, Ou
     return {name: Outcome(**json.loads(output.splitlines()[-1])) for name, output in outputs.items()}
 
 
-def one(number: int, limit: int, name: str) -> None:
+def one(name: str) -> None:
     """Let one contender wait, and print what came of it."""
     triggers.SHORTEST_DEFERRAL = 0.0  # it is for Airflow's scheduler, which does not run here
     with TemporaryDirectory() as folder, simulator(Path(folder, "simulator.txt"), "unused") as luma:
-        print(json.dumps(asdict(_measured(luma, name, number, limit))))
+        print(json.dumps(asdict(_measured(luma, name))))
 
 
-def _measured(luma: str, name: str, number: int, limit: int) -> Outcome:
+def _measured(luma: str, name: str) -> Outcome:
     key = "simulator-key"
     control = httpx.Client(base_url=luma, headers={"Authorization": f"Bearer {key}"}, timeout=60)
     settings = {
@@ -239,25 +204,22 @@ def _measured(luma: str, name: str, number: int, limit: int) -> Outcome:
         "submissions_per_10_seconds": NO_LIMIT,
         "max_running": NO_LIMIT,
         "credits": 1e9,
-        "status_calls_per_second": limit,
+        "status_calls_per_second": LIMIT,
         "webhook_secret": None,
     }
     control.patch("/simulator/settings", json=settings).raise_for_status()
-    extra = {"requests_per_second": min(limit, 1000)}
-    os.environ["AIRFLOW_CONN_LUMA_BENCH"] = json.dumps(
-        {"conn_type": "luma", "host": luma, "password": key, "extra": extra}
-    )
+    os.environ["AIRFLOW_CONN_LUMA_BENCH"] = json.dumps({"conn_type": "luma", "host": luma, "password": key})
     os.environ["AIRFLOW_CONN_HTTP_BENCH"] = json.dumps(
         {"conn_type": "http", "host": luma, "extra": {"Authorization": f"Bearer {key}"}}
     )
     os.environ.update(BENCH_LUMA=luma, BENCH_KEY=key)
     body = {"prompt": "Make it snow", "videoUrl": f"{luma}/files/sample.mp4"}
     start = time.time()
-    ids = [control.post("/api/v1/modify/generate", json=body).json()["data"]["taskId"] for _ in range(number)]
+    ids = [control.post("/api/v1/modify/generate", json=body).json()["data"]["taskId"] for _ in range(JOBS)]
 
     before = control.get("/simulator/state").json()["connections"]
     memory, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    seen = asyncio.run(_wait({**CONTENDERS, **FLOOR}[name], ids))
+    seen = asyncio.run(_wait(CONTENDERS[name], ids))
     cpu, memory = time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     state = control.get("/simulator/state").json()
     status_calls = [call for call in state["calls"] if call["on"] == "status"]
@@ -304,13 +266,11 @@ async def _wait(contender: Callable[[str], Awaitable[None]], ids: list[str]) -> 
     for task in unfinished:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    for session in bare_session:
-        await session.close()
     return seen
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        one(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+        one(sys.argv[1])
     else:
         main()
