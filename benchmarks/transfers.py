@@ -1,145 +1,276 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How fast files are uploaded and downloaded, beside ``curl``.
+A large file from a server to the disk, and from the disk to kie.ai's upload endpoint: ours beside ``curl``.
 
-A file of 200 MB goes to, and comes from, a server on this machine, which keeps nothing. Each transfer has a process of
-its own: ours runs what a task runs, and takes its time from the first line of that. ``TRANSFER_MB=200`` sets the size,
-``TRANSFER_ROUNDS=5`` how often.
+Ours is what the operators call: ``LumaHook.download``, and ``LumaHook.upload`` without the check of the video. Each
+transfer has a process of its own, and the two take turns. The server is another process, which makes up what it sends
+and discards what it receives. Ours first transfers a small file, so that its seconds and its processor time are those
+of the transfer alone; what the start of its process costs is told beside them. ``TRANSFER_MB=200`` sets the size.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-MEGABYTES = int(os.environ.get("TRANSFER_MB", "200"))
-ROUNDS = int(os.environ.get("TRANSFER_ROUNDS", "5"))
-SIZE = MEGABYTES * 1_000_000
-BLOCK = bytes(1 << 20)
-UPLOAD_PATH = "/api/file-stream-upload"
+SIZE = round(float(os.environ.get("TRANSFER_MB", "200")) * 1e6)
+RUNS = 5
+
+#: Bytes of the file that is transferred before the measured one.
+SMALL = 100_000
+
+BLOCK = os.urandom(1 << 20)
+KEY = "sk-benchmark-0123456789"
+ANSWER = {"success": True, "code": 200, "msg": "ok", "data": {"downloadUrl": "https://files.example.com/clip.mp4"}}
 
 
-class Service(BaseHTTPRequestHandler):
-    """Answers an upload as kie.ai does, and serves a file of zeros."""
+@dataclass(frozen=True)
+class Cost:
+    """
+    What a transfer cost its client.
 
-    def do_GET(self) -> None:
-        """Send the file."""
-        self.send_response(200)
-        self.send_header("Content-Type", "video/mp4")
-        self.send_header("Content-Length", str(SIZE))
-        self.end_headers()
-        for start in range(0, SIZE, len(BLOCK)):
-            self.wfile.write(BLOCK[: SIZE - start])
+    :param cpu: seconds of the transfer
+    :param whole_cpu: seconds of the process, its start included
+    :param peak: the most MB that the process held
+    :param before: the MB that it held before the transfer
+    """
 
-    def do_POST(self) -> None:
-        """Receive a form."""
-        remaining = int(self.headers["Content-Length"])
-        while remaining and (piece := self.rfile.read(min(len(BLOCK), remaining))):
-            remaining -= len(piece)
-        data = {"downloadUrl": "https://files.example.com/clip.mp4", "fileSize": SIZE}
-        body = json.dumps({"success": True, "code": 200, "msg": "ok", "data": data}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    seconds: float
+    cpu: float
+    whole_cpu: float
+    peak: float
+    before: float = 0.0
 
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
+    @classmethod
+    def median(cls, costs: list[Cost]) -> Cost:
+        """Return the median of each figure."""
+        return cls(*(statistics.median(getattr(cost, field.name) for cost in costs) for field in fields(cls)))
+
+    def row(self, than: Cost) -> str:
+        """Return the cells of the table."""
+        before = f" ({self.before:.0f} before)" if self.before else ""
+        return (
+            f"| {self.seconds:.2f} | {SIZE / 1e6 / self.seconds:.0f} | {self.seconds / than.seconds:.1f} "
+            f"| {self.cpu:.2f} | {self.cpu / than.cpu:.1f} | {self.whole_cpu:.2f} | {self.peak:.0f}{before} |"
+        )
 
 
 def main() -> None:
     """Measure, and print a table."""
-    ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=_serve, args=(theirs,), daemon=True)
-    server.start()
-    url = f"http://127.0.0.1:{ours.recv()}"
-    print(f"{MEGABYTES} MB, medians of {ROUNDS} transfers:\n")
-    print("| | | seconds | MB/s | CPU seconds | MB of memory | times curl's seconds |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    with TemporaryDirectory() as folder:
-        file = Path(folder, "clip.mp4")
-        with file.open("wb") as clip:
-            clip.truncate(SIZE)
-        extra = {"upload_host": url}
-        connection = {"conn_type": "luma", "host": url, "password": "key", "extra": extra}
-        environment = {
-            **os.environ,
-            "AIRFLOW_HOME": f"{folder}/airflow",
-            "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(connection),
-        }
-        form = ["-F", "uploadPath=videos", "-F", "fileName=clip.mp4", "-F", f"file=@{file}"]
-        for what, curl in {
-            "download": ["-o", f"{folder}/by-curl.mp4", f"{url}/film.mp4"],
-            "upload": [*form, "-H", "Authorization: Bearer key", url + UPLOAD_PATH],
-        }.items():
-            _compare(
-                what, ["curl", "--silent", "--fail", "--header", "Expect:", *curl], [what, url, folder], environment
-            )
-    server.kill()
+    print(f"A file of {SIZE / 1e6:.0f} MB; medians of {RUNS} runs:\n")
+    print("| | seconds | MB/s | times curl | CPU s | times curl | CPU s with the process's start | peak MB |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    with TemporaryDirectory() as name, _server() as url:
+        folder = Path(name)
+        environment = _environment(folder, url)
+        source = folder / "source.mp4"
+        _write(source, SIZE)
+        _write(folder / "small.mp4", SMALL)
+        for what, curl in {"download": _curl_get(url, folder), "upload": _curl_post(url, source)}.items():
+            ways: dict[str, Callable[[], Cost]] = {
+                "ours": partial(_ours, what, url, folder, environment),
+                "curl": partial(_curl, what, curl, folder, environment),
+            }
+            costs: dict[str, list[Cost]] = {way: [] for way in ways}
+            for _ in range(RUNS):
+                for way, run in ways.items():
+                    costs[way].append(run())
+            medians = {way: Cost.median(each) for way, each in costs.items()}
+            for way, median in medians.items():
+                print(f"| {what}: {way} {median.row(medians['curl'])}", flush=True)
 
 
-def _serve(started: Connection) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    started.send(server.server_address[1])
-    server.serve_forever()
-
-
-def _compare(what: str, curl: list[str], ours: list[str], environment: dict[str, str]) -> None:
-    """Let both do the same in turn, and print a row for each."""
-    programs = {"curl": curl, "ours": [sys.executable, "-m", "benchmarks.transfers", *ours]}
-    rounds = [{name: _measured(program, environment) for name, program in programs.items()} for _ in range(ROUNDS)]
-    medians = {
-        name: [statistics.median(figures) for figures in zip(*(one[name] for one in rounds), strict=True)]
-        for name in programs
+def _environment(folder: Path, url: str) -> dict[str, str]:
+    connection = {"conn_type": "luma", "host": url, "password": KEY, "extra": {"upload_host": url}}
+    return {
+        **os.environ,
+        "AIRFLOW_HOME": str(folder / "airflow"),
+        "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(connection),
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
     }
-    for name, (seconds, cpu, memory) in medians.items():
-        ratio = seconds / medians["curl"][0]
-        print(
-            f"| {what} | {name} | {seconds:.2f} | {MEGABYTES / seconds:.0f} | {cpu:.2f} | {memory:.0f} | {ratio:.1f} |"
-        )
 
 
-def _measured(program: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
-    """Return the seconds and CPU seconds of a transfer, and the megabytes of memory that its process took at most."""
-    began = time.monotonic()
-    process = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def _write(file: Path, size: int) -> None:
+    with file.open("wb") as out:
+        for piece in _pieces(size):
+            out.write(piece)
+
+
+def _pieces(size: int) -> Iterator[bytes]:
+    while size:
+        piece = BLOCK[:size]
+        size -= len(piece)
+        yield piece
+
+
+# -- the clients ----------------------------------------------------------------------------------------------------
+
+
+def _ours(what: str, url: str, folder: Path, environment: dict[str, str]) -> Cost:
+    command = [sys.executable, "-m", "benchmarks.transfers", what, url, str(folder)]
+    output, whole_cpu, peak = _run(command, environment)
+    said = json.loads(output.splitlines()[-1])
+    return Cost(said["seconds"], said["cpu"], whole_cpu, peak, said["before"])
+
+
+def _curl(what: str, options: list[str], folder: Path, environment: dict[str, str]) -> Cost:
+    command = ["curl", "--silent", "--show-error", "--fail", "--write-out", r"\n%{time_total}", *options]
+    output, cpu, peak = _run(command, environment)
+    answer, _, seconds = output.rpartition("\n")
+    if what == "download":
+        _check_and_remove(folder / "curl.mp4")
+    else:
+        assert json.loads(answer) == ANSWER, output
+    return Cost(float(seconds), cpu, cpu, peak)
+
+
+def _curl_get(url: str, folder: Path) -> list[str]:
+    return ["--output", str(folder / "curl.mp4"), f"{url}/{SIZE}/result.mp4"]
+
+
+def _curl_post(url: str, source: Path) -> list[str]:
+    form = ("uploadPath=airflow-provider-luma", f"fileName={source.name}")
+    file = f"file=@{source};type=application/octet-stream"
+    parts = [option for part in (*form, file) for option in ("--form", part)]
+    # Ours does not ask whether to send the body either, which costs curl 40 ms here.
+    headers = ["--header", f"Authorization: Bearer {KEY}", "--header", "Expect:"]
+    return [*headers, *parts, f"{url}/api/file-stream-upload"]
+
+
+def _check_and_remove(file: Path) -> None:
+    assert file.stat().st_size == SIZE, file
+    file.unlink()
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[str, float, float]:
+    """Run a client; return its output, its CPU seconds, and the most MB that it held."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    # Not ru_maxrss, which starts at the memory of the process that started this one.
+    peaks: list[float] = []
+    sampler = threading.Thread(target=_sample, args=(process.pid, peaks))
+    sampler.start()
     assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, used = os.wait4(process.pid, 0)
-    assert status == 0, program
-    if program[0] == "curl":
-        return time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
-    seconds, cpu = json.loads(said.splitlines()[-1])
-    return seconds, cpu, used.ru_maxrss / 1024
+    with process.stdout as stream:
+        output = stream.read()
+    sampler.join()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, (command, output)
+    return output, usage.ru_utime + usage.ru_stime, peaks[-1]
 
 
-def one(what: str, url: str, folder: str) -> None:
-    """Transfer the file as a task does, and print the seconds and CPU seconds."""
+def _sample(pid: int, peaks: list[float]) -> None:
+    """Note a process's peak every few milliseconds, until it has ended."""
+    while (peak := _megabytes("VmHWM:", str(pid))) is not None:
+        peaks.append(peak)
+        time.sleep(0.005)
+
+
+def _megabytes(name: str, pid: str = "self") -> float | None:
+    """Return a figure of a process's memory; None if it has ended."""
+    _, found, rest = Path(f"/proc/{pid}/status").read_text().partition(name)
+    return int(rest.split()[0]) * 1024 / 1e6 if found else None
+
+
+def client(what: str, url: str, folder: Path) -> None:
+    """Transfer a small file, then a large one as the operators do, and print what that one took."""
     from airflow_provider_luma.hooks.luma import LumaHook
 
     hook = LumaHook()
-    began, cpu = time.monotonic(), _cpu()
-    if what == "upload":
-        hook.upload(f"{folder}/clip.mp4")
-    else:
-        hook.download(f"{url}/film.mp4", f"{folder}/ours.mp4", overwrite=True)
-    print(json.dumps([time.monotonic() - began, _cpu() - cpu]))
+
+    def download(size: int) -> Path:
+        target, address = folder / "downloads", f"{url}/{size}/result.mp4"
+        return Path(hook.download(address, str(target), luma_task_id="job", service="kie", overwrite=True).path)
+
+    def upload(size: int) -> None:
+        source = folder / ("source.mp4" if size == SIZE else "small.mp4")
+        assert hook.upload(str(source)).size == size
+
+    work = {"download": download, "upload": upload}[what]
+    work(SMALL)
+    before, started_at, cpu = _megabytes("VmRSS:"), time.perf_counter(), time.process_time()
+    file = work(SIZE)
+    took = {"seconds": time.perf_counter() - started_at, "cpu": time.process_time() - cpu, "before": before}
+    if file is not None:
+        _check_and_remove(file)
+        shutil.rmtree(folder / "downloads")
+    print(json.dumps(took))
 
 
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+# -- the server -----------------------------------------------------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends a file of any size, and accepts an upload as kie.ai does."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Send ``/<size>/result.mp4``."""
+        size = int(self.path.split("/")[1])
+        self._begin("video/mp4", size)
+        for piece in _pieces(size):
+            self.wfile.write(piece)
+
+    def do_POST(self) -> None:
+        """Discard the form."""
+        remaining, room = int(self.headers["Content-Length"]), memoryview(bytearray(len(BLOCK)))
+        while remaining:
+            count = self.rfile.readinto(room[: min(remaining, len(room))])
+            if not count:
+                raise ConnectionAbortedError("the client has closed the connection")
+            remaining -= count
+        answer = json.dumps(ANSWER).encode()
+        self._begin("application/json", len(answer))
+        self.wfile.write(answer)
+
+    def _begin(self, kind: str, size: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """Run the server in a process of its own; yield its address."""
+    command = [sys.executable, "-m", "benchmarks.transfers", "serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+
+
+def serve() -> None:
+    """Print the port, and serve until the process is ended."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        print(server.server_port, flush=True)
+        server.serve_forever()
 
 
 if __name__ == "__main__":
-    one(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    elif len(sys.argv) > 1:
+        client(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()
