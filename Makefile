@@ -75,7 +75,7 @@ lint: $(VENV)/.dev  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## Measure, side by side with the official providers (three quarters of an hour)
+bench: $(VENV)/.dev  ## Measure, side by side with the official providers (an hour)
 	$(INSTALL) --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 

@@ -4,8 +4,8 @@ A large file from a server to the disk, and from the disk to kie.ai's upload end
 
 Ours is what the operators call: ``LumaHook.download``, and ``LumaHook.upload`` without the check of the video. Each
 transfer has a process of its own, and the two take turns. The server is another process, which makes up what it sends
-and discards what it receives. Ours first transfers a small file, so that its seconds and its processor time are those
-of the transfer alone; what the start of its process costs is told beside them. ``TRANSFER_MB=200`` sets the size.
+and discards what it receives. Ours first transfers a small file, so that its seconds, its processor time and its memory
+are those of the transfer alone. ``TRANSFER_MB=200`` sets the size.
 """
 
 from __future__ import annotations
@@ -42,17 +42,13 @@ class Cost:
     """
     What a transfer cost its client.
 
-    :param cpu: seconds of the transfer
-    :param whole_cpu: seconds of the process, its start included
-    :param peak: the most MB that the process held
-    :param before: the MB that it held before the transfer
+    :param cpu: seconds of processor time
+    :param megabytes: the most that the process held for it
     """
 
     seconds: float
     cpu: float
-    whole_cpu: float
-    peak: float
-    before: float = 0.0
+    megabytes: float
 
     @classmethod
     def median(cls, costs: list[Cost]) -> Cost:
@@ -61,18 +57,17 @@ class Cost:
 
     def row(self, than: Cost) -> str:
         """Return the cells of the table."""
-        before = f" ({self.before:.0f} before)" if self.before else ""
         return (
-            f"| {self.seconds:.2f} | {SIZE / 1e6 / self.seconds:.0f} | {self.seconds / than.seconds:.1f} "
-            f"| {self.cpu:.2f} | {self.cpu / than.cpu:.1f} | {self.whole_cpu:.2f} | {self.peak:.0f}{before} |"
+            f"| {self.seconds:.2f} | {SIZE / 1e6 / self.seconds:,.0f} | {self.seconds / than.seconds:.1f} "
+            f"| {self.cpu:.2f} | {self.megabytes:.0f} |"
         )
 
 
 def main() -> None:
     """Measure, and print a table."""
     print(f"A file of {SIZE / 1e6:.0f} MB; medians of {RUNS} runs:\n")
-    print("| | seconds | MB/s | times curl | CPU s | times curl | CPU s with the process's start | peak MB |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("| | seconds | MB/s | times curl's seconds | CPU seconds | MB of memory |")
+    print("|---|---:|---:|---:|---:|---:|")
     with TemporaryDirectory() as name, _server() as url:
         folder = Path(name)
         environment = _environment(folder, url)
@@ -122,9 +117,9 @@ def _pieces(size: int) -> Iterator[bytes]:
 
 def _ours(what: str, url: str, folder: Path, environment: dict[str, str]) -> Cost:
     command = [sys.executable, "-m", "benchmarks.transfers", what, url, str(folder)]
-    output, whole_cpu, peak = _run(command, environment)
+    output, _, peak = _run(command, environment)
     said = json.loads(output.splitlines()[-1])
-    return Cost(said["seconds"], said["cpu"], whole_cpu, peak, said["before"])
+    return Cost(said["seconds"], said["cpu"], peak - said["before"])
 
 
 def _curl(what: str, options: list[str], folder: Path, environment: dict[str, str]) -> Cost:
@@ -135,7 +130,7 @@ def _curl(what: str, options: list[str], folder: Path, environment: dict[str, st
         _check_and_remove(folder / "curl.mp4")
     else:
         assert json.loads(answer) == ANSWER, output
-    return Cost(float(seconds), cpu, cpu, peak)
+    return Cost(float(seconds), cpu, peak)
 
 
 def _curl_get(url: str, folder: Path) -> list[str]:
