@@ -5,7 +5,7 @@ Splitting a film into clips of 10 seconds, and joining them again: how much fast
 The film is 1080p at 30 frames a second with sound, a moving gradient under noise that is new in each picture, so that
 neither decoding nor encoding is cheap. The clips are joined as they are, without having been modified. Each step has a
 process of its own, which works through a child process, as in a task; the peak of memory is that of this child. Reading
-the film's time stamps (``plan_split``) comes before the split. ``FILM_SECONDS=60`` sets the film's length.
+the film's time stamps (``plan_split``) comes before the split. ``FILM_SECONDS=30`` sets the film's length.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from airflow_provider_luma.media.split_plan import SplitPlan
 if TYPE_CHECKING:
     import av
 
-SECONDS = int(os.environ.get("FILM_SECONDS", "60"))
+SECONDS = int(os.environ.get("FILM_SECONDS", "30"))
 CLIP_SECONDS = 10
 WIDTH, HEIGHT, RATE, SAMPLE_RATE = 1920, 1080, 30, 48000
 
