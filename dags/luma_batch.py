@@ -6,7 +6,7 @@ Each clip is submitted, retried and downloaded independently, so a clip that fai
 end, `collect` lists the videos. If any is missing, `collect` fails and lists each clip without a video, with the
 reason. In that case, clear the failed tasks: no other clip is paid for again.
 
-The *Luma result* page of any clip links to the gallery, which shows all clips before and after, even while the run is
+The *Luma result* page of any clip links to the gallery, which shows all clips and their videos, even while the run is
 in progress.
 
 The pool `luma` limits the number of jobs that run at Luma at the same time. Create it once, **including deferred
@@ -95,7 +95,7 @@ with DAG(
             type="array",
             items={"type": "string"},
             minItems=1,
-            description="Public addresses of the clips, one per line.",
+            description="The clips, one per line: public addresses, or files in any storage.",
         ),
         "destination": Param(
             os.environ.get("LUMA_DESTINATION", f"file://{tempfile.gettempdir()}/luma"),

@@ -6,7 +6,7 @@ A function decorated with `@task.luma_modify` returns the prompt, or a dict of t
 Everything else works as in `LumaModifyOperator`: the task waits in the triggerer, and a retry continues the same job if
 the function returns the same again.
 
-`season` returns a prompt for the month of the run. `weather` is mapped, and makes one version for each weather.
+`season` returns a prompt for the month of the run. `weather` is mapped, and makes one version for each kind of weather.
 
 Needs a connection `luma_default` of type Luma, with your API key.
 """

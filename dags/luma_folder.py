@@ -9,7 +9,7 @@ Give each folder of clips its own destination: videos of other clips or DAGs are
 above the destination must exist.
 
 `collect` returns a table of clips and videos, and fails if more than 5 % of the clips have none. The *Luma result* page
-of any clip links to the gallery, which shows all clips of the run before and after.
+of any clip links to the gallery, which shows all clips of the run and their videos.
 
 Needs a connection `luma_default` of type Luma, with your API key, and a pool `luma` that counts deferred tasks:
 

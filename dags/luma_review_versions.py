@@ -2,9 +2,9 @@
 """
 ### Another version after each rejection
 
-Like `luma_review`, but with each rejection the person gives a new prompt for the next version, up to three versions,
-since each is a job that you pay for. Once a version is approved, it is published. If the last one is not approved
-either, the run fails and nothing is published.
+Like `luma_review`, but with each rejection the person gives a new prompt, from which the next version is made. There
+are at most three versions, since each is a job that you pay for. Once a version is approved, it is published. If the
+last one is not approved either, the run fails and nothing is published.
 
 Needs Airflow 3.4, which has loops, and a connection `luma_default` of type Luma, with your API key.
 """
