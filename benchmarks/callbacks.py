@@ -3,8 +3,8 @@
 What a callback costs: processor time of the receiver and of the database, with few and with many tasks and records.
 
 The receiver runs in a process of its own, mounted as in Airflow's API server, on PostgreSQL. Each callback resumes one
-task. Meanwhile no other task waits and nothing else is recorded; or 5,000 wait, and there are records of 200,000
-submissions. Callbacks of addresses that do not name the try, as version 1.0.0 made them, show what a search costs.
+task. It is measured first with no other waiting task and no other record, then with 5,000 waiting tasks and the records
+of 200,000 submissions. Callbacks to addresses that do not name the try, as in version 1.0.0, show what a search costs.
 
 ``CALLBACKS=100`` and ``CALLBACK_ROUNDS=3`` set how many callbacks are sent, and how often.
 """
@@ -63,7 +63,7 @@ def measure() -> None:
     connection = json.dumps({"conn_type": "luma", "host": "http://127.0.0.1:9", "password": KEY})
     with api_server_process(AIRFLOW_CONN_LUMA_DEFAULT=connection) as port:
         receiver = psutil.Process().children()[-1]
-        _callbacks(port, receiver, names_try=True)  # what is cached and imported at the first ones
+        _callbacks(port, receiver, names_try=True)  # warm up: the first callbacks import modules and fill caches
         for _ in range(ROUNDS):
             for others in ("none", f"{WAITING:,} waiting, {RECORDS:,} records"):
                 _fill(has_others=others != "none")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Splitting a film into clips of 10 seconds, and joining them again: how much faster than playing it.
+How fast a film is split into clips of 10 seconds and joined again, compared with playing it.
 
 The film is 1080p at 30 frames a second with sound, a moving gradient under noise that is new in each picture, so that
 neither decoding nor encoding is cheap. The clips are joined as they are, without having been modified. Each step has a
@@ -149,7 +149,7 @@ def _seconds_of_pictures() -> Iterator[list[av.VideoFrame]]:
 
 
 def _pictures() -> Iterator[av.VideoFrame]:
-    """Yield pictures in YUV 4:2:0: a gradient that moves, and grain cut from elsewhere in a larger one each time."""
+    """Yield pictures in YUV 4:2:0: a moving gradient, and grain from a different part of a larger pattern each time."""
     import av
     import numpy as np
 

@@ -2,8 +2,8 @@
 """
 How long it takes from "finished at Luma" to "finished in Airflow": with callbacks, and polling at two intervals.
 
-One Airflow, one simulator, the same number of jobs for each, mapped, one way at a time. Airflow's own share
-(scheduling the resumed task, starting a process for it) is in all of them.
+The three run one at a time, on the same Airflow and simulator, each with the same number of mapped jobs. All figures
+include Airflow's own share (scheduling the resumed task, starting a process for it).
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def fill() -> None:
         session.flush()
         session.add(DagModel(dag_id=DAG_ID, bundle_name="bench", fileloc="/dags/x.py", is_stale=False))
         engine = session.get_bind()
-    # Not in a session: a default of a column ends the one that it finds.
+    # Not in a session: computing a column's default ends a session that is open.
     with engine.begin() as connection:
         row = {**run, **times, "run_type": "manual", "state": "success", "clear_number": 0}
         connection.execute(insert(DagRun.__table__), row)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What one job costs beyond the time that Luma takes for it: ours, and the HTTP provider's operator and sensor by hand.
+What one job costs beyond the time that Luma takes: with our operator, and with the HTTP provider's operator and sensor.
 
-One Airflow, one simulator, the same number of runs each, one after the other. Airflow's own share (scheduling, starting
-processes for tasks) is in all of them.
+They run one after the other, on the same Airflow and simulator, with the same number of runs each. All figures include
+Airflow's own share (scheduling, starting processes for tasks).
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def fill() -> None:
         session.add_all(DagModel(dag_id=f"dag_{number}", **named) for number in range(DAGS))
         engine = session.get_bind()
     tasks, xcoms = _tasks_and_xcoms()
-    # Not in a session: a default of a column ends the one that it finds.
+    # Not in a session: computing a column's default ends a session that is open.
     with engine.begin() as connection:
         connection.execute(insert(DagRun.__table__), list(_runs()))
     with engine.begin() as connection:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Several triggerers on one account, which share the limit of 10 status calls a second without being told of each other.
+Several triggerers on one account, which share the limit of 10 status calls a second without knowing of each other.
 
 Each is a process of its own with an event loop of its own and the default settings, against one simulator. First, all
 of them wait for 500 jobs until the last has ended; ``SHARING_LOOPS=1,2`` sets how many there are in each run. Then
@@ -31,7 +31,7 @@ from demo.__main__ import simulator
 
 JOBS = int(os.environ.get("SHARING_JOBS", "500"))
 LOOPS = os.environ.get("SHARING_LOOPS", "1,2")
-#: Seconds until one of two is killed, and after that until the other one's rate is measured, and for which it is.
+#: Seconds before one of two is killed, before the other one's rate is then measured, and for which it is measured.
 KILLED_AFTER, SETTLED_AFTER, MEASURED = 90, 60, 20
 
 
@@ -88,7 +88,7 @@ def account(**settings: Any) -> Iterator[Account]:
 
 
 def until_all_have_ended(number: int) -> str:
-    """Return a row of the table: so many event loops wait for all the jobs."""
+    """Let this many event loops wait for all the jobs; return a row of the table."""
     with account(processing_seconds=FASTEST, processing_jitter=SPREAD) as service:
         processes = [service.start(service.ids[i::number]) for i in range(number)]
         seen = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]

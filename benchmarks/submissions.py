@@ -2,8 +2,8 @@
 """
 Two hundred mapped jobs that want to be submitted at once, where Luma accepts 20 in 10 seconds.
 
-Ours beside the HTTP provider's operator with Airflow's own retries, as one would write it by hand. Both only submit.
-One Airflow, one after the other. ``SUBMITTED_JOBS=200`` sets how many jobs.
+Our operator is compared with the HTTP provider's, which relies on Airflow's own retries, as one would write it by hand.
+Both only submit, one after the other on the same Airflow. ``SUBMITTED_JOBS=200`` sets how many jobs.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 """
 Whether a thousand jobs are too many for a real triggerer.
 
-They wait in it for ten minutes under the service's limit of 10 status calls a second; half way through it is killed,
-and started again. Connections are where most people have them, in Airflow's database, which is PostgreSQL if there is
-one on this machine.
+The jobs wait for ten minutes under the service's limit of 10 status calls a second; halfway through, the triggerer is
+killed and started again. Connections are where most people keep them: in Airflow's database, which is PostgreSQL if
+that is installed on this machine.
 
 ``ENDURING_JOBS=1000`` and ``ENDURING_MINUTES=10`` set the sizes.
 """
@@ -31,7 +31,7 @@ from harness.postgres import binaries, postgres
 
 JOBS = int(os.environ.get("ENDURING_JOBS", "1000"))
 MINUTES = float(os.environ.get("ENDURING_MINUTES", "10"))
-#: Jobs that a machine of two cores gets submitted a second, at least; and the seconds over which they end.
+#: Jobs that a machine with two cores submits per second, at least; and the seconds over which they end.
 STARTS_PER_SECOND, ENDING = 1.4, 400
 NO_LIMIT = 1_000_000
 

@@ -2,10 +2,10 @@
 """
 Many jobs waiting in one event loop, under the service's limit of 10 status calls a second.
 
-Ours beside the HTTP provider's deferrable sensor (its trigger, with the smallest check of the body that makes it wait
-for a job at all), and beside the loop of the service's quickstart, made asynchronous. Each runs in a process of its own
-with a simulator of its own, so that processor time and memory are those of the waiting alone. ``WAITING_JOBS=500`` sets
-how many jobs.
+Our trigger is compared with that of the HTTP provider's deferrable sensor (with the smallest check of the body that
+makes it wait for a job at all), and with the loop of the service's quickstart, made asynchronous. Each runs in its own
+process, with its own simulator, so that processor time and memory are those of the waiting alone.
+``WAITING_JOBS=500`` sets how many jobs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from airflow_provider_luma.triggers import luma as triggers
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from demo.__main__ import simulator
 
-#: Seconds: how long jobs take, at least and up to so much longer, and after which a contender is stopped.
+#: Seconds: the shortest job, by how much others may be longer, and when a contender is stopped.
 FASTEST, SPREAD, TIMEOUT = 60, 60, 240
 JOBS = int(os.environ.get("WAITING_JOBS", "500"))
 POLL_INTERVAL = 5
@@ -45,7 +45,7 @@ PICTURE = Path(__file__).parent.parent / "docs" / "waiting.svg"
 
 
 class HookThatReadsTheBody(HttpAsyncHook):
-    """Take "still generating" for "not there yet", which the sensor's trigger waits out."""
+    """Report "still generating" as "not found" (404), which the sensor's trigger waits out."""
 
     async def run(self, *arguments: Any, **options: Any) -> Any:
         """Call, and read the answer as a sensor's response_check would."""
@@ -100,7 +100,7 @@ CONTENDERS: dict[str, Callable[[str], Awaitable[None]]] = {
     "http sensor": http_sensor,
     "quickstart": quickstart,
 }
-#: Keeps a processor busy under the limit, as it asks again at once, so the others are measured before it.
+#: When refused, it asks again at once and keeps a processor busy, so the others are measured before it.
 BUSY = "http sensor"
 
 
@@ -123,7 +123,7 @@ class Outcome:
 
     @property
     def late(self) -> list[float]:
-        """How late each end that was seen was seen, in seconds."""
+        """How late the ends of jobs were seen, in seconds; ends that were never seen are left out."""
         return [max(0.0, seen - ended) for ended, seen in self.ends if seen is not None]
 
     def row(self) -> str:

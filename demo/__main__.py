@@ -53,7 +53,7 @@ With a kie.ai account, on a clip of your own (this spends credits):
 
 def main(*, cluster: bool = False) -> int:
     """Run the demo; return its exit code."""
-    for ending in ENDING:  # SIGINT too: a shell's background job ignores it
+    for ending in ENDING:  # SIGINT as well: a shell starts background jobs with it ignored
         signal.signal(ending, _interrupt)
     api_key, file = os.environ.get("LUMA_API_KEY", ""), os.environ.get("LUMA_VIDEO", "")
     video = str(Path(file).absolute()) if file else os.environ.get("LUMA_VIDEO_URL", "")

@@ -30,7 +30,7 @@ END = "<!-- end of the decision table -->\n"
 
 HEAD = ("record", "request", "this try is", "Luma says", "if", "what it does", "what its log says")
 
-#: What it means that an outcome was seen, and that it was not, by the job's status; None is that of an intent.
+#: How the table says that an outcome was seen, and that it was not, by the job's status; None stands for an intent.
 SEEN: dict[JobStatus | None, tuple[str, str]] = {
     JobStatus.SUCCEEDED: ("Airflow has stored the result", "Airflow has not stored the result"),
     JobStatus.RESULT_MISSING: ("that was reported, or a result stored", "that was not reported, and no result stored"),

@@ -34,7 +34,7 @@ def callback_event(luma_task_id: str) -> dict[str, Any]:
 
 
 def expiry_event(deferred: TaskDeferred) -> dict[str, Any]:
-    """Return the event of a trigger that only waits for a time, once that has come."""
+    """Return the event of a trigger that only waits for a time, sent once that time has come."""
     return {"state": dict(deferred.kwargs or {}), "at": time.time()}
 
 

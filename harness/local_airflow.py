@@ -77,7 +77,7 @@ class LocalAirflow:
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__WORKERS": "1",
-            # Five seconds by default. A task that gives up fails, or is tried again, and tests count tries.
+            # Five seconds by default. A task that gives up waiting fails or is retried, and tests count tries.
             "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             "AIRFLOW__API__SECRET_KEY": self._secret("api-secret-key"),
             "AIRFLOW__API_AUTH__JWT_SECRET": self._secret("jwt-secret"),
@@ -147,7 +147,7 @@ class LocalAirflow:
                 self._wait_for_end(component, family)
 
     def _signal(self, component: str, how: signal.Signals) -> list[psutil.Process]:
-        """Send a signal to a component, and SIGKILL also to its child processes; return all of these processes."""
+        """Send a signal to a component (SIGKILL to its child processes, too); return the component and its children."""
         process = self.processes[component]
         family = _family(process.pid)
         if how is signal.SIGKILL:

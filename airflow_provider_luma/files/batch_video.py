@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A video of a batch, and two small hidden files beside it, by which a later run knows what is already paid for.
+A video of a batch, and two small hidden files beside it, which tell a later run what has already been paid for.
 
-``.NAME.luma.json``, the *manifest*, describes a video that is there: of which content of which clip it was made, and
-how. ``.NAME.luma-job.json``, the *claim*, is there while a job for the video may exist: it is created before the
+``.NAME.luma.json``, the *manifest*, describes the video that is there: which version of which clip it was made from,
+and how. ``.NAME.luma-job.json``, the *claim*, exists while there may be a job for the video: it is created before the
 submission, and removed once the video is there, or once it is certain that no job was accepted.
 
-Whoever has created the claim has the video to itself: others submit nothing and write nothing while it is there, and
-no run replaces the claim of another. Neither file has any secret in it, nor the query of an address.
+Whoever created the claim owns the video: while the claim exists, nobody else submits or writes anything, and no run
+replaces another run's claim. Neither file contains a secret or the query of an address.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from airflow_provider_luma.files.destination_names import OBJECT_STORES
 from airflow_provider_luma.files.storage import as_path, file_in, make_folder, remove_file, written
 from airflow_provider_luma.files.stored_file import StoredFile
 
-#: Maximum bytes of a file that is read: anybody who may write to the folder may have written it.
+#: Maximum bytes to read of a file: anybody who can write to the folder may have written it.
 _MAX_SIZE = 256 * 1024
 
-#: Characters of a name in an error or a table: Airflow's own names are no longer.
+#: Maximum characters of a name in an error or a table. The names of Airflow itself never exceed this.
 _MAX_NAME = 250
 
 
@@ -50,11 +50,11 @@ class Found(NamedTuple):
 
     :param is_foreign: a file that no batch has written, or that was changed since
     :param is_made: the video that is wanted
-    :param of_another: whose video it is, if it is that of another clip or batch
+    :param of_another: whose video it is, if it belongs to another clip or batch
     :param luma_task_id: the job that made it
     :param claim: the claim; None if there is none
-    :param map_index: that of the clip, if this run has had it before
-    :param has_video: there is a video, whosever it is
+    :param map_index: the clip's map index in this run, if the run has had the clip before
+    :param has_video: there is a video, no matter whose
     """
 
     is_foreign: bool = False
@@ -68,23 +68,23 @@ class Found(NamedTuple):
 
 class Owner(Enum):
     """
-    Whose a claim or a manifest is, as a run or one of its tasks sees it.
+    Who owns a claim or a manifest, as a run or one of its tasks sees it.
 
-    Decided by run and map index, not by the submission's reference: a task that was killed between its claim and its
-    record, or that nothing keeps a record for, does not know the reference of the claim that it has left.
+    The run and the map index decide this, not the submission's reference: a task that was killed between writing its
+    claim and its record, or whose record is kept nowhere, does not know the reference in the claim that it left.
     """
 
-    #: This task; for the plan, which is not one of the mapped tasks, any of this run.
+    #: This task. For the plan, which is not one of the mapped tasks, any task of this run.
     US = auto()
     #: A task of this run with another map index: the list of clips has changed since.
     ANOTHER_INDEX = auto()
-    #: A run with the id of this one, deleted since or of another Airflow.
+    #: Another run with the same id: one that has been deleted since, or one of another Airflow.
     NAMESAKE = auto()
     ANOTHER_RUN = auto()
 
     @property
     def is_this_run(self) -> bool:
-        """Whether it is this run's, under whichever map index."""
+        """Whether this run is the owner, under any map index."""
         return self in (Owner.US, Owner.ANOTHER_INDEX)
 
 
@@ -95,8 +95,8 @@ class BatchVideo:
 
     :param path: where it is, or will be
     :param run: what identifies the run: the keys of its task ``modify``, with or without a map index
-    :param is_new: this run cannot have left anything yet: what has its keys is of one that was deleted, or of another
-        Airflow
+    :param is_new: this run cannot have left anything yet, so whatever has its keys is from a run that was deleted, or
+        from another Airflow
     """
 
     path: ObjectStoragePath
@@ -115,7 +115,7 @@ class BatchVideo:
 
     def look_up(self, clip: str, request: Callable[[], str], existing: Container[str]) -> Found:
         """
-        Return what is in its place.
+        Return what is in the video's place.
 
         :param clip: the clip's address
         :param request: returns what is wanted, see :func:`request_hash`
@@ -128,7 +128,7 @@ class BatchVideo:
         )
         if is_there and not manifest and claim is None:  # a download may have ended since the folder was listed
             manifest, claim = self.manifest.read(), self.claim.read()
-        if not manifest and claim is None:  # one that cannot be read may be the claim to this very video
+        if not manifest and claim is None:  # not "not claim": an unreadable one may be for this video
             return Found(is_foreign=is_there)
         map_index = self._map_index_in(claim or manifest or {})
         if not (is_there and manifest):
@@ -141,7 +141,7 @@ class BatchVideo:
         return Found(claim=claim, map_index=map_index, is_foreign=is_foreign, has_video=True)
 
     def is_made(self, manifest: Mapping[str, Any], request: str) -> bool:
-        """Return whether a video that is there was made by another run as wanted. This run asks again if cleared."""
+        """Return whether another run has made the video as wanted. This run, if cleared, has its own made again."""
         return manifest.get("request") == request and not self.owner_of(manifest).is_this_run
 
     def _is_described_by(self, manifest: Mapping[str, Any]) -> bool:
@@ -163,9 +163,9 @@ class BatchVideo:
 
     def refusal(self, claim: Mapping[str, Any] | None, known_job: str | None = None) -> str | None:
         """
-        Return what a person can do if there may be a job for the video that this task does not know; otherwise None.
+        Return what a person can do if there may be a job that this task does not know of; otherwise None.
 
-        :param known_job: the latest job of this task that its record knows; of no use where only a run is known
+        :param known_job: the latest job in this task's record; not used where only the run is known
         """
         if claim is None:
             return None
@@ -208,7 +208,7 @@ class BatchVideo:
         )
 
     def owner_of(self, document: Mapping[str, Any]) -> Owner:
-        """Return whose a claim or a manifest is."""
+        """Return who owns a claim or a manifest."""
         run = read_object(document.get("run"))
         if any(run.get(key) != self.run[key] for key in ("dag_id", "run_id", "task_id")):
             return Owner.ANOTHER_RUN
@@ -219,16 +219,16 @@ class BatchVideo:
 
     def _is_known(self, claim: Mapping[str, Any], known_job: str | None) -> bool:
         """
-        Return whether the record of this task knows what became of its claim, so that it can decide what to do.
+        Return whether this task's record says what became of its claim, so that the task can decide what to do.
 
-        The plan knows no records: it leaves that to the task.
+        The plan has no records, so it leaves the decision to the task.
         """
         is_task = "map_index" in self.run
         return not is_task or claim.get("luma_task_id") in (None, known_job) or claim.get("has_failed") is True
 
     def description(self, luma_task_id: str) -> dict[str, Any]:
         """
-        Return how the video of a job of this task is made; empty if a person has removed its claim.
+        Return how this task's job makes its video; empty if a person has removed the claim.
 
         :raises AirflowException: the storage is unavailable
         """
@@ -239,11 +239,11 @@ class BatchVideo:
 
     def own_claim(self, job: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """
-        Return this task's claim; None if it was cleared after its download, or if a person has removed the claim.
+        Return this task's claim; None if the task was cleared after its download, or a person has removed the claim.
 
         :param job: how the video was made, see :meth:`description`
-        :raises LumaValidationError: another job was submitted for the video, by this task or another run, or another
-            run has made one
+        :raises LumaValidationError: this task or another run has submitted another job for the video, or another run
+            has made the video
         :raises AirflowException: the storage is unavailable
         """
         claim = self.claim.read()
@@ -281,7 +281,7 @@ class BatchVideo:
 
     def hold(self, claim: Mapping[str, Any] | None, job: Mapping[str, Any]) -> Mapping[str, Any]:
         """
-        Return the claim, which is there from before the video is written until it is described.
+        Return the claim; create it if missing. It must exist from before the video is written until it is described.
 
         :param claim: what :meth:`own_claim` returned before the download
         :param job: how the video was made, see :meth:`description`
@@ -299,7 +299,7 @@ class BatchVideo:
 
     def finish(self, claim: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         """
-        Describe the video that is there now, and give the claim up.
+        Write the manifest of the video that is there now, and remove the claim.
 
         :param claim: what :meth:`hold` has returned
         :param job: the job that made the video
@@ -346,7 +346,7 @@ _DESCRIPTION = ("clip", "clip_version", "prompt", "request", "reference")
 
 
 def _text(value: object) -> str | None:
-    """Return a text of a file, fit for an error and for the table: anybody may have written it."""
+    """Return a text from a file, made safe for errors and the table: anybody may have written it."""
     text = read_text(value)
     return text and "".join(letter if letter.isprintable() else "\ufffd" for letter in text[:_MAX_NAME])
 
@@ -371,7 +371,7 @@ def _hint_in(claim: Mapping[str, Any]) -> str:
 
 
 def _place(clip: str) -> str:
-    """Return a clip's address without the scheme of a local one, which some versions of Airflow write."""
+    """Return a clip's address, without the scheme that some versions of Airflow write for a local file."""
     return re.sub(r"^(file|local)://[^/]*", "", clip)
 
 
@@ -388,7 +388,7 @@ class VideoClaim:
     :param recovery: how to get the video of the job if the task fails
     :param describe: returns what is submitted, see :func:`description_of`; raises if its video could not be written
     :param is_new: no earlier try of the task can have left a claim
-    :param replaces: the submission of another task whose claim is to be taken over, if that is still the one there
+    :param replaces: another task's submission, whose claim this one takes over if that claim is still there
     """
 
     def __init__(
@@ -412,7 +412,7 @@ class VideoClaim:
         """
         Create the claim, or replace the one that an earlier try of this task has left.
 
-        What it replaces is kept in it, under ``replaced``, until it is certain that there is a job.
+        The new claim keeps the one that it replaces, under ``replaced``, until it is certain that there is a job.
 
         :param reference: the submission's name
         :param known_job: the latest job of this task that its record knows
@@ -430,13 +430,13 @@ class VideoClaim:
                     f"{shown_address(claim.path)} has just been removed by another run. Nothing was submitted; the "
                     "next try creates it"
                 )
-            # This try has left it and could not withdraw it, or may take it over. An unreadable one has no reference.
+            # This try left the claim and could not withdraw it, or can take it over. Unreadable ones have no reference.
             theirs = found.get("reference")
             is_free = theirs is not None and theirs in (reference, self._replaces)
             if not is_free and (reason := video.refusal(found, known_job)):
                 raise LumaValidationError(None, reason)
             claim.write({**content, "replaced": _replaced_by(reference, found)})
-        # After the claim: whoever had one before has described its video before giving it up.
+        # Only after claiming: a previous owner described its video before it gave up its claim.
         if (version := video.version()) is not None:
             self._check_video(content, version, is_created=is_created)
 
@@ -444,8 +444,8 @@ class VideoClaim:
         """
         Check the video that is there.
 
-        :param content: that of the claim
-        :param version: that of the video
+        :param content: the content of the claim
+        :param version: the version of the video
         :param is_created: whether there was no claim before
         :raises LumaValidationError: it must not be replaced
         """
@@ -455,7 +455,7 @@ class VideoClaim:
             raise LumaValidationError(None, f"another run has just made {shown}")
         if manifest and (whose := video.of_another(manifest, content["clip"])):
             raise LumaValidationError(None, f"destination: {shown} is the video of {whose}: choose another folder")
-        # Where there was a claim, a killed download may have written the video, and not described it yet.
+        # If there was a claim, a download may have been killed between writing the video and describing it.
         if is_created and version != manifest.get("video_version"):
             raise LumaValidationError(
                 None, f"destination: {shown} would be replaced, and no batch has written it: remove it"
@@ -484,7 +484,7 @@ class VideoClaim:
 
     def is_held(self, reference: str) -> bool:
         """
-        Return whether the claim is still that of a submission.
+        Return whether the claim still belongs to a submission.
 
         :raises AirflowException: the storage is unavailable
         """
@@ -492,9 +492,9 @@ class VideoClaim:
 
     def regain(self, reference: str) -> bool:
         """
-        Return whether the claim is that of a submission, after putting it back if a later one has replaced it.
+        Return whether the claim belongs to a submission. If a later submission has replaced it, put it back first.
 
-        :param reference: the submission that the task's record is about: the later one has been given up
+        :param reference: the submission that the task's record is about; the later one has been given up
         :raises AirflowException: the storage is unavailable
         """
         claim = self._video.claim.read() or {}
@@ -506,7 +506,7 @@ class VideoClaim:
 
     def withdraw(self, reference: str) -> None:
         """
-        Undo :meth:`stake`: nothing was accepted. What it replaced is put back, unless its video is there by now.
+        Undo :meth:`stake`: nothing was accepted. Put back the claim that it replaced, unless its video is there.
 
         :raises AirflowException: the storage is unavailable
         """
@@ -521,7 +521,7 @@ class VideoClaim:
 
 
 def _replaced_by(reference: str, claim: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a submission replaces by replacing a claim: the latest one that names a job, if there is one."""
+    """Return which claim to keep when a submission replaces one: the latest that names a job, if there is one."""
     replaced = read_object(claim.get("replaced"))
     is_better = claim.get("luma_task_id") or not replaced
     if claim.get("reference") == reference or not is_better:
@@ -542,7 +542,7 @@ def description_of(
     Return what claims and manifests say about a request.
 
     :param clip: the clip's address
-    :param version: which content of it is submitted
+    :param version: the version of the clip's content that is submitted
     """
     return {
         "clip": shown_address(clip),
@@ -558,9 +558,9 @@ def request_hash(
     """
     Return what makes one video differ from another of the same name.
 
-    Addresses count without their queries, which may be signatures: those differ each time.
+    The queries of addresses do not count: they may be signatures, which differ each time.
 
-    :param version: which content of the clip is submitted
+    :param version: the version of the clip's content that is submitted
     """
     request = [version, prompt, watermark or None, options or None, sound]
     return hashlib.sha256(without_queries(json.dumps(request, sort_keys=True)).encode()).hexdigest()
@@ -584,7 +584,7 @@ class Document:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:
-            if self._is_empty():  # of which S3 returns no part
+            if self._is_empty():  # S3 refuses to return a range of an empty file
                 return {}
             raise AirflowException(f"{shown_address(self.path)} could not be read: {error}") from error
         return read_object(read_json(content[:_MAX_SIZE]))
@@ -600,7 +600,7 @@ class Document:
 
         :raises AirflowException: the storage is unavailable
         """
-        # A service like S3 may ignore the condition on which a file is created.
+        # Some services that imitate S3 ignore the condition that the file must not exist.
         if self.path.protocol in OBJECT_STORES and self.read() is not None:
             return False
         folder = self.path.path.rpartition("/")[0]

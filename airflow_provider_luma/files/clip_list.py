@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The clips of a batch: which there are, and how the video of each is named.
+The clips of a batch, and the names of their videos.
 
 Names of clips are untrusted: no video may be written outside of the destination, over a clip, or over another video.
 """
@@ -41,7 +41,7 @@ class Clip(NamedTuple):
     A clip, and the video to be made of it.
 
     :param address: the clip's address
-    :param name: its name in its folder, below the folder that was given
+    :param name: its path below the folder that was given; in a list of clips, its file name
     :param video: where the video goes
     """
 
@@ -82,7 +82,7 @@ def find_clips(clips: object, pattern: str | None, folder: ObjectStoragePath, lo
 
 def version_of(clip: str) -> str:
     """
-    Return what distinguishes one content of a clip from another; empty if there is no such clip.
+    Return what distinguishes a clip's content from earlier and later content; empty if there is no such clip.
 
     :param clip: its address
     :raises AirflowException: the storage is unavailable
@@ -123,7 +123,7 @@ def _clips_in(address: str, pattern: str | None, videos: ObjectStoragePath, log:
 
 
 def _matcher(pattern: str | None) -> Callable[[str], Any]:
-    """Return what tells whether a file is a clip. Hidden files never are; ours are hidden while they are written."""
+    """Return a function that tells whether a file is a clip. Hidden files, such as our unfinished ones, never are."""
     if pattern is None:
         return re.compile(rf"(?is)[^./][^/]*\.({'|'.join(_CLIP_EXTENSIONS)})\Z").match
     try:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Small files that are created only if none of their name exists.
+Small files that are created only if no file of that name exists.
 
 If several processes try at once, only one of them succeeds on local disks, S3, Google Cloud Storage and Azure Blob
 Storage. Other storages look first and then write.
@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 #: (s3fs: If-None-Match, gcsfs: ifGenerationMatch, adlfs: If-None-Match). Others look first and then write.
 CREATING_SCHEMES = frozenset({"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "adl"})
 
-#: How S3 and services like it call it if a file exists, or is just being created. s3fs recognises only Amazon's form.
+#: The errors of S3 and services like it if a file exists, or is being created. s3fs recognises only Amazon's form.
 _CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 
 
@@ -27,8 +27,8 @@ def create_file(fs: AbstractFileSystem, path: str, content: bytes) -> bool:
     """
     Create a file, complete from the start.
 
-    :returns: whether it was created; False if a file of that name exists. It may be ours: the storage's client repeats
-        a request whose response was lost
+    :returns: whether it was created; False if a file of that name exists. That file may be this one: the storage's
+        client repeats a request whose response was lost
     """
     try:
         if not isinstance(fs, LocalFileSystem):

@@ -103,7 +103,7 @@ def refuse_inside(parameter: str, path: ObjectStoragePath, folder: str | None) -
 
 
 def location(path: ObjectStoragePath) -> tuple[str, str]:
-    """Return what two paths have in common if they lead to the same file: a bucket is the same over any connection."""
+    """Return a key that is equal for paths to the same file; a bucket is the same over any connection."""
     if _are_local(path):
         return "", os.path.realpath(path.path)
     kind = type(path.fs).__name__
@@ -177,5 +177,5 @@ def _are_local(*paths: ObjectStoragePath) -> bool:
 
 
 def _share_storage(one: ObjectStoragePath, other: ObjectStoragePath) -> bool:
-    """Return whether equal paths are the same file: in object stores always, elsewhere only over one connection."""
+    """Return whether equal paths are the same file: always in object stores, elsewhere only over one connection."""
     return one.fs == other.fs or (type(one.fs) is type(other.fs) and one.protocol in OBJECT_STORES)

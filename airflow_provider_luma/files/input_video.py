@@ -3,8 +3,8 @@
 The input video of one submission: what identifies it, and the public address at which Luma can read it.
 
 A public address is submitted as it is. A file in a storage is uploaded, or its storage signs an address for it if the
-connection says so. The record names the *file* that was submitted, so a retry recognises its request although each
-upload and each signature has another address.
+connection says so. The record names the *file* that was submitted, so a retry recognises its request, although each
+upload and each signature has a new address.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.services.base import Limits
 
 
-#: An upload is submitted only if Luma keeps it for at least this long: Luma may fetch it only when the job begins.
+#: An upload is submitted only if Luma keeps it for at least this long: Luma might not fetch it until the job begins.
 MIN_REMAINING = timedelta(minutes=30)
 
 #: Bytes of a public video that are checked.
@@ -98,7 +98,7 @@ class InputVideo:
 
     @property
     def version(self) -> str:
-        """What distinguishes the content that is submitted from others at its address."""
+        """What distinguishes the submitted content from earlier and later content at its address."""
         return content_version(self.address, lambda: self._file)
 
     def fingerprint(self, request: str, recorded: Collection[str]) -> str:
@@ -240,7 +240,7 @@ def check_public_video(url: str, source: FileSource, limits: Limits, log: Logger
     """
     Check the beginning of a public video, and its headers.
 
-    The service may reach the file where we cannot, so it decides about what cannot be checked from here.
+    The service may be able to reach a file that we cannot, so whatever cannot be checked from here is left to it.
 
     :param source: requests the first bytes
     :raises LumaValidationError: there is no file, or it is certainly not a video that the service accepts

@@ -17,8 +17,8 @@ from airflow_provider_luma.core.addresses import is_web_address
 #: Characters of the shortest value that is masked; dates and names of keys are shorter, signatures longer.
 MIN_SECRET_LENGTH = 20
 
-#: Values of one query, and addresses of one value, that are masked. The time of Airflow's masker grows with the square
-#: of their number, and of a long list Airflow stores only the beginning as a rendered template.
+#: Maximum values of one query, and addresses in one value, to mask. Airflow's masker takes time that grows with the
+#: square of their number, and Airflow stores only the beginning of a long list as a rendered template.
 MAX_SECRETS, MAX_ADDRESSES = 8, 20
 
 

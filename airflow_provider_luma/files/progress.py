@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progress of a download over all its connections: when it is resumed, starts over, and is given up."""
+"""The progress of a download over all its connections: when to resume it, to start over, and to give up."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Transfer:
         """
         Whether all bytes have arrived, provided that the connection ended cleanly.
 
-        Without a length, the boxes of an MP4 or MOV show where it ends, and the last chunk where any other file does.
+        If its length is unknown, the boxes of an MP4 or MOV show where it ends; for other files, the last chunk does.
         Without either, only another request can show that nothing follows.
         """
         if self.total is not None:
@@ -125,7 +125,7 @@ class Transfer:
 
     def on_end(self) -> None:
         """
-        Wait before the next attempt, after a connection that ended before the file did, or may have.
+        Wait before the next attempt, after a connection that ended, or may have ended, before the file did.
 
         :raises LumaUnavailableError: as for :meth:`on_interruption`
         """

@@ -44,7 +44,7 @@ def read_results(values: Iterable[object]) -> list[ResultFile]:
     Return the files to download, without duplicates.
 
     :param values: addresses and results
-    :raises LumaValidationError: one is neither, or a result whose job has not ended
+    :raises LumaValidationError: a value is neither, or is a result whose job has not ended
     """
     files: dict[tuple[object, ...], ResultFile] = {}
     for value in values:

@@ -30,7 +30,7 @@ CHUNK_SIZE = 1024 * 1024
 
 _MAX_REDIRECTS = 5
 
-#: A server counts as stalled if we wait longer than this for so many bytes.
+#: Bytes, and the seconds that we wait for them before the server counts as stalled.
 MIN_PROGRESS, PROGRESS_TIMEOUT = 100_000, 300.0
 
 #: Seconds for which a file must be unchanged before its date identifies its version.
@@ -66,7 +66,7 @@ class FileSource:
         """
         Request a file from an offset on. The response has status 200 or, with an offset, 206 or 416.
 
-        :param version: the strong validator of the version to continue; if it has changed, the server sends all of it
+        :param version: the strong validator of the version to continue; if the file has changed, all of it is sent
         :raises LumaNotFoundError: there is no such file
         :raises LumaUnavailableError: any other response, or none
         :raises LumaValidationError: the address, or one that it redirects to, is refused
@@ -180,7 +180,7 @@ def chunks(response: requests.Response) -> Iterator[bytes]:
 
 
 def beginning(response: requests.Response, size: int) -> bytes:
-    """Return at least so many bytes of the beginning of a body, or all of a shorter one."""
+    """Return at least ``size`` bytes of the beginning of a body, or all of a shorter one."""
     start = b""
     for chunk in chunks(response):
         start += chunk
@@ -216,7 +216,7 @@ def content_length(response: requests.Response) -> int | None:
 
 
 def ends_by_itself(response: requests.Response) -> bool:
-    """Return whether a body that is cut off can be recognised, since its last chunk is missing."""
+    """Return whether a body that is cut off can be recognised, because its last chunk would be missing."""
     return response.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
 
 

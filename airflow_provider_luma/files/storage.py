@@ -2,8 +2,8 @@
 """
 Files in any storage that Airflow supports: their paths, what to install for a storage, and atomic writes.
 
-A file is written to a temporary name beside its own (``.name.….part``) and renamed once it is complete. A storage that
-cannot rename copies instead; an object store shows an object only once it is complete.
+A file is written under a temporary name in the same folder (``.name.….part``), and renamed once it is complete. In a
+storage that cannot rename, it is copied instead. An object store shows an object only once it is complete.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _remedy(address: str) -> str:
 
 
 def _is_usable(scheme: str) -> bool:
-    """Return whether the provider package of a scheme is installed, and the library that it needs for files."""
+    """Return whether a scheme's provider package is installed, with the library that it needs for files."""
     from importlib.util import find_spec
 
     from airflow.sdk.io import has_fs
@@ -112,12 +112,12 @@ def as_path(address: str | ObjectStoragePath, parameter: str = "destination") ->
     else:
         # Made absolute here, since some versions of fsspec resolve a relative path from the root.
         root, name = "/", str(Path(address).absolute()).lstrip("/")
-    # It may be a misspelt web address, whose query is a credential.
+    # What is meant as a file may be a misspelt web address, whose query may be a credential.
     shown = f"{parameter}: {without_secrets(address)}"
     if name.startswith("/") or not name:
         return storage_path(f"{root}{name}", shown)
-    # Passed separately from its root, a name is used as it is. In one piece with it, a "#" or "?" at its end, blanks
-    # such as line breaks and what follows "::" are cut off.
+    # A name that is passed separately from its root is used as it is. If both were passed as one string, the name would
+    # lose a "#" or "?" at its end, blanks such as line breaks, and whatever follows "::".
     path = storage_path(root, shown, name)
     parts = PurePosixPath(name).parts
     if PurePosixPath(path.path).parts[-len(parts) :] != parts:
@@ -128,7 +128,7 @@ def as_path(address: str | ObjectStoragePath, parameter: str = "destination") ->
 
 
 def file_in(folder: str | ObjectStoragePath, name: str) -> ObjectStoragePath:
-    """Return a file in a folder. Joined by hand, since joining paths would parse the folder's name again."""
+    """Return a file in a folder. Join the strings, since joining paths would parse the folder's name again."""
     return as_path(f"{str(as_path(folder)).rstrip('/')}/{name}")
 
 
@@ -165,7 +165,7 @@ def make_folder(path: ObjectStoragePath) -> None:
 
 
 def part_of(path: ObjectStoragePath) -> str:
-    """Return a temporary name beside a file's own."""
+    """Return a temporary name for a file, in the same folder."""
     return f"{path.path.rpartition('/')[0]}/.{path.name}.{uuid.uuid4().hex[:8]}.part"
 
 
@@ -267,7 +267,7 @@ def files_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
     """
     Return the names of the regular files in a folder, sorted.
 
-    :param deep: also those in its subfolders, with the names of these
+    :param deep: include the files in subfolders, with the subfolders' names in front
     :raises AirflowException: the storage is unavailable, or does not list the folder
     """
     return _names_in(folder, "file", deep=deep)
@@ -275,9 +275,9 @@ def files_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
 
 def folders_in(folder: ObjectStoragePath, *, deep: bool) -> list[str]:
     """
-    Return the names of the folders in a folder. In an object store, these are parts of the names of files.
+    Return the names of the folders in a folder. In an object store, folders are only parts of files' names.
 
-    :param deep: also those in its subfolders, with the names of these
+    :param deep: include the folders in subfolders, with the subfolders' names in front
     :raises AirflowException: the storage is unavailable, or does not list the folder
     """
     return _names_in(folder, "directory", deep=deep)
@@ -297,9 +297,9 @@ def _names_in(folder: ObjectStoragePath, kind: str, *, deep: bool) -> list[str]:
 
 def _listed(folder: ObjectStoragePath, kind: str, *, deep: bool) -> list[dict[str, Any]]:
     """
-    Return at least what is of a kind in a folder.
+    Return everything of one kind in a folder, perhaps with entries of other kinds.
 
-    Not by fsspec's ``find`` alone, which leaves out what it is not allowed to list.
+    fsspec's ``find`` alone is not enough: it silently leaves out what it is not allowed to list.
     """
     fs, path = folder.fs, folder.path.rstrip("/") or "/"
     try:
@@ -308,16 +308,16 @@ def _listed(folder: ObjectStoragePath, kind: str, *, deep: bool) -> list[dict[st
         return []
     if not deep:
         return found
-    if folder.protocol in OBJECT_STORES:  # in few requests, of which each must succeed; a folder may be named as a file
+    if folder.protocol in OBJECT_STORES:  # few requests, none of which may fail; a folder may have the name of a file
         return list(fs.find(path, withdirs=kind == "directory", detail=True).values())
-    for info in found:  # which grows meanwhile
+    for info in found:  # also visits what the loop appends
         if info["type"] == "directory" and info["name"].rstrip("/") != path:
             found += fs.ls(info["name"], detail=True)
     return found
 
 
 def _kind_of(fs: AbstractFileSystem, info: dict[str, Any]) -> str:
-    """Return the type of what is listed; that of a link on a local disk is the one of what it leads to."""
+    """Return the type of a listed entry. A link on a local disk has the type of its target."""
     kind = str(info.get("type"))
     if kind in ("file", "directory") or not isinstance(fs, LocalFileSystem):
         return kind
@@ -350,7 +350,7 @@ def remove_folder(address: str) -> None:
 
 
 def remove_empty_folder(address: str) -> None:
-    """Remove a local folder if it is empty. Other storages have no folders, or may remove their content as well."""
+    """Remove a local folder if it is empty. Other storages have no folders, or may remove a folder with its content."""
     path = as_path(address, "work_dir")
     if isinstance(path.fs, LocalFileSystem):
         with suppress(OSError):
@@ -368,7 +368,7 @@ def _remove_one_by_one(path: ObjectStoragePath, folder: str) -> None:
 
 
 def _found_in(fs: AbstractFileSystem, folder: str, *, with_folders: bool) -> dict[str, Any]:
-    """Return what is in a folder, sorted; with folders, that folder is included."""
+    """Return what is in a folder, sorted; ``with_folders`` adds its subfolders and the folder itself."""
     try:
         found = fs.find(folder, withdirs=with_folders, detail=True)
     except FileNotFoundError:

@@ -141,7 +141,7 @@ class StoredFile:
 
     def sign(self, seconds: float) -> str | None:
         """
-        Return an address at which anybody can read the file for so many seconds; None if the storage cannot sign.
+        Return an address at which anybody can read the file for that many seconds; None if the storage cannot sign.
 
         :raises AirflowException: the storage could not sign
         """
@@ -159,9 +159,9 @@ class StoredFile:
 
 def content_version(address: str, find: Callable[[], StoredFile]) -> str:
     """
-    Return what distinguishes one content of a video from others at its address.
+    Return what distinguishes a video's content from earlier and later content at its address.
 
-    That of a public video is its address, without the query: a server may give the same file another ETag each time.
+    For a public video, that is its address without the query: a server may give the same file a new ETag each time.
 
     :param address: a public one, or a file in a storage
     :param find: finds that file

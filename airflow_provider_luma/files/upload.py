@@ -180,7 +180,7 @@ class FileForm:
     """
     A multipart form that holds one file (RFC 7578).
 
-    It has a length, too. HTTP clients would send a form without one, or read the whole file into memory.
+    It has a length, too. HTTP clients would send a form without a length, or read the whole file into memory.
 
     :param file: what to send
     :param fields: the other fields of the form

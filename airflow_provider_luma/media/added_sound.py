@@ -49,7 +49,7 @@ def add_sound(
     video: ClipOpener, source: ClipOpener, output: Path, mark: str, *, names: tuple[str, str] = ("", "")
 ) -> AddedSound:
     """
-    Write an MP4 with the pictures of one video and the sound of another. It ends with the pictures.
+    Write an MP4 with the pictures of one video and the sound of another. The sound is cut where the pictures end.
 
     Both are aligned at their first pictures, so sound before the source's first picture is left out.
 

@@ -29,7 +29,7 @@ from airflow_provider_luma.media.opening import Unusable, open_video
 #: The argument with which this program restarts itself, once it has set the limits that only apply from its start.
 _LIMITED = "limited"
 
-#: Bytes of a thread's stack. FFmpeg and x264 use a tenth of that; by default each reserves eight times as many.
+#: Bytes of a thread's stack. FFmpeg and x264 use a tenth of that. By default, a thread reserves eight times as many.
 _STACK = 1 << 20
 
 #: If memory runs out, the system kills this process first, and not the worker.

@@ -74,8 +74,8 @@ class ChildFailed(Exception):
     """
     The child process did not finish its job.
 
-    The arguments are its last message, one of "refused" to "failed"; or "nonsense", "slow" or "greedy"; or "crashed"
-    or "killed", with the signal; or "ended", with the exit status.
+    The arguments are its last message ("refused" and the kinds that follow it in :data:`_MESSAGES`); or "nonsense",
+    "slow" or "greedy"; or "crashed" or "killed", with the signal; or "ended", with the exit status.
     """
 
     def __str__(self) -> str:
@@ -86,8 +86,8 @@ class ChildProcess:
     """
     A child process that does one job.
 
-    :param files: open the files that it may read
-    :param clip_file: makes the files of clips
+    :param files: functions that open the files that it may read
+    :param clip_file: a function that makes the files of clips
     :param on_progress: may raise to end the job
     """
 
@@ -218,7 +218,7 @@ def _environment() -> dict[str, str]:
 
 
 def _is_message(said: Any) -> bool:
-    """Return whether this is a message that the process may send: a malicious film may have taken it over."""
+    """Return whether this is a valid message: a malicious film may have taken over the process."""
     if not isinstance(said, list) or not said or not isinstance(said[0], str):
         return False
     types, values = _MESSAGES.get(said[0]), said[1:]

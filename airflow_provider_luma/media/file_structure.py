@@ -118,7 +118,7 @@ class Boxes:
 
 def is_cut_off(file: Any) -> bool:
     """
-    Return whether an MP4, MOV, AVI, MKV, WebM or MXF lacks its end. For a file written as a stream, this is unknown.
+    Return whether an MP4, MOV, AVI, MKV, WebM or MXF visibly lacks its end. A file written as a stream never does.
 
     :param file: can be read at any position
     """

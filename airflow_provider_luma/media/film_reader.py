@@ -214,7 +214,7 @@ class _Expected:
         """Record the end of the film."""
         if self._shown is None:
             raise undecodable(self._error or "it holds no frame")
-        # PyAV hides an error in the last few frames, and drops the frames behind it.
+        # PyAV hides an error in the last few frames, and drops the frames after it.
         if self._error or not self._by_dts:
             self._lose([sent for sent in self._sent if sent[0] > self._shown])
         self._close_gap(self._end)

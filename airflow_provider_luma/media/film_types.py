@@ -12,7 +12,7 @@ from typing import IO
 #: Makes the local file of a clip, by the clip's index. The file is complete at the end of the context.
 ClipFile = Callable[[int], AbstractContextManager[Path]]
 
-#: Opens a clip for reading, at any position; called twice.
+#: Opens a clip for reading, at any position. Some jobs call it twice: to measure the clip, and to read it.
 ClipOpener = Callable[[], AbstractContextManager[IO[bytes]]]
 
 #: Called with the number of frames done, and of all frames. What it raises ends the work.

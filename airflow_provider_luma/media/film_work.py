@@ -135,7 +135,7 @@ def _run(
     Do a job of :mod:`.child_jobs`.
 
     :param load: reads its result
-    :param files: the film, and its clips, each with what to call it and what opens it
+    :param files: the film and its clips, each as its name for messages and the function that opens it
     """
     child = ChildProcess([opener for _, opener in files], clip_file, on_progress)
     try:

@@ -104,7 +104,7 @@ class _Refusals:
     """
     Checks the size and the first bytes, and makes the errors of all checks.
 
-    :param max_bytes: bytes that a video may have, sent as this one is
+    :param max_bytes: bytes that a video may have if it is sent in the same way as this one
     """
 
     limits: Limits

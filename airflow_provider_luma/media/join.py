@@ -41,7 +41,7 @@ class _Clip:
     """
     A clip, and its piece of the film.
 
-    :param name: of the parameter, and its address as messages may show it
+    :param name: the parameter's name, and the clip's address as messages may show it
     :param origin: time of its first frame, in seconds, by its own clock
     :param start: when its piece begins in the film, in seconds
     :param lacking: seconds by which it is shorter than its piece
@@ -140,9 +140,9 @@ def _write(
 def _film(
     clips: list[_Clip], rate: Fraction, frames: int, max_pixels: int, warnings: list[str]
 ) -> Iterator[av.VideoFrame]:
-    """Yield so many pictures, all of the size of the first, and add to the warnings."""
+    """Yield ``frames`` pictures, all of the size of the first, and add to the warnings."""
     pictures = Pictures(max_pixels=max_pixels)
-    # A picture on the border belongs to the piece that contains more of it, so a clip of rounded length lacks little.
+    # A picture on a cut belongs to the piece that contains more of it, so a clip of rounded length is hardly too short.
     firsts = [floor(clip.start * rate + Fraction(1, 2)) for clip in clips] + [frames]
     for clip, first, end in zip(clips, firsts, firsts[1:], strict=False):
         with refusing(*clip.name), clip.open() as file, opened(file, max_pixels) as (container, video):

@@ -18,7 +18,7 @@ MAX_PIXELS = 8192 * 4320
 #: Bytes of data that a process may allocate before the size of the pictures is known.
 _BASE = 800_000_000
 
-#: Bytes that large pictures take: a fixed amount, and for each pixel. This gives a 4K film 1.1 GB, of which less than
+#: Bytes that large pictures take: a fixed part, and a part per pixel. This gives a 4K film 1.1 GB, of which less than
 #: 1 GB becomes resident: x264 and the stacks of threads reserve more than they use.
 _FIXED, _PER_PIXEL = 256_000_000, 104
 
@@ -42,7 +42,7 @@ def limit_memory() -> None:
 
 
 def allow_pictures(pixels: int) -> None:
-    """Raise the memory limit of this process, if it has one, to what pictures of so many pixels need."""
+    """Raise the memory limit of this process, if it has one, to what pictures of this many pixels need."""
     if _is_limited:
         _set_limit(max(_limit(), _FIXED + _PER_PIXEL * min(pixels, MAX_PIXELS)))
 
@@ -67,7 +67,7 @@ def _limit() -> int:
 
 
 def _set_limit(limit: int) -> None:
-    # Not the address space, of which threads reserve much more than they use.
+    # This limits the data, not the address space: threads reserve much more of that than they use.
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
     with suppress(OSError, ValueError):  # not supported everywhere
         resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))

@@ -86,7 +86,7 @@ def _first_packet(container: InputContainer, video: VideoStream) -> Packet[Video
 
 
 def _last_packet(container: InputContainer, stream: Stream) -> Packet[Stream]:
-    # A container without timestamps to seek is read to its end.
+    # If a container has no timestamps to seek by, all of it is read.
     with suppress(OSError, ValueError):
         container.seek(int(_BEHIND_END / (stream.time_base or 1)), stream=stream, any_frame=True)
     last = None

@@ -137,7 +137,7 @@ def split(
         film = _reported((pictures.make(frame, video) for frame in frames), plan.frames, on_progress)
         for index in range(plan.clips):
             _write_clip(index, plan, film, clip_file)
-        # Decode the rest as well, to find errors behind the last picture that is used.
+        # Decode the rest as well, to find errors after the last picture that is used.
         deque(whole, maxlen=0)
         return tuple(repairs.warnings())
 

@@ -69,11 +69,11 @@ class SplitPlan:
         return float(self.exact_seconds)
 
     def start(self, index: int) -> Fraction:
-        """Return when a clip begins, in seconds; for the index behind the last clip, when the film ends."""
+        """Return when a clip begins, in seconds; for the index after the last clip, when the film ends."""
         return self.cuts[index] / self.rate
 
     def evenly(self, clips: int) -> SplitPlan:
-        """Return a plan of the same film with so many clips of equal length."""
+        """Return a plan that divides the same film into this many clips of equal length."""
         return replace(self, cuts=_even_cuts(self.frames, clips))
 
     def as_dict(self) -> dict[str, Any]:

@@ -36,12 +36,12 @@ _RATES = (
 )
 _MIN_RATE, _MIN_VARIABLE_RATE = 5, 23
 
-#: Maximum seconds that a picture counts for while no other follows and no sound is heard, and that a packet of sound
-#: counts for.
+#: Maximum seconds that count as filled after a picture, while no other follows and no sound is heard; and for a packet
+#: of sound.
 #:
-#: A film is refused if what counts is less than half of its length. So films whose pictures change at least every ten
+#: A film is refused if less than half of its length counts as filled. So films whose pictures change at least every ten
 #: minutes always pass: time lapses, slide shows, screen recordings that store no frame while nothing moves, streams
-#: with seconds or minutes missing. So do talks whose sound goes on over the last slide.
+#: with seconds or minutes missing. So do talks whose sound continues over the last slide.
 MAX_STILL_SECONDS = 300
 MAX_PACKET_SECONDS = 10
 _MIN_FILLED = Fraction(1, 2)
@@ -185,7 +185,7 @@ def film_times(
 
 
 def exact(value: Fraction) -> Fraction:
-    """Return a fraction of PyAV, which has its own type since version 19, as one of Python's."""
+    """Convert a fraction from PyAV, which has had its own type since version 19, to Python's type."""
     return Fraction(value.numerator, value.denominator)
 
 
@@ -237,7 +237,7 @@ def shown_at(frames: Iterable[tuple[Fraction, T]], times: Iterable[Fraction], re
     """
     Yield the frame that is shown at each time: the nearest one or, in a long gap, the last one.
 
-    Frames are taken as needed, one ahead. Before the first frame the first is shown, and after the last the last.
+    Frames are taken as needed, one ahead. The first frame also covers the time before it, and the last the time after.
 
     :param frames: each with its time in seconds, in order
     :param times: seconds, in order

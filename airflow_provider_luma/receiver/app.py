@@ -221,8 +221,8 @@ async def _resume(
     Tasks that are deferred again in the meantime have already checked the job's status, and are not resumed.
     """
     try:
-        # Find the tasks once the record is written: a resumed task may read it, and a task that is deferred before then
-        # looked for it too early.
+        # Find the tasks only once the record is written: a resumed task may read it, and a task that looked for it too
+        # early has been deferred by then, so it is found as well.
         await asyncio.wait([recording], timeout=RECORD_TIMEOUT)
         job = luma_task_id, proof.reference, proof.conn_id
         waiting = await _in_thread(_resuming, resume.find_waiting, *job, teams)

@@ -40,7 +40,7 @@ class _UnusableError(Exception):
 
 def read_connections(conn_id: str) -> dict[str | None, LumaConnection]:
     """
-    Read the connections with a name, for each team and for DAGs without a team. Warn if a connection is unusable.
+    Read the connection of that name for each team, and for DAGs without a team. Warn if a connection is unusable.
 
     :returns: the connections by team name; None is the key for DAGs without a team
     :raises SQLAlchemyError: the metadata database cannot be read

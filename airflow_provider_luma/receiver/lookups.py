@@ -97,7 +97,7 @@ class ConnectionLookups:
 
     async def get(self, conn_id: str) -> dict[str | None, LumaConnection]:
         """
-        Return the connections with a name, like :func:`read_connections`.
+        Return the connections of that name, by team, like :func:`read_connections`.
 
         :raises Exception: as :meth:`Lookups.get` does
         """

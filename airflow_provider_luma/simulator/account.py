@@ -274,7 +274,7 @@ class Account:
             return sum(job.service == service and job.flag == GENERATING for job in self._jobs.values())
 
     def find_job(self, service: str, task_id: str) -> Job | None:
-        """Return a copy of a job; None if the service does not know it, or no longer."""
+        """Return a copy of a job; None if the service does not know it, or has forgotten it."""
         with self.lock:
             job = self._jobs.get(task_id)
             if job is None or job.service != service:
@@ -328,7 +328,7 @@ class Account:
             return True
 
     def _settings_of_failure(self, job: Job) -> Settings:
-        """Return the settings with what the fault that hit a job says about its failure."""
+        """Return the settings; what a fault that hit the job says about its failure takes precedence."""
         fault = self._job_faults.pop(job.task_id, None)
         if fault is None:
             return self._settings

@@ -66,7 +66,7 @@ async def deliver(
 async def _post(client: httpx.AsyncClient, job: Job, settings: Settings) -> bool:
     headers = {}
     if settings.webhook_secret:
-        # Not by the simulator's clock: the receiver compares it with its own, which no test has moved.
+        # The real time, not the simulator's: the receiver compares it with its own clock, which no test has moved.
         timestamp = str(int(time.time()))
         headers["X-Webhook-Timestamp"] = timestamp
         headers["X-Webhook-Signature"] = signature(job.task_id, timestamp, settings.webhook_secret)

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-#: Seconds since the epoch at the end of the year 9000: dates end with 9999, and addresses and files expire later.
+#: Seconds since the epoch at the end of the year 9000. Python's last year is 9999, and addresses and files must be able
+#: to expire after the clock's last time.
 _END_OF_TIME = 221_876_323_199.0
 
 
@@ -79,5 +80,5 @@ class Clock:
                 self._wakers.remove(wake)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep for so many seconds."""
+        """Sleep for this many seconds."""
         await self.sleep_until(self.time() + seconds)

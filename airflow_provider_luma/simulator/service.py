@@ -112,7 +112,7 @@ class Service:
         Write the service's own fields of a job that has failed.
 
         :param reason: why it failed; None if that is its configured outcome
-        :param settings: what to write in the latter case
+        :param settings: what to write if the failure is the configured outcome
         """
         raise NotImplementedError
 

@@ -71,13 +71,13 @@ def luma_clip(_luma_server: Simulator, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def luma_dags_folder(pytestconfig: pytest.Config) -> Path:
-    """Override this: the folder of the DAG files, ``dags`` next to pytest's configuration."""
+    """Override this to return the folder of the DAG files. The default is ``dags`` next to pytest's configuration."""
     return pytestconfig.rootpath / "dags"
 
 
 @pytest.fixture(scope="session")
 def luma_airflow_environment() -> Mapping[str, str]:
-    """Override this: further environment variables of the Airflow, such as ``AIRFLOW__CORE__XCOM_BACKEND``."""
+    """Override this to return further environment variables for Airflow, such as ``AIRFLOW__CORE__XCOM_BACKEND``."""
     return {}
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A process with Airflow in it, which runs one DAG after the other: this is the test's side of it.
+The test's side of a separate Airflow process that runs DAGs, one after the other.
 
-It imports Airflow and migrates the database once. A run then costs what ``dag.test()`` costs. The other side is
-:mod:`.dag_server`; requests and answers are JSON.
+That process imports Airflow and migrates the database once. A run then costs what ``dag.test()`` costs. The other side
+is :mod:`.dag_server`; requests and answers are JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOT_INHERITED = ("AIRFLOW_HOME", "AIRFLOW_CONFIG", "AIRFLOW__", "AIRFLOW_CONN_"
 
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 
-#: Settings of what Airflow asks for connections before it reads variables.
+#: Settings of the secrets backends, which Airflow asks for connections before it reads environment variables.
 _SECRETS_BACKENDS = ("AIRFLOW__SECRETS__BACKEND", "AIRFLOW__WORKERS__SECRETS_BACKEND")
 
 

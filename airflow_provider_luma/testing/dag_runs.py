@@ -39,7 +39,7 @@ class DagRunResult:
 
     def xcom(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """
-        Return an XCom, converted to JSON's types: a tuple becomes a list, a time or an asset text.
+        Return an XCom, converted to JSON's types: tuples become lists; times and assets become strings.
 
         :raises LookupError: the task has not pushed that
         """

@@ -28,7 +28,7 @@ BRIEFLY = 0.1
 
 
 def shorten_waits() -> None:
-    """Shorten what the package waits for. Other modules copy these values when they are imported, so this is first."""
+    """Shorten the package's waits. Other modules copy these values when they are imported, so this must run first."""
     from airflow_provider_luma.core import backoff, deferral, poll_state
     from airflow_provider_luma.services import luma
     from airflow_provider_luma.submission import queue
@@ -44,7 +44,7 @@ def shorten_waits() -> None:
 
 
 def migrate() -> None:
-    """Create the database, and keep a copy of it; if there is one, a process before this was killed during a run."""
+    """Create the database, and keep a copy of it. If one exists, restore it: an earlier process was killed."""
     from airflow.utils.db import initdb
 
     home = Path(os.environ["AIRFLOW_HOME"])
@@ -67,7 +67,7 @@ def reset() -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    """Copy a database in Airflow's home, also to one that is in use."""
+    """Copy a database in Airflow's home over another one, even if that is in use."""
     home = Path(os.environ["AIRFLOW_HOME"])
     with closing(sqlite3.connect(home / source)) as reader, closing(sqlite3.connect(home / target)) as writer:
         reader.backup(writer)
@@ -86,7 +86,7 @@ def run(dag_id: str, params: dict[str, Any], environment: dict[str, str], log: s
 
 
 def _log_to(file: str) -> None:
-    """Send all that is printed from now on to a file, also by child processes."""
+    """Send everything that this process and its children print from now on to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     with Path(file).open("ab") as output:
@@ -138,7 +138,7 @@ def _value(row: Any) -> Any:
 
     try:
         return XCom.deserialize_value(row)
-    except Exception:  # of a class that Airflow may not import here, or that its own code cannot read
+    except Exception:  # Airflow is not allowed to import its class here, or the class cannot read it
         return row.value
 
 

@@ -285,7 +285,7 @@ export function whyNotPlayed(job, url) {
   const isExpired = Date.now() > expiry(job);
   if (isRenewable(job))
     return isExpired
-      ? "This page can no longer play the video: its address was valid for an hour. A download task requests a new one: clear the task to run it again."
+      ? "This page can no longer play the video: its address was valid for an hour. A download task requests a new one: clear that task, not this one, to run it again."
       : whyUnplayable(url, "the video", "its address has expired, or cannot be reached from here. A download task requests a new one");
   if (isExpired) return "This video has expired: Luma keeps results for 14 days. Clear the task to submit a new job.";
   return whyUnplayable(url, "the video", "its address cannot be reached from here, or Luma has deleted it");

@@ -258,7 +258,7 @@ class Kie(Service):
                     raise Refusal(400, "file is required.")
                 folder, name = form.get("uploadPath"), form.get("fileName") or file.filename
                 data = await self._store(_read_chunks(file), folder, name)
-        except (HTTPException, FormParserError) as error:  # the former by Starlette 1, the latter before
+        except (HTTPException, FormParserError) as error:  # FormParserError: before Starlette 1
             raise Refusal(400, f"The body is not a form: {error}") from error
         return self._success(request, data, success=True)
 
