@@ -327,8 +327,8 @@ class BatchVideo:
         who = f"run {run_id} of {dag_id}" if document else "a later try of this run, or another run,"
         return LumaValidationError(
             None,
-            f"destination: {who} has submitted another job for {shown_address(self.path)} meanwhile, so this one's "
-            "video is not written there. To have it all the same, download it to another folder",
+            f"destination: {who} has since submitted another job for {shown_address(self.path)}, so this job's "
+            "video is not written there. To get it anyway, download it to another folder",
         )
 
     def _map_index_in(self, document: Mapping[str, Any]) -> int | None:
@@ -452,7 +452,9 @@ class VideoClaim:
         video, shown = self._video, shown_address(self._video.path)
         manifest = video.manifest.read() or {}
         if manifest and video.is_made(manifest, content["request"]):
-            raise LumaValidationError(None, f"another run has just made {shown}")
+            raise LumaValidationError(
+                None, f"another run has just made {shown}: nothing was submitted, and the next run uses that video"
+            )
         if manifest and (whose := video.of_another(manifest, content["clip"])):
             raise LumaValidationError(None, f"destination: {shown} is the video of {whose}: choose another folder")
         # If there was a claim, a download may have been killed between writing the video and describing it.

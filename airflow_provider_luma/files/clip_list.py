@@ -68,7 +68,9 @@ def find_clips(clips: object, pattern: str | None, folder: ObjectStoragePath, lo
     if isinstance(clips, str):
         found = _clips_in(clips, pattern, folder, log)
     elif pattern is not None:
-        raise LumaValidationError(None, "pattern selects files of a folder, but clips is a list: leave one of them out")
+        raise LumaValidationError(
+            None, "pattern selects files of a folder, but clips is a list: omit pattern, or give a folder"
+        )
     elif not isinstance(clips, list):
         raise LumaValidationError(None, f"clips is of type {type(clips).__name__}: {_REMEDY}")
     else:
@@ -112,7 +114,7 @@ def _clips_in(address: str, pattern: str | None, videos: ObjectStoragePath, log:
         raise LumaValidationError(None, f"clips: there is no folder {shown_address(folder)}: {_REMEDY}")
     if location(folder) == location(videos):
         raise LumaValidationError(
-            None, f"destination: {shown_address(videos)} is the folder of the clips: choose another, such as one in it"
+            None, f"destination: {shown_address(videos)} is the folder of the clips: choose another, e.g. a subfolder"
         )
     clips = [(file_in(folder, name), name) for name in names]
     # Otherwise each run would modify the videos of the run before it.

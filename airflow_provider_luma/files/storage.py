@@ -148,7 +148,8 @@ def check_target(path: ObjectStoragePath) -> None:
             raise LumaValidationError(
                 None,
                 f"destination: there is no folder {str(folder)!r}, but there is {str(plain)!r}. Names are taken "
-                "as they are, not decoded: give the latter, without Path.as_uri(), or create the former",
+                "as they are, not decoded: pass the second, e.g. as str(path) instead of path.as_uri(), or create the "
+                "first",
             )
 
 
