@@ -129,7 +129,8 @@ def _cpu(receiver: psutil.Process) -> tuple[float, float]:
 
 def _fill(*, has_others: bool) -> None:
     """Leave no other tasks and records, or many: copies of one, with names of their own."""
-    from harness.metadata_db import JOB, MetadataDb, SubmissionRecord, TaskStateStoreModel, operator_awaiting_job
+    from airflow_provider_luma.core.decision import Outcome, SubmissionRecord
+    from harness.metadata_db import JOB, MetadataDb, TaskStateStoreModel, operator_awaiting_job
 
     MetadataDb.empty()
     _execute("VACUUM FULL")
@@ -145,7 +146,8 @@ def _fill(*, has_others: bool) -> None:
     _copy("task_instance", waiting, WAITING, {**own, "trigger_id": f"{trigger_id} + 1 + n", **job})
     _copy("task_instance", ended, RECORDS, {**own, "trigger_id": "NULL"})
     if TaskStateStoreModel is not None:
-        db.save_record(ended, SubmissionRecord("0" * 32, "f" * 64, JOB, 2, 1, expects_callback=True, delivered=True))
+        record = SubmissionRecord("0" * 32, "f" * 64, JOB, 2, 1, expects_callback=True, delivered=Outcome.RESULT)
+        db.save_record(ended, record)
         first = _execute("SELECT max(id) FROM task_state_store")
         value = "replace(value, repeat('0', 32), md5(n::text))"
         _copy("task_state_store", first, RECORDS, {**own, "id": f"{first} + n", "value": value})
