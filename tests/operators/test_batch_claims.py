@@ -191,7 +191,7 @@ class TestTakenOver:
         assert later.execute(MODIFY, 0)
         assert not is_made or later.execute(DOWNLOAD, 0)
         before = {name: (tmp_path / "videos" / name).read_bytes() for name in files(tmp_path)}
-        assert "run run_2 of videos has submitted another job" in error_of(run, DOWNLOAD)
+        assert "run run_2 of videos has since submitted another job" in error_of(run, DOWNLOAD)
         assert {name: (tmp_path / "videos" / name).read_bytes() for name in files(tmp_path)} == before
         assert is_made or later.execute(DOWNLOAD, 0)
         assert one("run_3", prompt="make it rain").todo == []
@@ -200,7 +200,7 @@ class TestTakenOver:
         run = one()
         assert run.execute(MODIFY, 0)
         frozen_before(Download, "_fetch", lambda: one("run_2", retry_failed=True, prompt="make it rain").clip(0))
-        assert "run run_2 of videos has submitted another job" in error_of(run, DOWNLOAD)
+        assert "run run_2 of videos has since submitted another job" in error_of(run, DOWNLOAD)
         assert one("run_3", prompt="make it rain").todo == []
 
     def test_by_yet_another_run_that_found_the_first_claim(self, one, luma, tmp_path):
