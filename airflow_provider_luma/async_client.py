@@ -2,8 +2,8 @@
 """
 The client that the triggerer uses to call the service.
 
-It is a module of its own because it imports aiohttp, which workers do not need: importing that would cost each task a
-fifth of a second of processor time.
+This is a separate module because it imports aiohttp, which workers do not need: the import would cost each task a fifth
+of a second of processor time.
 """
 
 from __future__ import annotations

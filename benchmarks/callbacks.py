@@ -2,7 +2,7 @@
 """
 What a callback costs: processor time of the receiver and of the database, with few and with many tasks and records.
 
-The receiver runs in a process of its own, mounted as in Airflow's API server, on PostgreSQL. Each callback resumes one
+The receiver runs in a separate process, mounted as in Airflow's API server, on PostgreSQL. Each callback resumes one
 task. It is measured first with no other waiting task and no other record, then with 5,000 waiting tasks and the records
 of 200,000 submissions. Callbacks to addresses that do not name the try, as in version 1.0.0, show what a search costs.
 
@@ -31,7 +31,7 @@ WAITING, RECORDS = 5_000, 200_000
 
 
 def main() -> None:
-    """Measure in a process of its own, whose Airflow has a database of its own, and print a table."""
+    """Measure in a separate process, whose Airflow has a separate database, and print a table."""
     from harness.postgres import binaries, postgres
 
     programs = binaries()
@@ -128,7 +128,7 @@ def _cpu(receiver: psutil.Process) -> tuple[float, float]:
 
 
 def _fill(*, has_others: bool) -> None:
-    """Leave no other tasks and records, or many: copies of one, with names of their own."""
+    """Leave no other tasks and records, or many: copies of one, under other names."""
     from airflow_provider_luma.core.decision import Outcome, SubmissionRecord
     from harness.metadata_db import JOB, MetadataDb, TaskStateStoreModel, operator_awaiting_job
 

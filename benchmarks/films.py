@@ -3,9 +3,9 @@
 How fast a film is split into clips of 10 seconds and joined again, compared with playing it.
 
 The film is 1080p at 30 frames a second with sound, a moving gradient under noise that is new in each picture, so that
-neither decoding nor encoding is cheap. The clips are joined as they are, without having been modified. Each step has a
-process of its own, which works through a child process, as in a task; the peak of memory is that of this child. Reading
-the film's time stamps (``plan_split``) comes before the split. ``FILM_SECONDS=30`` sets the film's length.
+neither decoding nor encoding is cheap. The clips are joined unmodified. Each step runs in a separate process and, as in
+a task, does its work in a child process, whose memory is shown. The plan reads the film's time stamps.
+``FILM_SECONDS=30`` sets the film's length.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def main() -> None:
         _in_a_process("make", folder)
         size = (folder / "film.mp4").stat().st_size
         print(f"A film of {SECONDS} s, {HEIGHT}p at {RATE} frames/s, {8 * size / 1e6 / SECONDS:.0f} Mbit/s:\n")
-        print("| | seconds | times real time | CPU s | peak MB |")
+        print("| | seconds | times playback speed | CPU seconds | MB of memory |")
         print("|---|---:|---:|---:|---:|")
-        for step in ("plan_split", "split", "join"):
+        for step in ("plan", "split", "join"):
             took = _in_a_process(step, folder)
             print(
                 f"| {step} | {took['seconds']:.1f} | {SECONDS / took['seconds']:.2f} | {took['cpu']:.1f} "
@@ -63,12 +63,12 @@ def _in_a_process(step: str, folder: Path) -> dict[str, float]:
     return took
 
 
-# -- the steps, each in a process of its own ------------------------------------------------------------------------
+# -- the steps ------------------------------------------------------------------------------------------------------
 
 
 def one(step: str, folder: Path) -> None:
     """Take a step, and print what it took."""
-    steps: dict[str, Callable[[Path], None]] = {"make": _make, "plan_split": _plan, "split": _split, "join": _join}
+    steps: dict[str, Callable[[Path], None]] = {"make": _make, "plan": _plan, "split": _split, "join": _join}
     started_at, cpu = time.perf_counter(), _cpu()
     steps[step](folder)
     seconds, cpu = time.perf_counter() - started_at, _cpu() - cpu

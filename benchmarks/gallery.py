@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_luma.simulator import Simulator
-from benchmarks.pages import measure
+from benchmarks.pages import add_dags, measure
 
 JOBS = 500
 DAG_ID, RUN_ID, TASK_ID = "bench", "run", "modify"
@@ -47,24 +47,15 @@ def main() -> None:
 
 def fill() -> None:
     """Write the run into the database of the Airflow whose environment this process has."""
-    from airflow.models.dag import DagModel
-    from airflow.models.dagbundle import DagBundleModel
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
-    from airflow.utils.session import create_session
     from sqlalchemy import insert, select
 
     now = datetime.now(UTC)
     run = {"dag_id": DAG_ID, "run_id": RUN_ID}
     times = {"run_after": now, "logical_date": now, "start_date": now, "queued_at": now}
-    with create_session() as session:
-        session.add(DagBundleModel(name="bench"))
-        session.flush()
-        session.add(DagModel(dag_id=DAG_ID, bundle_name="bench", fileloc="/dags/x.py", is_stale=False))
-        engine = session.get_bind()
-    # Not in a session: computing a column's default ends a session that is open.
-    with engine.begin() as connection:
+    with add_dags(DAG_ID).begin() as connection:
         row = {**run, **times, "run_type": "manual", "state": "success", "clear_number": 0}
         connection.execute(insert(DagRun.__table__), row)
         number = connection.execute(select(DagRun.__table__.c.id)).scalar_one()

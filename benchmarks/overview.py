@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from benchmarks.pages import measure
+from benchmarks.pages import add_dags, measure
 
 DAGS, RUNS, TASKS = 20, 200, 5
 RUNS_RENDERED = 30
@@ -60,23 +60,14 @@ def main() -> None:
 
 def fill() -> None:
     """Write the history into the database of the Airflow whose environment this process has."""
-    from airflow.models.dag import DagModel
-    from airflow.models.dagbundle import DagBundleModel
     from airflow.models.dagrun import DagRun
     from airflow.models.renderedtifields import RenderedTaskInstanceFields
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
-    from airflow.utils.session import create_session
     from sqlalchemy import insert, select
 
-    with create_session() as session:
-        session.add(DagBundleModel(name="bench"))
-        session.flush()
-        named = {"bundle_name": "bench", "fileloc": "/dags/x.py", "is_stale": False}
-        session.add_all(DagModel(dag_id=f"dag_{number}", **named) for number in range(DAGS))
-        engine = session.get_bind()
+    engine = add_dags(*(f"dag_{number}" for number in range(DAGS)))
     tasks, xcoms = _tasks_and_xcoms()
-    # Not in a session: computing a column's default ends a session that is open.
     with engine.begin() as connection:
         connection.execute(insert(DagRun.__table__), list(_runs()))
     with engine.begin() as connection:

@@ -7,13 +7,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import requests
 from selenium.webdriver import Chrome
 from selenium.webdriver.support.ui import WebDriverWait
+from sqlalchemy.engine import Engine
 
 from harness.chromium import chromium
 from harness.local_airflow import LocalAirflow
@@ -34,10 +35,10 @@ def measure(module: str, page: str, watch: str, names: Mapping[str, str]) -> Non
     """
     print(f"| database | visit | {' | '.join(names.values())} | requests |")
     print(f"|---|---|{'---:|' * (len(names) + 1)}")
-    programs = binaries()
-    for database, running in {"SQLite": nullcontext(None), "PostgreSQL": programs and postgres(programs)}.items():
-        if running is None:
-            continue
+    databases: dict[str, AbstractContextManager[str | None]] = {"SQLite": nullcontext()}
+    if programs := binaries():
+        databases["PostgreSQL"] = postgres(programs)
+    for database, running in databases.items():
         with TemporaryDirectory() as folder, running as address:
             environment = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address} if address else {}
             airflow = LocalAirflow(Path(folder), Path(folder, "dags"), environment)
@@ -49,6 +50,21 @@ def measure(module: str, page: str, watch: str, names: Mapping[str, str]) -> Non
                 _print_visits(database, airflow, Path(folder), page, watch, names)
             finally:
                 airflow.stop_all()
+
+
+def add_dags(*dag_ids: str) -> Engine:
+    """Add DAGs to the database of the Airflow whose environment this process has; return its engine."""
+    from airflow.models.dag import DagModel
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.add(DagBundleModel(name="bench"))
+        session.flush()
+        named = {"bundle_name": "bench", "fileloc": "/dags/x.py", "is_stale": False}
+        session.add_all(DagModel(dag_id=dag_id, **named) for dag_id in dag_ids)
+        # Rows are not added in a session: computing a column's default ends a session that is open.
+        return session.get_bind()
 
 
 def _answers(airflow: LocalAirflow) -> bool:

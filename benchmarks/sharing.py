@@ -2,7 +2,7 @@
 """
 Several triggerers on one account, which share the limit of 10 status calls a second without knowing of each other.
 
-Each is a process of its own with an event loop of its own and the default settings, against one simulator. First, all
+Each runs in its own process, with its own event loop and the default settings, against the same simulator. First, all
 of them wait for 500 jobs until the last has ended; ``SHARING_LOOPS=1,2`` sets how many there are in each run. Then
 two wait for jobs that do not end, and one is killed.
 """

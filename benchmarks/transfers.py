@@ -2,10 +2,10 @@
 """
 Download of a large file to the disk, and its upload to kie.ai's upload endpoint: ours compared with ``curl``.
 
-Ours is what the operators call: ``LumaHook.download``, and ``LumaHook.upload`` without the check of the video. Each
-transfer has a process of its own, and the two take turns. The server is another process, which makes up what it sends
-and discards what it receives. Ours first transfers a small file, so that its seconds, its processor time and its memory
-are those of the transfer alone. ``TRANSFER_MB=200`` sets the size.
+Ours is what the operators call: ``LumaHook.download``, and ``LumaHook.upload`` without the check of the video. Ours and
+curl take turns, each transfer in a new process. The server is another process, which generates what it sends and
+discards what it receives. Ours first transfers a small file, so that its seconds, its processor time and its memory are
+those of the transfer alone. ``TRANSFER_MB=200`` sets the size.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """Run the server in a process of its own; yield its address."""
+    """Run the server in a separate process; yield its address."""
     command = [sys.executable, "-m", "benchmarks.transfers", "serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

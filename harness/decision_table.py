@@ -47,7 +47,7 @@ INTENT = {
 
 
 def conditions(status: JobStatus | None, seen: Seen | None, option: str, resubmit: Resubmit | None) -> str:
-    """Return the conditions of a row that have no column of their own."""
+    """Return the conditions of a row that have no column."""
     found = [] if seen is None else [SEEN[status][0 if seen is Seen.YES else 1]]
     return ", ".join([*found, *([] if resubmit is None else [f"`{option}={resubmit.value}`"])])
 

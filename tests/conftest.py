@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of all tests: an Airflow home of their own, the simulator, connections, and scripted web servers."""
+"""Fixtures of all tests: a separate Airflow home, the simulator, connections, and scripted web servers."""
 
 from __future__ import annotations
 

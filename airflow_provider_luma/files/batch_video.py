@@ -128,7 +128,7 @@ class BatchVideo:
         )
         if is_there and not manifest and claim is None:  # a download may have ended since the folder was listed
             manifest, claim = self.manifest.read(), self.claim.read()
-        if not manifest and claim is None:  # not "not claim": an unreadable one may be for this video
+        if not manifest and claim is None:  # an unreadable claim is an empty dict, and may be for this video
             return Found(is_foreign=is_there)
         map_index = self._map_index_in(claim or manifest or {})
         if not (is_there and manifest):

@@ -62,7 +62,7 @@ def find_clips(clips: object, pattern: str | None, folder: ObjectStoragePath, lo
     :param clips: a folder, or the addresses of clips
     :param pattern: which files of a folder are clips
     :param folder: where the videos go
-    :raises LumaValidationError: there is no such folder, or not every clip can have a video of its own
+    :raises LumaValidationError: there is no such folder, or two clips would have the same video
     :raises AirflowException: the storage is unavailable
     """
     if isinstance(clips, str):

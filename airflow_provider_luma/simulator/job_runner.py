@@ -129,7 +129,7 @@ class JobRunner:
 
 @asynccontextmanager
 async def open_job_runner(account: Account, internal_user_agent: str) -> AsyncIterator[JobRunner]:
-    """Open a job runner with a temporary folder and an HTTP client of its own; close all three on exit."""
+    """Open a job runner with its own temporary folder and HTTP client; close all three on exit."""
     client = httpx.AsyncClient(
         headers={"User-Agent": internal_user_agent},
         follow_redirects=True,

@@ -43,7 +43,7 @@ def instantly() -> Transit:
 def send_all(
     rate: RequestRate, seconds: float, *, start: float = 1000.0, transit: Callable[[], Transit] = instantly
 ) -> tuple[list[float], list[float]]:
-    """Return when requests are sent and arrive if there is always one to send, by a clock of their own."""
+    """Return when requests are sent and arrive if there is always one to send, by a simulated clock."""
     now, sent, arrived = start, list[float](), list[float]()
     unanswered: list[tuple[float, float]] = []
     while now < start + seconds:
@@ -70,7 +70,7 @@ def send_times(rate: RequestRate, seconds: float, *, start: float = 1000.0) -> l
 
 
 def uneven(distance: float, jitter: float, most: float) -> Callable[[], Transit]:
-    """Return transits that take a time of their own each; few of them much longer than the others."""
+    """Return transits, each with a random time; few take much longer than the others."""
     rng = random.Random(f"{distance} {jitter}")
 
     def delay() -> float:

@@ -228,7 +228,7 @@ def test_extra_link_of_a_task_leads_to_both_videos(
     browser.get(f"{airflow.url}/dags/{DAG_ID}/runs/{finished}/tasks/modify")
     click(browser, "//a[normalize-space()='Details']")
     click(browser, "//a[normalize-space()='Luma result']")
-    browser.switch_to.window(browser.window_handles[-1])  # Airflow 3.1 opens one of its own
+    browser.switch_to.window(browser.window_handles[-1])  # Airflow 3.1 opens a new one
     wait_for_videos(browser)
 
     assert browser.current_url.startswith(f"{airflow.url}/luma/result?")

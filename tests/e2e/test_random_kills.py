@@ -140,6 +140,6 @@ def test_every_accepted_job_is_accounted_for_after_random_kills(
     with capsys.disabled():
         print(f"\nkilled {dict(killed)}; cleared {cleared}; jobs {dict(outcomes)}; accepted {luma.accepted}")
     assert sum(killed.values()) > 10
-    assert len(accepted) == luma.accepted, "each has an id of its own"
+    assert len(accepted) == luma.accepted, "no id occurs twice"
     assert luma.accepted == JOBS - outcomes["failed as unknown"], "one for each job that is not unknown, and no other"
     assert accounted == accepted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files are uploaded whole, with constant memory, under a name of their own, and the key goes to no other host."""
+"""Files are uploaded whole, with constant memory, under a new name, and the key goes to no other host."""
 
 from __future__ import annotations
 

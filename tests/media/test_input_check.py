@@ -363,7 +363,7 @@ def bomb(**tables: bytes) -> bytes:
     return box(b"ftyp", b"isom\0\0\0\0isom") + box(b"moov", box(b"mvhd", bytes(100)), track)
 
 
-# A process of its own, as a new one has at first the memory of its parent, and that of a test run may be large.
+# A fresh process: a child starts with the memory of its parent, and that of a test run may be large.
 PEAK_MEMORY = """
 import io, logging, resource, sys
 sys.path[:0] = {path!r}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A probe finds out whether callbacks arrive: answered only with proof of its own, for minutes, and without effect."""
+"""A probe finds out whether callbacks arrive: it needs a proof that is valid for minutes, and has no other effect."""
 
 from __future__ import annotations
 

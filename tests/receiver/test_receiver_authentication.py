@@ -117,7 +117,7 @@ class TestSecrecy:
             await api_server.callback(query)
         assert [scope["query_string"] for scope in api_server.scopes] == [b"", b"", b""]
 
-    @pytest.mark.skipif(HttpAccessLogMiddleware is None, reason="this Airflow has no access log of its own")
+    @pytest.mark.skipif(HttpAccessLogMiddleware is None, reason="this Airflow writes no access log")
     async def test_token_is_not_in_airflows_own_access_log(self, api_server, task_log):
         api_server.app.add_middleware(HttpAccessLogMiddleware)
         query = proof()

@@ -186,7 +186,7 @@ class TestTeams:
     async def test_token_of_one_team_resumes_no_task_of_another(
         self, metadata_db, api_server, monkeypatch, dag_of, proven_by
     ):
-        """Each team, and those without one, have a luma_default of their own, and wait for the same job."""
+        """Each team, and those without one, have their own luma_default, and wait for the same job."""
         tasks = {}
         for team in ("films", "news", None):
             dag_of(f"dag_of_{team}", team)

@@ -158,7 +158,7 @@ async def test_invented_names_do_not_evict_a_proven_connection(api_server, secre
 
 
 async def _answer(port: int, query: str) -> tuple[int, float]:
-    """Send a callback over a connection of its own; return the answer's status, and the seconds until it came."""
+    """Send a callback over a new connection; return the answer's status, and the seconds until it came."""
     body, started = json.dumps(ENDED), time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST /luma/callback?{query} HTTP/1.1\r\nHost: airflow\r\nConnection: close\r\n"

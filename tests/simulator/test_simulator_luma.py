@@ -101,7 +101,7 @@ def test_a_job_is_queued_then_processing_and_its_output_is_null_or_empty_until_i
 
 
 def test_jobs_of_both_services_are_counted_alike_and_neither_knows_those_of_the_other(client, luma_client):
-    other = luma_client.luma  # luma_client has a simulator of its own, so both clients are made for this one
+    other = luma_client.luma  # luma_client has another simulator, so both clients are made for this one
     task_id = client.submit_and_get_id()
     with httpx.Client(base_url=client.luma.luma_base_url, headers=dict(client.headers)) as own:
         generation_id = own.post("/generations", json=luma_client.body).json()["id"]

@@ -24,7 +24,7 @@ def measured(work):
 
 def measure(script: str, *arguments: str) -> list[dict[str, Any]]:
     """
-    Run a script in a process of its own.
+    Run a script in a separate process.
 
     :param script: calls ``measured(work)`` with each work that is measured, after all that belongs to the baseline
     :returns: of each work, ``growth`` in bytes, and ``size``, what it has returned

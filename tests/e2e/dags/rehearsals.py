@@ -2,7 +2,7 @@
 """
 One DAG for each rehearsal: clip → modify → download, as in ``luma_modify``, but impatient.
 
-Each has a connection of its own, and so a Luma of its own with its own faults; they can all run at once.
+Each has its own connection, and so its own Luma with its own faults; they can all run at once.
 """
 
 from __future__ import annotations
